@@ -1,0 +1,1 @@
+"""The one adapter to DVC: its graph, one stage as a process, isolated runs."""

@@ -1,0 +1,320 @@
+"""Reading and writing of every artifact: one reader and one writer side by side.
+
+A write goes to a temporary name in the same folder, is synced and renamed: whoever is killed at any moment
+leaves the old file or the new one. Same content, same bytes.
+"""
+
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+
+from tasks.errors import ArtifactError
+from tasks.records import SPLITS, ManifestRow, Record, Rejected, Split
+
+R = TypeVar("R", bound=Record)
+Array = NDArray[Any]
+
+
+# whole files and folders ---------------------------------------------------------------------------
+
+
+@contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to; on success it replaces `path`, otherwise it is removed.
+
+    Raises:
+        ArtifactError: The disk is full or the folder cannot be written; `path` is left as it was.
+    """
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as err:
+        raise ArtifactError(
+            f"{path}: cannot be written ({err.strerror or err}); nothing was changed"
+        ) from err
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder to fill; on success it replaces the folder `path` whole.
+
+    Raises:
+        ArtifactError: The disk is full or the folder cannot be written.
+    """
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in sorted(temporary.rglob("*")):
+            _sync(file)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as err:
+        raise ArtifactError(
+            f"{path}: cannot be written ({err.strerror or err}); run the stage again"
+        ) from err
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    with replacing_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a UTF-8 text file atomically; line ends stay as given."""
+    write_bytes(path, content.encode("utf-8"))
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as err:
+        raise ArtifactError(
+            f"{path}: cannot be read ({err.strerror}); run the stage that writes it"
+        ) from err
+
+
+# json ----------------------------------------------------------------------------------------------
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record as json with full precision."""
+    write_json(path, record.model_dump(mode="json"))
+
+
+def read_record(path: Path, kind: type[R]) -> R:
+    """Read a record.
+
+    Raises:
+        ArtifactError: The file is missing or does not hold such a record.
+    """
+    try:
+        return kind.model_validate_json(_read_bytes(path))
+    except ValidationError as err:
+        first = err.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(
+            f"{path}: is no {kind.__name__} ({where}: {first['msg']}); run the stage that writes it again"
+        ) from err
+
+
+def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Write plain values as indented json; NaN and infinity are refused."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a json file.
+
+    Raises:
+        ArtifactError: The file is missing or no json.
+    """
+    try:
+        return json.loads(_read_bytes(path))
+    except ValueError as err:
+        raise ArtifactError(
+            f"{path}: is no json ({err}); run the stage that writes it again"
+        ) from err
+
+
+# tables --------------------------------------------------------------------------------------------
+
+
+def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a csv file; floats with full precision, names with surrogates escaped as written."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Read a csv file as one mapping a row.
+
+    Raises:
+        ArtifactError: The file is missing, or a row has more or fewer cells than the header.
+    """
+    text = _read_bytes(path).decode("utf-8", "surrogateescape")
+    reader = csv.reader(io.StringIO(text, newline=""))
+    header = next(reader, [])
+    rows = []
+    for row in reader:
+        if len(row) != len(header):
+            raise ArtifactError(
+                f"{path}:{reader.line_num}: {len(row)} cells, expected {len(header)} ({','.join(header)})"
+            )
+        rows.append(dict(zip(header, row, strict=True)))
+    return rows
+
+
+class Manifest:
+    """The list of truth: every usable image with label, split and group.
+
+    Rows keep the order of the file. The images of a split are numbered in that order, from 0: row i of a
+    pixel store or feature array of that split belongs to image i.
+    """
+
+    def __init__(self, rows: Sequence[ManifestRow]) -> None:
+        self.rows = tuple(rows)
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """Labels sorted by code point; a label's position is its class index."""
+        return sorted({row.label for row in self.rows})
+
+    def of(self, split: Split) -> list[ManifestRow]:
+        """Rows of one split, in order."""
+        return [row for row in self.rows if row.split == split]
+
+    def labels(self, split: Split) -> NDArray[np.int64]:
+        """Class indices of one split: int64 (N,)."""
+        index = {name: number for number, name in enumerate(self.class_names)}
+        return np.array([index[row.label] for row in self.of(split)], dtype=np.int64)
+
+    def groups(self, split: Split) -> list[str]:
+        """Groups of one split, one for each image."""
+        return [row.group for row in self.of(split)]
+
+
+MANIFEST_COLUMNS = [field.name for field in fields(ManifestRow)]
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write manifest.csv."""
+    write_table(path, MANIFEST_COLUMNS, (astuple(row) for row in manifest.rows))
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read manifest.csv.
+
+    Raises:
+        ArtifactError: The file is missing or no manifest.
+    """
+    table = read_table(path)
+    if table and list(table[0]) != MANIFEST_COLUMNS:
+        raise ArtifactError(
+            f"{path}: columns {list(table[0])}, expected {MANIFEST_COLUMNS}; rerun ingest"
+        )
+    return Manifest([_manifest_row(path, row) for row in table])
+
+
+def _manifest_row(path: Path, row: dict[str, str]) -> ManifestRow:
+    split = next((split for split in SPLITS if split == row["split"]), None)
+    if split is None or not (row["width"].isdigit() and row["height"].isdigit()):
+        raise ArtifactError(f"{path}: row of {row['path']!r} is damaged; rerun ingest")
+    return ManifestRow(
+        path=row["path"],
+        label=row["label"],
+        split=split,
+        group=row["group"],
+        sha256=row["sha256"],
+        width=int(row["width"]),
+        height=int(row["height"]),
+        mode=row["mode"],
+    )
+
+
+def write_rejected(path: Path, rejected: Sequence[Rejected]) -> None:
+    """Write quarantine.csv."""
+    write_table(path, ["path", "reason"], (astuple(item) for item in rejected))
+
+
+def read_rejected(path: Path) -> list[Rejected]:
+    """Read quarantine.csv."""
+    return [Rejected(path=row["path"], reason=row["reason"]) for row in read_table(path)]
+
+
+# arrays and tensors ----------------------------------------------------------------------------------
+
+
+def write_array(path: Path, array: Array) -> None:
+    """Write one array as .npy."""
+    with replacing_file(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def read_array(path: Path) -> Array:
+    """Map one .npy array into memory, read-only; rows are read from disk when they are used.
+
+    Raises:
+        ArtifactError: The file is missing or damaged.
+    """
+    try:
+        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as err:
+        raise ArtifactError(
+            f"{path}: cannot be read ({err}); run the stage that writes it"
+        ) from err
+    return array
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Array], note: Mapping[str, str] | None = None
+) -> None:
+    """Write named arrays as safetensors, in the order of their names; `note` goes into the header."""
+    ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    write_bytes(path, safetensors.numpy.save(ordered, metadata=dict(sorted((note or {}).items()))))
+
+
+def read_tensors(path: Path) -> dict[str, Array]:
+    """Read named arrays of a safetensors file.
+
+    Raises:
+        ArtifactError: The file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError) as err:
+        raise ArtifactError(
+            f"{path}: cannot be read ({err}); run the stage that writes it"
+        ) from err
+
+
+def read_tensors_note(path: Path) -> dict[str, str]:
+    """Read the header note of a safetensors file.
+
+    Raises:
+        ArtifactError: The file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as err:
+        raise ArtifactError(
+            f"{path}: cannot be read ({err}); run the stage that writes it"
+        ) from err

@@ -1,0 +1,1 @@
+"""Pretrained networks: catalogue, layer groups, engines that run the frozen part, source cards."""

@@ -1,0 +1,90 @@
+"""How a stage starts: its arguments, its log, and one clear message when it cannot go on."""
+
+import argparse
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+from tasks.artifacts import write_json
+from tasks.errors import RegraftError
+from tasks.machine import prepare_memory, read_machine
+
+log = logging.getLogger(__name__)
+
+FAILED, TERMINATED, INTERRUPTED = 1, 143, 130
+
+
+def read_paths(
+    stage: str,
+    description: str,
+    argv: Sequence[str] | None,
+    *,
+    reads: Sequence[str],
+    writes: Sequence[str],
+) -> argparse.Namespace:
+    """Parse a stage's arguments: `--params` and one path for each name in `reads` and `writes`."""
+    parser = argparse.ArgumentParser(prog=f"python -m tasks.{stage}", description=description)
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the parameters")
+    for name in reads:
+        parser.add_argument(f"--{name}", type=Path, required=True, help="read")
+    for name in writes:
+        parser.add_argument(f"--{name}", type=Path, required=True, help="written")
+    return parser.parse_args(argv)
+
+
+def run_stage(stage: str, main: Callable[[Sequence[str] | None], None]) -> int:
+    """Run a stage's main and return its exit status.
+
+    0 when it finished; 1 with the message on stderr when a RegraftError stopped it; 130 and 143 after SIGINT
+    and SIGTERM. Any other exception is a defect of Regraft and keeps its traceback. How long it took goes to
+    timings/<stage>.json in the scratch folder, outside DVC.
+    """
+    _start_log(stage)
+    signal.signal(signal.SIGTERM, _terminate)
+    started = time.monotonic()
+    try:
+        prepare_memory()
+        main(None)
+        _write_timing(stage, time.monotonic() - started)
+    except RegraftError as err:
+        print(f"{stage} stopped: {err}", file=sys.stderr, flush=True)  # noqa: T201
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def _write_timing(stage: str, seconds: float) -> None:
+    folder = read_machine().scratch / "timings"
+    write_json(folder / f"{stage}.json", {"stage": stage, "seconds": round(seconds, 3)})
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    sys.exit(TERMINATED)
+
+
+def _start_log(stage: str) -> None:
+    """Log to stderr: styled on a terminal, plain lines `stage: message` elsewhere."""
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        handler = RichHandler(
+            console=Console(stderr=True),
+            show_path=False,
+            show_level=False,
+            show_time=False,
+            markup=False,
+        )
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(f"{stage}: %(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("tasks").setLevel(logging.INFO)

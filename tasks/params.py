@@ -1,0 +1,450 @@
+"""Schema of params.yaml and its reader.
+
+Fields have no default values: every value stands in params.yaml, where DVC tracks it. Validators check and
+never change a value, so that a change here alone reruns no stage.
+"""
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.nodes import MappingNode, Node
+
+from tasks.errors import ParamsError
+
+LARGEST_FILE_BYTES = 200_000
+
+
+class Block(BaseModel):
+    """Base of every block: strict types, no unknown keys, no changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class BackboneParams(Block):
+    """The pretrained network."""
+
+    name: str = Field(min_length=1, description="Architecture by its timm name.")
+    weights: str = Field(
+        min_length=1,
+        description="packaged (wheel on this machine), hub (downloaded by timm), random, or the path of a "
+        ".safetensors file.",
+    )
+
+
+class IngestParams(Block):
+    """Which images, how they are checked and how they are split."""
+
+    source: str = Field(
+        min_length=1,
+        description="Folder of class folders (or train, val and test above them), csv of "
+        "path,label[,split][,group], or descriptor (.yaml) of a packaged data set.",
+    )
+    groups: str = Field(
+        min_length=1,
+        description="csv of path,group: images of one group (patient, device, person) never cross splits.",
+    )
+    val_fraction: float = Field(
+        gt=0, lt=0.5, description="Share of the images for val, in (0, 0.5)."
+    )
+    test_fraction: float = Field(
+        gt=0, lt=0.5, description="Share of the images for test, in (0, 0.5)."
+    )
+    on_bad: Literal["quarantine", "fail"] = Field(
+        description="quarantine leaves bad files out and lists them; fail stops at any bad file."
+    )
+    max_bad_fraction: float = Field(
+        ge=0, le=1, description="Largest share of bad files that quarantine tolerates."
+    )
+    small_class: Literal["fail", "train_only"] = Field(
+        description="What happens to a class with too few groups to stand in every split."
+    )
+    min_side_px: int = Field(
+        ge=1, le=10_000, description="Smallest allowed side of an image, pixels."
+    )
+    max_pixels: int = Field(
+        ge=1, le=2_000_000_000, description="Largest allowed number of pixels of an image."
+    )
+    near_duplicate_bits: int = Field(
+        ge=0,
+        le=16,
+        description="Images whose 64-bit perceptual hashes differ in at most so many bits share a group.",
+    )
+
+    @model_validator(mode="after")
+    def check_split_shares(self) -> Self:
+        """Refuse shares of val and test that leave less than half for training."""
+        if self.val_fraction + self.test_fraction > 0.5:
+            raise ValueError(
+                f"val_fraction + test_fraction is {self.val_fraction + self.test_fraction:g}; "
+                "allowed: at most 0.5, so that at least half of the images train"
+            )
+        return self
+
+
+class AugmentationRanges(Block):
+    """Ranges from which the parameters of an augmented view are drawn."""
+
+    flip_horizontal: float = Field(ge=0, le=1, description="Probability of a left-right flip.")
+    flip_vertical: float = Field(ge=0, le=1, description="Probability of an up-down flip.")
+    quarter_turn: float = Field(
+        ge=0, le=1, description="Probability of a turn by 90, 180 or 270 degrees."
+    )
+    crop_scale_min: float = Field(
+        gt=0, le=1, description="Smallest share of the area that a crop keeps."
+    )
+    crop_ratio_max: float = Field(
+        ge=1, le=3, description="Largest stretch of a crop's aspect ratio."
+    )
+    rotate_degrees: float = Field(ge=0, le=180, description="Largest rotation either way, degrees.")
+    brightness: float = Field(ge=0, lt=1, description="Brightness factor in [1 - x, 1 + x].")
+    contrast: float = Field(ge=0, lt=1, description="Contrast factor in [1 - x, 1 + x].")
+    saturation: float = Field(ge=0, lt=1, description="Saturation factor in [1 - x, 1 + x].")
+    hue: float = Field(ge=0, le=0.5, description="Hue shift either way, share of the color circle.")
+    blur_px: float = Field(ge=0, le=10, description="Largest radius of a Gaussian blur, pixels.")
+    erase_fraction: float = Field(
+        ge=0, lt=1, description="Largest share of the area that is grayed out."
+    )
+
+
+class AugmentParams(Block):
+    """How images become packed pixels."""
+
+    image_px: int = Field(ge=16, le=1024, description="Side of the packed square images, pixels.")
+    fit: Literal["squash", "crop", "pad"] = Field(
+        description="squash stretches the whole image, crop keeps its center square, pad adds a border."
+    )
+    views: int = Field(ge=0, le=64, description="Augmented views of each training image.")
+    policy: Literal["none", "light", "medium", "heavy", "custom"] = Field(
+        description="Named ranges, or custom for those below."
+    )
+    custom: AugmentationRanges = Field(description="Ranges used when policy is custom.")
+
+    @model_validator(mode="after")
+    def check_views_have_a_policy(self) -> Self:
+        """Refuse views that would all equal the clean one."""
+        if self.policy == "none" and self.views > 0:
+            raise ValueError(
+                f"policy none makes every one of the {self.views} views a copy of the clean image; "
+                "set views to 0 or choose a policy"
+            )
+        return self
+
+
+class ExtractParams(Block):
+    """How the frozen backbone is run over the packed pixels."""
+
+    batch_size: int = Field(ge=1, le=4096, description="Images a forward pass.")
+    shift_images: int = Field(
+        ge=32,
+        le=100_000,
+        description="Training images on which batch-norm inputs and random features are measured.",
+    )
+
+
+class SimilarityParams(Block):
+    """How the distance to the source domain and the transferability are measured."""
+
+    max_images: int = Field(
+        ge=64, le=1_000_000, description="Training images used, chosen by hash."
+    )
+    block_rows: int = Field(ge=50, le=5_000, description="Rows a block of the block MMD estimator.")
+    permutations: int = Field(ge=20, le=100_000, description="Permutations of the MMD test.")
+    bootstrap: int = Field(ge=20, le=100_000, description="Resamples of the intervals.")
+    confidence: float = Field(ge=0.5, lt=1, description="Confidence of the intervals.")
+    neighbors: int = Field(ge=1, le=100, description="Neighbors of the kNN score.")
+
+
+class DecideParams(Block):
+    """Thresholds of the rules that choose between scratch, frozen and fine-tuned."""
+
+    arm: Literal["auto", "scratch", "feature_extraction", "fine_tune"] = Field(
+        description="auto applies the rules; any other value forces that arm and is recorded as forced."
+    )
+    scratch_min_images: int = Field(
+        ge=0, description="Training images from which training from scratch is considered."
+    )
+    frozen_max_images_per_class: int = Field(
+        ge=0,
+        description="Training images a class up to which only the head is trained, unless far.",
+    )
+    similar_mmd: float = Field(
+        ge=0, le=10, description="MMD^2 below which the domain counts as similar."
+    )
+    far_mmd: float = Field(ge=0, le=10, description="MMD^2 above which the domain counts as far.")
+    similar_shift: float = Field(
+        ge=0, le=100, description="Mean batch-norm shift below which the domain counts as similar."
+    )
+    far_shift: float = Field(
+        ge=0, le=100, description="Mean batch-norm shift above which the domain counts as far."
+    )
+    min_transfer_gain: float = Field(
+        ge=-1, le=1, description="Accuracy that pretrained features must gain over random ones."
+    )
+
+    @model_validator(mode="after")
+    def check_order(self) -> Self:
+        """Refuse thresholds that leave no room between similar and far."""
+        for low, high in (("similar_mmd", "far_mmd"), ("similar_shift", "far_shift")):
+            if getattr(self, low) >= getattr(self, high):
+                raise ValueError(
+                    f"{low} is {getattr(self, low):g}; allowed: below {high} ({getattr(self, high):g})"
+                )
+        return self
+
+
+class BaselineParams(Block):
+    """The heads trained on frozen features."""
+
+    l2_strengths: list[float] = Field(
+        min_length=1, description="Penalties of the logistic regression that val chooses from."
+    )
+    mlp: bool = Field(description="Whether a head with one hidden layer is trained too.")
+    mlp_hidden: int = Field(ge=2, le=8192, description="Width of the hidden layer.")
+    mlp_dropout: float = Field(ge=0, lt=1, description="Dropout before the last layer.")
+    mlp_lr: float = Field(gt=0, le=1, description="Peak learning rate of the MLP head (AdamW).")
+    mlp_weight_decay: float = Field(ge=0, le=1, description="Weight decay of the MLP head.")
+    mlp_epochs: int = Field(ge=1, le=10_000, description="Most epochs of the MLP head.")
+    mlp_patience: int = Field(
+        ge=1, le=1_000, description="Epochs without a better val loss that end it."
+    )
+    batch_size: int = Field(ge=2, le=65_536, description="Feature rows a step of the MLP head.")
+
+    @model_validator(mode="after")
+    def check_strengths_positive(self) -> Self:
+        """Refuse penalties that are not positive."""
+        wrong = [value for value in self.l2_strengths if value <= 0]
+        if wrong:
+            raise ValueError(f"l2_strengths holds {wrong[0]:g}; allowed: greater than 0")
+        return self
+
+
+class FinetuneParams(Block):
+    """Gradual unfreezing with discriminative learning rates."""
+
+    epochs: int = Field(ge=1, le=10_000, description="Most epochs a phase.")
+    batch_size: int = Field(ge=2, le=65_536, description="Images a training step.")
+    head_lr: float = Field(
+        gt=0, le=1, description="Peak learning rate of the head, a step (AdamW)."
+    )
+    backbone_lr: float = Field(
+        gt=0, le=1, description="Peak learning rate of the topmost backbone group, at most head_lr."
+    )
+    lr_decay: float = Field(
+        gt=0, le=1, description="Learning rate of each deeper group as a share of the one above."
+    )
+    warmup_fraction: float = Field(ge=0, lt=1, description="Share of a phase with linear warm-up.")
+    weight_decay: float = Field(ge=0, le=1, description="AdamW weight decay.")
+    label_smoothing: float = Field(
+        ge=0, lt=1, description="Share of the label given to all classes."
+    )
+    l2_sp: float = Field(ge=0, le=10, description="Strength of the pull towards the start weights.")
+    ema_decay: float = Field(ge=0, lt=1, description="Decay of the averaged weights; 0 is off.")
+    clip_norm: float = Field(ge=0, le=1_000, description="Largest gradient norm; 0 is off.")
+    class_balanced: bool = Field(
+        description="Whether the loss weighs classes by inverse frequency."
+    )
+    patience: int = Field(
+        ge=1, le=1_000, description="Epochs without a better val loss that end a phase."
+    )
+    gate_confidence: float = Field(
+        ge=0.5, lt=1, description="Confidence on val with which a worse phase is rolled back."
+    )
+    interpolation: list[float] = Field(
+        min_length=1, description="Shares of the fine-tuned weights tried on val, in [0, 1]."
+    )
+    cache_gb: float = Field(
+        ge=0, le=100_000, description="Disk for cached activations, GB; 0 is off."
+    )
+    scratch_epochs: int = Field(
+        ge=1, le=100_000, description="Most epochs of training from scratch."
+    )
+    scratch_lr: float = Field(
+        gt=0, le=1, description="Peak learning rate of training from scratch."
+    )
+
+    @model_validator(mode="after")
+    def check_rates_and_shares(self) -> Self:
+        """Refuse a backbone rate above the head's and interpolation shares outside [0, 1]."""
+        if self.backbone_lr > self.head_lr:
+            raise ValueError(
+                f"backbone_lr is {self.backbone_lr:g}; allowed: at most head_lr ({self.head_lr:g}), because "
+                "pretrained layers are destroyed by the rate that a new head needs"
+            )
+        wrong = [share for share in self.interpolation if not 0 <= share <= 1]
+        if wrong:
+            raise ValueError(f"interpolation holds {wrong[0]:g}; allowed: from 0 to 1")
+        return self
+
+
+class EvaluateParams(Block):
+    """How the test rows are judged."""
+
+    bootstrap: int = Field(ge=100, le=1_000_000, description="Resamples of the intervals.")
+    confidence: float = Field(ge=0.5, lt=1, description="Confidence of the intervals.")
+    ece_bins: int = Field(ge=2, le=100, description="Bins of equal mass of the calibration error.")
+    hardest: int = Field(ge=0, le=200, description="Hardest test images that the report shows.")
+
+
+class ReportParams(Block):
+    """What the report is called."""
+
+    title: str = Field(min_length=1, max_length=200, description="Title of the report.")
+
+
+class Params(Block):
+    """The whole of params.yaml."""
+
+    seed: int = Field(ge=0, le=2**31 - 1, description="Every random number comes from it.")
+    backbone: BackboneParams
+    ingest: IngestParams
+    augment: AugmentParams
+    extract: ExtractParams
+    similarity: SimilarityParams
+    decide: DecideParams
+    baseline: BaselineParams
+    finetune: FinetuneParams
+    evaluate: EvaluateParams
+    report: ReportParams
+
+
+def load_params(path: Path) -> Params:
+    """Read and check params.yaml as DVC reads it (YAML 1.2).
+
+    Raises:
+        ParamsError: The file is missing or no YAML mapping, or values are wrong. The message has one line
+            for every problem, with file, line, key path, what was found and what is allowed.
+    """
+    text = _read_text(path)
+    reader = YAML(typ="safe")
+    try:
+        root = YAML(typ="rt").compose(text)
+        values = reader.load(text)
+    except MarkedYAMLError as err:
+        line = err.problem_mark.line + 1 if err.problem_mark else 1
+        raise ParamsError(f"{path}:{line}: not readable as YAML: {err.problem}") from err
+    if not isinstance(values, dict):
+        raise ParamsError(
+            f"{path}:1: expected blocks of `key: value`, found {type(values).__name__}"
+        )
+    try:
+        return Params.model_validate(values)
+    except ValidationError as err:
+        lines = dict(_lines_of(root))
+        problems = [_describe(path, detail, lines) for detail in err.errors()]
+        raise ParamsError("\n".join(problems)) from err
+
+
+def _read_text(path: Path) -> str:
+    try:
+        raw = path.read_bytes()
+    except OSError as err:
+        raise ParamsError(
+            f"{path}: cannot be read ({err.strerror}); run from the project's root or name it with --params"
+        ) from err
+    if len(raw) > LARGEST_FILE_BYTES:
+        raise ParamsError(f"{path}: {len(raw)} bytes; allowed: at most {LARGEST_FILE_BYTES}")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as err:
+        raise ParamsError(f"{path}: byte {err.start} is not UTF-8") from err
+
+
+def _lines_of(node: Node | None, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Yield (key path, line from 1) of every key below a mapping."""
+    if not isinstance(node, MappingNode):
+        return
+    for key, value in node.value:
+        here = (*at, str(key.value))
+        yield here, key.start_mark.line + 1
+        yield from _lines_of(value, here)
+
+
+def _describe(path: Path, detail: ErrorDetails, lines: dict[tuple[str, ...], int]) -> str:
+    """Turn one pydantic error into file:line: key path, what was found, what is allowed."""
+    where = tuple(str(part) for part in detail["loc"])
+    known = where
+    while known and known not in lines:
+        known = known[:-1]
+    place = f"{path}:{lines.get(known, 1)}: {'.'.join(where) or 'the file'}"
+    if detail["type"] == "extra_forbidden":
+        return f"{place} is not a parameter.{_nearest(where)}"
+    if detail["type"] == "missing":
+        return f"{place} is missing; every value stands in params.yaml: {_allowed(where)}"
+    if detail["type"] == "value_error":
+        return f"{place}: {detail['msg'].removeprefix('Value error, ')}"
+    return f"{place} is {detail['input']!r}; allowed: {_allowed(where)}"
+
+
+def _nearest(where: tuple[str, ...]) -> str:
+    siblings = list(_schema_of(where[:-1]).get("properties", {}))
+    paths = [".".join((*where[:-1], name)) for name in siblings]
+    everywhere = paths + [leaf for leaf in leaf_paths() if leaf not in paths]
+    match = difflib.get_close_matches(".".join(where), paths, n=1) or difflib.get_close_matches(
+        where[-1], [leaf.rsplit(".", 1)[-1] for leaf in everywhere], n=1, cutoff=0.75
+    )
+    if match:
+        full = next(
+            leaf for leaf in everywhere if leaf == match[0] or leaf.endswith("." + match[0])
+        )
+        return f" Did you mean {full}?"
+    return f" Allowed here: {', '.join(siblings)}." if siblings else ""
+
+
+def leaf_paths() -> list[str]:
+    """Key paths of every single value of params.yaml, such as `finetune.head_lr`, in file order."""
+
+    def walk(schema: dict[str, Any], at: tuple[str, ...]) -> Iterator[str]:
+        properties = schema.get("properties")
+        if properties is None:
+            yield ".".join(at)
+            return
+        for name in properties:
+            yield from walk(_schema_of((*at, name)), (*at, name))
+
+    return list(walk(_schema_of(()), ()))
+
+
+def _schema_of(where: tuple[str, ...]) -> dict[str, Any]:
+    """JSON schema at a key path; empty where there is none."""
+    whole = Params.model_json_schema()
+    schema: dict[str, Any] = whole
+    for part in where:
+        schema = (
+            schema.get("properties", {}).get(part, {})
+            if not part.isdigit()
+            else schema.get("items", {})
+        )
+        described = schema.get("description")
+        if "$ref" in schema:
+            schema = whole["$defs"][schema["$ref"].rsplit("/", 1)[-1]]
+        if described:
+            schema = {**schema, "description": described}
+    return schema
+
+
+def _allowed(where: tuple[str, ...]) -> str:
+    """Say in words what a key path allows: type, bounds, choices, and its description."""
+    schema = _schema_of(where)
+    bounds = [
+        f"{word} {schema[key]}"
+        for key, word in (
+            ("exclusiveMinimum", "greater than"),
+            ("minimum", "at least"),
+            ("exclusiveMaximum", "less than"),
+            ("maximum", "at most"),
+            ("minLength", "length at least"),
+            ("maxLength", "length at most"),
+            ("minItems", "items at least"),
+        )
+        if key in schema
+    ]
+    choices = schema.get("enum")
+    kind = " | ".join(map(str, choices)) if choices else schema.get("type", "a block")
+    description = schema.get("description", "")
+    return ", ".join([kind, *bounds]) + (f" ({description})" if description else "")

@@ -1,0 +1,99 @@
+"""Progress of long loops: a bar with rate and time left on a terminal, plain lines elsewhere."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Meter(Protocol):
+    """What a loop tells its progress to."""
+
+    def advance(self, count: int = 1) -> None:
+        """Say that `count` more units are done."""
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str = "images") -> Iterator[Meter]:
+    """Show how far a loop of `total` units is, while the block runs."""
+    if sys.stderr.isatty():
+        with _Bar(what, total, unit) as bar:
+            yield bar
+    else:
+        yield _Lines(what, total, unit)
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        rate = task.finished_speed or task.speed or 0.0
+        return Text(f"{rate:,.0f} {task.fields['unit']}/s")
+
+
+class _Bar:
+    def __init__(self, what: str, total: int, unit: str) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _RateColumn(),
+            TimeRemainingColumn(),
+        )
+        self._task = self._progress.add_task(what, total=total, unit=unit)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def advance(self, count: int = 1) -> None:
+        self._progress.advance(self._task, count)
+
+
+class _Lines:
+    def __init__(self, what: str, total: int, unit: str) -> None:
+        self._what, self._total, self._unit = what, total, unit
+        self._done = 0
+        self._start = self._last = time.monotonic()
+
+    def advance(self, count: int = 1) -> None:
+        self._done += count
+        now = time.monotonic()
+        if now - self._last < SECONDS_BETWEEN_LINES:
+            return
+        self._last = now
+        rate = self._done / max(now - self._start, 1e-9)
+        left = (self._total - self._done) / rate if rate else 0.0
+        log.info(
+            "%s: %d of %d %s, %.0f a second, %.0f s left",
+            self._what,
+            self._done,
+            self._total,
+            self._unit,
+            rate,
+            left,
+        )

@@ -1,0 +1,1 @@
+"""What a person reads: figures, the html report, the model card, the exported model."""

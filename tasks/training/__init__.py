@@ -1,0 +1,1 @@
+"""Training: heads, freezing, schedules, the loop, the activation cache and checkpoints."""

@@ -1,0 +1,94 @@
+"""Shared fixtures: tiny labelled images and small parameters."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tasks.params import Params, load_params
+
+ROOT = Path(__file__).parent.parent
+
+# Small enough for a test, large enough that every stage has something to do.
+TINY: dict[str, Any] = {
+    "backbone.name": "test_efficientnet",
+    "backbone.weights": "random",
+    "augment.image_px": 32,
+    "augment.views": 1,
+    "extract.batch_size": 16,
+    "extract.shift_images": 32,
+    "similarity.max_images": 64,
+    "similarity.permutations": 20,
+    "similarity.bootstrap": 20,
+    "baseline.mlp_hidden": 8,
+    "baseline.mlp_epochs": 3,
+    "finetune.epochs": 2,
+    "finetune.batch_size": 8,
+    "finetune.scratch_epochs": 2,
+    "evaluate.bootstrap": 100,
+    "evaluate.ece_bins": 5,
+    "evaluate.hardest": 4,
+}
+
+
+def with_values(params: Params, values: Mapping[str, Any]) -> Params:
+    """Give a copy of the parameters with other values at some key paths."""
+    tree = params.model_dump()
+    for path, value in values.items():
+        *blocks, leaf = path.split(".")
+        node = tree
+        for block in blocks:
+            node = node[block]
+        assert leaf in node, path
+        node[leaf] = value
+    return Params.model_validate(tree)
+
+
+@pytest.fixture(scope="session")
+def default_params() -> Params:
+    """The parameters as they stand in params.yaml."""
+    return load_params(ROOT / "params.yaml")
+
+
+@pytest.fixture(scope="session")
+def tiny_params(default_params: Params) -> Params:
+    """Parameters small enough for a test."""
+    return with_values(default_params, TINY)
+
+
+def draw_image(label: int, number: int, size: tuple[int, int] = (40, 32)) -> Image.Image:
+    """A noisy image whose dominant channel and stripe direction tell the label; no two are alike."""
+    rng = np.random.default_rng([label, number])
+    pixels = rng.integers(0, 110, (size[1], size[0], 3))
+    pixels[..., label % 3] += 100
+    if label % 2:
+        pixels[::4] += 40
+    else:
+        pixels[:, ::4] += 40
+    blob = rng.integers(2, min(size) - 8, 2)
+    pixels[blob[0] : blob[0] + 8, blob[1] : blob[1] + 8] = rng.integers(0, 255, 3)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+ImageFolder = Callable[..., Path]
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> ImageFolder:
+    """Make a folder of class folders: `image_folder(classes=("cat", "dog", "fox"), images=30)`."""
+
+    def make(
+        classes: tuple[str, ...] = ("cat", "dog", "fox"), images: int = 30, name: str = "raw"
+    ) -> Path:
+        root = tmp_path / name
+        for label, class_name in enumerate(classes):
+            folder = root / class_name
+            folder.mkdir(parents=True)
+            for number in range(images):
+                draw_image(label, number).save(folder / f"{number:03d}.png")
+        return root
+
+    return make
