@@ -60,7 +60,7 @@ def tiny_params(default_params: Params) -> Params:
 
 
 def draw_image(label: int, number: int, size: tuple[int, int] = (40, 32)) -> Image.Image:
-    """A noisy image whose dominant channel and stripe direction tell the label; no two are alike."""
+    """A noisy image whose brightest channel and stripes tell the label; no two are alike."""
     rng = np.random.default_rng([label, number])
     pixels = rng.integers(0, 110, (size[1], size[0], 3))
     pixels[..., label % 3] += 100

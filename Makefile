@@ -1,0 +1,56 @@
+# What README and CI call. Everything is installed into .venv, in the versions of constraints.txt.
+.DEFAULT_GOAL := help
+.PHONY: help run test slow check ui clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+help: ## show this help
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  Facts of the machine are environment variables and never change a result:"
+	@echo "  REGRAFT_DEVICE   auto | cpu | cuda"
+	@echo "  REGRAFT_THREADS  compute threads (0: as many as cores)"
+	@echo "  REGRAFT_WORKERS  image decoding threads (0: as REGRAFT_THREADS)"
+	@echo "  REGRAFT_ENGINE   auto | onnxruntime | torch: what runs frozen networks"
+	@echo "  REGRAFT_SCRATCH  folder of checkpoints and cached activations (.regraft)"
+
+run: $(VENV)/.installed ## set up and run the pipeline (dvc repro); prints where report and model are
+	@dvc repro
+	@echo
+	@echo "Report:  $(CURDIR)/data/report/report.html"
+	@echo "Model:   $(CURDIR)/data/report/model  (timm.create_model(\"local-dir:...\"))"
+
+test: $(VENV)/.installed-dev ## set up and run the tests
+	@pytest --cov=tasks --cov-report=term:skip-covered --cov-fail-under=90
+
+slow: $(VENV)/.installed-dev ## run the longer tests
+	@pytest -m "slow and not gpu"
+
+check: $(VENV)/.installed-dev ## ruff, ruff format, mypy --strict
+	@ruff check .
+	@ruff format --check .
+	@mypy
+
+ui: $(VENV)/.installed ## serve the flows on a Prefect server at 127.0.0.1
+	@python -m flows.serve
+
+clean: ## remove the environment, caches and checkpoints; data, results and DVC's cache stay
+	rm -rf $(VENV) .regraft .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* *.egg-info
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is $$($(PYTHON) --version); Python 3.11 or newer is needed: make PYTHON=python3.11 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "Installing the pinned packages into $(VENV) (torch is large; this happens once)"
+	@$(PIP_INSTALL) --editable ".[bundled]"
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@$(PIP_INSTALL) --editable ".[bundled,dev]"
+	@touch $@

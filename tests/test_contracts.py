@@ -1,0 +1,248 @@
+"""The promises of the architecture that a reader of one file cannot see: ranks, deps, keys."""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from ruamel.yaml import YAML
+
+from tasks import params as params_module
+from tasks.params import Block, Params, leaf_paths
+
+ROOT = Path(__file__).parent.parent
+GRAPH: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+STAGES = list(GRAPH)
+
+RANKS = [
+    {"errors", "records"},
+    {"params", "machine", "artifacts", "progress", "statistics"},
+    {"entry", "images"},
+    {"backbones"},
+    {"transferability", "training", "evaluation", "reporting"},
+    set(STAGES),
+]
+# Their values are tracked as values, so that a change of a description reruns nothing.
+UNTRACKED = {"tasks/errors.py", "tasks/params.py"}
+
+
+def rank_of(module: str) -> int:
+    part = module.split(".")[1]
+    return next(number for number, parts in enumerate(RANKS) if part in parts)
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+@cache
+def syntax(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def imported_names(path: Path) -> Iterator[str]:
+    for node in ast.walk(syntax(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imported_modules(path: Path) -> set[Path]:
+    """Modules of tasks/ that a module imports; packages that only hold a docstring are left out."""
+    found = set()
+    for name in imported_names(path):
+        if name.split(".")[0] != "tasks":
+            continue
+        base = ROOT.joinpath(*name.split("."))
+        if base.with_suffix(".py").is_file():
+            found.add(base.with_suffix(".py"))
+    return found
+
+
+def closure(stage: str) -> set[Path]:
+    """Every module of tasks/ that a stage imports, transitively, itself included."""
+    seen: set[Path] = set()
+    waiting = {ROOT / "tasks" / f"{stage}.py"}
+    while waiting:
+        module = waiting.pop()
+        seen.add(module)
+        waiting |= imported_modules(module) - seen
+    return seen
+
+
+def expected_code_deps(stage: str) -> set[str]:
+    modules = closure(stage)
+    data = {
+        file for module in modules for file in module.parent.iterdir() if file.suffix == ".jinja"
+    }
+    names = {path.relative_to(ROOT).as_posix() for path in modules | data}
+    return (names - UNTRACKED) | {"constraints.txt"}
+
+
+def blocks_of_schema() -> dict[str, str]:
+    """Class name of each block -> its key path."""
+
+    def walk(model: type[BaseModel], at: str) -> Iterator[tuple[str, str]]:
+        for name, field in model.model_fields.items():
+            kind = field.annotation
+            if isinstance(kind, type) and issubclass(kind, Block):
+                yield kind.__name__, f"{at}{name}"
+                yield from walk(kind, f"{at}{name}.")
+
+    return dict(walk(Params, "")) | {"Params": ""}
+
+
+def attribute_chain(node: ast.Attribute) -> tuple[str, list[str]]:
+    names: list[str] = []
+    value: ast.expr = node
+    while isinstance(value, ast.Attribute):
+        names.insert(0, value.attr)
+        value = value.value
+    return (value.id, names) if isinstance(value, ast.Name) else ("", names)
+
+
+def annotated_variables(function: ast.FunctionDef) -> dict[str, str]:
+    """Variables of a function that hold a block: name -> block class."""
+    arguments = [*function.args.args, *function.args.kwonlyargs, *function.args.posonlyargs]
+    blocks = blocks_of_schema()
+    found = {
+        argument.arg: argument.annotation.id
+        for argument in arguments
+        if isinstance(argument.annotation, ast.Name) and argument.annotation.id in blocks
+    }
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+            called = node.value.func
+            if isinstance(called, ast.Name) and called.id == "load_params":
+                found |= {name.id: "Params" for name in node.targets if isinstance(name, ast.Name)}
+    return found
+
+
+def key_paths_touched(path: Path) -> set[str]:
+    """Key paths (of blocks and leaves) that a module reads from a Params or a block of it."""
+    blocks, touched = blocks_of_schema(), set()
+    for function in [node for node in ast.walk(syntax(path)) if isinstance(node, ast.FunctionDef)]:
+        variables = annotated_variables(function)
+        for node in ast.walk(function):
+            if isinstance(node, ast.Attribute):
+                name, attributes = attribute_chain(node)
+                if name in variables:
+                    touched.add(".".join(filter(None, [blocks[variables[name]], *attributes])))
+    return touched
+
+
+def keys_read(stage: str) -> set[str]:
+    """Leaf keys that a stage reads, seen in its code."""
+    leaves = set(leaf_paths())
+    own = key_paths_touched(ROOT / "tasks" / f"{stage}.py")
+    if any(path.split(".")[0].startswith("model_dump") for path in own):
+        return leaves
+    opened = {path.split(".")[0] for path in own}
+    everywhere = set().union(*(key_paths_touched(module) for module in closure(stage)))
+    return {
+        leaf
+        for leaf in leaves
+        if leaf in everywhere and (leaf in own or leaf.split(".")[0] in opened)
+    }
+
+
+def listed_keys(stage: str) -> set[str]:
+    return set(GRAPH[stage]["params"])
+
+
+def code_deps(stage: str) -> set[str]:
+    return {
+        dep for dep in GRAPH[stage]["deps"] if dep.startswith("tasks/") or dep == "constraints.txt"
+    }
+
+
+ALL_MODULES = sorted(p for p in (ROOT / "tasks").rglob("*.py") if p.name != "__init__.py")
+
+
+def test_stages_of_the_graph_are_the_modules_at_the_top_of_tasks() -> None:
+    parts = set().union(*RANKS[:-1])
+    top = {path.stem for path in (ROOT / "tasks").glob("*.py")} - parts - {"__init__"}
+    assert top == set(STAGES)
+
+
+@pytest.mark.parametrize("path", ALL_MODULES, ids=module_name)
+def test_a_module_imports_only_lower_ranks_or_its_own_folder(path: Path) -> None:
+    own = module_name(path)
+    for imported in map(module_name, imported_modules(path)):
+        same_folder = imported.split(".")[1] == own.split(".")[1]
+        assert same_folder or rank_of(imported) < rank_of(own), f"{own} imports {imported}"
+
+
+@pytest.mark.parametrize("path", ALL_MODULES, ids=module_name)
+def test_tasks_know_neither_prefect_nor_dvc_nor_flows(path: Path) -> None:
+    packages = {name.split(".")[0] for name in imported_names(path)}
+    assert not packages & {"prefect", "dvc", "flows"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tasks").rglob("__init__.py")), ids=str)
+def test_packages_hold_a_docstring_only(path: Path) -> None:
+    # They are no deps of any stage, so code in them would change results unseen.
+    assert [type(node) for node in syntax(path).body] == [ast.Expr]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deps_are_the_import_closure(stage: str) -> None:
+    assert code_deps(stage) == expected_code_deps(stage)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_params_are_the_keys_the_stage_reads(stage: str) -> None:
+    assert listed_keys(stage) == keys_read(stage)
+
+
+def test_every_key_is_read_by_a_stage_that_computes() -> None:
+    read = set().union(*(keys_read(stage) for stage in STAGES if stage != "report"))
+    assert set(leaf_paths()) - read == {"report.title"}
+
+
+def test_only_evaluate_reads_what_was_made_of_the_test_images() -> None:
+    made_of_test = {"data/augment/test", "data/extract/test"}
+    readers = {stage for stage in STAGES if made_of_test & set(GRAPH[stage]["deps"])}
+    assert readers == {"extract", "evaluate"}
+    assert "data/augment/test" in GRAPH["extract"]["deps"]  # once, to make the features
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_writes_below_its_own_folder(stage: str) -> None:
+    outs = [
+        *GRAPH[stage].get("outs", []),
+        *GRAPH[stage].get("metrics", []),
+        *GRAPH[stage].get("plots", []),
+    ]
+    paths = [out if isinstance(out, str) else next(iter(out)) for out in outs]
+    assert paths
+    assert all(path.startswith(f"data/{stage}/") for path in paths)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_path_of_a_command_is_a_dep_or_an_out(stage: str) -> None:
+    spec = GRAPH[stage]
+    outs = [*spec.get("outs", []), *spec.get("metrics", []), *spec.get("plots", [])]
+    listed = {out if isinstance(out, str) else next(iter(out)) for out in outs} | set(spec["deps"])
+    named = {word for word in spec["cmd"].split() if word.startswith("data/")}
+    data_listed = {path for path in listed if path.startswith("data/")}
+    assert named == data_listed
+
+
+def schema_fields() -> Iterator[tuple[str, Any]]:
+    for kind in vars(params_module).values():
+        if isinstance(kind, type) and issubclass(kind, Block):
+            for name, field in kind.model_fields.items():
+                yield f"{kind.__name__}.{name}", field
+
+
+@pytest.mark.parametrize(("name", "field"), schema_fields(), ids=lambda value: str(value)[:40])
+def test_schema_has_no_default_values_and_describes_every_leaf(name: str, field: Any) -> None:
+    assert field.is_required(), f"{name} has a default that DVC cannot see"
+    is_block = isinstance(field.annotation, type) and issubclass(field.annotation, Block)
+    assert is_block or field.description

@@ -1,0 +1,251 @@
+"""The whole graph on tiny data with real DVC: what reruns, what is restored, what survives a kill."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import ROOT, TINY, draw_image
+from dvc.repo import Repo
+from ruamel.yaml import YAML
+from test_contracts import ALL_MODULES, STAGES, UNTRACKED, closure, keys_read
+
+from tasks.params import leaf_paths
+
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.filterwarnings("default"),  # DVC's own dependencies warn
+]
+
+COPIED = ["dvc.yaml", "params.yaml", "constraints.txt", ".dvcignore", "tasks", "data/cards"]
+
+
+class Project:
+    """A copy of the project in a folder of its own, with tiny parameters and images."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "DVC_SITE_CACHE_DIR": str(root.parent / "site"),
+            "DVC_NO_ANALYTICS": "1",
+            "PYTHONPATH": "",
+        }
+
+    def create(self) -> None:
+        for name in COPIED:
+            source, target = ROOT / name, self.root / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, target)
+        (self.root / ".dvc").mkdir()
+        shutil.copy(ROOT / ".dvc/config", self.root / ".dvc/config")
+        shutil.copy(ROOT / "data/groups.csv", self.root / "data/groups.csv")
+        for label, name in enumerate(("cat", "dog", "fox")):
+            folder = self.root / "data/raw" / name
+            folder.mkdir(parents=True)
+            for number in range(30):
+                draw_image(label, number).save(folder / f"{number:03d}.png")
+        for path, value in {**TINY, "ingest.source": "data/raw"}.items():
+            self.set(path, value)
+        (self.root / ".gitignore").write_text(".regraft/\n/data/raw/\n__pycache__/\n")
+        self.git("init", "--quiet")
+        self.commit("Start")
+
+    def commit(self, message: str) -> None:
+        self.git("add", "--all")
+        name = ["-c", "user.name=Regraft", "-c", "user.email=regraft@localhost"]
+        self.git(*name, "commit", "--quiet", "--message", message)
+
+    def git(self, *arguments: str) -> None:
+        subprocess.run(["git", *arguments], cwd=self.root, check=True)
+
+    def set(self, path: str, value: Any) -> None:
+        yaml = YAML()
+        tree = yaml.load(self.root / "params.yaml")
+        *blocks, leaf = path.split(".")
+        node = tree
+        for block in blocks:
+            node = node[block]
+        node[leaf] = value
+        yaml.dump(tree, self.root / "params.yaml")
+
+    def get(self, path: str) -> Any:
+        node = YAML(typ="safe").load(self.root / "params.yaml")
+        for part in path.split("."):
+            node = node[part]
+        return node
+
+    def dvc(self, *arguments: str, **environment: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "dvc", *arguments],
+            check=False,
+            cwd=self.root,
+            env={**self.environment, **environment},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def repro(self, *arguments: str, **environment: str) -> list[str]:
+        """Run `dvc repro` and name the stages whose command ran."""
+        return re.findall(r"Running stage '(\w+)'", self.dvc("repro", *arguments, **environment))
+
+    def stale(self) -> set[str]:
+        """Stages that `dvc status` calls changed themselves."""
+        with Repo(str(self.root)) as repo:
+            return set(repo.status())
+
+    @property
+    def lock(self) -> bytes:
+        return (self.root / "dvc.lock").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = Project(tmp_path_factory.mktemp("whole") / "project")
+    project.create()
+    assert project.repro() == topological(STAGES)
+    project.commit("Results")
+    return project
+
+
+@pytest.fixture(autouse=True)
+def unchanged_afterwards(project: Project) -> Iterator[None]:
+    params, lock = (project.root / "params.yaml").read_bytes(), project.lock
+    yield
+    (project.root / "params.yaml").write_bytes(params)
+    if project.lock != lock:
+        project.repro()
+
+
+def topological(stages: list[str]) -> list[str]:
+    return sorted(stages, key=STAGES.index)
+
+
+def other(value: Any) -> Any:
+    """A value that differs from the given one, of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return [*value, 0.77] if isinstance(value, list) else f"{value}x"
+
+
+def test_an_unchanged_project_runs_nothing(project: Project) -> None:
+    before = project.lock
+    assert project.repro() == []
+    assert project.lock == before
+
+
+def test_each_leaf_makes_exactly_its_readers_stale(project: Project) -> None:
+    original = (project.root / "params.yaml").read_bytes()
+    for path in leaf_paths():
+        project.set(path, other(project.get(path)))
+        assert project.stale() == {stage for stage in STAGES if path in keys_read(stage)}, path
+        (project.root / "params.yaml").write_bytes(original)
+    assert project.stale() == set()
+
+
+def test_each_module_makes_exactly_its_importers_stale(project: Project) -> None:
+    for module in ALL_MODULES:
+        name = module.relative_to(ROOT).as_posix()
+        copy = project.root / name
+        copy.write_text(module.read_text() + "\n# touched\n")
+        importers = {stage for stage in STAGES if module in closure(stage)}
+        assert project.stale() == (set() if name in UNTRACKED else importers), name
+        copy.write_text(module.read_text())
+
+
+def test_a_change_of_an_image_is_seen(project: Project) -> None:
+    image = project.root / "data/raw/cat/000.png"
+    original = image.read_bytes()
+    draw_image(0, 999).save(image)
+    assert project.stale() == {"ingest"}
+    image.write_bytes(original)
+    assert project.stale() == set()
+
+
+def test_a_parameter_changed_back_is_restored_without_training(project: Project) -> None:
+    before = project.lock
+    rate = project.get("finetune.head_lr")
+    project.set("finetune.head_lr", rate / 2)
+    assert project.repro() == ["finetune", "evaluate", "report"]
+    project.set("finetune.head_lr", rate)
+    assert project.repro() == []
+    assert project.lock == before
+
+
+def test_one_stage_can_be_rerun_alone(project: Project) -> None:
+    project.set("evaluate.ece_bins", 4)
+    assert project.repro("--single-item", "evaluate") == ["evaluate"]
+
+
+def test_everything_again_gives_the_same_bytes_with_other_workers(project: Project) -> None:
+    before = project.lock
+    assert project.repro("--force", REGRAFT_WORKERS="3") == topological(STAGES)
+    assert project.lock == before
+
+
+def test_metrics_plots_and_experiments_work_unaided(project: Project) -> None:
+    shown = json.loads(project.dvc("metrics", "show", "--json"))
+    metrics = shown[""]["data"]["data/evaluate/metrics.json"]["data"]
+    assert 0 <= metrics["baseline"]["accuracy"]["value"] <= 1
+    project.dvc("plots", "show", "--out", str(project.root.parent / "plots"))
+    project.dvc("exp", "run", "--name", "faster", "--set-param", "evaluate.ece_bins=3")
+    listed = project.dvc("exp", "show", "--csv")
+    assert "faster" in listed
+    assert "evaluate.ece_bins" in project.dvc("params", "diff")
+    project.git("checkout", "--quiet", "--", ".")
+    project.dvc("checkout")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_killed_stage_runs_again_to_the_same_result(
+    project: Project, stage: str, share: float
+) -> None:
+    before = project.lock
+    seconds = json.loads((project.root / f".regraft/timings/{stage}.json").read_text())["seconds"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro", "--single-item", "--force", stage],
+        cwd=project.root,
+        env=project.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    child = wait_for_stage(running.pid, stage)
+    time.sleep(share * seconds)
+    if child.is_running():
+        child.kill()
+    running.wait()
+    os.killpg(running.pid, signal.SIGKILL) if psutil.pid_exists(running.pid) else None
+    project.repro()
+    assert project.lock == before
+
+
+def wait_for_stage(pid: int, stage: str) -> psutil.Process:
+    """Wait until the stage's own process below `dvc repro` exists."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for child in psutil.Process(pid).children(recursive=True):
+            if f"tasks.{stage}" in " ".join(child.cmdline()) and "python" in child.name():
+                return child
+        time.sleep(0.05)
+    raise AssertionError(f"{stage} did not start")
