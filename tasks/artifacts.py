@@ -286,7 +286,7 @@ def write_tensors(
     path: Path, tensors: Mapping[str, Array], note: Mapping[str, str] | None = None
 ) -> None:
     """Write named arrays as safetensors, in the order of their names; `note` goes into the header."""
-    ordered = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+    ordered = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}
     write_bytes(path, safetensors.numpy.save(ordered, metadata=dict(sorted((note or {}).items()))))
 
 
