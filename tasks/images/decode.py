@@ -1,0 +1,209 @@
+"""The one decoder: bytes of an image file in, upright RGB out, or a short reason why not.
+
+Only the formats of `READERS` are ever tried, chosen by content; nothing starts another program.
+"""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from PIL import Image, ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from tasks.errors import ImageError
+from tasks.images.formats import SUFFIXES, check_whole, identify, truncated
+
+# Classes instead of Image.open: its decompression bomb check has a limit of its own and warns
+# through the process-wide filter, which threads share. The check of `max_pixels` takes its place.
+READERS: Mapping[str, type[ImageFile.ImageFile]] = MappingProxyType(
+    {
+        "JPEG": JpegImageFile,
+        "PNG": PngImageFile,
+        "BMP": BmpImageFile,
+        "GIF": GifImageFile,
+        "TIFF": TiffImageFile,
+        "WEBP": WebPImageFile,
+        "PPM": PpmImageFile,
+    }
+)
+
+BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
+
+_ORIENTATION = 0x0112  # EXIF tag
+_UPRIGHT = MappingProxyType(
+    {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+)
+
+_EIGHT_BIT_MODES = frozenset(
+    {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """One decoded image file.
+
+    Attributes:
+        image: Upright, mode RGB; smaller than width x height where `draft_px` allowed it.
+        width: Pixels of the upright image in full size.
+        height: Pixels of the upright image in full size.
+        mode: Pillow's mode of the file, such as L, RGBA or I;16.
+        format: A key of `READERS`.
+        frames: Pictures in the file; the first one is decoded.
+        warnings: Sentences about what was ignored or converted.
+    """
+
+    image: Image.Image
+    width: int
+    height: int
+    mode: str
+    format: str
+    frames: int
+    warnings: tuple[str, ...]
+
+
+def decode_image(
+    content: bytes,
+    *,
+    max_pixels: int,
+    min_side_px: int = 1,
+    draft_px: int | None = None,
+    suffix: str | None = None,
+) -> Decoded:
+    """Decode an image file to upright RGB.
+
+    EXIF orientation is applied; transparency is composited on white; CMYK and YCCK become RGB by
+    Pillow's formula, without a color profile; 16-bit values are scaled by 1 / 257, floating-point
+    values in [0, 1] by 255, and any other range is stretched to its own extremes.
+
+    Args:
+        content: The whole file.
+        max_pixels: Largest allowed width x height, checked before pixels take memory.
+        min_side_px: Smallest allowed side.
+        draft_px: JPEG may be decoded at a half, quarter or eighth of its size as long as the
+            shorter side does not fall below this; several times faster. None decodes every pixel.
+        suffix: Suffix of the file's name; a warning says if it names another format.
+
+    Raises:
+        ImageError: The file cannot be used. The message is a kind of reason, then details in
+            parentheses.
+    """
+    kind = identify(content)
+    check_whole(kind, content)
+    try:
+        with READERS[kind](io.BytesIO(content)) as file:
+            _check_size(file.size, max_pixels, min_side_px)
+            return _decode(file, kind, draft_px, suffix)
+    except ImageError:
+        raise
+    except MemoryError as err:
+        raise ImageError("too large (does not fit into memory; lower ingest.max_pixels)") from err
+    except Exception as err:  # on damaged files Pillow raises a dozen kinds, SyntaxError among them
+        raise ImageError(_describe(err, content)) from err
+
+
+def _describe(err: Exception, content: bytes) -> str:
+    if isinstance(err, Image.DecompressionBombError):
+        return "too many pixels (a frame is larger than Pillow allows)"
+    if "truncated" in str(err).lower():
+        return str(truncated(content))
+    return f"damaged ({str(err) or type(err).__name__})"
+
+
+def _check_size(size: tuple[int, int], max_pixels: int, min_side_px: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise ImageError(
+            f"too many pixels ({width} x {height} = {width * height:,}; "
+            f"allowed: at most {max_pixels:,}, ingest.max_pixels)"
+        )
+    if min(size) < min_side_px:
+        raise ImageError(
+            f"too small ({width} x {height} pixels; allowed: at least {min_side_px} a side, "
+            "ingest.min_side_px)"
+        )
+
+
+def _decode(
+    file: ImageFile.ImageFile, kind: str, draft_px: int | None, suffix: str | None
+) -> Decoded:
+    warnings = []
+    named = SUFFIXES.get((suffix or "").lower(), kind)
+    if named != kind:
+        warnings.append(f"named {suffix} but its content is {kind}")
+    mode, frames, (width, height) = file.mode, getattr(file, "n_frames", 1), file.size
+    if frames > 1:
+        warnings.append(f"holds {frames} frames; the first one is used")
+    if draft_px is not None:
+        file.draft(None, (draft_px, draft_px))
+    file.load()
+    orientation = _orientation(file)
+    if orientation is None:
+        orientation = 1
+        warnings.append("its EXIF data are damaged; taken as upright")
+    image, remarks = _to_rgb(file)
+    if orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[orientation])
+    if orientation > 4:
+        width, height = height, width
+    return Decoded(image, width, height, mode, kind, frames, (*warnings, *remarks))
+
+
+def _orientation(file: ImageFile.ImageFile) -> int | None:
+    """EXIF orientation; 1 where there is none (TIFF: already applied), None if it is damaged."""
+    try:
+        found = file.getexif().get(_ORIENTATION, 1)
+    except Exception:  # as above; the pixels are sound
+        return None
+    return found if isinstance(found, int) else None
+
+
+def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    if image.mode in {"I", "F"} or image.mode.startswith("I;16"):
+        return _scale_deep(image)
+    if image.mode not in _EIGHT_BIT_MODES:
+        raise ImageError(f"unsupported color mode ({image.mode}; save it as RGB)")
+    if not image.has_transparency_data:
+        return image.convert("RGB"), []
+    if image.mode == "La":
+        image = image.convert("LA")
+    layer = image.convert("RGBA")
+    canvas = Image.new("RGB", image.size, BACKGROUND)
+    canvas.paste(layer, mask=layer)
+    return canvas, []
+
+
+def _scale_deep(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    """Bring gray values of more than 8 bits to 8 bits without clipping."""
+    values, remarks = np.asarray(image), []
+    low, high = values.min().item(), values.max().item()
+    if not np.isfinite([low, high]).all():
+        raise ImageError("damaged (holds NaN or infinite values)")
+    if image.mode != "F" and low >= 0 and high <= 65535:
+        gray = (values.astype(np.uint32) + 128) // 257
+        if 0 < high < 4096:
+            remarks.append(
+                f"16-bit values reach only {high}, so that {high // 257 + 1} gray levels are left"
+            )
+    elif image.mode == "F" and low >= 0 and high <= 1:
+        gray = np.rint(values * 255)
+    else:
+        gray = np.rint((values.astype(np.float64) - low) * (255 / ((high - low) or 1)))
+        remarks.append(f"values from {low:g} to {high:g} were stretched to 0..255")
+    return Image.fromarray(gray.astype(np.uint8)).convert("RGB"), remarks
