@@ -1,0 +1,245 @@
+"""A folder of class folders, or train, val and test folders above them, as a list of images.
+
+Nothing is opened here. Links to folders, links out of the root, pipes and devices are never
+followed.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tasks.errors import DataError
+from tasks.images.formats import SUFFIXES
+from tasks.images.listing import ListedImage, Listing, first_of, printable
+from tasks.records import ImageSource, Rejected, Split
+
+# Left out and counted, besides every name that starts with a dot: what systems leave behind.
+IGNORED_NAMES = frozenset(
+    {"__macosx", "__pycache__", "@eadir", "desktop.ini", "ehthumbs.db", "thumbs.db", "lost+found"}
+)
+SPLIT_FOLDERS: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+@dataclass(slots=True)
+class _Found:
+    """What a walk has collected so far."""
+
+    images: list[ListedImage] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    nested: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+    ignored: int = 0
+
+
+def list_folder(source: Path) -> Listing:
+    """List the files of every class folder, with the split where there are split folders.
+
+    Args:
+        source: <source>/<class>/<image>, or <source>/<train, val, test>/<class>/<image>.
+
+    Raises:
+        DataError: The layout is another one; the message names the places and the expected layout.
+    """
+    root = Path(os.path.realpath(source))
+    found = _Found()
+    folders = _subfolders(root, root, found)
+    splits = _split_folders(source, folders)
+    if splits:
+        for folder, split in splits.items():
+            for class_folder in _subfolders(root, root / folder, found):
+                _walk_class(root, root / folder / class_folder, split, found)
+    else:
+        for class_folder in folders:
+            _walk_class(root, root / class_folder, None, found)
+    _check_layout(source, found)
+    return Listing(
+        origin=_origin(source),
+        images=tuple(sorted(found.images, key=lambda image: image.path)),
+        rejected=tuple(sorted(found.rejected, key=lambda item: item.path)),
+        ignored=found.ignored,
+    )
+
+
+def _origin(source: Path) -> ImageSource:
+    return ImageSource(
+        kind="folder",
+        name=printable(source.resolve().name),
+        root=source.as_posix(),
+        package=None,
+        license=None,
+        citation=None,
+        label_rule=None,
+    )
+
+
+def is_ignored(name: str) -> bool:
+    """Tell whether a file or folder is never data: hidden, or left behind by a system."""
+    return name.startswith(".") or name.lower() in IGNORED_NAMES
+
+
+def _entries(folder: Path, found: _Found) -> Iterator[os.DirEntry[str]]:
+    """Entries of a folder sorted by name; ignored ones are counted with all that lies below."""
+    try:
+        with os.scandir(folder) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
+    except OSError as err:
+        raise DataError(
+            f"{printable(str(folder))}: cannot be listed ({err.strerror}); "
+            "give yourself the right to read it (chmod u+rx) or take it out of the source"
+        ) from err
+    for entry in entries:
+        if is_ignored(entry.name):
+            found.ignored += _count_files(entry)
+        else:
+            yield entry
+
+
+def _count_files(entry: os.DirEntry[str]) -> int:
+    if not entry.is_dir(follow_symlinks=False):
+        return 1
+    return sum(len(files) for _, _, files in os.walk(entry.path))
+
+
+def _subfolders(root: Path, folder: Path, found: _Found) -> list[str]:
+    """Names of the folders in a folder; images beside them are an error, others are ignored."""
+    names = []
+    for entry in _entries(folder, found):
+        path = _relative(root, entry)
+        if entry.is_dir(follow_symlinks=False):
+            names.append(entry.name)
+        elif entry.is_symlink() and entry.is_dir():
+            found.rejected.append(_linked_folder(path))
+        elif Path(entry.name).suffix.lower() in SUFFIXES:
+            found.nested.append(path)
+        else:
+            found.ignored += 1
+    return names
+
+
+def _split_folders(source: Path, folders: list[str]) -> dict[str, Split]:
+    """Map the folders of a source to splits; empty where they are classes."""
+    splits = {
+        name: SPLIT_FOLDERS[name.lower()] for name in folders if name.lower() in SPLIT_FOLDERS
+    }
+    if len(splits) < len(folders) or not any(_holds_folders(source / name) for name in splits):
+        return {}
+    for split in ("train", "val", "test"):
+        names = [name for name, meant in splits.items() if meant == split]
+        if len(names) > 1:
+            raise DataError(
+                f"{source}: the folders {' and '.join(names)} both mean {split}; keep one of them"
+            )
+        if split == "train" and not names:
+            raise DataError(
+                f"{source}: found only {', '.join(folders)}; allowed: train, with or without "
+                "val and test. Add train, or put the class folders directly below the source"
+            )
+    return splits
+
+
+def _holds_folders(folder: Path) -> bool:
+    return any(entry.is_dir() and not is_ignored(entry.name) for entry in folder.iterdir())
+
+
+def _walk_class(root: Path, folder: Path, split: Split | None, found: _Found) -> None:
+    """Collect the files of one class folder."""
+    label = _label_of(root, folder)
+    count = len(found.images)
+    for entry in _entries(folder, found):
+        path = _relative(root, entry)
+        if entry.is_dir(follow_symlinks=False):
+            found.nested.append(path + "/")
+            continue
+        reason = _why_not(root, entry)
+        if reason:
+            found.rejected.append(Rejected(path=path, reason=reason))
+        else:
+            found.images.append(ListedImage(path=path, label=label, split=split))
+    if len(found.images) == count:
+        found.empty.append(folder.relative_to(root).as_posix())
+
+
+def _label_of(root: Path, folder: Path) -> str:
+    if not folder.name.isprintable():
+        raise DataError(
+            f"{printable(folder.relative_to(root).as_posix())}: the name of a class folder must be "
+            "printable UTF-8 text, because it becomes the name of the class; rename the folder"
+        )
+    return folder.name
+
+
+def _relative(root: Path, entry: os.DirEntry[str]) -> str:
+    return Path(entry.path).relative_to(root).as_posix()
+
+
+def _why_not(root: Path, entry: os.DirEntry[str]) -> str | None:
+    """Say why an entry of a class folder is not opened; None if it is a regular file."""
+    if "\r" in entry.name:
+        return "name holds a carriage return"
+    if entry.is_symlink():
+        return _why_not_link(root, entry)
+    return why_not_regular(entry.stat(follow_symlinks=False).st_mode)
+
+
+def _why_not_link(root: Path, entry: os.DirEntry[str]) -> str | None:
+    try:
+        target = Path(entry.path).resolve(strict=True)
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        return "link to nothing"
+    except (OSError, RuntimeError):  # RuntimeError: a loop, up to Python 3.12
+        return "link in a loop"
+    if not target.is_relative_to(root):
+        return "link out of the source (copy the file instead)"
+    if stat.S_ISDIR(mode):
+        return _linked_folder("").reason
+    return why_not_regular(mode)
+
+
+def _linked_folder(path: str) -> Rejected:
+    return Rejected(
+        path=path, reason="link to a folder (name the real folder as the source, or copy it)"
+    )
+
+
+def why_not_regular(mode: int) -> str | None:
+    """Say what a file is that is not a regular one; opening a pipe would wait for ever."""
+    if stat.S_ISREG(mode):
+        return None
+    kinds = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFDIR: "folder"}
+    return f"not a regular file ({kinds.get(stat.S_IFMT(mode), 'device')})"
+
+
+def _check_layout(source: Path, found: _Found) -> None:
+    """Refuse images above or below the class folders, empty class folders and an empty source."""
+    where = printable(source.as_posix())
+    layout = f"expected {where}/<class>/<image> or {where}/<train, val, test>/<class>/<image>"
+    if found.nested:
+        raise DataError(
+            f"{where}: {layout}, found {len(found.nested):,} entries elsewhere; move them into "
+            f"class folders:{first_of(map(printable, found.nested))}"
+        )
+    if found.empty:
+        raise DataError(
+            f"{where}: class folders without any image; fill or remove them:"
+            f"{first_of(map(printable, found.empty))}{_hint(found)}"
+        )
+    if not found.images:
+        raise DataError(f"{where}: no images; {layout}{_hint(found)}")
+
+
+def _hint(found: _Found) -> str:
+    if not found.rejected:
+        return ""
+    lines = (f"{printable(item.path)}: {item.reason}" for item in found.rejected)
+    return f"\nLeft out:{first_of(lines)}"
