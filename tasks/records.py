@@ -96,7 +96,7 @@ class Health(Record):
 
 
 class StoreInfo(Record):
-    """Shape of a packed pixel store: `count` images with 1 clean and `views` augmented rows each."""
+    """Shape of a packed pixel store: `count` images of one clean and `views` augmented rows."""
 
     count: int
     views: int
@@ -137,9 +137,7 @@ class BackboneInfo(Record):
     source_classes: int  # logits of the pretrained head; 0 where there is none
     norm: Literal["batch", "other"]
     engine: str
-    parity: (
-        float | None
-    )  # largest |engine - torch| over the features, relative to their largest value
+    parity: float | None  # largest |engine - torch| of the features / their largest value
 
 
 # similarity --------------------------------------------------------------------------------------
@@ -204,9 +202,7 @@ class Decision(Record):
     recommended: Arm  # what the rules say, also when forced
     domain: Literal["similar", "intermediate", "far"]
     confidence: Literal["low", "medium", "high"]
-    phases: list[
-        int
-    ]  # lowest unfrozen backbone group of each phase, top down; scratch: [0]; frozen: []
+    phases: list[int]  # lowest unfrozen group of each phase, top down; scratch [0]; frozen []
     rules: list[Rule]
     would_change: list[str]  # sentences: what would have changed the answer
     reasons: list[str]  # sentences, most important first
@@ -259,7 +255,7 @@ class Phase(Record):
 class Finetuned(Record):
     """The fine-tuned model (finetune.json); weights in model.safetensors beside it.
 
-    Tensors named `backbone.*` are timm's state dict without its classifier, those named `head.*` the head's.
+    Tensors named `backbone.*` are timm's state dict without its classifier, `head.*` the head's.
     """
 
     arm: Arm
@@ -317,3 +313,4 @@ class Metrics(Record):
     shipped_reason: str
     val_baseline: float
     val_finetuned: float | None
+    warnings: list[str] = []  # sentences for a person

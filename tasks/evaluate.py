@@ -1,0 +1,249 @@
+"""Stage evaluate: judge the frozen baseline and the fine-tuned model on the test images, once.
+
+Val chooses the temperatures and the model that ships; test only reports.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from tasks.artifacts import (
+    Manifest,
+    read_array,
+    read_manifest,
+    read_record,
+    write_record,
+    write_table,
+    write_tensors,
+)
+from tasks.backbones.engine import make_engine
+from tasks.backbones.runtime import configure_torch
+from tasks.entry import read_paths, run_stage
+from tasks.errors import ArtifactError
+from tasks.evaluation import tables
+from tasks.evaluation.hardest import hardest_images, write_hardest
+from tasks.evaluation.judged import Judged, Logits, ModelLogits, judge_models
+from tasks.evaluation.scores import compare, score
+from tasks.evaluation.shipping import (
+    ONLY_BASELINE,
+    choose_model,
+    majority_right,
+    warn_of_majority,
+)
+from tasks.evaluation.words import summarize
+from tasks.images.store import PixelStore
+from tasks.machine import read_machine
+from tasks.params import EvaluateParams, load_params
+from tasks.progress import progress
+from tasks.records import Baseline, Finetuned, InputSpec, Metrics, Split
+from tasks.statistics import GroupBootstrap, accuracy_interval
+from tasks.training.classifier import load_finetuned
+from tasks.training.heads import apply_head, load_head
+
+log = logging.getLogger(__name__)
+
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What the stage reads, checked to belong together. No fine-tuned model: features sufficed."""
+
+    manifest: Manifest
+    pixels: PixelStore
+    baseline: ModelLogits
+    finetuned: ModelLogits | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The metrics, and the answers of every model to the test images."""
+
+    metrics: Metrics
+    models: dict[str, Judged]
+
+    @property
+    def shipped(self) -> Judged:
+        """Answers of the model that ships."""
+        return self.models[self.metrics.shipped]
+
+
+def evaluate(
+    manifest: Manifest,
+    baseline: ModelLogits,
+    finetuned: ModelLogits | None,
+    params: EvaluateParams,
+    *,
+    seed: int,
+) -> Evaluation:
+    """Judge one or two models.
+
+    Args:
+        manifest: Labels and groups of all images.
+        baseline: Logits of the frozen baseline.
+        finetuned: Logits of the fine-tuned model; None where nothing was fine-tuned.
+        params: Resamples, confidence and bins.
+        seed: The run's seed.
+    """
+    val, test = judge_models(
+        manifest, {"baseline": baseline} | ({"finetuned": finetuned} if finetuned else {})
+    )
+    groups = manifest.groups("test")
+    bootstrap = GroupBootstrap(groups, resamples=params.bootstrap, seed=seed)
+    scores = {name: score(judged, bootstrap, params) for name, judged in test.items()}
+    choice, difference = ONLY_BASELINE, None
+    if finetuned:
+        choice = choose_model(
+            val["baseline"], val["finetuned"], manifest.groups("val"), params, seed=seed
+        )
+        difference = compare(test["baseline"], test["finetuned"], bootstrap, params)
+    majority = majority_right(manifest)
+    metrics = Metrics(
+        majority=accuracy_interval(
+            majority,
+            groups,
+            confidence=params.confidence,
+            resamples=params.bootstrap,
+            seed=seed,
+        ),
+        baseline=scores["baseline"],
+        finetuned=scores.get("finetuned"),
+        difference=difference,
+        shipped=choice.shipped,
+        shipped_reason=choice.reason,
+        val_baseline=float(np.mean(val["baseline"].right)),
+        val_finetuned=float(np.mean(val["finetuned"].right)) if finetuned else None,
+        warnings=warn_of_majority(test[choice.shipped].right, majority, groups, params, seed=seed),
+    )
+    return Evaluation(metrics, test)
+
+
+# reading -----------------------------------------------------------------------------------------
+
+
+def read_inputs(paths: argparse.Namespace, *, seed: int) -> Inputs:
+    """Read everything and run both models on the test images.
+
+    Raises:
+        ArtifactError: A file is missing, damaged or from another run than the others.
+    """
+    manifest = read_manifest(paths.manifest)
+    summary = read_record(paths.baseline, Baseline)
+    finetuned = read_record(paths.finetune, Finetuned)
+    for path, classes in ((paths.baseline, summary.classes), (paths.finetune, finetuned.classes)):
+        _expect(path, "classes", classes, manifest.class_names)
+    pixels = PixelStore.open(paths.test)
+    features = read_array(paths.test_features / "features.npy")
+    images = len(manifest.of("test"))
+    _expect(paths.test, "images", pixels.info.count, images)
+    _expect(paths.test_features, "images", len(features), images)
+    test = apply_head(load_head(paths.head, summary), features[:, 0])
+    baseline = _model_logits(paths.baseline_logits, paths.head, test, manifest)
+    if finetuned.arm == "feature_extraction":
+        return Inputs(manifest, pixels, baseline, None)
+    model = load_finetuned(paths.model, finetuned)
+    test = run_model(model, finetuned.input, pixels, seed=seed)
+    logits = _model_logits(paths.finetune_logits, paths.model, test, manifest)
+    return Inputs(manifest, pixels, baseline, logits)
+
+
+def run_model(model: nn.Module, spec: InputSpec, pixels: PixelStore, *, seed: int) -> Logits:
+    """Give a classifier's logits, float32 (N, C), of the clean views."""
+    machine = read_machine()
+    configure_torch(machine, seed)
+    rows = pixels.clean_rows()
+    engine = make_engine(model, spec, machine, pixels.rows(rows[:BATCH_SIZE]))
+    parts = []
+    with progress("fine-tuned model on test", len(rows)) as meter:
+        for batch in pixels.batches(rows, BATCH_SIZE):
+            parts.append(engine(batch)[0])
+            meter.advance(len(batch))
+    return np.concatenate(parts)
+
+
+def _model_logits(
+    val_path: Path, model_path: Path, test: Logits, manifest: Manifest
+) -> ModelLogits:
+    """Put the logits of one model together and check that they are finite and fit the manifest."""
+    val = np.array(read_array(val_path), dtype=np.float32)
+    checked: list[tuple[Path, Logits, Split]] = [
+        (val_path, val, "val"),
+        (model_path, test, "test"),
+    ]
+    for path, logits, split in checked:
+        expected = (len(manifest.of(split)), len(manifest.class_names))
+        _expect(path, f"shape of the {split} logits", logits.shape, expected)
+        if not np.isfinite(logits).all():
+            raise ArtifactError(f"{path}: {split} logits are not finite; train the model again")
+    return ModelLogits(val, test)
+
+
+def _expect(path: Path, what: str, found: object, expected: object) -> None:
+    if found != expected:
+        raise ArtifactError(
+            f"{path}: {what} {found}, the manifest says {expected}; the files are of different "
+            "runs, run the pipeline again"
+        )
+
+
+# writing -----------------------------------------------------------------------------------------
+
+
+def write_outputs(
+    paths: argparse.Namespace, inputs: Inputs, result: Evaluation, params: EvaluateParams
+) -> None:
+    """Write metrics, logits, tables and pictures."""
+    names = inputs.manifest.class_names
+    images = [row.path for row in inputs.manifest.of("test")]
+    shipped, models = result.shipped, result.models
+    logits = {"baseline": inputs.baseline.test}
+    if inputs.finetuned:
+        logits["finetuned"] = inputs.finetuned.test
+    write_tensors(paths.logits, logits)
+    predictions = tables.prediction_rows(images, shipped, models["baseline"], names)
+    write_table(paths.predictions, tables.PREDICTION_COLUMNS, predictions)
+    by_class = tables.class_rows(shipped, names, params.confidence)
+    write_table(paths.classes, tables.CLASS_COLUMNS, by_class)
+    write_table(paths.confusion, tables.CONFUSION_COLUMNS, tables.confusion_rows(shipped, names))
+    reliability = tables.reliability_rows(models, params.ece_bins)
+    write_table(paths.reliability, tables.RELIABILITY_COLUMNS, reliability)
+    hardest = hardest_images(shipped.losses, params.hardest)
+    pictures = inputs.pixels.rows(inputs.pixels.row_of(hardest))
+    write_hardest(paths.hardest, hardest, pictures, judged=shipped, paths=images, class_names=names)
+    write_record(paths.metrics, result.metrics)
+
+
+def main(argv: Sequence[str] | None) -> None:
+    """Read, judge, write."""
+    paths = read_paths(
+        "evaluate",
+        "Judge baseline and fine-tuned model on the test images, once.",
+        argv,
+        reads=[
+            *("manifest", "test", "test-features", "head", "baseline", "baseline-logits"),
+            *("model", "finetune", "finetune-logits"),
+        ],
+        writes=[
+            *("metrics", "predictions", "logits", "classes", "confusion", "reliability"),
+            "hardest",
+        ],
+    )
+    params = load_params(paths.params)
+    inputs = read_inputs(paths, seed=params.seed)
+    result = evaluate(
+        inputs.manifest, inputs.baseline, inputs.finetuned, params.evaluate, seed=params.seed
+    )
+    write_outputs(paths, inputs, result, params.evaluate)
+    for warning in result.metrics.warnings:
+        log.warning("%s", warning)
+    log.info("%s", summarize(result.metrics))
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("evaluate", main))
