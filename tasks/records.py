@@ -105,6 +105,19 @@ class StoreInfo(Record):
     shards: int
 
 
+class AugmentPolicy(Record):
+    """How the packed pixels were made (data/augment/policy.json)."""
+
+    policy: str
+    ranges: dict[str, float]  # of the drawn operations, by their names in params.yaml
+    views: int
+    image_px: int
+    fit: Literal["squash", "crop", "pad"]
+    images: dict[str, int]  # split -> images
+    bytes: dict[str, int]  # split -> bytes of pixels
+    notes: list[str]  # sentences for a person
+
+
 # extract -----------------------------------------------------------------------------------------
 
 

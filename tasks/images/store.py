@@ -27,6 +27,15 @@ Rows = NDArray[np.int64]
 INFO = "info.json"
 
 
+def store_info(count: int, *, views: int, image_px: int) -> StoreInfo:
+    """Plan a store of `count` images of one clean and `views` augmented rows each."""
+    shard_rows = max(1, SHARD_BYTES // _row_bytes(image_px))
+    shards = -(-count * (1 + views) // shard_rows)
+    return StoreInfo(
+        count=count, views=views, image_px=image_px, shard_rows=shard_rows, shards=shards
+    )
+
+
 def bytes_of(count: int, views: int, image_px: int) -> int:
     """Size in bytes of the pixels of `count` images with `views` augmented views each."""
     return count * (1 + views) * _row_bytes(image_px)
@@ -45,20 +54,11 @@ class StoreWriter:
 
     Args:
         folder: Where shards and info.json go, usually inside `replacing_folder`.
-        count: Images that will come.
-        views: Augmented views of each.
-        image_px: Side of the square rows.
+        info: Shape of the store, see `store_info`; info.json is written when all rows are there.
     """
 
-    def __init__(self, folder: Path, *, count: int, views: int, image_px: int) -> None:
-        shard_rows = max(1, SHARD_BYTES // _row_bytes(image_px))
-        self.info = StoreInfo(
-            count=count,
-            views=views,
-            image_px=image_px,
-            shard_rows=shard_rows,
-            shards=-(-count * (1 + views) // shard_rows),
-        )
+    def __init__(self, folder: Path, info: StoreInfo) -> None:
+        self.info = info
         self._folder = folder
         self._rows = 0
         self._file: BinaryIO | None = None

@@ -1,0 +1,161 @@
+"""Augmentation policies: named ranges, and one view's operations drawn from ranges.
+
+Random numbers come from (seed, content of the image, view) alone: a view stays what it is when
+other images are added, removed or renamed, whatever the number of workers.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tasks.params import AugmentationRanges, AugmentParams
+
+Box = tuple[
+    float, float, float, float
+]  # left, top, width, height as shares of the whole, in [0, 1]
+
+VIEW_PURPOSE = 11  # tells these random numbers from those of other parts with the same seed
+
+# The named policies are for photographs. What gravity tells must stay, so no up-down flips and no
+# quarter turns, and a left-right flip half of the time. Crops keep at least 0.3 of the area, unlike
+# the 0.08 with which ImageNet is trained over hundreds of epochs: there are few views of an image,
+# and each must still show its label.
+
+NONE = AugmentationRanges(
+    flip_horizontal=0.0,
+    flip_vertical=0.0,
+    quarter_turn=0.0,
+    crop_scale_min=1.0,
+    crop_ratio_max=1.0,
+    rotate_degrees=0.0,
+    brightness=0.0,
+    contrast=0.0,
+    saturation=0.0,
+    hue=0.0,
+    blur_px=0.0,
+    erase_fraction=0.0,
+)
+
+# Hardly visible changes of framing and exposure, as between two shots of one scene.
+LIGHT = NONE.model_copy(
+    update={
+        "flip_horizontal": 0.5,
+        "crop_scale_min": 0.8,
+        "crop_ratio_max": 1.1,
+        "brightness": 0.1,
+        "contrast": 0.1,
+        "saturation": 0.1,
+    }
+)
+
+# Another photographer: nearer, slightly tilted, other light. For hundreds of images a class.
+MEDIUM = NONE.model_copy(
+    update={
+        "flip_horizontal": 0.5,
+        "crop_scale_min": 0.5,
+        "crop_ratio_max": 1.33,
+        "rotate_degrees": 5.0,
+        "brightness": 0.2,
+        "contrast": 0.2,
+        "saturation": 0.2,
+        "hue": 0.02,
+    }
+)
+
+# Another camera, partly hidden. For tens of images a class, where overfitting is the larger danger.
+HEAVY = NONE.model_copy(
+    update={
+        "flip_horizontal": 0.5,
+        "crop_scale_min": 0.3,
+        "crop_ratio_max": 1.33,
+        "rotate_degrees": 15.0,
+        "brightness": 0.4,
+        "contrast": 0.4,
+        "saturation": 0.4,
+        "hue": 0.05,
+        "blur_px": 1.0,
+        "erase_fraction": 0.2,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Operations of one view, in the order in which they are applied; the defaults change nothing.
+
+    Attributes:
+        rotate_degrees: Turn of the picture about the center of the crop, counterclockwise.
+        crop: Box in the frame.
+        flip_horizontal: Whether left and right are exchanged.
+        flip_vertical: Whether top and bottom are exchanged.
+        quarter_turns: Turns by 90 degrees counterclockwise, 0 to 3.
+        brightness: Factor of all values.
+        contrast: Factor of the distance to the view's mean gray.
+        saturation: Factor of the distance to each pixel's gray.
+        hue: Turn of the color circle, share of a full one.
+        blur_px: Radius of a Gaussian blur, pixels of the view.
+        erase: Box in the view that is grayed out; empty where its width is 0.
+    """
+
+    rotate_degrees: float = 0.0
+    crop: Box = (0.0, 0.0, 1.0, 1.0)
+    flip_horizontal: bool = False
+    flip_vertical: bool = False
+    quarter_turns: int = 0
+    brightness: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    hue: float = 0.0
+    blur_px: float = 0.0
+    erase: Box = (0.0, 0.0, 0.0, 0.0)
+
+
+def ranges_of(params: AugmentParams) -> AugmentationRanges:
+    """Give the ranges that the policy names."""
+    named = {"none": NONE, "light": LIGHT, "medium": MEDIUM, "heavy": HEAVY}
+    return params.custom if params.policy == "custom" else named[params.policy]
+
+
+def draw_view(ranges: AugmentationRanges, *, seed: int, sha256: str, view: int) -> View:
+    """Draw the operations of one view of one image.
+
+    Every operation has its own random numbers, drawn whether it is used or not: changing one range
+    leaves the draws of the others as they were.
+
+    Args:
+        ranges: What may be drawn.
+        seed: The project's seed.
+        sha256: Of the image's file, hexadecimal.
+        view: Number of the view, from 1; 0 is the clean one, which is not drawn.
+    """
+    rng = np.random.default_rng([seed, VIEW_PURPOSE, view, int(sha256, 16)])
+    chance = rng.random(3).tolist()
+    signed = rng.uniform(-1.0, 1.0, 5).tolist()
+    size, turns = rng.random(4).tolist(), int(rng.integers(1, 4))
+    return View(
+        rotate_degrees=ranges.rotate_degrees * signed[0],
+        crop=_draw_crop(ranges.crop_scale_min, ranges.crop_ratio_max, rng),
+        flip_horizontal=chance[0] < ranges.flip_horizontal,
+        flip_vertical=chance[1] < ranges.flip_vertical,
+        quarter_turns=turns if chance[2] < ranges.quarter_turn else 0,
+        brightness=1.0 + ranges.brightness * signed[1],
+        contrast=1.0 + ranges.contrast * signed[2],
+        saturation=1.0 + ranges.saturation * signed[3],
+        hue=ranges.hue * signed[4],
+        blur_px=ranges.blur_px * size[0],
+        erase=_place(ranges.erase_fraction * size[1], 4.0 ** (size[2] - 0.5), rng),
+    )
+
+
+def _draw_crop(scale_min: float, ratio_max: float, rng: np.random.Generator) -> Box:
+    """Draw a box whose area is uniform in [scale_min, 1], its stretch log-uniform where it fits."""
+    area = 1.0 - (1.0 - scale_min) * rng.random()
+    limit = min(ratio_max, 1.0 / area)  # a longer box would not fit into the frame
+    return _place(area, limit ** rng.uniform(-1.0, 1.0), rng)
+
+
+def _place(area: float, ratio: float, rng: np.random.Generator) -> Box:
+    """Place a box of an area and a stretch at random so that it lies inside."""
+    width, height = min(1.0, (area * ratio) ** 0.5), min(1.0, (area / ratio) ** 0.5)
+    left, top = rng.random(2).tolist()
+    return left * (1.0 - width), top * (1.0 - height), width, height
