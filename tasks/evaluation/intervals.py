@@ -22,7 +22,10 @@ from tasks.statistics import GroupBootstrap
 
 @dataclass(frozen=True, slots=True)
 class Replicates:
-    """The scores of one model on every resample, (B,) each."""
+    """The scores of one model on every resample, (B,) each.
+
+    A calibration error's noise is what the resamples would show if every bin were calibrated.
+    """
 
     accuracy: Floats
     balanced_accuracy: Floats
@@ -30,7 +33,9 @@ class Replicates:
     nll: Floats
     brier: Floats
     ece: Floats
+    ece_noise: Floats
     ece_calibrated: Floats
+    ece_calibrated_noise: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +53,19 @@ def resample_scores(judged: Judged, bootstrap: GroupBootstrap, bins: int) -> Rep
     means = np.stack(
         [label_losses(judged.log_p, judged.labels), brier_scores(judged.log_p, judged.labels)]
     )
-    gaps, gaps_calibrated = (_gaps(judged, p, bins) for p in (judged.log_p, judged.calibrated))
-    parts = [_class_rows(judged), sparse.csr_array(means), gaps, gaps_calibrated]
+    gaps = [_gaps(judged, log_p, bins) for log_p in (judged.log_p, judged.calibrated)]
+    measured = [gap.sum(axis=1)[:, None] for gap in gaps]
+    parts = [_class_rows(judged), sparse.csr_array(means), *gaps]
     ends = np.cumsum([part.shape[0] for part in parts])[:-1]
 
     def statistic(sums: Floats) -> Floats:
         by_class, by_mean, *by_bin = np.split(sums, ends)
         images = by_class[classes : 2 * classes].sum(axis=0)
-        errors = [np.abs(gap).sum(axis=0) for gap in by_bin]
+        errors = [
+            np.abs(resampled - center).sum(axis=0)
+            for resampled, own in zip(by_bin, measured, strict=True)
+            for center in (0.0, own)
+        ]
         return np.concatenate([_shares(by_class), np.stack([*by_mean, *errors]) / images])
 
     return Replicates(*bootstrap.replicates(sparse.vstack(parts, format="csr"), statistic))

@@ -47,8 +47,10 @@ def score(judged: Judged, bootstrap: GroupBootstrap, params: EvaluateParams) -> 
         macro_f1=bounds.macro(macro_f1(sums), resampled.macro_f1),
         nll=bounds.mean(label_losses(judged.log_p, judged.labels), resampled.nll),
         brier=bounds.mean(brier_scores(judged.log_p, judged.labels), resampled.brier),
-        ece=bounds.calibration_error(ece, resampled.ece),
-        ece_calibrated=bounds.calibration_error(ece_calibrated, resampled.ece_calibrated),
+        ece=bounds.calibration_error(ece, resampled.ece, resampled.ece_noise),
+        ece_calibrated=bounds.calibration_error(
+            ece_calibrated, resampled.ece_calibrated, resampled.ece_calibrated_noise
+        ),
         nll_calibrated=float(np.mean(judged.losses)),
         temperature=judged.temperature,
     )
@@ -76,13 +78,26 @@ class _Bounds:
         """Bound a mean of numbers that are not negative, (N,)."""
         return self._percentile(float(np.mean(values)), replicates)
 
-    def calibration_error(self, value: float, replicates: Floats) -> Estimate:
-        """Bound a calibration error by the basic bootstrap: percentiles mirrored at the value.
+    def calibration_error(self, value: float, replicates: Floats, noise: Floats) -> Estimate:
+        """Bound a calibration error; 0 is inside where noise alone explains the error.
 
-        Noise makes a measured error too large, and resampling adds as much again: percentiles
-        would lie above the measured error instead of around the true one.
+        Noise makes a measured error too large, and resampling adds as much again: percentiles lie
+        above the true error. Mirrored at the measured error they correct it (basic bootstrap).
+
+        Source: Broecker and Smith 2007, Increasing the reliability of reliability diagrams (what
+        calibrated forecasts would show by chance).
         """
-        return self._percentile(value, 2 * value - replicates)
+        mirrored = self._percentile(value, 2 * value - replicates)
+        plain = self._percentile(value, replicates)
+        if mirrored.low is None or mirrored.high is None or plain.high is None:
+            return mirrored
+        chance = float(np.quantile(noise, (1 + self._confidence) / 2))
+        return Estimate(
+            value=value,
+            low=mirrored.low if value > chance else 0.0,
+            high=min(1.0, max(mirrored.high, plain.high)),
+            n=mirrored.n,
+        )
 
     def _share(self, value: float, replicates: Floats, images: float, groups: float) -> Estimate:
         interval = share_interval(
