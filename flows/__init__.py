@@ -1,1 +1,1 @@
-"""Prefect flows: they schedule, run and show the stages of dvc.yaml and compute nothing themselves."""
+"""Prefect flows: they schedule, run and show the stages of dvc.yaml and compute nothing."""

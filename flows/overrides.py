@@ -1,0 +1,128 @@
+"""The all-optional twin of Params: what the form of a run offers and what is changed for one run.
+
+Built from the schema of params.yaml, so that names, types, bounds and descriptions cannot differ.
+It has no default values: what is left out keeps the value of params.yaml when the run starts.
+"""
+
+import io
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    create_model,
+    model_serializer,
+)
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import SkipJsonSchema
+from ruamel.yaml import YAML
+
+from tasks.params import Block, Params
+
+BOUNDS = {
+    "gt": "above {}",
+    "ge": "at least {}",
+    "lt": "below {}",
+    "le": "at most {}",
+    "min_length": "length at least {}",
+    "max_length": "length at most {}",
+}
+
+
+class OptionalBlock(BaseModel):
+    """Base of every block of the twin: strict types, no unknown keys, as in params.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_serializer(mode="wrap")
+    def leave_out_unset(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write only what is set, so that neither form nor run shows a long list of nulls."""
+        return {name: value for name, value in serialize(self).items() if value is not None}
+
+
+def _twin(block: type[BaseModel]) -> type[OptionalBlock]:
+    """Make a model with the fields of a block, all of them optional."""
+    fields = {name: _optional(field) for name, field in block.model_fields.items()}
+    twin: type[OptionalBlock] = create_model(
+        f"{block.__name__}Overrides",
+        __base__=OptionalBlock,
+        __module__=__name__,
+        __doc__=block.__doc__,
+        **fields,  # type: ignore[call-overload]
+    )
+    return twin
+
+
+def _optional(field: FieldInfo) -> tuple[Any, Any]:
+    """Give type and default of the optional twin of a field.
+
+    The schema says neither null nor default: the form then shows one plain, empty input.
+    """
+    kind: Any = field.annotation
+    if isinstance(kind, type) and issubclass(kind, Block):
+        kind = _twin(kind)
+    for bound in field.metadata:
+        kind = Annotated[kind, bound]
+    described = Field(
+        default=None,
+        description=_describe(field),
+        json_schema_extra=lambda schema: schema.pop("default", None),
+    )
+    return (kind | Annotated[None, SkipJsonSchema()], described)
+
+
+def _describe(field: FieldInfo) -> str | None:
+    """Add the bounds to a description: the form shows descriptions, bounds only after a mistake."""
+    bounds = [
+        words.format(getattr(bound, name))
+        for bound in field.metadata
+        for name, words in BOUNDS.items()
+        if getattr(bound, name, None) is not None
+    ]
+    return f"{field.description} Allowed: {', '.join(bounds)}." if bounds else field.description
+
+
+if TYPE_CHECKING:
+
+    class ParamsOverrides(OptionalBlock):
+        """The twin of Params; made below because its fields come from there."""
+
+else:
+    ParamsOverrides = _twin(Params)
+
+
+def changes(overrides: ParamsOverrides) -> dict[str, Any]:
+    """Key path -> value of everything that is set, in the order of params.yaml."""
+
+    def walk(tree: dict[str, Any], at: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                yield from walk(value, (*at, name))
+            else:
+                yield ".".join((*at, name)), value
+
+    return dict(walk(overrides.model_dump(), ()))
+
+
+def apply_changes(text: str, values: Mapping[str, Any]) -> str:
+    """Set values in the text of a params.yaml; comments, order and every other value stay."""
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 10_000
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    tree = yaml.load(text)
+    for path, value in values.items():
+        *blocks, leaf = path.split(".")
+        node = tree
+        for block in blocks:
+            node = node[block]
+        if isinstance(value, list):
+            node[leaf][:] = value  # keeps it on one line
+        else:
+            node[leaf] = value
+    written = io.StringIO()
+    yaml.dump(tree, written)
+    return written.getvalue()

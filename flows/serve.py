@@ -1,0 +1,175 @@
+"""`make ui`: a Prefect server of the project's own on 127.0.0.1, and the pipeline served on it.
+
+The server's data and settings live in .regraft/prefect; a Prefect profile of the user is neither
+read nor changed. Both processes stop with this one.
+"""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from urllib.error import URLError
+
+from flows.errors import ServerError
+
+log = logging.getLogger(__name__)
+
+HOST, DEFAULT_PORT = "127.0.0.1", 4200
+HOME = Path(".regraft/prefect")
+START_SECONDS, STOP_SECONDS = 120.0, 30.0
+
+
+def main() -> int:
+    """Serve until Ctrl-C or SIGTERM."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        serve(Path.cwd(), read_port(os.environ.get("REGRAFT_UI_PORT")))
+    except ServerError as err:
+        log.error("ui stopped: %s", err)
+        return 1
+    except KeyboardInterrupt:
+        log.info("Stopped.")
+    return 0
+
+
+def serve(root: Path, port: int) -> None:
+    """Run server and flow runner for the project at `root` until one of them ends.
+
+    Raises:
+        ServerError: This is no project, the port is in use, or a process ends by itself.
+    """
+    if not (root / "prefect.yaml").exists():
+        raise ServerError(f"{root} holds no prefect.yaml; run from the project's folder")
+    check_port_is_free(port)
+    home = (root / HOME).resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    environment = prefect_environment(os.environ, root, home, port)
+    log.info("Starting the Prefect server ...")
+    start = ["server", "start", "--host", HOST, "--port", str(port)]
+    server_command = [sys.executable, "-m", "prefect", *start]
+    runner_command = [sys.executable, "-m", "flows.deployment"]
+    server_log = home / "server.log"
+    with _running(server_command, environment, server_log) as server:
+        _wait_until_healthy(server, port, server_log)
+        with _running(runner_command, environment) as runner:
+            log.info("Open http://%s:%d  (stop with Ctrl-C)", HOST, port)
+            _wait_for_any(server, runner)
+    raise ServerError(f"the server or the runner ended by itself; see {server_log}")
+
+
+def read_port(value: str | None) -> int:
+    """Read REGRAFT_UI_PORT.
+
+    Raises:
+        ServerError: It is no port number.
+    """
+    if not value:
+        return DEFAULT_PORT
+    if not value.isdigit() or not 1 <= int(value) <= 65535:
+        raise ServerError(f"environment variable REGRAFT_UI_PORT is {value!r}; allowed: 1 to 65535")
+    return int(value)
+
+
+def check_port_is_free(port: int) -> None:
+    """Refuse a port on which something else listens.
+
+    Raises:
+        ServerError: It is in use, or this user may not use it.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as err:
+            raise ServerError(
+                f"{HOST}:{port} cannot be used ({err.strerror}); stop what listens there, or name "
+                "a free port: REGRAFT_UI_PORT=4300 make ui"
+            ) from err
+
+
+def prefect_environment(
+    inherited: Mapping[str, str], root: Path, home: Path, port: int
+) -> dict[str, str]:
+    """Make the environment of both processes: nothing of the user's Prefect, no telemetry."""
+    kept = {name: value for name, value in inherited.items() if not name.startswith("PREFECT_")}
+    proxied = [kept[name] for name in ("NO_PROXY", "no_proxy") if kept.get(name)]
+    paths = [str(root), *filter(None, [kept.get("PYTHONPATH")])]
+    return kept | {
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": f"http://{HOST}:{port}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
+        "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
+        "PREFECT_RUNNER_POLL_FREQUENCY": "2",
+        "DO_NOT_TRACK": "1",
+        "NO_PROXY": ",".join([HOST, *proxied]),
+        "no_proxy": ",".join([HOST, *proxied]),
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
+
+
+@contextmanager
+def _running(
+    command: Sequence[str], environment: dict[str, str], output: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command in a session of its own while the block runs; then end it and its children."""
+    file = output.open("wb") if output else None
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=file,
+        stderr=file,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        for number, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, None)):
+            if process.poll() is None:
+                os.killpg(process.pid, number)
+                try:
+                    process.wait(seconds)
+                except subprocess.TimeoutExpired:
+                    continue
+
+
+def _wait_until_healthy(server: subprocess.Popen[bytes], port: int, server_log: Path) -> None:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    give_up = time.monotonic() + START_SECONDS
+    while time.monotonic() < give_up:
+        if server.poll() is not None:
+            break
+        try:
+            with opener.open(f"http://{HOST}:{port}/api/health", timeout=5):
+                return
+        except (URLError, TimeoutError, ConnectionError):
+            time.sleep(0.5)
+    said = server_log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
+    raise ServerError(
+        "the Prefect server did not start:\n" + "\n".join([*said, f"see {server_log}"])
+    )
+
+
+def _wait_for_any(*processes: subprocess.Popen[bytes]) -> None:
+    while all(process.poll() is None for process in processes):
+        time.sleep(0.5)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""A run with overrides in a clone of its own: the user's tree stays as it is.
+
+The clone shares git's objects and DVC's cache with the project, starts from what the user sees
+(uncommitted edits and new files too), and is removed when its results are an experiment.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flows.errors import IsolationError
+from flows.overrides import apply_changes
+from flows.stages.graph import made_paths, read_graph, share_cache, why_stale
+from flows.stages.runner import run_dvc
+from tasks.errors import ParamsError
+from tasks.params import load_params
+
+RUNS = Path(".regraft/runs")
+AUTHOR = {
+    f"GIT_{role}_{fact}": value
+    for role in ("AUTHOR", "COMMITTER")
+    for fact, value in (("NAME", "Regraft"), ("EMAIL", "regraft@localhost"))
+}
+
+
+def make_clone(root: Path, name: str, values: Mapping[str, Any]) -> Path:
+    """Clone the project as the user sees it, with other values in params.yaml; give the folder.
+
+    Raises:
+        IsolationError: There is no commit to start from, or git refuses; nothing stays behind.
+        ParamsError: The values do not fit together or into params.yaml.
+    """
+    _check_start(root)
+    clone = root / RUNS / name
+    try:
+        _clone(root, clone)
+        _carry_new_files(root, clone)
+        share_cache(root, clone)
+        _override(clone, values)
+        _link_sources(root, clone)
+        if (clone / "dvc.lock").exists():
+            run_dvc(clone, "checkout", "--allow-missing", "--quiet")
+    except BaseException:
+        remove_clone(clone)
+        raise
+    return clone
+
+
+def keep_results(root: Path, clone: Path, name: str) -> None:
+    """Save the clone's state as an experiment of that name and bring it into the project.
+
+    Raises:
+        IsolationError: DVC or git refuses; the clone stays.
+    """
+    new = _names(_git(clone, "ls-files", "--others", "--exclude-standard", "-z"))
+    include = [word for path in new for word in ("--include-untracked", path)]
+    run_dvc(clone, "exp", "save", "--force", "--name", name, *include)
+    found = _git(clone, "for-each-ref", "--format=%(refname)", "refs/exps/").split()
+    references = [reference for reference in found if reference.endswith(f"/{name}")]
+    if len(references) != 1:
+        raise IsolationError(f"{clone}: dvc saved no experiment named {name}; found {found}")
+    _git(root, "fetch", "--quiet", str(clone), f"+{references[0]}:{references[0]}")
+
+
+def remove_clone(clone: Path) -> None:
+    """Remove a clone; what DVC linked into it stays in the cache."""
+    shutil.rmtree(clone, ignore_errors=True)
+
+
+def experiment_name(root: Path, wish: str) -> str:
+    """Make a name that git takes and no experiment of the project has."""
+    base = re.sub(r"[^A-Za-z0-9_-]+", "-", wish).strip("-") or "run"
+    taken = {line.rsplit("/", 1)[-1] for line in _git(root, "for-each-ref", "refs/exps/").split()}
+    taken |= {path.name for path in (root / RUNS).glob("*")}
+    numbered = (f"{base}-{number}" for number in range(2, 10_000))
+    return next(name for name in (base, *numbered) if name not in taken)
+
+
+def _check_start(root: Path) -> None:
+    """Refuse a project that has no commit, or whose tracked data changed without `dvc add`."""
+    if not (root / ".git").exists():
+        raise IsolationError(
+            f"a run with overrides becomes an experiment, that is a git commit; {root} is not the "
+            "top of a git repository. Run `git init`, `git add --all` and `git commit` there, or put "
+            "the values into params.yaml and run without overrides"
+        )
+    if _try_git(root, "rev-parse", "--verify", "--quiet", "HEAD") is None:
+        raise IsolationError(
+            f"a run with overrides becomes an experiment on top of a commit; {root} has none yet. "
+            "Run `git add --all` and `git commit` there, or put the values into params.yaml and "
+            "run without overrides"
+        )
+    for stage in read_graph(root):
+        if stage.name.endswith(".dvc") and why_stale(root, stage.name):
+            raise IsolationError(
+                f"{', '.join(stage.outs)} changed since it was tracked; run `dvc add "
+                f"{' '.join(stage.outs)}` first, so that the run sees what you see"
+            )
+
+
+def _clone(root: Path, clone: Path) -> None:
+    """Make a clone at the same commit whose files are the user's, uncommitted edits included."""
+    clone.parent.mkdir(parents=True, exist_ok=True)
+    (clone.parent / ".gitignore").write_text("*\n", encoding="utf-8")
+    _git(root, "clone", "--quiet", "--shared", "--no-checkout", str(root), str(clone))
+    head = _git(root, "rev-parse", "HEAD").strip()
+    edits = _git(root, "stash", "create").strip()  # a commit of the edits; touches nothing
+    _git(clone, "checkout", "--quiet", "--detach", edits or head)
+    _git(clone, "reset", "--quiet", "--mixed", head)
+    for fact, value in (("name", "Regraft"), ("email", "regraft@localhost")):
+        _git(clone, "config", f"user.{fact}", value)
+
+
+def _carry_new_files(root: Path, clone: Path) -> None:
+    for name in _names(_git(root, "ls-files", "--others", "--exclude-standard", "-z")):
+        target = clone / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(root / name, target, follow_symlinks=False)
+    settings = root / ".dvc/config.local"  # ignored by git, but the user's own settings
+    if settings.exists():
+        shutil.copy2(settings, clone / ".dvc/config.local")
+
+
+def _override(clone: Path, values: Mapping[str, Any]) -> None:
+    path = clone / "params.yaml"
+    path.write_text(apply_changes(path.read_text(encoding="utf-8"), values), encoding="utf-8")
+    try:
+        load_params(path)
+    except ParamsError as err:
+        said = str(err).replace(f"{clone}{os.sep}", "")
+        raise ParamsError(f"params.yaml with these overrides is refused:\n{said}") from err
+
+
+def _link_sources(root: Path, clone: Path) -> None:
+    """Bring the files that the graph reads, nothing makes and git ignores, such as data/raw."""
+    made = made_paths(clone)
+    for path in sorted({dep for stage in read_graph(clone) for dep in stage.deps}):
+        outside = path.startswith("..") or Path(path).is_absolute()
+        if outside or (clone / path).exists() or not (root / path).exists():
+            continue
+        if made & {path, *map(str, Path(path).parents)}:
+            continue
+        (clone / path).parent.mkdir(parents=True, exist_ok=True)
+        if (root / path).is_dir():
+            shutil.copytree(root / path, clone / path, symlinks=True, copy_function=_link)
+        else:
+            _link(str(root / path), str(clone / path))
+
+
+def _link(source: str, target: str) -> None:
+    """Give a file a second name; copy it where the file system cannot."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _names(listing: str) -> Iterable[str]:
+    return filter(None, listing.split("\0"))
+
+
+def _try_git(folder: Path, *arguments: str) -> str | None:
+    done = subprocess.run(
+        ["git", *arguments],
+        check=False,
+        cwd=folder,
+        env={**os.environ, **AUTHOR},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    return os.fsdecode(done.stdout) if done.returncode == 0 else None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments],
+        check=False,
+        cwd=folder,
+        env={**os.environ, **AUTHOR},
+        capture_output=True,
+    )
+    if done.returncode:
+        said = os.fsdecode(done.stderr).strip()
+        raise IsolationError(f"git {arguments[0]} in {folder} failed: {said}")
+    return os.fsdecode(done.stdout)
