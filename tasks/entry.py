@@ -87,4 +87,5 @@ def _start_log(stage: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    logging.getLogger("tasks").setLevel(logging.INFO)
+    for name in ("tasks", "__main__"):  # a module run by python -m is called __main__
+        logging.getLogger(name).setLevel(logging.INFO)

@@ -72,8 +72,8 @@ class IngestParams(Block):
     )
     near_duplicate_bits: int = Field(
         ge=0,
-        le=16,
-        description="Images whose 64-bit perceptual hashes differ in at most so many bits share a group.",
+        le=32,
+        description="Images whose 256-bit perceptual hashes differ in at most so many bits share a group.",
     )
 
     @model_validator(mode="after")

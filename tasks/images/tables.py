@@ -151,15 +151,16 @@ def _listed(line: Line, path: str) -> ListedImage:
 
 
 def _why_not(root: Path, path: str) -> str | None:
+    """Say why a listed file must not be opened; None for a missing one, which opening will tell."""
     if "\r" in path:
         return "name holds a carriage return"
     try:
         target = (root / path).resolve(strict=True)
         mode = target.stat().st_mode
-    except FileNotFoundError:
-        return "no such file"
-    except (OSError, RuntimeError) as err:  # RuntimeError: a loop, up to Python 3.12
-        return f"cannot be opened ({getattr(err, 'strerror', None) or 'link in a loop'})"
+    except RuntimeError:  # a loop, up to Python 3.12
+        return "link in a loop"
+    except OSError:
+        return None
     if not target.is_relative_to(root):
         return "link out of the source (copy the file instead)"
     return why_not_regular(mode)

@@ -1,0 +1,199 @@
+"""What ingest found out about the data, in numbers and in sentences for a person."""
+
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from tasks.artifacts import Manifest
+from tasks.images.duplicates import Grouping, members_of
+from tasks.images.listing import Listing, printable
+from tasks.images.validate import Inspection, kinds_of_reasons
+from tasks.records import SPLITS, Health, Split
+
+IMBALANCE_TO_MENTION = 10.0
+LARGE_SET_OF_COPIES, LARGE_SHARE_OF_COPIES = 20, 0.01
+FEW_TRAINING_IMAGES = 10
+SHOWN = 3  # examples in a sentence
+
+
+def describe_health(
+    manifest: Manifest,
+    listing: Listing,
+    inspection: Inspection,
+    *,
+    grouping: Grouping,
+    remarks: Sequence[str],
+) -> Health:
+    """Sum up the usable images, what was left out and what a person should look at.
+
+    Args:
+        manifest: The usable images, in the order of `inspection.images`.
+        listing: What the source holds.
+        inspection: What was found when the files were opened.
+        grouping: Copies and groups.
+        remarks: Sentences about the splits.
+    """
+    counts = _counts(manifest)
+    leaks = _leaks_between_given_splits(inspection, grouping)
+    return Health(
+        source=listing.origin.name,
+        images=len(manifest.rows),
+        rejected=len(inspection.rejected),
+        rejected_reasons=kinds_of_reasons(inspection.rejected),
+        ignored_files=listing.ignored,
+        classes=manifest.class_names,
+        class_counts=counts,
+        split_counts={split: len(manifest.of(split)) for split in SPLITS},
+        groups=len(set(grouping.groups)),
+        exact_duplicates=grouping.exact_duplicates,
+        near_duplicates=grouping.near_duplicates,
+        label_conflicts=_printable(grouping.label_conflicts),
+        split_leaks=_printable(leaks),
+        imbalance=_imbalance(counts),
+        modes=dict(sorted(Counter(row.mode for row in manifest.rows).items())),
+        width=_extent([row.width for row in manifest.rows]),
+        height=_extent([row.height for row in manifest.rows]),
+        warnings=[
+            *_about_leaks(leaks, inspection, grouping),
+            *_about_labels(grouping),
+            *remarks,
+            *_about_files(listing, inspection),
+            *_about_copies(grouping),
+            *_about_classes(counts),
+        ],
+    )
+
+
+def _counts(manifest: Manifest) -> dict[str, dict[str, int]]:
+    counts = Counter((row.label, row.split) for row in manifest.rows)
+    return {name: {split: counts[name, split] for split in SPLITS} for name in manifest.class_names}
+
+
+def _imbalance(counts: dict[str, dict[str, int]]) -> float:
+    totals = [sum(by_split.values()) for by_split in counts.values()]
+    return max(totals) / min(totals)
+
+
+def _extent(sides: Sequence[int]) -> list[int]:
+    return [min(sides), int(np.median(sides)), max(sides)]
+
+
+def _printable(sets: Sequence[Sequence[str]]) -> list[list[str]]:
+    return [[printable(path) for path in paths] for paths in sets]
+
+
+def _leaks_between_given_splits(inspection: Inspection, grouping: Grouping) -> list[list[str]]:
+    """Paths of each set of copies that the source puts into several splits."""
+    return [
+        [inspection.images[number].listed.path for number in members]
+        for members in members_of(grouping.copies)
+        if len(_given_splits(inspection, [int(number) for number in members])) > 1
+    ]
+
+
+def _given_splits(inspection: Inspection, numbers: Sequence[int]) -> set[Split]:
+    splits = (inspection.images[number].listed.split for number in numbers)
+    return {split for split in splits if split is not None}
+
+
+def _example(paths: Sequence[str]) -> str:
+    return " and ".join(map(printable, paths[:2]))
+
+
+def _about_leaks(
+    leaks: Sequence[Sequence[str]], inspection: Inspection, grouping: Grouping
+) -> Iterator[str]:
+    if leaks:
+        pictures = sum(map(len, leaks))
+        yield (
+            f"LEAK: {len(leaks)} pictures stand in several of the given splits ({pictures} files, "
+            f"such as {_example(leaks[0])}), so that test results flatter; nothing was moved. "
+            "Remove them, or take the splits away and let them be cut."
+        )
+    by_group = defaultdict[str, list[int]](list)
+    for number, group in enumerate(grouping.groups):
+        by_group[group].append(number)
+    crossing = [
+        group for group, numbers in by_group.items() if len(_given_splits(inspection, numbers)) > 1
+    ]
+    if len(crossing) > len(leaks):
+        yield (
+            f"LEAK: {len(crossing)} groups stand in several of the given splits, such as "
+            f"{printable(crossing[0])}; nothing was moved."
+        )
+
+
+def _about_labels(grouping: Grouping) -> Iterator[str]:
+    if grouping.label_conflicts:
+        yield (
+            f"{len(grouping.label_conflicts)} pictures stand under several labels, such as "
+            f"{_example(grouping.label_conflicts[0])}; they were kept, decide which label is right."
+        )
+    if grouping.mixed_copies:
+        yield (
+            f"{len(grouping.mixed_copies)} sets of pictures that look alike have several labels, "
+            f"such as {_example(grouping.mixed_copies[0])}; see if the picture shows why."
+        )
+
+
+def _about_files(listing: Listing, inspection: Inspection) -> Iterator[str]:
+    reasons = kinds_of_reasons(inspection.rejected)
+    if reasons:
+        listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        yield f"{len(inspection.rejected)} files were left out: {listed}."
+    links = [
+        item.path for item in inspection.rejected if item.reason.startswith("link to a folder")
+    ]
+    if links:
+        yield f"Folders behind links were not read: {', '.join(map(printable, links[:SHOWN]))}."
+    if listing.ignored:
+        yield (
+            f"{listing.ignored} files were ignored: hidden ones, those that systems leave behind, "
+            "and those beside the class folders."
+        )
+    examples = defaultdict[str, list[tuple[str, str]]](list)
+    for image in inspection.images:
+        for warning in image.warnings:
+            examples[re.sub(r"[\d.]+", "#", warning)].append((warning, image.listed.path))
+    for cases in examples.values():
+        yield f"{len(cases)} images, such as {printable(cases[0][1])}: {printable(cases[0][0])}."
+
+
+def _about_copies(grouping: Grouping) -> Iterator[str]:
+    largest = max(map(len, members_of(grouping.copies)), default=0)
+    if largest > max(LARGE_SET_OF_COPIES, LARGE_SHARE_OF_COPIES * len(grouping.groups)):
+        yield (
+            f"{largest} images look alike and share a group; if they are different, lower "
+            "ingest.near_duplicate_bits."
+        )
+
+
+def _about_classes(counts: dict[str, dict[str, int]]) -> Iterator[str]:
+    totals = {name: sum(by_split.values()) for name, by_split in counts.items()}
+    ratio = _imbalance(counts)
+    if ratio >= IMBALANCE_TO_MENTION:
+        largest, smallest = max(totals, key=totals.__getitem__), min(totals, key=totals.__getitem__)
+        yield (
+            f"The classes are imbalanced {ratio:,.0f} to 1 ({largest} {totals[largest]:,}, "
+            f"{smallest} {totals[smallest]:,}); read balanced accuracy and macro-F1 first."
+        )
+    few = [name for name, by_split in counts.items() if by_split["train"] < FEW_TRAINING_IMAGES]
+    if few:
+        yield f"Fewer than {FEW_TRAINING_IMAGES} training images: {', '.join(few)}."
+    yield from _about_names(list(counts))
+
+
+def _about_names(names: Sequence[str]) -> Iterator[str]:
+    """Mention classes whose names differ only in case, spaces or the encoding of accents."""
+    alike: Callable[[str], str] = lambda name: " ".join(  # noqa: E731
+        unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split()
+    )
+    by_name = defaultdict[str, list[str]](list)
+    for name in names:
+        by_name[alike(name)].append(name)
+    for several in by_name.values():
+        if len(several) > 1:
+            yield f"Classes that may be meant as one: {', '.join(map(ascii, several))}."

@@ -1,0 +1,198 @@
+"""Opens every listed file once: is it a usable image, what is its content, what does it look like.
+
+All bad files are found before anything is said about them; no image is kept in memory.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from tasks.errors import DataError, ImageError
+from tasks.images.decode import decode_image
+from tasks.images.descriptors import digest_of_files
+from tasks.images.folders import why_not_regular
+from tasks.images.listing import ListedImage, Listing, first_of, printable
+from tasks.images.perceptual import perceptual_hash
+from tasks.params import IngestParams
+from tasks.progress import progress
+from tasks.records import Rejected
+
+LARGEST_FILE_BYTES = 1 << 30
+FILES_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedImage:
+    """One usable image.
+
+    Attributes:
+        listed: Path, label and what the source says about split and group.
+        sha256: Of the bytes of the file.
+        width: Pixels, upright.
+        height: Pixels, upright.
+        mode: Pillow's mode of the file.
+        look: Its perceptual hash, None where it is too flat to have one.
+        warnings: What the decoder ignored or converted.
+    """
+
+    listed: ListedImage
+    sha256: str
+    width: int
+    height: int
+    mode: str
+    look: bytes | None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """Result of opening all files of a listing.
+
+    Attributes:
+        images: Usable ones, sorted by path (code point).
+        rejected: The others with those the listing had rejected, sorted by path.
+        digests: (path, sha256) of every file that could be read, usable or not.
+    """
+
+    images: tuple[CheckedImage, ...]
+    rejected: tuple[Rejected, ...]
+    digests: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """One file: its sha256 if it could be read, and either the image or the reason why not."""
+
+    path: str
+    sha256: str | None
+    image: CheckedImage | None
+    reason: str
+
+
+def inspect_images(
+    root: Path, listing: Listing, params: IngestParams, *, workers: int
+) -> Inspection:
+    """Read, decode and hash every listed file.
+
+    Args:
+        root: Folder on this machine that the paths are relative to.
+        listing: The files.
+        params: Limits of size.
+        workers: Threads; the result does not depend on them.
+    """
+    listed = listing.images
+    chunks = [listed[at : at + FILES_AT_ONCE] for at in range(0, len(listed), FILES_AT_ONCE)]
+    opened: list[_Opened] = []
+    with ThreadPoolExecutor(workers) as pool, progress("check", len(listed)) as meter:
+        try:
+            for results in pool.map(partial(_open_all, root, params), chunks):
+                opened += results
+                meter.advance(len(results))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    rejected = [Rejected(item.path, item.reason) for item in opened if item.image is None]
+    return Inspection(
+        images=tuple(item.image for item in opened if item.image is not None),
+        rejected=tuple(sorted([*listing.rejected, *rejected], key=lambda item: item.path)),
+        digests=tuple((item.path, item.sha256) for item in opened if item.sha256 is not None),
+    )
+
+
+def _open_all(root: Path, params: IngestParams, images: Sequence[ListedImage]) -> list[_Opened]:
+    return [_open(root / image.path, image, params) for image in images]
+
+
+def _open(file: Path, listed: ListedImage, params: IngestParams) -> _Opened:
+    sha256 = None
+    try:
+        content = _read(file)
+        sha256 = hashlib.sha256(content).hexdigest()
+        decoded = decode_image(
+            content,
+            max_pixels=params.max_pixels,
+            min_side_px=params.min_side_px,
+            suffix=file.suffix,
+        )
+    except ImageError as err:
+        return _Opened(listed.path, sha256, None, str(err))
+    look = perceptual_hash(decoded.image)
+    image = CheckedImage(
+        listed, sha256, decoded.width, decoded.height, decoded.mode, look, decoded.warnings
+    )
+    return _Opened(listed.path, sha256, image, "")
+
+
+def _read(file: Path) -> bytes:
+    """Read a regular file whole; raises ImageError with the reason if it is none."""
+    try:
+        found = file.stat()
+        reason = why_not_regular(found.st_mode)
+        if reason:
+            raise ImageError(reason)
+        if found.st_size > LARGEST_FILE_BYTES:
+            raise ImageError(f"too large ({found.st_size:,} bytes)")
+        return file.read_bytes()
+    except FileNotFoundError as err:
+        raise ImageError("no such file") from err
+    except PermissionError as err:
+        raise ImageError(
+            "permission denied (give yourself the right to read it: chmod u+r)"
+        ) from err
+    except OSError as err:
+        raise ImageError(f"cannot be read ({err.strerror})") from err
+
+
+def check_pin(root: Path, listing: Listing, inspection: Inspection) -> None:
+    """Make sure that packaged files are the pinned ones; does nothing for other sources.
+
+    Raises:
+        DataError: The files are others than the descriptor says.
+    """
+    pin = listing.pin
+    if pin is None:
+        return
+    table = hashlib.sha256((root / pin.table).read_bytes()).hexdigest()
+    found = digest_of_files([*inspection.digests, (pin.table, table)])
+    if found != pin.sha256:
+        raise DataError(
+            f"{listing.origin.name}: the files of package {listing.origin.package} are not those "
+            f"of the descriptor (sha256 over all is {found}, expected {pin.sha256}); {pin.advice}"
+        )
+
+
+def check_share_of_bad(inspection: Inspection, params: IngestParams, *, written_to: Path) -> None:
+    """Apply the policy about bad files.
+
+    Args:
+        inspection: What was found.
+        params: `on_bad` and `max_bad_fraction`.
+        written_to: Where the whole list of bad files lies by now.
+
+    Raises:
+        DataError: There are bad files and the policy is fail, or there are too many of them.
+    """
+    bad, usable = inspection.rejected, len(inspection.images)
+    share = len(bad) / max(usable + len(bad), 1)
+    if not bad or (params.on_bad == "quarantine" and share <= params.max_bad_fraction):
+        return
+    allowed = (
+        "none (ingest.on_bad is fail)"
+        if params.on_bad == "fail"
+        else f"a share of {params.max_bad_fraction:g} (ingest.max_bad_fraction)"
+    )
+    lines = (f"{printable(item.path)}: {item.reason}" for item in bad)
+    raise DataError(
+        f"{len(bad):,} of {usable + len(bad):,} files cannot be used; allowed: {allowed}. Repair "
+        f"or remove them; the whole list is in {written_to}:{first_of(lines)}"
+    )
+
+
+def kinds_of_reasons(rejected: Sequence[Rejected]) -> dict[str, int]:
+    """Count rejected files by the kind of reason, the words before the details in parentheses."""
+    counts = Counter(item.reason.split(" (")[0] for item in rejected)
+    return dict(sorted(counts.items()))

@@ -1,0 +1,165 @@
+"""Stage ingest: which images there are, are they sound, what belongs together, what trains.
+
+Writes the manifest, the list of truth of all later stages, with the health of the data beside it.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tasks.artifacts import Manifest, write_manifest, write_record, write_rejected
+from tasks.entry import read_paths, run_stage
+from tasks.errors import DataError
+from tasks.images.duplicates import Grouping, group_images
+from tasks.images.health import describe_health
+from tasks.images.listing import Listing
+from tasks.images.sources import list_images, resolve_root
+from tasks.images.splits import Assignment, assign_splits
+from tasks.images.tables import read_groups
+from tasks.images.validate import (
+    Inspection,
+    check_pin,
+    check_share_of_bad,
+    inspect_images,
+)
+from tasks.machine import read_machine
+from tasks.params import IngestParams, load_params
+from tasks.records import Health, ManifestRow
+
+log = logging.getLogger(__name__)
+
+
+def ingest(
+    listing: Listing,
+    inspection: Inspection,
+    named_groups: Sequence[tuple[str, str]],
+    *,
+    params: IngestParams,
+    seed: int,
+) -> tuple[Manifest, Health]:
+    """Group and split the usable images.
+
+    Args:
+        listing: What the source holds.
+        inspection: What was found when its files were opened.
+        named_groups: (path, group) as given by the user.
+        params: Shares, policies and the tolerance of the perceptual hash.
+        seed: Of the splits.
+
+    Returns:
+        The manifest, sorted by path, and the health of the data.
+
+    Raises:
+        DataError: There are fewer than two classes, or they cannot be split as asked.
+    """
+    images = inspection.images
+    _check_classes(listing, inspection)
+    grouping = group_images(images, named_groups, near_bits=params.near_duplicate_bits)
+    assignment = assign_splits(
+        [image.listed.label for image in images],
+        grouping.groups,
+        [image.listed.split for image in images],
+        params=params,
+        seed=seed,
+    )
+    manifest = _manifest(inspection, grouping, assignment)
+    health = describe_health(
+        manifest, listing, inspection, grouping=grouping, remarks=assignment.remarks
+    )
+    return manifest, health
+
+
+def _check_classes(listing: Listing, inspection: Inspection) -> None:
+    """Refuse fewer than two classes, and a class none of whose files can be used."""
+    usable = {image.listed.label for image in inspection.images}
+    lost = sorted({image.label for image in listing.images} - usable)
+    if lost:
+        raise DataError(
+            f"{listing.origin.name}: no file of class {', '.join(lost)} can be used; "
+            "see quarantine.csv"
+        )
+    if len(usable) < 2:
+        raise DataError(
+            f"{listing.origin.name}: found {len(usable)} class(es) "
+            f"({', '.join(usable) or 'none'}); "
+            "a classifier needs at least two, each a folder of its own below the source"
+        )
+
+
+def _manifest(inspection: Inspection, grouping: Grouping, assignment: Assignment) -> Manifest:
+    rows = zip(inspection.images, grouping.groups, assignment.splits, strict=True)
+    return Manifest(
+        [
+            ManifestRow(
+                path=image.listed.path,
+                label=image.listed.label,
+                split=split,
+                group=group,
+                sha256=image.sha256,
+                width=image.width,
+                height=image.height,
+                mode=image.mode,
+            )
+            for image, group, split in rows
+        ]
+    )
+
+
+def summarize(health: Health) -> str:
+    """Say in one line what was found."""
+    totals = {name: sum(counts.values()) for name, counts in health.class_counts.items()}
+    shown = sorted(totals, key=lambda name: (-totals[name], name))
+    names = ", ".join(f"{name} {totals[name]:,}" for name in shown[:5])
+    more = ", ..." if len(shown) > 5 else ""
+    splits = ", ".join(f"{split} {count:,}" for split, count in health.split_counts.items())
+    return (
+        f"{health.images:,} images of {len(totals)} classes ({names}{more}), "
+        f"{health.rejected:,} bad, {health.exact_duplicates:,} copies, "
+        f"{health.near_duplicates:,} near copies, "
+        f"{health.groups:,} groups; {splits}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the source and the groups, check, group and split, write."""
+    paths = read_paths(
+        "ingest",
+        __doc__ or "",
+        argv,
+        reads=("source", "groups"),
+        writes=("manifest", "health", "quarantine", "origin"),
+    )
+    params = load_params(paths.params)
+    listing = list_images(paths.source)
+    named_groups = read_groups(paths.groups, _known_paths(listing))
+    inspection = _inspect(listing, params.ingest, paths.quarantine)
+    manifest, health = ingest(
+        listing, inspection, named_groups, params=params.ingest, seed=params.seed
+    )
+    write_manifest(paths.manifest, manifest)
+    write_record(paths.health, health)
+    write_record(paths.origin, listing.origin)
+    for warning in health.warnings:
+        log.warning("%s", warning)
+    if listing.origin.license:
+        log.info("license of %s: %s", listing.origin.name, listing.origin.license)
+    log.info("%s", summarize(health))
+
+
+def _known_paths(listing: Listing) -> list[str]:
+    return [image.path for image in listing.images] + [item.path for item in listing.rejected]
+
+
+def _inspect(listing: Listing, params: IngestParams, quarantine: Path) -> Inspection:
+    """Open every file; the list of bad ones is written before the policy may stop the run."""
+    root = resolve_root(listing.origin)
+    inspection = inspect_images(root, listing, params, workers=read_machine().decode_workers)
+    check_pin(root, listing, inspection)
+    write_rejected(quarantine, inspection.rejected)
+    check_share_of_bad(inspection, params, written_to=quarantine)
+    return inspection
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("ingest", main))
