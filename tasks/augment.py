@@ -189,7 +189,8 @@ def _check_space(needed: int, folder: Path) -> None:
     if needed > free:
         raise ArtifactError(
             f"{folder}: the packed pixels need {needed / GIGABYTE:.2f} GB and "
-            f"{free / GIGABYTE:.2f} GB are free; lower augment.views or augment.image_px, or make room"
+            f"{free / GIGABYTE:.2f} GB are free; lower augment.views or augment.image_px, "
+            "or make room"
         )
 
 

@@ -4,7 +4,9 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -17,10 +19,8 @@ SHEET_IMAGES = 8
 
 TILE, GAP, COLUMN_GAP, MARGIN, CAPTION = 144, 8, 24, 16, 24  # pixels
 TILES_ACROSS = 8
-FONT_SIZE = 14
+FONT, FONT_SIZE = "fonts/ttf/DejaVuSans.ttf", 13  # knows more letters than Pillow's own font
 PAPER, INK, PALE = (255, 255, 255), (28, 32, 38), (118, 124, 132)
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def draw_contact_sheet(strips: Sequence[Strip]) -> bytes:
     across, down = tiles * (TILE + GAP) - GAP + COLUMN_GAP, CAPTION + TILE + GAP
     size = (2 * MARGIN - COLUMN_GAP + columns * across, 2 * MARGIN - GAP + lines * down)
     sheet = Image.new("RGB", size, PAPER)
-    font = ImageFont.load_default(FONT_SIZE)
+    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / FONT, FONT_SIZE)
     for number, strip in enumerate(strips):
         line, column = divmod(number, columns)
         _draw_strip(sheet, (MARGIN + column * across, MARGIN + line * down), strip, font)
@@ -66,7 +66,9 @@ def draw_contact_sheet(strips: Sequence[Strip]) -> bytes:
     return file.getvalue()
 
 
-def _draw_strip(sheet: Image.Image, corner: tuple[int, int], strip: Strip, font: Font) -> None:
+def _draw_strip(
+    sheet: Image.Image, corner: tuple[int, int], strip: Strip, font: ImageFont.FreeTypeFont
+) -> None:
     draw = ImageDraw.Draw(sheet)
     for number, view in enumerate(strip.views[:TILES_ACROSS]):
         x, y = corner[0] + number * (TILE + GAP), corner[1]
@@ -76,7 +78,7 @@ def _draw_strip(sheet: Image.Image, corner: tuple[int, int], strip: Strip, font:
         sheet.paste(tile.resize((TILE, TILE), Image.Resampling.BICUBIC), (x, y + CAPTION))
 
 
-def _fitted(text: str, font: Font) -> str:
+def _fitted(text: str, font: ImageFont.FreeTypeFont) -> str:
     """Replace what cannot be printed and shorten the text to the width of a tile."""
     shown = "".join(char if char.isprintable() else "?" for char in text)
     if font.getlength(shown) <= TILE:

@@ -4,6 +4,7 @@ Only the formats of `READERS` are ever tried, chosen by content; nothing starts 
 """
 
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -50,9 +51,7 @@ _UPRIGHT = MappingProxyType(
     }
 )
 
-_EIGHT_BIT_MODES = frozenset(
-    {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
-)
+_EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +120,7 @@ def decode_image(
 def _describe(err: Exception, content: bytes) -> str:
     if isinstance(err, Image.DecompressionBombError):
         return "too many pixels (a frame is larger than Pillow allows)"
-    if "truncated" in str(err).lower():
+    if re.search("truncated|no more images", str(err), re.IGNORECASE):  # the latter of GIF
         return str(truncated(content))
     return f"damaged ({str(err) or type(err).__name__})"
 
@@ -181,8 +180,6 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
         raise ImageError(f"unsupported color mode ({image.mode}; save it as RGB)")
     if not image.has_transparency_data:
         return image.convert("RGB"), []
-    if image.mode == "La":
-        image = image.convert("LA")
     layer = image.convert("RGBA")
     canvas = Image.new("RGB", image.size, BACKGROUND)
     canvas.paste(layer, mask=layer)

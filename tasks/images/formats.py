@@ -108,17 +108,15 @@ def _check_jpeg(content: bytes) -> None:
     """Refuse a JPEG without end marker after its first scan, also if zeros pad it to length."""
     at = 2
     while at + 4 <= len(content):
-        if content[at] != 0xFF:
-            return  # no marker where one should be: the decoder judges
         marker = content[at + 1]
+        if content[at] != 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD9:
+            return  # no segment where one should be: the decoder judges
         if marker == 0xDA:  # start of scan; thumbnails lie before, trailers after
             if content.find(b"\xff\xd9", at) < 0:
                 break
             return
         if marker == 0xFF:  # fill byte
             at += 1
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD7:  # markers without length
-            at += 2
         else:
             at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
     raise truncated(content)
