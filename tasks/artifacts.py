@@ -1,13 +1,14 @@
 """Reading and writing of every artifact: one reader and one writer side by side.
 
-A write goes to a temporary name in the same folder, is synced and renamed: whoever is killed at any moment
-leaves the old file or the new one. Same content, same bytes.
+A write goes to a temporary name in the same folder, is synced and renamed: whoever is killed at
+any moment leaves the old file or the new one. Same content, same bytes.
 """
 
 import csv
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import psutil
 import safetensors.numpy
 from numpy.typing import NDArray
 from pydantic import ValidationError
@@ -29,7 +31,7 @@ R = TypeVar("R", bound=Record)
 Array = NDArray[Any]
 
 
-# whole files and folders ---------------------------------------------------------------------------
+# whole files and folders -------------------------------------------------------------------------
 
 
 @contextmanager
@@ -42,6 +44,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
@@ -58,25 +61,49 @@ def replacing_file(path: Path) -> Iterator[Path]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder to fill; on success it replaces the folder `path` whole.
 
+    The old folder is moved aside first: between two renames there is neither, never a mix.
+
     Raises:
-        ArtifactError: The disk is full or the folder cannot be written.
+        ArtifactError: The disk is full or the folder cannot be written; `path` is left as it was.
     """
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    aside = path.parent / f".{path.name}.{os.getpid()}.old.tmp"
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        temporary.mkdir()
         yield temporary
-        for file in sorted(temporary.rglob("*")):
+        for file in [*sorted(temporary.rglob("*")), temporary]:
             _sync(file)
-        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():
+            os.replace(path, aside)
         os.replace(temporary, path)
         _sync(path.parent)
     except OSError as err:
         raise ArtifactError(
-            f"{path}: cannot be written ({err.strerror or err}); run the stage again"
+            f"{path}: cannot be written ({err.strerror or err}); nothing was changed"
         ) from err
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if aside.exists() and not path.exists():
+            os.replace(aside, path)
+        _remove(temporary)
+        _remove(aside)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what killed processes left beside `path`, so that it does not fill the disk."""
+    leftover = re.compile(rf"\.{re.escape(path.name)}\.(\d+)(\.old)?\.tmp")
+    for entry in path.parent.iterdir():
+        match = leftover.fullmatch(entry.name)
+        if match and (int(match[1]) == os.getpid() or not psutil.pid_exists(int(match[1]))):
+            _remove(entry)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
@@ -94,8 +121,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a UTF-8 text file atomically; line ends stay as given."""
-    write_bytes(path, content.encode("utf-8"))
+    r"""Write a UTF-8 text file atomically; bytes of names that are not UTF-8 become `\udcXX`."""
+    write_bytes(path, content.encode("utf-8", "backslashreplace"))
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -107,7 +134,7 @@ def _read_bytes(path: Path) -> bytes:
         ) from err
 
 
-# json ----------------------------------------------------------------------------------------------
+# json --------------------------------------------------------------------------------------------
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -122,12 +149,13 @@ def read_record(path: Path, kind: type[R]) -> R:
         ArtifactError: The file is missing or does not hold such a record.
     """
     try:
-        return kind.model_validate_json(_read_bytes(path))
+        return kind.model_validate(read_json(path))
     except ValidationError as err:
         first = err.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise ArtifactError(
-            f"{path}: is no {kind.__name__} ({where}: {first['msg']}); run the stage that writes it again"
+            f"{path}: is no {kind.__name__} ({where}: {first['msg']}); "
+            "run the stage that writes it again"
         ) from err
 
 
@@ -150,42 +178,61 @@ def read_json(path: Path) -> Any:
         ) from err
 
 
-# tables --------------------------------------------------------------------------------------------
+# tables ------------------------------------------------------------------------------------------
 
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a csv file; floats with full precision, names with surrogates escaped as written."""
+    """Write a csv file; floats with full precision, names that are not UTF-8 as their bytes."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
+    plain = csv.writer(text, lineterminator="\n")
+    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    plain.writerow(header)
+    for row in rows:  # readers end a row at a carriage return that the plain writer does not quote
+        (quoted if any("\r" in cell for cell in row if isinstance(cell, str)) else plain).writerow(
+            row
+        )
     write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def read_table(path: Path) -> list[dict[str, str]]:
+def read_table(path: Path, header: Sequence[str] | None = None) -> list[dict[str, str]]:
     """Read a csv file as one mapping a row.
 
+    Args:
+        path: The file.
+        header: The columns it must have, in this order; any where None.
+
     Raises:
-        ArtifactError: The file is missing, or a row has more or fewer cells than the header.
+        ArtifactError: The file is missing or empty, has other columns, or a row has more or fewer
+            cells than there are columns.
     """
     text = _read_bytes(path).decode("utf-8", "surrogateescape")
-    reader = csv.reader(io.StringIO(text, newline=""))
-    header = next(reader, [])
-    rows = []
-    for row in reader:
-        if len(row) != len(header):
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        found, *rows = list(reader) or [[]]
+    except csv.Error as err:
+        raise ArtifactError(
+            f"{path}:{reader.line_num}: {err}; run the stage that writes it again"
+        ) from err
+    if not found or (header is not None and found != list(header)):
+        wanted = f", expected {','.join(header)}" if header else ""
+        raise ArtifactError(
+            f"{path}: has the columns {','.join(found) or '(none)'}{wanted}; "
+            "run the stage that writes it again"
+        )
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(found):
             raise ArtifactError(
-                f"{path}:{reader.line_num}: {len(row)} cells, expected {len(header)} ({','.join(header)})"
+                f"{path}: row {number} has {len(row)} cells, expected {len(found)} "
+                f"({','.join(found)}); run the stage that writes it again"
             )
-        rows.append(dict(zip(header, row, strict=True)))
-    return rows
+    return [dict(zip(found, row, strict=True)) for row in rows]
 
 
 class Manifest:
     """The list of truth: every usable image with label, split and group.
 
-    Rows keep the order of the file. The images of a split are numbered in that order, from 0: row i of a
-    pixel store or feature array of that split belongs to image i.
+    Rows keep the order of the file. The images of a split are numbered in that order, from 0: row i
+    of a pixel store or feature array of that split belongs to image i.
     """
 
     def __init__(self, rows: Sequence[ManifestRow]) -> None:
@@ -211,6 +258,7 @@ class Manifest:
 
 
 MANIFEST_COLUMNS = [field.name for field in fields(ManifestRow)]
+REJECTED_COLUMNS = [field.name for field in fields(Rejected)]
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
@@ -224,12 +272,7 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         ArtifactError: The file is missing or no manifest.
     """
-    table = read_table(path)
-    if table and list(table[0]) != MANIFEST_COLUMNS:
-        raise ArtifactError(
-            f"{path}: columns {list(table[0])}, expected {MANIFEST_COLUMNS}; rerun ingest"
-        )
-    return Manifest([_manifest_row(path, row) for row in table])
+    return Manifest([_manifest_row(path, row) for row in read_table(path, MANIFEST_COLUMNS)])
 
 
 def _manifest_row(path: Path, row: dict[str, str]) -> ManifestRow:
@@ -250,15 +293,15 @@ def _manifest_row(path: Path, row: dict[str, str]) -> ManifestRow:
 
 def write_rejected(path: Path, rejected: Sequence[Rejected]) -> None:
     """Write quarantine.csv."""
-    write_table(path, ["path", "reason"], (astuple(item) for item in rejected))
+    write_table(path, REJECTED_COLUMNS, (astuple(item) for item in rejected))
 
 
 def read_rejected(path: Path) -> list[Rejected]:
     """Read quarantine.csv."""
-    return [Rejected(path=row["path"], reason=row["reason"]) for row in read_table(path)]
+    return [Rejected(**row) for row in read_table(path, REJECTED_COLUMNS)]
 
 
-# arrays and tensors ----------------------------------------------------------------------------------
+# arrays and tensors ------------------------------------------------------------------------------
 
 
 def write_array(path: Path, array: Array) -> None:
@@ -275,7 +318,7 @@ def read_array(path: Path) -> Array:
     """
     try:
         array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, EOFError) as err:
         raise ArtifactError(
             f"{path}: cannot be read ({err}); run the stage that writes it"
         ) from err
@@ -285,9 +328,20 @@ def read_array(path: Path) -> Array:
 def write_tensors(
     path: Path, tensors: Mapping[str, Array], note: Mapping[str, str] | None = None
 ) -> None:
-    """Write named arrays as safetensors, in the order of their names; `note` goes into the header."""
+    """Write named arrays as safetensors; `note` goes into the header. Same arrays, same bytes."""
     ordered = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}
-    write_bytes(path, safetensors.numpy.save(ordered, metadata=dict(sorted((note or {}).items()))))
+    write_bytes(path, _with_note(safetensors.numpy.save(ordered), note or {}))
+
+
+def _with_note(content: bytes, note: Mapping[str, str]) -> bytes:
+    """Put a note into a safetensors file, sorted: the library writes its keys in random order."""
+    if not note:
+        return content
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = {"__metadata__": dict(sorted(note.items()))} | json.loads(content[8:start])
+    text = json.dumps(header, separators=(",", ":")).encode()
+    padded = text + b" " * (-len(text) % 8)
+    return len(padded).to_bytes(8, "little") + padded + content[start:]
 
 
 def read_tensors(path: Path) -> dict[str, Array]:
