@@ -49,7 +49,9 @@ def load_finetuned(model: Path, summary: Finetuned) -> Classifier:
         hidden=summary.hidden,
         dropout=summary.dropout,
     )
-    classifier = Classifier(create_architecture(summary.backbone), head)
+    classifier = Classifier(
+        create_architecture(summary.backbone, image_px=summary.input.image_px), head
+    )
     arrays = read_tensors(model)
     strange = [name for name in arrays if not name.startswith((BACKBONE, HEAD))]
     if strange:

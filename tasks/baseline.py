@@ -1,0 +1,243 @@
+"""Train a new head on the frozen features: logistic regression, and an MLP where asked for.
+
+Val chooses. The linear head stays unless the MLP is better beyond doubt: it has fewer ways to be
+wrong, and a model that ends in it can be exported as a plain timm model.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from tasks.artifacts import (
+    Manifest,
+    read_array,
+    read_manifest,
+    write_array,
+    write_record,
+)
+from tasks.backbones.runtime import configure_torch
+from tasks.entry import read_paths, run_stage
+from tasks.errors import ArtifactError
+from tasks.machine import read_machine
+from tasks.params import BaselineParams, load_params
+from tasks.records import Baseline, Candidate, Split
+from tasks.statistics import accuracy_interval
+from tasks.training.gate import RESAMPLES, ValSet, judge_change
+from tasks.training.heads import HeadKind, apply_head, build_head, write_head
+from tasks.training.logistic import Labelled, LinearFit, measure_moments
+from tasks.training.losses import image_losses, right_images
+from tasks.training.mlp import fit_mlp
+from tasks.training.state import Logits
+from tasks.training.strength import choose_linear
+
+log = logging.getLogger(__name__)
+
+CONFIDENCE = 0.95  # of the interval of the val accuracy
+MLP_CONFIDENCE = 0.9  # with which the MLP must be better to be chosen
+OVERFIT_GAP = 0.1  # train minus val accuracy that is worth a note
+OVERFIT_RISE = 1.02  # val loss over its lowest value that is worth a note
+
+
+@dataclass(frozen=True)
+class FrozenBaseline:
+    """The chosen head, its summary and its logits on val, float32 (N_val, C)."""
+
+    head: nn.Module
+    summary: Baseline
+    val_logits: Logits
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One trained head, what it says about val, and what is worth telling about it."""
+
+    kind: HeadKind
+    setting: str
+    head: nn.Module
+    train_accuracy: float
+    val_logits: Logits
+    notes: Sequence[str] = ()
+
+
+def train_baseline(
+    train: Labelled, val: Labelled, params: BaselineParams, *, class_names: list[str], seed: int
+) -> FrozenBaseline:
+    """Train the heads and choose one on val.
+
+    Args:
+        train: Features, float32 (N, V, D), of the training images in all of their views.
+        val: Features, float32 (N_val, 1, D), of the val images.
+        params: The `baseline` block.
+        class_names: A label is an index into it.
+        seed: The run's seed.
+    """
+    classes = len(class_names)
+    tried, chosen = _train_linear(train, val, params, classes=classes, seed=seed)
+    notes = list(chosen.notes)
+    if params.mlp:
+        mlp = _train_mlp(train, val, params, classes=classes, seed=seed)
+        tried = [*tried, mlp]
+        verdict = judge_change(
+            chosen.val_logits,
+            mlp.val_logits,
+            ValSet(val.labels, val.groups),
+            confidence=MLP_CONFIDENCE,
+            seed=seed,
+        )
+        chosen = mlp if verdict.better else chosen
+        notes += [*mlp.notes, f"From the linear head to the MLP, {verdict.reason}."]
+    notes += _note_overfit(chosen, val)
+    summary = Baseline(
+        head=chosen.kind,
+        hidden=params.mlp_hidden if chosen.kind == "mlp" else 0,
+        dropout=params.mlp_dropout if chosen.kind == "mlp" else 0.0,
+        feature_dim=train.features.shape[2],
+        classes=class_names,
+        candidates=[_describe(one, val, chosen=one is chosen) for one in tried],
+        val_accuracy=accuracy_interval(
+            right_images(chosen.val_logits, val.labels),
+            val.groups,
+            confidence=CONFIDENCE,
+            resamples=RESAMPLES,
+            seed=seed,
+        ),
+        val_loss=float(image_losses(chosen.val_logits, val.labels).mean()),
+        majority_accuracy=float(np.mean(val.labels == np.bincount(train.labels).argmax())),
+        notes=notes,
+    )
+    return FrozenBaseline(chosen.head, summary, chosen.val_logits)
+
+
+def _train_linear(
+    train: Labelled, val: Labelled, params: BaselineParams, *, classes: int, seed: int
+) -> tuple[list[Trained], Trained]:
+    """Train the path of linear heads; give all of them and the chosen one."""
+    path = choose_linear(train, val, params.l2_strengths, classes=classes, seed=seed)
+    tried = [
+        _judge("linear", f"L2 {fit.strength:g}", _linear_head(fit), train, val) for fit in path.fits
+    ]
+    index = next(number for number, fit in enumerate(path.fits) if fit is path.chosen)
+    notes = [f"The L2 strength {path.chosen.strength:g} was chosen by {path.chosen_by}."]
+    ends = {min(params.l2_strengths): "smallest", max(params.l2_strengths): "largest"}
+    if path.chosen.strength in ends and len(params.l2_strengths) > 1:
+        end = ends[path.chosen.strength]
+        notes.append(f"It is the {end} of baseline.l2_strengths; a wider range may be better.")
+    tried[index] = replace(tried[index], notes=notes)
+    return tried, tried[index]
+
+
+def _linear_head(fit: LinearFit) -> nn.Module:
+    classes, dim = fit.weight.shape
+    head = build_head("linear", dim, classes, hidden=0, dropout=0.0)
+    head.load_state_dict(
+        {"weight": torch.from_numpy(fit.weight), "bias": torch.from_numpy(fit.bias)}
+    )
+    return head
+
+
+def _train_mlp(
+    train: Labelled, val: Labelled, params: BaselineParams, *, classes: int, seed: int
+) -> Trained:
+    moments = measure_moments(train, np.arange(len(train.labels)))
+    fit = fit_mlp(train, val, moments, params, classes=classes, seed=seed)
+    setting = f"{params.mlp_hidden} hidden units, epoch {fit.best_epoch} of {len(fit.epochs)}"
+    last, best = fit.epochs[-1], fit.epochs[fit.best_epoch - 1]
+    notes = []
+    if last.train_loss < best.train_loss and last.val_loss > OVERFIT_RISE * best.val_loss:
+        notes.append(
+            f"The MLP overfits after epoch {fit.best_epoch}: train loss fell from "
+            f"{best.train_loss:.3f} to {last.train_loss:.3f} while val loss rose from "
+            f"{best.val_loss:.3f} to {last.val_loss:.3f}; epoch {fit.best_epoch} was kept."
+        )
+    return replace(_judge("mlp", setting, fit.head, train, val), notes=notes)
+
+
+def _judge(
+    kind: HeadKind, setting: str, head: nn.Module, train: Labelled, val: Labelled
+) -> Trained:
+    right = right_images(apply_head(head, train.features[:, 0]), train.labels)
+    return Trained(kind, setting, head, float(right.mean()), apply_head(head, val.features[:, 0]))
+
+
+def _describe(trained: Trained, val: Labelled, *, chosen: bool) -> Candidate:
+    return Candidate(
+        head=trained.kind,
+        setting=trained.setting,
+        val_loss=float(image_losses(trained.val_logits, val.labels).mean()),
+        val_accuracy=float(right_images(trained.val_logits, val.labels).mean()),
+        train_accuracy=trained.train_accuracy,
+        chosen=chosen,
+    )
+
+
+def _note_overfit(chosen: Trained, val: Labelled) -> list[str]:
+    val_accuracy = float(right_images(chosen.val_logits, val.labels).mean())
+    if chosen.train_accuracy - val_accuracy < OVERFIT_GAP:
+        return []
+    return [
+        f"The head overfits: accuracy {chosen.train_accuracy:.3f} on train, {val_accuracy:.3f} on "
+        "val. More images or views, or fine-tuning, may help more than another head."
+    ]
+
+
+def read_features(folder: Path, manifest: Manifest, split: Split) -> Labelled:
+    """Map the features of a split and put labels and groups beside them.
+
+    Raises:
+        ArtifactError: The split has no image, or the features are not those of the manifest.
+    """
+    features = read_array(folder / "features.npy")
+    labels = manifest.labels(split)
+    if features.ndim != 3 or len(features) != len(labels) or not len(labels):
+        raise ArtifactError(
+            f"{folder}: features of shape {features.shape} for {len(labels)} {split} images, "
+            "expected (images, views, features); rerun extract"
+        )
+    if not all(np.isfinite(features[at : at + 4096]).all() for at in range(0, len(labels), 4096)):
+        raise ArtifactError(f"{folder}: a feature is NaN or infinite; rerun extract")
+    return Labelled(features, labels, manifest.groups(split))
+
+
+def main(argv: Sequence[str] | None) -> None:
+    """Read features, train the heads, write the chosen one."""
+    paths = read_paths(
+        "baseline",
+        "Train a new head on the frozen features",
+        argv,
+        reads=["manifest", "train-features", "val-features"],
+        writes=["head", "summary", "val-logits"],
+    )
+    params = load_params(paths.params)
+    configure_torch(read_machine(), params.seed)
+    manifest = read_manifest(paths.manifest)
+    baseline = train_baseline(
+        read_features(paths.train_features, manifest, "train"),
+        read_features(paths.val_features, manifest, "val"),
+        params.baseline,
+        class_names=manifest.class_names,
+        seed=params.seed,
+    )
+    write_head(paths.head, baseline.head)
+    write_record(paths.summary, baseline.summary)
+    write_array(paths.val_logits, baseline.val_logits)
+    summary = baseline.summary
+    for note in summary.notes:
+        log.info("%s", note)
+    log.info(
+        "the %s head reaches val accuracy %.3f [%.3f, %.3f]; always naming the largest class %.3f",
+        summary.head,
+        summary.val_accuracy.value,
+        summary.val_accuracy.low,
+        summary.val_accuracy.high,
+        summary.majority_accuracy,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("baseline", main))

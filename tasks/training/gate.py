@@ -1,0 +1,104 @@
+"""Whether one model is better than another on the same val images, with an interval."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from tasks.records import Estimate
+from tasks.statistics import (
+    GroupBootstrap,
+    Interval,
+    paired_accuracy_interval,
+    percentile_interval,
+)
+from tasks.training.losses import image_losses, right_images
+from tasks.training.sampling import Indices
+from tasks.training.state import Logits
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class ValSet:
+    """What judges: labels, int64 (N,), and the group of each image."""
+
+    labels: Indices
+    groups: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What val says about a change.
+
+    Attributes:
+        accuracy: Change in accuracy.
+        better: The whole interval of the accuracy's change is above 0.
+        worse: The accuracy fell beyond doubt; or it is in doubt, and the loss rose beyond doubt.
+        reason: One sentence.
+    """
+
+    accuracy: Estimate
+    better: bool
+    worse: bool
+    reason: str
+
+
+def judge_change(
+    before: Logits, after: Logits, val: ValSet, *, confidence: float, seed: int
+) -> Verdict:
+    """Compare the logits (N, C) of two models on val.
+
+    Accuracy speaks first. A change that it leaves in doubt is judged by the loss, which sees more:
+    how sure the model is of every image.
+
+    Args:
+        before: Logits of the model that is changed.
+        after: Logits of the changed model.
+        val: Labels and groups of the images.
+        confidence: Of the two-sided intervals, in [0.5, 1).
+        seed: The run's seed.
+    """
+    accuracy = paired_accuracy_interval(
+        right_images(before, val.labels),
+        right_images(after, val.labels),
+        val.groups,
+        confidence=confidence,
+        resamples=RESAMPLES,
+        seed=seed,
+    )
+    rises = image_losses(after, val.labels) - image_losses(before, val.labels)
+    loss = _mean_interval(rises, val.groups, confidence=confidence, seed=seed)
+    assert accuracy.low is not None
+    assert accuracy.high is not None
+    fell, rose = accuracy.high < 0, accuracy.low > 0
+    loss_rose = loss is not None and loss.low > 0
+    return Verdict(
+        accuracy=accuracy,
+        better=rose,
+        worse=fell or (loss_rose and not rose),
+        reason=_describe(accuracy, float(rises.mean()), loss, confidence),
+    )
+
+
+def _mean_interval(
+    values: "np.ndarray[tuple[int], np.dtype[np.float64]]",
+    groups: Sequence[str],
+    *,
+    confidence: float,
+    seed: int,
+) -> Interval | None:
+    bootstrap = GroupBootstrap(groups, resamples=RESAMPLES, seed=seed)
+    sums = sparse.csr_array(np.stack([values, np.ones(len(values))]))
+    means = bootstrap.replicates(sums, lambda drawn: drawn[:1] / drawn[1:])[0]
+    return percentile_interval(float(values.mean()), means, bootstrap, confidence=confidence)
+
+
+def _describe(accuracy: Estimate, rise: float, loss: Interval | None, confidence: float) -> str:
+    spread = "" if loss is None else f" [{loss.low:+.3f}, {loss.high:+.3f}]"
+    return (
+        f"val accuracy changed by {100 * accuracy.value:+.1f} points "
+        f"[{100 * (accuracy.low or 0):+.1f}, {100 * (accuracy.high or 0):+.1f}], val loss by "
+        f"{rise:+.3f}{spread} ({confidence:.0%} intervals, {accuracy.n} images)"
+    )

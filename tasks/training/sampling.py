@@ -1,0 +1,48 @@
+"""Which rows a training step sees: order and views are functions of (seed, phase, epoch) alone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+ORDER, VIEWS = 0x4F52, 0x5649  # purposes of the random numbers drawn here
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The images of one step and the row of the pixel store that stands for each, int64 (n,)."""
+
+    images: Indices
+    rows: Indices
+
+
+def count_steps(images: int, batch_size: int) -> int:
+    """Steps of an epoch: full batches and the rest, but no batch of one image beside others."""
+    return max(1, images // batch_size + (images % batch_size > 1))
+
+
+def epoch_batches(
+    images: int, views: int, batch_size: int, *, seed: int, phase: int, epoch: int
+) -> Iterator[Batch]:
+    """Yield every image once, in random order, each in its clean or one of its augmented views.
+
+    A last batch of a single image joins the one before, because batch norm cannot be trained on it.
+
+    Args:
+        images: Number of images, N.
+        views: Augmented views of each, K; row `image * (K + 1) + view`, view 0 is the clean one.
+        batch_size: Images a step, at least 2.
+        seed: The run's seed.
+        phase: Number of the phase.
+        epoch: Number of the epoch within the phase.
+    """
+    order = np.random.default_rng([seed, ORDER, phase, epoch]).permutation(images)
+    drawn = np.random.default_rng([seed, VIEWS, phase, epoch]).integers(0, views + 1, images)
+    steps = count_steps(images, batch_size)
+    for step in range(steps):
+        stop = images if step == steps - 1 else (step + 1) * batch_size
+        chosen = order[step * batch_size : stop]
+        yield Batch(images=chosen, rows=chosen * (views + 1) + drawn[chosen])

@@ -1,0 +1,98 @@
+"""The state of training as plain values: all that an interrupted run needs to go on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tasks.records import Phase
+
+Tensors = Mapping[str, Tensor]
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Weights of the trained layers and their logits (N_val, C); epoch 0: before the phase."""
+
+    epoch: int
+    weights: Tensors
+    val_logits: Logits
+
+
+@dataclass(frozen=True)
+class HistoryRow:
+    """One epoch, numbered on over the phases. `rates` is each group's mean rate over the epoch."""
+
+    phase: int
+    epoch: int
+    rates: Mapping[str, float]
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where training is after an epoch, or before the first one of a phase (epoch 0).
+
+    Attributes:
+        phase: Number of the phase, from 1.
+        epoch: Epochs done in it.
+        start: As the phase began: what a rollback returns to.
+        best: The epoch with the lowest val loss so far; None before the first.
+        weights: The trained layers now.
+        average: Their moving average; empty where none is kept.
+        moments: The optimizer's memory, `<parameter>.<name>`.
+        history: All epochs of all phases.
+        finished: Records of the phases before this one.
+    """
+
+    phase: int
+    epoch: int
+    start: Snapshot
+    best: Snapshot | None
+    weights: Tensors
+    average: Tensors
+    moments: Tensors
+    history: tuple[HistoryRow, ...]
+    finished: tuple[Phase, ...]
+
+
+def copy_tensors(module: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+    """Copy parameters and buffers of a module by name, to the CPU."""
+    state = module.state_dict()
+    return {name: state[name].detach().to("cpu", copy=True) for name in names}
+
+
+@torch.no_grad()
+def load_tensors(module: nn.Module, tensors: Tensors) -> None:
+    """Set parameters and buffers of a module by name, in place: they stay the same objects."""
+    state = module.state_dict()
+    for name, tensor in tensors.items():
+        state[name].copy_(tensor)
+
+
+def copy_moments(module: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Copy the optimizer's memory of every parameter it has stepped, as `<parameter>.<name>`."""
+    return {
+        f"{name}.{key}": value.detach().to("cpu", copy=True)
+        for name, parameter in module.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_moments(module: nn.Module, optimizer: Optimizer, moments: Tensors) -> None:
+    """Replace the optimizer's memory; parameters that `moments` does not name are forgotten."""
+    optimizer.state.clear()
+    parameters = dict(module.named_parameters())
+    for name, value in moments.items():
+        owner, _, key = name.rpartition(".")
+        parameter = parameters[owner]
+        memory = torch.zeros_like(parameter) if value.shape == parameter.shape else value.clone()
+        optimizer.state[parameter][key] = memory.detach().copy_(value)
