@@ -1,0 +1,212 @@
+"""Stage report: one offline page for a person, a model card, and the model to deploy."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from tasks.artifacts import read_record, write_text
+from tasks.backbones.catalogue import load_backbone
+from tasks.backbones.runtime import configure_torch
+from tasks.entry import read_paths, run_stage
+from tasks.errors import ArtifactError, WeightsError
+from tasks.machine import read_machine
+from tasks.params import Params, load_params
+from tasks.records import (
+    AugmentPolicy,
+    BackboneInfo,
+    Baseline,
+    Decision,
+    Finetuned,
+    Health,
+    ImageSource,
+    Metrics,
+    Similarity,
+)
+from tasks.reporting.card import render_card
+from tasks.reporting.export import Shipped, export_model
+from tasks.reporting.findings import Findings
+from tasks.reporting.html import render_report
+from tasks.reporting.provenance import (
+    Provenance,
+    hash_file,
+    installed_versions,
+    list_params,
+    read_code_state,
+)
+from tasks.reporting.tables import (
+    count_confusion,
+    read_bins,
+    read_classes,
+    read_confusion,
+    read_hardest,
+    read_history,
+    read_predictions,
+    read_profile,
+    read_projection,
+    read_ruler,
+)
+from tasks.reporting.text import size
+from tasks.training.classifier import load_finetuned
+from tasks.training.heads import load_head
+
+log = logging.getLogger(__name__)
+
+PROJECT = Path(__file__).parent.parent
+READS = (
+    *("health", "origin", "manifest", "sheet", "policy", "backbone", "cards"),
+    *("similarity", "profile", "projection", "decision", "head", "baseline"),
+    *("model", "finetune", "history", "metrics", "predictions", "classes", "confusion"),
+    *("reliability", "hardest"),
+)
+
+
+def load_shipped(paths: argparse.Namespace, findings: Findings, *, seed: int) -> Shipped:
+    """Build the model that ships.
+
+    Where nothing was fine-tuned, model.safetensors is the frozen backbone with the baseline's head.
+    Where the baseline ships in spite of a fine-tuned model, its backbone is loaded as extract did.
+
+    Raises:
+        ArtifactError: A file is missing or damaged.
+        WeightsError: The pretrained weights cannot be had, or are not those that made the features.
+    """
+    backbone, head = _modules(paths, findings, seed=seed)
+    return Shipped(
+        name=findings.backbone.name,
+        backbone=backbone,
+        head=head,
+        input=findings.backbone.input,
+        fit=findings.policy.fit,
+        classes=findings.health.classes,
+    )
+
+
+def _modules(
+    paths: argparse.Namespace, findings: Findings, *, seed: int
+) -> tuple[nn.Module, nn.Module]:
+    if findings.metrics.shipped == "finetuned" or findings.metrics.finetuned is None:
+        classifier = load_finetuned(paths.model, findings.finetuned)
+        return classifier.backbone, classifier.head
+    info = findings.backbone
+    loaded = load_backbone(info.name, info.weights, image_px=info.input.image_px, seed=seed)
+    if loaded.weights_sha256 != info.weights_sha256:
+        raise WeightsError(
+            f"backbone {info.name}, {info.weights}: sha256 {loaded.weights_sha256}, expected "
+            f"{info.weights_sha256}, from which the features were made; run the pipeline again"
+        )
+    model: Any = loaded.model
+    model.reset_classifier(0)
+    return model, load_head(paths.head, findings.baseline)
+
+
+def tell_about(findings: Findings, provenance: Provenance) -> dict[str, Any]:
+    """Give the facts of regraft.json beside architecture, classes and preprocessing."""
+    return {
+        "temperature": findings.shipped.temperature,
+        "shipped": findings.metrics.shipped,
+        "metrics": findings.shipped.model_dump(mode="json"),
+        "licenses": {
+            "data": findings.origin.license,
+            "pretrained_weights": findings.backbone.weights_license,
+        },
+        "provenance": {
+            "commit": provenance.code.commit,
+            "uncommitted_changes": provenance.code.changes_sha256,
+            "data_sha256": provenance.data_sha256,
+            "pretrained_weights_sha256": findings.backbone.weights_sha256,
+        },
+    }
+
+
+# reading and writing -----------------------------------------------------------------------------
+
+
+def read_findings(paths: argparse.Namespace, params: Params) -> Findings:
+    """Read what the earlier stages wrote.
+
+    Raises:
+        ArtifactError: A file is missing, damaged or from another run than the others.
+    """
+    health, metrics = read_record(paths.health, Health), read_record(paths.metrics, Metrics)
+    predictions = read_predictions(paths.predictions)
+    findings = Findings(
+        title=params.report.title,
+        confidence=params.evaluate.confidence,
+        health=health,
+        origin=read_record(paths.origin, ImageSource),
+        policy=read_record(paths.policy, AugmentPolicy),
+        backbone=read_record(paths.backbone, BackboneInfo),
+        similarity=read_record(paths.similarity, Similarity),
+        decision=read_record(paths.decision, Decision),
+        baseline=read_record(paths.baseline, Baseline),
+        finetuned=read_record(paths.finetune, Finetuned),
+        metrics=metrics,
+        layers=read_profile(paths.profile),
+        places=read_projection(paths.projection),
+        known=read_ruler(paths.cards),
+        history=read_history(paths.history),
+        classes=read_classes(paths.classes),
+        confusion=read_confusion(paths.confusion, health.classes),
+        bins=read_bins(paths.reliability),
+        hardest=read_hardest(paths.hardest),
+        sheet=paths.sheet,
+    )
+    _check_recomputed(paths, findings, count_confusion(predictions, health.classes))
+    return findings
+
+
+def _check_recomputed(
+    paths: argparse.Namespace, findings: Findings, counts: NDArray[np.int64]
+) -> None:
+    """Compare what can be counted in predictions.csv with metrics.json and confusion.csv."""
+    if not np.array_equal(counts, findings.confusion):
+        raise ArtifactError(
+            f"{paths.confusion}: counts other images than {paths.predictions}; run evaluate again"
+        )
+    told = findings.shipped.accuracy
+    counted = float(np.trace(counts) / max(counts.sum(), 1))
+    if told.n != counts.sum() or abs(counted - told.value) > 1e-9:
+        raise ArtifactError(
+            f"{paths.metrics}: accuracy {told.value:.6f} of {told.n} images, {paths.predictions} "
+            f"gives {counted:.6f} on {counts.sum()}; run evaluate again"
+        )
+
+
+def read_provenance(paths: argparse.Namespace, params: Params) -> Provenance:
+    """Find out from what code, data, parameters and packages this run is."""
+    return Provenance(
+        code=read_code_state(PROJECT),
+        data_sha256=hash_file(paths.manifest),
+        params=list_params(params.model_dump(mode="json")),
+        versions=installed_versions(),
+    )
+
+
+def main(argv: Sequence[str] | None) -> None:
+    """Read everything, export the model, write report and model card."""
+    paths = read_paths("report", __doc__, argv, reads=READS, writes=("report", "card", "export"))
+    params = load_params(paths.params)
+    configure_torch(read_machine(), params.seed)
+    findings, provenance = read_findings(paths, params), read_provenance(paths, params)
+    shipped = load_shipped(paths, findings, seed=params.seed)
+    exported = export_model(paths.export, shipped, tell_about(findings, provenance))
+    write_text(paths.report, render_report(findings, exported, provenance))
+    write_text(paths.card, render_card(findings, exported, provenance))
+    log.info(
+        "report at %s, model in %s (%s, loads with timm%s)",
+        paths.report,
+        paths.export,
+        size(exported.size),
+        "" if exported.whole else "; its head is a file of its own",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("report", main))

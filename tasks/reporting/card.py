@@ -1,0 +1,66 @@
+"""The model card: Markdown with the header that the Hugging Face hub reads."""
+
+import html
+import json
+import re
+
+from tasks.reporting.export import Exported
+from tasks.reporting.findings import Findings
+from tasks.reporting.pages import make_environment
+from tasks.reporting.provenance import Provenance
+from tasks.reporting.tables import ClassResult
+from tasks.reporting.text import printable
+from tasks.reporting.usage import loading_code
+from tasks.reporting.verdict import find_alerts, give_verdict, name_shipped
+
+SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$])")
+
+
+def render_card(findings: Findings, exported: Exported, provenance: Provenance) -> str:
+    """Give the card; the same arguments give the same text."""
+    metrics = findings.metrics
+    models = [("frozen baseline", metrics.baseline)]
+    if metrics.finetuned:
+        models.append((findings.tuned_name, metrics.finetuned))
+    template = make_environment(
+        {"md": escape_markdown, "yaml": quote_yaml}, autoescape=False
+    ).get_template("card.md.jinja")
+    text = template.render(
+        f=findings,
+        exported=exported,
+        provenance=provenance,
+        verdict=give_verdict(findings),
+        alerts=find_alerts(findings, provenance.code),
+        classes=findings.health.classes,
+        models=models,
+        weakest=_weakest(findings.classes),
+        license=_name_licenses(findings),
+        shipped_name=name_shipped(findings),
+        head=findings.shipped_head,
+        code=loading_code(whole=exported.whole, head=findings.shipped_head),
+    )
+    return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def escape_markdown(text: str) -> str:
+    """Give a text that Markdown and html show as it is, on one line."""
+    return SPECIAL.sub(r"\\\1", html.escape(printable(text), quote=False))
+
+
+def quote_yaml(text: str) -> str:
+    """Give a text as a YAML string on one line; every json string is one."""
+    return json.dumps(printable(text))
+
+
+def _weakest(classes: list[ClassResult]) -> ClassResult | None:
+    """The class with the lowest recall; None where every recall is the same."""
+    found = [(row.recall.value, row.name, row) for row in classes if row.recall.value is not None]
+    if len({value for value, _, _ in found}) < 2:
+        return None
+    return min(found, key=lambda item: item[:2])[2]
+
+
+def _name_licenses(findings: Findings) -> str:
+    data = findings.origin.license or "not stated"
+    weights = findings.backbone.weights_license or "not stated"
+    return f"data: {data}; pretrained weights: {weights}"

@@ -1,0 +1,223 @@
+"""The model to deploy: a folder that timm loads with `local-dir:`, without any code of Regraft.
+
+config.json, model.safetensors   timm's format: architecture, preprocessing, class names, weights
+head.json, head.safetensors      only where the head is more than timm's linear classifier
+regraft.json                     class names, temperature, preprocessing, test results
+"""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+
+from tasks.artifacts import replacing_folder, write_json, write_tensors
+from tasks.errors import ArtifactError
+from tasks.records import InputSpec
+from tasks.reporting.provenance import hash_file
+
+SAMPLE = 0x45585054  # purpose of the random numbers drawn here
+SAMPLE_IMAGES = 2
+TOLERANCE = 1e-4  # of the largest logit; bit-equal where timm runs the same kernels
+
+Fit = Literal["squash", "crop", "pad"]
+CROP_MODES: Mapping[Fit, str] = {"squash": "squash", "crop": "center", "pad": "border"}
+CARRIED = ("fixed_input_size", "pool_size", "first_conv", "classifier")
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """The model that ships.
+
+    Attributes:
+        name: timm's name of the architecture.
+        backbone: Normalized images to pooled features (N, D), in eval mode.
+        head: Pooled features to logits (N, C), in eval mode.
+        input: What the backbone expects.
+        fit: How an image becomes square.
+        classes: Class names by logit.
+    """
+
+    name: str
+    backbone: nn.Module
+    head: nn.Module
+    input: InputSpec
+    fit: Fit
+    classes: Sequence[str]
+
+    @torch.inference_mode()
+    def logits(self, images: Tensor) -> Tensor:
+        """Give the logits of normalized images."""
+        found: Tensor = self.head(self.backbone(images))
+        return found
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        whole: Whether timm alone gives the logits; if not, it gives features and the head is apart.
+        files: Name and size in bytes of every file.
+        sha256: Of model.safetensors.
+        difference: Largest difference of a logit between the pipeline's model and the reloaded one.
+    """
+
+    whole: bool
+    files: tuple[tuple[str, int], ...]
+    sha256: str
+    difference: float
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weights."""
+        return sum(size for name, size in self.files if name.endswith(".safetensors"))
+
+
+def export_model(folder: Path, shipped: Shipped, about: Mapping[str, Any]) -> Exported:
+    """Write the folder and load it again to see that it gives the same logits.
+
+    Args:
+        folder: Replaced whole.
+        shipped: The model.
+        about: Facts that regraft.json tells beside classes and preprocessing.
+
+    Raises:
+        ArtifactError: The folder cannot be written, or what timm loads from it is another model.
+    """
+    whole = _with_classifier(shipped)
+    with replacing_folder(folder) as temporary:
+        model, classes = whole or shipped.backbone, len(shipped.classes) if whole else 0
+        write_tensors(temporary / "model.safetensors", _arrays(model))
+        write_json(temporary / "config.json", _timm_config(shipped, model, classes))
+        write_json(temporary / "regraft.json", _about(shipped, about, whole=whole is not None))
+        if whole is None:
+            write_tensors(temporary / "head.safetensors", _arrays(shipped.head))
+            write_json(temporary / "head.json", _describe_head(shipped.head))
+        difference = _check(temporary, shipped, whole=whole is not None)
+        sizes = tuple((file.name, file.stat().st_size) for file in sorted(temporary.iterdir()))
+        sha256 = hash_file(temporary / "model.safetensors")
+    return Exported(whole is not None, sizes, sha256, difference)
+
+
+def _with_classifier(shipped: Shipped) -> nn.Module | None:
+    """Put the head into the architecture's own classifier; None where it does not fit."""
+    if not isinstance(shipped.head, nn.Linear):
+        return None
+    model: Any = deepcopy(shipped.backbone)
+    own = set(model.state_dict())
+    model.reset_classifier(len(shipped.classes))
+    classifier = model.get_classifier()
+    if (
+        not isinstance(classifier, nn.Linear)
+        or classifier.weight.shape != shipped.head.weight.shape
+        or len(set(model.state_dict()) - own) != 2  # more than one weight and one bias is new
+    ):
+        return None
+    classifier.load_state_dict(shipped.head.state_dict())
+    whole: nn.Module = model.eval()
+    images = _sample(shipped.input)
+    return whole if _difference(shipped.logits(images), _run(whole, images)) is not None else None
+
+
+def _sample(spec: InputSpec) -> Tensor:
+    """Noise in the place of normalized images."""
+    rng = np.random.default_rng([0, SAMPLE])
+    shape = (SAMPLE_IMAGES, 3, spec.image_px, spec.image_px)
+    return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+
+
+@torch.inference_mode()
+def _run(model: nn.Module, images: Tensor) -> Tensor:
+    outputs: Tensor = model(images)
+    return outputs
+
+
+def _difference(expected: Tensor, found: Tensor) -> float | None:
+    """Largest difference of two tensors; None where it is more than rounding."""
+    if expected.shape != found.shape:
+        return None
+    difference = float((expected - found).abs().max())
+    return difference if difference <= TOLERANCE * (1 + float(expected.abs().max())) else None
+
+
+def _arrays(module: nn.Module) -> dict[str, Any]:
+    return {name: tensor.detach().cpu().numpy() for name, tensor in module.state_dict().items()}
+
+
+def _timm_config(shipped: Shipped, model: Any, classes: int) -> dict[str, Any]:
+    """config.json as `timm.models.save_for_hf` writes it, with this pipeline's preprocessing."""
+    source = model.pretrained_cfg
+    side = shipped.input.image_px
+    preprocessing = {
+        "input_size": [3, side, side],
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "crop_mode": CROP_MODES[shipped.fit],
+        "mean": list(shipped.input.mean),
+        "std": list(shipped.input.std),
+        "num_classes": classes,
+    }
+    config: dict[str, Any] = {
+        "architecture": shipped.name.split(".")[0],
+        "num_classes": classes,
+        "num_features": int(model.num_features),
+        "pretrained_cfg": {key: source[key] for key in CARRIED if key in source} | preprocessing,
+    }
+    if classes:
+        config["label_names"] = list(shipped.classes)
+    if source.get("fixed_input_size"):
+        config["model_args"] = {"img_size": side}
+    return config
+
+
+def _describe_head(head: nn.Module) -> dict[str, Any]:
+    """Say of which layers a head is made, so that it can be built again."""
+    if isinstance(head, nn.Linear):
+        return {"kind": "linear", "feature_dim": head.in_features, "classes": head.out_features}
+    hidden, out = head.get_submodule("hidden"), head.get_submodule("out")
+    return {
+        "kind": "mlp",
+        "layers": ["norm", "hidden", "act", "dropout", "out"],
+        "feature_dim": hidden.in_features,
+        "hidden": hidden.out_features,
+        "classes": out.out_features,
+    }
+
+
+def _about(shipped: Shipped, about: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "architecture": shipped.name,
+        "head": "in model.safetensors" if whole else "in head.safetensors",
+        "classes": list(shipped.classes),
+        "preprocessing": {
+            "image_px": shipped.input.image_px,
+            "fit": shipped.fit,
+            "interpolation": "bicubic",
+            "mean": list(shipped.input.mean),
+            "std": list(shipped.input.std),
+        },
+        **about,
+    }
+
+
+def _check(folder: Path, shipped: Shipped, *, whole: bool) -> float:
+    """Load the folder with timm alone and compare the logits."""
+    model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    images = _sample(shipped.input)
+    outputs = _run(model, images)
+    with torch.inference_mode():
+        found = outputs if whole else shipped.head(outputs)
+    difference = _difference(shipped.logits(images), found)
+    if difference is None:
+        raise ArtifactError(
+            f"exported {shipped.name}, loaded with timm {timm.__version__}, gives other logits than"
+            " the trained model; nothing was exported. Use the timm version of constraints.txt"
+        )
+    return difference

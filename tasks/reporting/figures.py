@@ -1,0 +1,161 @@
+"""Figures on the data and its similarity: classes, ruler, shift by layer, projection.
+
+Bars start at 0; every other axis says where it starts.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+
+from markupsafe import Markup
+
+from tasks.records import SPLITS, GroupShift, MmdResult
+from tasks.reporting.svg import (
+    WIDTH,
+    Drawing,
+    Scale,
+    axis_below,
+    axis_left,
+    box,
+    cloud,
+    figure,
+    line,
+    scale_over,
+    text,
+    text_width,
+    whisker,
+)
+from tasks.reporting.tables import LayerShift, Place
+from tasks.reporting.text import amount, count, plural, printable, shortened
+
+MOST_BARS = 20
+MOST_COLORS = 8
+MOST_PLACES = 6_000
+SPLIT_KINDS = ("split-train", "split-val", "split-test")
+
+
+def class_bars(class_counts: Mapping[str, Mapping[str, int]]) -> Drawing:
+    """Draw the images of each class as a bar of its splits, largest class first.
+
+    Of more than MOST_BARS classes the largest and the smallest half are shown.
+    """
+    totals = {name: sum(counts.values()) for name, counts in class_counts.items()}
+    names = sorted(totals, key=lambda name: (-totals[name], name))
+    left_out = max(0, len(names) - MOST_BARS)
+    if left_out:
+        names = names[: MOST_BARS // 2] + names[-MOST_BARS // 2 :]
+    left = _label_room(names)
+    scale = scale_over(totals.values(), left, WIDTH - 48, include=[0])
+    shapes, y = [], 2.0
+    for number, name in enumerate(names):
+        if left_out and number == MOST_BARS // 2:
+            gap = f"{plural(left_out, 'class', 'classes')} between these not shown"
+            shapes.append(text(left, y + 14, gap, kind="tick"))
+            y += 24
+        shapes.append(text(left - 8, y + 14, shortened(name, 22), anchor="end", kind="key"))
+        shapes.append(_stacked(scale, y, class_counts[name]))
+        shapes.append(text(scale(totals[name]) + 6, y + 14, count(totals[name]), kind="tick"))
+        y += 24
+    label = f"Images of {plural(len(totals), 'class', 'classes')} by split"
+    return Drawing(figure(y + 2, label, shapes), tuple(zip(SPLIT_KINDS, SPLITS, strict=True)))
+
+
+def _label_room(names: Sequence[str]) -> float:
+    return min(175.0, 14 + max(text_width(shortened(name, 22)) for name in names))
+
+
+def _stacked(scale: Scale, y: float, counts: Mapping[str, int]) -> Markup:
+    bars, start = [], 0
+    for split, kind in zip(SPLITS, SPLIT_KINDS, strict=True):
+        images = counts.get(split, 0)
+        x, end = scale(start), scale(start + images)
+        bars.append(box(x, y + 1, end - x, 18, kind, f"{split}: {plural(images, 'image')}"))
+        start += images
+    return Markup("").join(bars)
+
+
+def ruler(known: Sequence[tuple[str, float]], name: str, ours: MmdResult) -> Drawing:
+    """Draw where this data lies among known data sets, by MMD^2 to the source images.
+
+    Args:
+        known: Name and MMD^2 of each known data set.
+        name: What this data set is called.
+        ours: Its MMD^2 with interval.
+    """
+    rows = sorted([(value, label, False) for label, value in known] + [(ours.value, name, True)])
+    left = _label_room([label for _, label, _ in rows])
+    values = [value for value, _, _ in rows]
+    scale = scale_over([*values, ours.high], left, WIDTH - 56, include=[0])
+    bottom = 14.0 + 25 * len(rows)
+    shapes = [axis_below(scale, 8, bottom, "MMD² to the source images (0: same domain)", amount)]
+    for number, (value, label, is_ours) in enumerate(rows):
+        y, strong = 24.0 + 25 * number, " strong" if is_ours else ""
+        bounds = (ours.low, ours.high) if is_ours else None
+        edge = scale(max(ours.high, value) if is_ours else value)
+        shapes += [
+            text(left - 10, y + 4, shortened(label, 22), anchor="end", kind=f"key{strong}"),
+            whisker(scale, y, value, bounds, "finetuned" if is_ours else "known"),
+            text(edge + 9, y + 4, amount(value), kind=f"tick{strong}"),
+        ]
+    label = f"MMD of {printable(name)} among {plural(len(known), 'known data set')}"
+    return Drawing(figure(bottom + 40, label, shapes))
+
+
+def shift_profile(layers: Sequence[LayerShift], groups: Sequence[GroupShift]) -> Drawing:
+    """Draw the batch-norm shift of each layer as a bar from 0, in forward order, and means."""
+    means = {group.group: group.value for group in groups}
+    left, bottom = 48.0, 190.0
+    scale = scale_over(
+        [*(layer.shift for layer in layers), *means.values()], bottom, 26, include=[0]
+    )
+    step = (WIDTH - left - 6) / len(layers)
+    shapes = [axis_left(scale, left, WIDTH - 6, "shift (0: as in pretraining)", amount)]
+    x = left
+    for number, (group, members) in enumerate(groupby(layers, key=lambda layer: layer.group)):
+        start = x
+        for layer in members:
+            top = scale(layer.shift)
+            tip = f"{printable(layer.layer)}: {amount(layer.shift)}"
+            shapes.append(
+                box(x + step * 0.12, top, step * 0.76, bottom - top, f"bar-{number % 2}", tip)
+            )
+            x += step
+        if group in means:
+            height = scale(means[group])
+            shapes.append(line(start + 1, height, x - 1, height, "mean"))
+        shapes.append(text((start + x) / 2, 206, str(number), anchor="middle", kind="tick"))
+    axis = "group of layers, from input to output"
+    shapes.append(text((left + WIDTH) / 2, 225, axis, anchor="middle", kind="axis"))
+    return Drawing(
+        figure(232, f"Batch-norm shift of {plural(len(layers), 'layer')}", shapes),
+        (("bar-0", "layer (groups alternate)"), ("line mean", "mean of its group")),
+    )
+
+
+def projection(places: Sequence[Place], classes: Sequence[str]) -> Drawing:
+    """Draw images as dots in the plane of the projected features: source gray, data by class.
+
+    More classes than MOST_COLORS share one color; of very many images, every n-th is shown.
+    """
+    shown = places[:: -(-len(places) // MOST_PLACES)]
+    x_scale = scale_over([place.x for place in shown], 10, WIDTH - 10)
+    y_scale = scale_over([place.y for place in shown], 330, 10)
+    shapes, keys = [box(1, 1, WIDTH - 2, 338, "frame")], []
+    for kind, name, members in _layers_of(shown, classes):
+        if members:
+            shapes.append(cloud([(x_scale(place.x), y_scale(place.y)) for place in members], kind))
+            keys.append((kind, name))
+    label = f"Features of {plural(len(shown), 'image')} projected to two dimensions"
+    return Drawing(figure(340, label, shapes), tuple(keys))
+
+
+def _layers_of(
+    places: Sequence[Place], classes: Sequence[str]
+) -> list[tuple[str, str, list[Place]]]:
+    source = [place for place in places if place.kind == "source"]
+    target = [place for place in places if place.kind != "source"]
+    if len(classes) > MOST_COLORS:
+        return [("source", "source images", source), ("series-0", "this data", target)]
+    return [("source", "source images", source)] + [
+        (f"series-{number}", name, [place for place in target if place.label == name])
+        for number, name in enumerate(classes)
+    ]

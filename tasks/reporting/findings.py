@@ -1,0 +1,72 @@
+"""What the earlier stages found out, in one place."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.records import (
+    AugmentPolicy,
+    BackboneInfo,
+    Baseline,
+    Decision,
+    Finetuned,
+    Health,
+    ImageSource,
+    Metrics,
+    Scores,
+    Similarity,
+)
+from tasks.reporting.tables import Bin, ClassResult, Epoch, HardImage, LayerShift, Place
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that report and model card tell about data, training and results.
+
+    Attributes:
+        title: Of the report.
+        confidence: Of the intervals of the test results, in (0, 1).
+        known: Name and MMD^2 of known data sets.
+        confusion: Of the shipped model on test, int64 (C, C), rows are labels.
+        sheet: JPEG of the augmented views.
+    """
+
+    title: str
+    confidence: float
+    health: Health
+    origin: ImageSource
+    policy: AugmentPolicy
+    backbone: BackboneInfo
+    similarity: Similarity
+    decision: Decision
+    baseline: Baseline
+    finetuned: Finetuned
+    metrics: Metrics
+    layers: list[LayerShift]
+    places: list[Place]
+    known: list[tuple[str, float]]
+    history: list[Epoch]
+    classes: list[ClassResult]
+    confusion: NDArray[np.int64]
+    bins: list[Bin]
+    hardest: list[HardImage]
+    sheet: Path
+
+    @property
+    def shipped(self) -> Scores:
+        """Test results of the shipped model."""
+        if self.metrics.shipped == "finetuned" and self.metrics.finetuned:
+            return self.metrics.finetuned
+        return self.metrics.baseline
+
+    @property
+    def tuned_name(self) -> str:
+        """What the model of stage finetune is called."""
+        return "trained from scratch" if self.finetuned.arm == "scratch" else "fine-tuned"
+
+    @property
+    def shipped_head(self) -> str:
+        """Whether the head of the shipped model is linear or an mlp."""
+        return (self.baseline if self.metrics.shipped == "baseline" else self.finetuned).head

@@ -1,0 +1,135 @@
+"""The report: one html page that needs no network, no script and no other file."""
+
+import base64
+import io
+from collections.abc import Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from tasks.errors import ArtifactError
+from tasks.records import Health, Scores
+from tasks.reporting.confusion import matrix, mistakes
+from tasks.reporting.curves import accuracy_curves, loss_curves
+from tasks.reporting.export import Exported
+from tasks.reporting.figures import class_bars, projection, ruler, shift_profile
+from tasks.reporting.findings import Findings
+from tasks.reporting.pages import make_environment
+from tasks.reporting.provenance import Provenance
+from tasks.reporting.results import MOST_CLASSES, class_recalls, comparison, gains, reliability
+from tasks.reporting.svg import Drawing
+from tasks.reporting.tables import Epoch
+from tasks.reporting.usage import loading_code
+from tasks.reporting.verdict import find_alerts, give_verdict, name_shipped
+
+SHEET_BYTES = 1_200_000  # of the embedded contact sheet, at most
+HARDEST_BYTES = 2_000_000  # of all embedded hardest images together
+SMALLEST_PX = 48
+
+
+def render_report(findings: Findings, exported: Exported, provenance: Provenance) -> str:
+    """Give the page; the same arguments give the same text."""
+    template = make_environment({}, autoescape=True).get_template("report.html.jinja")
+    share = HARDEST_BYTES // max(len(findings.hardest), 1)
+    return template.render(
+        f=findings,
+        exported=exported,
+        provenance=provenance,
+        verdict=give_verdict(findings),
+        alerts=find_alerts(findings, provenance.code),
+        passed=_passed_checks(findings.health),
+        drawings=_draw(findings),
+        rates=_peak_rates(findings.history),
+        scores=_score_rows(findings),
+        mistakes=mistakes(findings.confusion, findings.health.classes),
+        most_classes=MOST_CLASSES,
+        sheet=_embed(findings.sheet, SHEET_BYTES),
+        hardest=[(image, _embed(image.picture, share)) for image in findings.hardest],
+        shipped_name=name_shipped(findings),
+        code=loading_code(whole=exported.whole, head=findings.shipped_head),
+    )
+
+
+def _draw(findings: Findings) -> Mapping[str, Drawing]:
+    """Draw every figure that there is something to show in."""
+    similarity, baseline, metrics = findings.similarity, findings.baseline, findings.metrics
+    drawings = {
+        "classes": class_bars(findings.health.class_counts),
+        "comparison": comparison(metrics, findings.tuned_name),
+        "recalls": class_recalls(findings.classes),
+        "confusion": matrix(findings.confusion, findings.health.classes),
+        "reliability": reliability(
+            [row for row in findings.bins if row.model == metrics.shipped], findings.confidence
+        ),
+    }
+    if similarity.mmd:
+        drawings["ruler"] = ruler(findings.known, findings.origin.name, similarity.mmd)
+    if findings.layers:
+        drawings["shift"] = shift_profile(findings.layers, similarity.shift_groups)
+    if findings.places:
+        drawings["projection"] = projection(findings.places, findings.health.classes)
+    if findings.history:
+        phases, history = findings.finetuned.phases, findings.history
+        drawings["loss"] = loss_curves(history, phases, baseline.val_loss)
+        drawings["accuracy"] = accuracy_curves(history, phases, baseline.val_accuracy.value)
+    if metrics.difference:
+        drawings["gains"] = gains(metrics.difference)
+    return drawings
+
+
+def _passed_checks(health: Health) -> list[str]:
+    """Say what was looked for in the data and not found; what was found is in `health.warnings`."""
+    checks = [
+        (health.split_leaks, "No picture stands in more than one split"),
+        (health.label_conflicts, "No picture has more than one label"),
+        (health.rejected, "Every image file could be read"),
+    ]
+    return [words for found, words in checks if not found]
+
+
+def _peak_rates(history: list[Epoch]) -> list[tuple[str, dict[str, float]]]:
+    """Give the highest learning rate of every group in every phase; 0 where it was frozen."""
+    rates = []
+    for phase, members in groupby(history, key=lambda epoch: epoch.phase):
+        peak: dict[str, float] = {}
+        for epoch in members:
+            for name, rate in epoch.rates.items():
+                peak[name] = max(rate, peak.get(name, 0.0))
+        rates.append((phase, peak))
+    return rates
+
+
+def _score_rows(findings: Findings) -> list[tuple[str, Scores]]:
+    rows = [("frozen baseline", findings.metrics.baseline)]
+    if findings.metrics.finetuned:
+        rows.append((findings.tuned_name, findings.metrics.finetuned))
+    return rows
+
+
+def _embed(path: Path, most_bytes: int) -> dict[str, Any]:
+    """Give a JPEG file as a data address with its size in pixels, made smaller if it is too large.
+
+    Raises:
+        ArtifactError: The file is missing or no image.
+    """
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+            picture = image.convert("RGB")
+    except (OSError, UnidentifiedImageError) as err:
+        raise ArtifactError(
+            f"{path}: cannot be read ({err}); run the stage that writes it"
+        ) from err
+    while len(content) > most_bytes and min(picture.size) > SMALLEST_PX:
+        picture = picture.resize((picture.width * 4 // 5, picture.height * 4 // 5))
+        smaller = io.BytesIO()
+        picture.save(smaller, format="JPEG", quality=85)
+        content = smaller.getvalue()
+    address = base64.b64encode(content).decode("ascii")
+    return {
+        "src": f"data:image/jpeg;base64,{address}",
+        "width": picture.width,
+        "height": picture.height,
+    }

@@ -1,0 +1,44 @@
+"""How the templates beside this file are read, and what they can do with numbers and names."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from tasks.reporting import text
+from tasks.reporting.verdict import name_arm
+
+
+def make_environment(
+    filters: Mapping[str, Callable[[str], str]], *, autoescape: bool
+) -> Environment:
+    """Build the environment of the templates; an unknown name in one is an error.
+
+    Args:
+        filters: Further filters by name.
+        autoescape: Whether every value is escaped for html.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "amount": text.amount,
+        "amount_interval": text.amount_interval,
+        "arm": name_arm,
+        "count": text.count,
+        "joined": text.joined,
+        "p_value": text.p_value,
+        "percent": text.percent,
+        "percent_interval": text.percent_interval,
+        "plural": text.plural,
+        "points": text.points,
+        "points_interval": text.points_interval,
+        "printable": text.printable,
+        "size": text.size,
+        **filters,
+    }
+    return environment

@@ -1,0 +1,171 @@
+"""Figures of the test results: models side by side, classes, reliability; always with intervals."""
+
+from collections.abc import Sequence
+from math import floor
+
+from markupsafe import Markup
+
+from tasks.records import Difference, Estimate, Metrics, Scores
+from tasks.reporting.svg import (
+    WIDTH,
+    Drawing,
+    Scale,
+    axis_below,
+    axis_left,
+    dot,
+    figure,
+    line,
+    scale_over,
+    text,
+    text_width,
+    whisker,
+)
+from tasks.reporting.tables import Bin, ClassResult
+from tasks.reporting.text import (
+    count,
+    percent,
+    plural,
+    points,
+    points_interval,
+    shortened,
+)
+from tasks.statistics import wilson_interval
+
+MOST_CLASSES = 25
+SHARES = ("accuracy", "balanced accuracy", "macro-F1")
+
+
+def shares_of(scores: Scores) -> tuple[Estimate, Estimate, Estimate]:
+    """Give the three shares that models are compared by, in the order of SHARES."""
+    return scores.accuracy, scores.balanced_accuracy, scores.macro_f1
+
+
+def comparison(metrics: Metrics, tuned: str) -> Drawing:
+    """Draw the shares of baseline and fine-tuned model with intervals; `tuned` names the latter."""
+    models = [("baseline", metrics.baseline)]
+    if metrics.finetuned:
+        models.append(("finetuned", metrics.finetuned))
+    rows = [
+        (name, [(kind, shares_of(scores)[number]) for kind, scores in models])
+        for number, name in enumerate(SHARES)
+    ]
+    rows[0][1].append(("majority", metrics.majority))
+    drawn = [estimate for _, estimates in rows for _, estimate in estimates]
+    ends = [end for estimate in drawn for end in (estimate.value, *(_bounds(estimate) or ()))]
+    scale = _share_scale(ends, 122, WIDTH - 50)
+    shapes, y = [], 12.0
+    for name, estimates in rows:
+        shapes.append(text(0, y + 4, name, kind="key strong"))
+        for kind, estimate in estimates:
+            shapes.append(whisker(scale, y, estimate.value, _bounds(estimate), kind))
+            edge = scale(max(estimate.value, estimate.high or 0))
+            shapes.append(text(edge + 8, y + 4, percent(estimate.value), kind="tick"))
+            y += 19
+        y += 13
+    shapes.insert(
+        0, axis_below(scale, 2, y - 8, _share_axis("share of test images", scale), _whole)
+    )
+    names = {"baseline": "frozen baseline", "finetuned": tuned}
+    keys = [(kind, names[kind]) for kind, _ in models] + [("majority", "always the largest class")]
+    return Drawing(figure(y + 32, "Test results with intervals", shapes), tuple(keys))
+
+
+def gains(difference: Difference) -> Drawing:
+    """Draw fine-tuned minus baseline in points with intervals, around 0."""
+    estimates = (difference.accuracy, difference.balanced_accuracy, difference.macro_f1)
+    ends = [end for estimate in estimates for end in (estimate.value, *(_bounds(estimate) or ()))]
+    scale = scale_over(ends, 122, WIDTH - 20, include=[0])
+    shapes = [
+        axis_below(scale, 2, 122, "points; right of 0: fine-tuning is better", points_tick),
+        line(scale(0), 2, scale(0), 122, "zero"),
+    ]
+    for number, (name, estimate) in enumerate(zip(SHARES, estimates, strict=True)):
+        y = 22.0 + 38 * number
+        words = f"{points(estimate.value)}  ({points_interval(estimate)})"
+        shapes += [
+            text(0, y + 4, name, kind="key strong"),
+            whisker(scale, y, estimate.value, _bounds(estimate), "finetuned"),
+            text(scale(estimate.value), y + 19, words, anchor="middle", kind="tick"),
+        ]
+    return Drawing(figure(162, "Fine-tuned minus baseline with intervals", shapes))
+
+
+def points_tick(value: float) -> str:
+    """Write a share as points of an axis: 0.02 as `+2`."""
+    return points(value, 0 if abs(100 * value - round(100 * value)) < 1e-9 else 1)
+
+
+def class_recalls(classes: Sequence[ClassResult]) -> Drawing:
+    """Draw the recall of each class with its interval, worst first; of many only the worst."""
+    found = [(row.recall.value, row) for row in classes if row.recall.value is not None]
+    worst = sorted(found, key=lambda pair: (pair[0], pair[1].name))[:MOST_CLASSES]
+    left = min(175.0, 16 + max(text_width(shortened(row.name, 22)) for _, row in worst))
+    scale = _share_scale([row.recall.low for _, row in worst], left, WIDTH - 92)
+    bottom = 8.0 + 24 * len(worst)
+    shapes = [axis_below(scale, 2, bottom, _share_axis("recall on test", scale), _whole)]
+    for number, (value, row) in enumerate(worst):
+        y = 17.0 + 24 * number
+        of_all = f"{count(round(value * row.images))} of {count(row.images)}"
+        shapes += [
+            text(left - 10, y + 4, shortened(row.name, 22), anchor="end", kind="key"),
+            whisker(scale, y, value, (row.recall.low, row.recall.high), "finetuned"),
+            text(WIDTH, y + 4, of_all, anchor="end", kind="tick"),
+        ]
+    label = f"Recall of {plural(len(worst), 'class', 'classes')}"
+    return Drawing(figure(bottom + 38, label, shapes))
+
+
+def reliability(bins: Sequence[Bin], confidence: float) -> Drawing:
+    """Draw accuracy against confidence, before and after calibration, with intervals."""
+    low = floor(10 * min([0.9, *(b.confidence for b in bins), *(b.accuracy for b in bins)])) / 10
+    x_scale, y_scale = Scale(low, 1.0, 52, WIDTH - 14), Scale(low, 1.0, 300, 30)
+    shapes = [
+        axis_below(x_scale, 30, 300, _share_axis("confidence", x_scale), _whole),
+        axis_left(y_scale, 52, WIDTH - 14, _share_axis("accuracy", y_scale), _whole),
+        line(x_scale(low), y_scale(low), x_scale(1), y_scale(1), "line reference"),
+    ]
+    for calibrated, kind in ((False, "baseline"), (True, "finetuned")):
+        for b in bins:
+            if b.calibrated == calibrated:
+                bounds = wilson_interval(b.accuracy * b.images, b.images, confidence=confidence)
+                shapes.append(
+                    _upright(x_scale(b.confidence), y_scale, b, (bounds.low, bounds.high), kind)
+                )
+    keys = (
+        ("baseline", "as trained"),
+        ("finetuned", "after temperature scaling"),
+        ("line reference", "confidence equals accuracy"),
+    )
+    return Drawing(figure(340, "Reliability of the probabilities", shapes), keys)
+
+
+def _upright(x: float, scale: Scale, b: Bin, bounds: tuple[float, float], kind: str) -> Markup:
+    spoken = f"confidence {percent(b.confidence)}, accuracy {percent(b.accuracy)}"
+    tip = f"{plural(b.images, 'image')}: {spoken}"
+    return Markup("").join(
+        [
+            line(x, scale(bounds[0]), x, scale(bounds[1]), f"interval {kind}"),
+            dot(x, scale(b.accuracy), kind, tip=tip),
+        ]
+    )
+
+
+def _share_scale(values: Sequence[float], start: float, end: float) -> Scale:
+    """Scale of shares up to 100 %, from a round number below everything drawn."""
+    low = min(values)
+    step = 0.1 if low < 0.8 else 0.05
+    return Scale(max(0.0, floor(low / step - 1e-9) * step), 1.0, start, end)
+
+
+def _share_axis(name: str, scale: Scale) -> str:
+    return name if scale.low == 0 else f"{name} (axis starts at {percent(scale.low, 0)})"
+
+
+def _whole(value: float) -> str:
+    return percent(value, 0)
+
+
+def _bounds(estimate: Estimate) -> tuple[float, float] | None:
+    if estimate.low is None or estimate.high is None:
+        return None
+    return estimate.low, estimate.high

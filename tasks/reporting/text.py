@@ -1,0 +1,115 @@
+"""Numbers and names as a person reads them. Names of files and classes may hold anything."""
+
+import math
+
+from tasks.records import Estimate
+
+MINUS = "\N{MINUS SIGN}"
+NONE = "\N{EN DASH}"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """Write a share as a percentage: 0.912 as `91.2 %`."""
+    return f"{_signed(100 * share, digits)}\N{NO-BREAK SPACE}%"
+
+
+def points(difference: float, digits: int = 1) -> str:
+    """Write a difference of shares in percentage points, with its sign: 0.029 as `+2.9`."""
+    text = _signed(100 * difference, digits)
+    return text if text.startswith(MINUS) or float(text) == 0 else f"+{text}"
+
+
+def percent_interval(estimate: Estimate) -> str:
+    """Write the interval of a share: `88.3 to 93.7 %`, or that there is none."""
+    if estimate.low is None or estimate.high is None:
+        return "no interval"
+    low, high = _signed(100 * estimate.low, 1), _signed(100 * estimate.high, 1)
+    return f"{low} to {high}\N{NO-BREAK SPACE}%"
+
+
+def points_interval(estimate: Estimate) -> str:
+    """Write the interval of a difference of shares: `-0.2 to +5.9`, or that there is none."""
+    if estimate.low is None or estimate.high is None:
+        return "no interval"
+    return f"{points(estimate.low)} to {points(estimate.high)}"
+
+
+def count(number: int) -> str:
+    """Write a whole number with thousands apart: 1557 as `1,557`."""
+    return f"{number:,}"
+
+
+def amount(number: float, digits: int = 3) -> str:
+    """Write any other number with so many significant digits: 0.18604 as `0.186`."""
+    if number == 0 or not math.isfinite(number):
+        return f"{number:g}".replace("-", MINUS)
+    exponent = math.floor(math.log10(abs(number)))
+    if exponent < -4 or exponent > 6:
+        return f"{number:.{digits - 1}e}".replace("-", MINUS)
+    return _signed(number, max(0, digits - 1 - exponent))
+
+
+def amount_interval(estimate: Estimate) -> str:
+    """Write the interval of any other number, or that there is none."""
+    if estimate.low is None or estimate.high is None:
+        return "no interval"
+    return f"{amount(estimate.low)} to {amount(estimate.high)}"
+
+
+def p_value(value: float) -> str:
+    """Write a p-value with its relation: `p = 0.034`, `p < 0.001`."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def size(count_bytes: int) -> str:
+    """Write a file size in decimal units: `13.5 MB`."""
+    if count_bytes < 1_000_000:
+        return f"{count_bytes / 1e3:.0f} kB"
+    return f"{count_bytes / 1e6:.1f} MB"
+
+
+def plural(number: int, noun: str, nouns: str | None = None) -> str:
+    """Write a number with its noun: `1 image`, `1,557 images`."""
+    return f"{count(number)} {noun if number == 1 else nouns or noun + 's'}"
+
+
+def joined(names: list[str], limit: int = 6) -> str:
+    """Write a list of names as a sentence part, cut after `limit` of them."""
+    shown = [printable(name) for name in names[:limit]]
+    if len(names) > limit:
+        return f"{', '.join(shown)} and {len(names) - limit} more"
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+
+
+def printable(name: str) -> str:
+    r"""Give a name with everything that cannot be shown as an escape.
+
+    Line ends, control characters and marks that turn the direction of writing become `\n` or
+    `\u202e`; bytes of a file name that are no UTF-8 become `\xff`.
+    """
+    return "".join(
+        character if character.isprintable() else _escape(character) for character in name
+    )
+
+
+def shortened(name: str, limit: int) -> str:
+    """Cut the middle out of a name longer than `limit` characters."""
+    name = printable(name)
+    if len(name) <= limit:
+        return name
+    head = (limit - 1) * 2 // 3
+    return f"{name[:head]}\N{HORIZONTAL ELLIPSIS}{name[head + 1 - limit :]}"
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # surrogateescape: a byte that is no UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def _signed(number: float, digits: int) -> str:
+    text = f"{number:,.{digits}f}"
+    if text.startswith("-") and not text.strip("-0.,"):
+        text = text[1:]  # no negative zero
+    return text.replace("-", MINUS)

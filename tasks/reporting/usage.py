@@ -1,0 +1,66 @@
+"""The code that a reader copies to use the exported model; tests run it as it is printed."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+BEGIN = """\
+import json
+from pathlib import Path
+
+import timm
+import torch
+from PIL import Image
+
+folder = Path("data/report/model")
+about = json.loads((folder / "regraft.json").read_text(encoding="utf-8"))
+model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+prepare = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+"""
+HEADS: Mapping[str, str] = MappingProxyType(
+    {
+        "inside": "",
+        "linear": """
+# This architecture's own classifier is more than one linear layer: the head is a file of its own.
+from safetensors.torch import load_file
+
+form = json.loads((folder / "head.json").read_text(encoding="utf-8"))
+head = torch.nn.Linear(form["feature_dim"], form["classes"])
+head.load_state_dict(load_file(folder / "head.safetensors"))
+model = torch.nn.Sequential(model, head).eval()
+""",
+        "mlp": """
+# timm's classifier is one linear layer; this head has a hidden one, so it is a file of its own.
+from collections import OrderedDict
+from safetensors.torch import load_file
+
+form = json.loads((folder / "head.json").read_text(encoding="utf-8"))
+head = torch.nn.Sequential(OrderedDict(
+    norm=torch.nn.BatchNorm1d(form["feature_dim"]),
+    hidden=torch.nn.Linear(form["feature_dim"], form["hidden"]),
+    act=torch.nn.ReLU(),
+    dropout=torch.nn.Dropout(),
+    out=torch.nn.Linear(form["hidden"], form["classes"]),
+))
+head.load_state_dict(load_file(folder / "head.safetensors"))
+model = torch.nn.Sequential(model, head).eval()
+""",
+    }
+)
+PREDICT = """
+image = prepare(Image.open("image.jpg").convert("RGB"))
+with torch.inference_mode():
+    logits = model(image[None])
+probabilities = (logits / about["temperature"]).softmax(dim=1)[0]
+best = int(probabilities.argmax())
+print(about["classes"][best], round(float(probabilities[best]), 3))
+"""
+
+
+def loading_code(*, whole: bool, head: str) -> str:
+    """Give Python code that loads the exported model and classifies image.jpg.
+
+    Args:
+        whole: Whether timm alone gives the logits.
+        head: linear or mlp.
+    """
+    return BEGIN + HEADS["inside" if whole else head] + PREDICT
