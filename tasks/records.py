@@ -177,6 +177,16 @@ class GroupShift(Record):
     value: float
 
 
+class KnownSet(Record):
+    """The same measurements of a data set that readers know, as a mark on the ruler."""
+
+    name: str
+    images: int
+    mmd: float
+    shift: float | None  # None: the network has no running statistics
+    transfer_gain: float | None  # None: the set has no labels
+
+
 class Similarity(Record):
     """How far the data is from the source, and what the features are worth (similarity.json)."""
 
@@ -192,6 +202,7 @@ class Similarity(Record):
     transfer_gain: Estimate  # ridge of pretrained minus ridge of random features
     summary: str  # one plain sentence
     notes: list[str]
+    known: list[KnownSet] = []  # nearest to the source first; empty: no ruler for these weights
 
 
 # decide ------------------------------------------------------------------------------------------
