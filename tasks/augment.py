@@ -215,7 +215,8 @@ def main(argv: Sequence[str] | None) -> None:
         reads=["manifest", "origin"],
         writes=["train", "val", "test", "sheet", "policy"],
     )
-    params, workers = load_params(paths.params), read_machine().decode_workers
+    params = load_params(paths.params)
+    workers = read_machine().decode_workers
     manifest = read_manifest(paths.manifest)
     root = resolve_root(read_record(paths.origin, ImageSource))
     policy = describe_policy(manifest, params.augment)

@@ -94,7 +94,7 @@ class View:
         saturation: Factor of the distance to each pixel's gray.
         hue: Turn of the color circle, share of a full one.
         blur_px: Radius of a Gaussian blur, pixels of the view.
-        erase: Box in the view that is grayed out; empty where its width is 0.
+        erase: Box in the view that is grayed out.
     """
 
     rotate_degrees: float = 0.0
@@ -107,7 +107,7 @@ class View:
     saturation: float = 1.0
     hue: float = 0.0
     blur_px: float = 0.0
-    erase: Box = (0.0, 0.0, 0.0, 0.0)
+    erase: Box | None = None
 
 
 def ranges_of(params: AugmentParams) -> AugmentationRanges:
@@ -131,10 +131,12 @@ def draw_view(ranges: AugmentationRanges, *, seed: int, sha256: str, view: int) 
     rng = np.random.default_rng([seed, VIEW_PURPOSE, view, int(sha256, 16)])
     chance = rng.random(3).tolist()
     signed = rng.uniform(-1.0, 1.0, 5).tolist()
-    size, turns = rng.random(4).tolist(), int(rng.integers(1, 4))
+    size, turns = rng.random(3).tolist(), int(rng.integers(1, 4))
+    crop = _draw_crop(ranges.crop_scale_min, ranges.crop_ratio_max, rng)
+    erase = _place(ranges.erase_fraction * size[1], 4.0 ** (size[2] - 0.5), rng)
     return View(
         rotate_degrees=ranges.rotate_degrees * signed[0],
-        crop=_draw_crop(ranges.crop_scale_min, ranges.crop_ratio_max, rng),
+        crop=crop,
         flip_horizontal=chance[0] < ranges.flip_horizontal,
         flip_vertical=chance[1] < ranges.flip_vertical,
         quarter_turns=turns if chance[2] < ranges.quarter_turn else 0,
@@ -143,7 +145,7 @@ def draw_view(ranges: AugmentationRanges, *, seed: int, sha256: str, view: int) 
         saturation=1.0 + ranges.saturation * signed[3],
         hue=ranges.hue * signed[4],
         blur_px=ranges.blur_px * size[0],
-        erase=_place(ranges.erase_fraction * size[1], 4.0 ** (size[2] - 0.5), rng),
+        erase=erase if ranges.erase_fraction > 0 else None,
     )
 
 

@@ -21,7 +21,7 @@ def render_view(frame: Frame, view: View, image_px: int) -> Pixels:
     image = _recolor(image, view)
     if view.blur_px > 0:
         image = image.filter(ImageFilter.GaussianBlur(view.blur_px))
-    if view.erase[2] > 0:
+    if view.erase is not None:
         left, top, right, bottom = _pixel_box(view.erase, image_px)
         image.paste((GRAY, GRAY, GRAY), (left, top, right, bottom))
     return np.asarray(image)
