@@ -1,0 +1,40 @@
+"""What a timm model gives: pooled features, alone or with the logits of its own classifier."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class PooledFeatures(nn.Module):
+    """Normalized images (N, 3, R, R) -> pooled features (N, D) before the classifier."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Give the features of a batch."""
+        timm_model = untyped(self.model)
+        features: torch.Tensor = timm_model.forward_head(
+            timm_model.forward_features(images), pre_logits=True
+        )
+        return features
+
+
+class FeaturesAndLogits(nn.Module):
+    """Normalized images (N, 3, R, R) -> pooled features (N, D), source logits (N, S); one pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.features = PooledFeatures(model)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give features and logits of a batch."""
+        features = self.features(images)
+        return features, untyped(self.features.model).get_classifier()(features)
+
+
+def untyped(model: nn.Module) -> Any:
+    """Give a timm model to the code that uses what timm adds to a module, which has no types."""
+    return model

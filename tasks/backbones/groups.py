@@ -1,0 +1,81 @@
+"""Layer groups of a backbone in forward order, as fine-tuning unfreezes them.
+
+timm's own coarse matcher draws the borders. What it leaves unmatched and is not the classifier (a
+last norm or projection) belongs to the topmost group. The pretrained classifier belongs to none.
+"""
+
+import re
+
+from timm.models._manipulate import group_with_matcher
+from torch import nn
+
+from tasks.backbones.features import untyped
+from tasks.records import LayerGroup
+
+_UNMATCHED = (
+    "~"  # no layer has this name: where the matcher puts it is where it puts what it does not know
+)
+
+
+def layer_groups(model: nn.Module) -> list[LayerGroup]:
+    """Name and parameter count of every layer group, in forward order, without the classifier."""
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    return [
+        LayerGroup(
+            name=_group_name(model, names), parameters=sum(sizes.get(name, 0) for name in names)
+        )
+        for names in parameter_names(model)
+    ]
+
+
+def parameter_names(model: nn.Module) -> list[list[str]]:
+    """Names of the parameters and saved buffers of every layer group, in forward order.
+
+    Every entry of the state dict is in one group, except those of the pretrained classifier.
+    """
+    head = classifier_names(model)
+    names = [name for name in model.state_dict() if name not in head]
+    if not hasattr(model, "group_matcher"):
+        return [names]
+    matcher = untyped(model).group_matcher(coarse=True)
+    numbers = group_with_matcher(
+        ((name, None) for name in [*names, _UNMATCHED]), matcher, reverse=True
+    )
+    matched = [number for name in names if (number := numbers[name]) != numbers[_UNMATCHED]]
+    top = max(matched, default=0)
+    groups: dict[int, list[str]] = {}
+    for name in names:
+        groups.setdefault(min(numbers[name], top), []).append(name)
+    return [groups[number] for number in sorted(groups)]
+
+
+def group_numbers(model: nn.Module) -> dict[str, int]:
+    """Layer group of every parameter and saved buffer by name; the classifier's are left out."""
+    return {name: number for number, names in enumerate(parameter_names(model)) for name in names}
+
+
+def classifier_names(model: nn.Module) -> set[str]:
+    """Names of the parameters and saved buffers of the pretrained classifier; may be empty."""
+    classifier = untyped(model).get_classifier()
+    heads = classifier if isinstance(classifier, tuple) else (classifier,)
+    inside = {id(module) for head in heads for module in head.modules()}
+    return {
+        f"{prefix}.{name}"
+        for prefix, module in model.named_modules()
+        if id(module) in inside
+        for name in module.state_dict()
+    }
+
+
+def _group_name(model: nn.Module, names: list[str]) -> str:
+    """Name a group by what matched its first name: `blocks.3`, or the matcher's own `stem`."""
+    matcher = untyped(model).group_matcher(coarse=True) if hasattr(model, "group_matcher") else None
+    if not isinstance(matcher, dict):
+        return (names[0].rpartition(".")[0] or "stem") if matcher else "all"
+    for key, patterns in matcher.items():
+        for pattern in (
+            [patterns] if isinstance(patterns, str) else [first for first, _ in patterns or ()]
+        ):
+            if match := re.match(pattern, names[0]):
+                return match.group(0) if match.groups() else key
+    return names[0].rpartition(".")[0] or "stem"
