@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from tasks.artifacts import write_json
-from tasks.errors import RegraftError
-from tasks.machine import prepare_memory, read_machine
+from tasks.errors import ArtifactError, RegraftError
+from tasks.machine import Machine, prepare_memory, read_machine
 
 log = logging.getLogger(__name__)
 
@@ -42,28 +42,32 @@ def read_paths(
 def run_stage(stage: str, main: Callable[[Sequence[str] | None], None]) -> int:
     """Run a stage's main and return its exit status.
 
-    0 when it finished; 1 with the message on stderr when a RegraftError stopped it; 130 and 143 after SIGINT
-    and SIGTERM. Any other exception is a defect of Regraft and keeps its traceback. How long it took goes to
-    timings/<stage>.json in the scratch folder, outside DVC.
+    0 when it finished; 1 with the message on stderr when a RegraftError stopped it; 130 and 143
+    after SIGINT and SIGTERM. Any other exception is a defect of Regraft and keeps its traceback.
+    How long it took goes to timings/<stage>.json in the scratch folder, outside DVC.
     """
     _start_log(stage)
     signal.signal(signal.SIGTERM, _terminate)
     started = time.monotonic()
     try:
+        machine = read_machine()
         prepare_memory()
         main(None)
-        _write_timing(stage, time.monotonic() - started)
     except RegraftError as err:
         print(f"{stage} stopped: {err}", file=sys.stderr, flush=True)  # noqa: T201
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
+    _write_timing(stage, time.monotonic() - started, machine)
     return 0
 
 
-def _write_timing(stage: str, seconds: float) -> None:
-    folder = read_machine().scratch / "timings"
-    write_json(folder / f"{stage}.json", {"stage": stage, "seconds": round(seconds, 3)})
+def _write_timing(stage: str, seconds: float, machine: Machine) -> None:
+    path = machine.scratch / "timings" / f"{stage}.json"
+    try:
+        write_json(path, {"stage": stage, "seconds": round(seconds, 3)})
+    except ArtifactError as err:  # the results are written; only how long it took is lost
+        log.warning("%s", err)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

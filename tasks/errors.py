@@ -1,4 +1,4 @@
-"""The exception tree. A message says what is wrong, where, what was found, what is allowed, what to do.
+"""The exception tree. A message says what is wrong, where, what was found, what is allowed.
 
 RegraftError
 ├── ParamsError     params.yaml or a REGRAFT_ environment variable (also a ValueError)
@@ -16,7 +16,7 @@ class RegraftError(Exception):
 
 
 class ParamsError(RegraftError, ValueError):
-    """A value of params.yaml or of the environment is unknown, of the wrong type or out of range."""
+    """A value of params.yaml or of the environment is unknown, of wrong type or out of range."""
 
 
 class DataError(RegraftError, ValueError):

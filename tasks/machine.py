@@ -17,7 +17,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 
 
 class Machine(BaseSettings):
-    """What this machine offers, read from REGRAFT_DEVICE, _THREADS, _WORKERS, _ENGINE and _SCRATCH."""
+    """What this machine offers: REGRAFT_DEVICE, _THREADS, _WORKERS, _ENGINE and _SCRATCH."""
 
     model_config = SettingsConfigDict(env_prefix="REGRAFT_", frozen=True, extra="ignore")
 
@@ -41,7 +41,7 @@ class Machine(BaseSettings):
 
     @property
     def compute_threads(self) -> int:
-        """Threads that computing may use: REGRAFT_THREADS, else the cores this process may run on."""
+        """Threads that computing may use: REGRAFT_THREADS, else the cores this process may use."""
         return self.threads or _usable_cores()
 
     @property
@@ -66,7 +66,7 @@ def read_machine() -> Machine:
         return Machine()
     except ValidationError as err:
         lines = [
-            f"environment variable REGRAFT_{'_'.join(str(part) for part in detail['loc']).upper()} is "
+            f"environment variable REGRAFT_{'_'.join(map(str, detail['loc'])).upper()} is "
             f"{detail['input']!r}; {detail['msg']}"
             for detail in err.errors()
         ]
@@ -76,10 +76,11 @@ def read_machine() -> Machine:
 def prepare_memory() -> None:
     """Let large tensors live in huge pages and keep freed memory for the next batch.
 
-    Convolutions on a CPU allocate and free tens of megabytes a layer. With glibc's defaults each of them is
-    mapped, zeroed page by page and given back; huge pages and a heap that is not trimmed made torch eager
-    three to four times faster (README, Speed). Works when called before the first large tensor is allocated.
-    Values the user has set stay. Does nothing where the C library is not glibc.
+    Convolutions on a CPU allocate and free tens of megabytes a layer. With glibc's defaults each of
+    them is mapped, zeroed page by page and given back; huge pages and a heap that is not trimmed
+    made torch eager three to four times faster (README, Speed). Works when called before the first
+    large tensor is allocated. Values the user has set stay. Does nothing where the C library is not
+    glibc.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if any(

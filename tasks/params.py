@@ -1,23 +1,44 @@
 """Schema of params.yaml and its reader.
 
-Fields have no default values: every value stands in params.yaml, where DVC tracks it. Validators check and
-never change a value, so that a change here alone reruns no stage.
+Fields have no default values: every value stands in params.yaml, where DVC tracks it. Validators
+check and never change a value, so that a change here alone reruns no stage.
 """
 
 import difflib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node
+from ruamel.yaml.tokens import (
+    AliasToken,
+    BlockEndToken,
+    BlockMappingStartToken,
+    BlockSequenceStartToken,
+    FlowMappingEndToken,
+    FlowMappingStartToken,
+    FlowSequenceEndToken,
+    FlowSequenceStartToken,
+)
 
 from tasks.errors import ParamsError
 
 LARGEST_FILE_BYTES = 200_000
+DEEPEST_NESTING = 20
+LONGEST_SHOWN = 100
+KINDS = {"array": "list", "boolean": "true or false", "object": "block of keys"}
+OPENING = (
+    BlockMappingStartToken,
+    BlockSequenceStartToken,
+    FlowMappingStartToken,
+    FlowSequenceStartToken,
+)
+CLOSING = (BlockEndToken, FlowMappingEndToken, FlowSequenceEndToken)
 
 
 class Block(BaseModel):
@@ -32,8 +53,8 @@ class BackboneParams(Block):
     name: str = Field(min_length=1, description="Architecture by its timm name.")
     weights: str = Field(
         min_length=1,
-        description="packaged (wheel on this machine), hub (downloaded by timm), random, or the path of a "
-        ".safetensors file.",
+        description="packaged (wheel on this machine), hub (downloaded by timm), random, or the "
+        "path of a .safetensors file.",
     )
 
 
@@ -47,7 +68,8 @@ class IngestParams(Block):
     )
     groups: str = Field(
         min_length=1,
-        description="csv of path,group: images of one group (patient, device, person) never cross splits.",
+        description="csv of path,group: images of one group (patient, device, person) never cross "
+        "splits.",
     )
     val_fraction: float = Field(
         gt=0, lt=0.5, description="Share of the images for val, in (0, 0.5)."
@@ -73,7 +95,8 @@ class IngestParams(Block):
     near_duplicate_bits: int = Field(
         ge=0,
         le=32,
-        description="Images whose 256-bit perceptual hashes differ in at most so many bits share a group.",
+        description="Images whose 256-bit perceptual hashes differ in at most so many bits share a "
+        "group.",
     )
 
     @model_validator(mode="after")
@@ -117,7 +140,8 @@ class AugmentParams(Block):
 
     image_px: int = Field(ge=16, le=1024, description="Side of the packed square images, pixels.")
     fit: Literal["squash", "crop", "pad"] = Field(
-        description="squash stretches the whole image, crop keeps its center square, pad adds a border."
+        description="squash stretches the whole image, crop keeps its center square, pad adds a "
+        "border."
     )
     views: int = Field(ge=0, le=64, description="Augmented views of each training image.")
     policy: Literal["none", "light", "medium", "heavy", "custom"] = Field(
@@ -164,7 +188,8 @@ class DecideParams(Block):
     """Thresholds of the rules that choose between scratch, frozen and fine-tuned."""
 
     arm: Literal["auto", "scratch", "feature_extraction", "fine_tune"] = Field(
-        description="auto applies the rules; any other value forces that arm and is recorded as forced."
+        description="auto applies the rules; any other value forces that arm and is recorded as "
+        "forced."
     )
     scratch_min_images: int = Field(
         ge=0, description="Training images from which training from scratch is considered."
@@ -193,7 +218,8 @@ class DecideParams(Block):
         for low, high in (("similar_mmd", "far_mmd"), ("similar_shift", "far_shift")):
             if getattr(self, low) >= getattr(self, high):
                 raise ValueError(
-                    f"{low} is {getattr(self, low):g}; allowed: below {high} ({getattr(self, high):g})"
+                    f"{low} is {getattr(self, low):g}; allowed: below {high} "
+                    f"({getattr(self, high):g})"
                 )
         return self
 
@@ -273,8 +299,9 @@ class FinetuneParams(Block):
         """Refuse a backbone rate above the head's and interpolation shares outside [0, 1]."""
         if self.backbone_lr > self.head_lr:
             raise ValueError(
-                f"backbone_lr is {self.backbone_lr:g}; allowed: at most head_lr ({self.head_lr:g}), because "
-                "pretrained layers are destroyed by the rate that a new head needs"
+                f"backbone_lr is {self.backbone_lr:g}; allowed: at most head_lr "
+                f"({self.head_lr:g}), because pretrained layers are destroyed by the rate that a "
+                "new head needs"
             )
         wrong = [share for share in self.interpolation if not 0 <= share <= 1]
         if wrong:
@@ -317,17 +344,19 @@ def load_params(path: Path) -> Params:
     """Read and check params.yaml as DVC reads it (YAML 1.2).
 
     Raises:
-        ParamsError: The file is missing or no YAML mapping, or values are wrong. The message has one line
-            for every problem, with file, line, key path, what was found and what is allowed.
+        ParamsError: The file is missing or no YAML mapping, or values are wrong. The message has
+            one line for every problem: file, line, key path, what was found, what is allowed.
     """
     text = _read_text(path)
-    reader = YAML(typ="safe")
     try:
+        _check_structure(path, text)
         root = YAML(typ="rt").compose(text)
-        values = reader.load(text)
+        values = YAML(typ="safe").load(text)
     except MarkedYAMLError as err:
         line = err.problem_mark.line + 1 if err.problem_mark else 1
         raise ParamsError(f"{path}:{line}: not readable as YAML: {err.problem}") from err
+    except YAMLError as err:  # such as a control character
+        raise ParamsError(f"{path}: not readable as YAML: {str(err).splitlines()[0]}") from err
     if not isinstance(values, dict):
         raise ParamsError(
             f"{path}:1: expected blocks of `key: value`, found {type(values).__name__}"
@@ -345,7 +374,8 @@ def _read_text(path: Path) -> str:
         raw = path.read_bytes()
     except OSError as err:
         raise ParamsError(
-            f"{path}: cannot be read ({err.strerror}); run from the project's root or name it with --params"
+            f"{path}: cannot be read ({err.strerror}); run from the project's root or name it with "
+            "--params"
         ) from err
     if len(raw) > LARGEST_FILE_BYTES:
         raise ParamsError(f"{path}: {len(raw)} bytes; allowed: at most {LARGEST_FILE_BYTES}")
@@ -353,6 +383,18 @@ def _read_text(path: Path) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError as err:
         raise ParamsError(f"{path}: byte {err.start} is not UTF-8") from err
+
+
+def _check_structure(path: Path, text: str) -> None:
+    """Refuse what parameters never need and readers choke on: aliases and deep nesting."""
+    depth = 0
+    for token in YAML(typ="safe", pure=True).scan(text):
+        depth += isinstance(token, OPENING) - isinstance(token, CLOSING)
+        place = f"{path}:{token.start_mark.line + 1}"
+        if isinstance(token, AliasToken):
+            raise ParamsError(f"{place}: alias *{token.value}; write the value out")
+        if depth > DEEPEST_NESTING:
+            raise ParamsError(f"{place}: nested more than {DEEPEST_NESTING} levels deep")
 
 
 def _lines_of(node: Node | None, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
@@ -372,13 +414,18 @@ def _describe(path: Path, detail: ErrorDetails, lines: dict[tuple[str, ...], int
     while known and known not in lines:
         known = known[:-1]
     place = f"{path}:{lines.get(known, 1)}: {'.'.join(where) or 'the file'}"
-    if detail["type"] == "extra_forbidden":
+    if detail["type"] in ("extra_forbidden", "invalid_key"):
         return f"{place} is not a parameter.{_nearest(where)}"
     if detail["type"] == "missing":
         return f"{place} is missing; every value stands in params.yaml: {_allowed(where)}"
     if detail["type"] == "value_error":
         return f"{place}: {detail['msg'].removeprefix('Value error, ')}"
-    return f"{place} is {detail['input']!r}; allowed: {_allowed(where)}"
+    return f"{place} is {_shown(detail['input'])}; allowed: {_allowed(where)}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def _nearest(where: tuple[str, ...]) -> str:
@@ -410,10 +457,15 @@ def leaf_paths() -> list[str]:
     return list(walk(_schema_of(()), ()))
 
 
+@cache
+def _whole_schema() -> dict[str, Any]:
+    return Params.model_json_schema()
+
+
 def _schema_of(where: tuple[str, ...]) -> dict[str, Any]:
     """JSON schema at a key path; empty where there is none."""
-    whole = Params.model_json_schema()
-    schema: dict[str, Any] = whole
+    whole = _whole_schema()
+    schema = whole
     for part in where:
         schema = (
             schema.get("properties", {}).get(part, {})
@@ -445,6 +497,6 @@ def _allowed(where: tuple[str, ...]) -> str:
         if key in schema
     ]
     choices = schema.get("enum")
-    kind = " | ".join(map(str, choices)) if choices else schema.get("type", "a block")
+    kind = " | ".join(choices) if choices else KINDS.get(schema["type"], schema["type"])
     description = schema.get("description", "")
     return ", ".join([kind, *bounds]) + (f" ({description})" if description else "")
