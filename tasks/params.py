@@ -208,9 +208,50 @@ class DecideParams(Block):
     far_shift: float = Field(
         ge=0, le=100, description="Mean batch-norm shift above which the domain counts as far."
     )
+    max_p_value: float = Field(
+        gt=0, le=1, description="p-value of the MMD test above which a difference is not trusted."
+    )
     min_transfer_gain: float = Field(
         ge=-1, le=1, description="Accuracy that pretrained features must gain over random ones."
     )
+    depth_images_per_class: list[int] = Field(
+        min_length=1,
+        max_length=8,
+        description="Images a class up to which each further level of data reaches, ascending, above "
+        "frozen_max_images_per_class; the last level has no end.",
+    )
+    depth_similar: list[float] = Field(
+        description="Share of the backbone's groups unfrozen in a similar domain, one for each level."
+    )
+    depth_intermediate: list[float] = Field(
+        description="The same in an intermediate domain; nowhere less than in a similar one."
+    )
+    depth_far: list[float] = Field(
+        description="The same in a far domain; nowhere less than in an intermediate one."
+    )
+
+    @model_validator(mode="after")
+    def check_depths(self) -> Self:
+        """Refuse depths that fall with more data or with distance."""
+        levels = [self.frozen_max_images_per_class, *self.depth_images_per_class]
+        if levels != sorted(set(levels)):
+            raise ValueError(
+                f"frozen_max_images_per_class and depth_images_per_class are {levels}; allowed: ascending"
+            )
+        nearer = [0.0] * (len(levels) + 1)
+        for name, depths in (
+            ("depth_similar", self.depth_similar),
+            ("depth_intermediate", self.depth_intermediate),
+            ("depth_far", self.depth_far),
+        ):
+            fits = len(depths) == len(nearer) and depths == sorted(depths) and depths[-1] <= 1
+            if not fits or any(far < near for far, near in zip(depths, nearer, strict=True)):
+                raise ValueError(
+                    f"{name} is {depths}; allowed: {len(nearer)} shares in [0, 1] that never fall, none "
+                    f"below the nearer domain's ({nearer})"
+                )
+            nearer = depths
+        return self
 
     @model_validator(mode="after")
     def check_order(self) -> Self:
@@ -429,17 +470,13 @@ def _shown(value: object) -> str:
 
 
 def _nearest(where: tuple[str, ...]) -> str:
+    """Name the parameter that was meant: a neighbor of similar name, or one of another block."""
     siblings = list(_schema_of(where[:-1]).get("properties", {}))
-    paths = [".".join((*where[:-1], name)) for name in siblings]
-    everywhere = paths + [leaf for leaf in leaf_paths() if leaf not in paths]
-    match = difflib.get_close_matches(".".join(where), paths, n=1) or difflib.get_close_matches(
-        where[-1], [leaf.rsplit(".", 1)[-1] for leaf in everywhere], n=1, cutoff=0.75
-    )
-    if match:
-        full = next(
-            leaf for leaf in everywhere if leaf == match[0] or leaf.endswith("." + match[0])
-        )
-        return f" Did you mean {full}?"
+    by_name = {leaf.rsplit(".", 1)[-1]: leaf for leaf in reversed(leaf_paths())}
+    for name in difflib.get_close_matches(where[-1], siblings, n=1):
+        return f" Did you mean {'.'.join((*where[:-1], name))}?"
+    for name in difflib.get_close_matches(where[-1], by_name, n=1, cutoff=0.75):
+        return f" Did you mean {by_name[name]}?"
     return f" Allowed here: {', '.join(siblings)}." if siblings else ""
 
 

@@ -1,0 +1,106 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tasks import machine as module
+from tasks.errors import ParamsError
+from tasks.machine import Machine, prepare_memory, read_machine
+
+GLIBC_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "LD_PRELOAD")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    for name in [*os.environ]:
+        if name.startswith("REGRAFT_") or name in (*GLIBC_VARIABLES, "THP_MEM_ALLOC_ENABLE"):
+            monkeypatch.delenv(name)
+
+
+def test_without_variables_everything_is_found_out():
+    machine = read_machine()
+    assert (machine.device, machine.engine, str(machine.scratch)) == ("auto", "auto", ".regraft")
+    assert machine.compute_threads == machine.decode_workers >= 1
+
+
+def test_variables_set_threads_and_workers(monkeypatch):
+    monkeypatch.setenv("REGRAFT_THREADS", "3")
+    assert (read_machine().compute_threads, read_machine().decode_workers) == (3, 3)
+    monkeypatch.setenv("REGRAFT_WORKERS", "5")
+    assert (read_machine().compute_threads, read_machine().decode_workers) == (3, 5)
+
+
+def test_threads_are_the_cores_this_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {4, 7, 9}, raising=False)
+    assert Machine().compute_threads == 3
+
+
+def test_threads_are_all_cores_where_the_system_cannot_tell(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert Machine().compute_threads == 6
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert Machine().compute_threads == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("DEVICE", "tpu"), ("THREADS", "-1"), ("THREADS", "many"), ("ENGINE", "fast")],
+)
+def test_a_wrong_variable_is_named_with_its_value(monkeypatch, name, value):
+    monkeypatch.setenv(f"REGRAFT_{name}", value)
+    with pytest.raises(ParamsError, match=rf"environment variable REGRAFT_{name} is '{value}'; "):
+        read_machine()
+
+
+def test_every_wrong_variable_gets_a_line(monkeypatch):
+    monkeypatch.setenv("REGRAFT_DEVICE", "tpu")
+    monkeypatch.setenv("REGRAFT_WORKERS", "x")
+    with pytest.raises(ParamsError) as caught:
+        read_machine()
+    assert len(str(caught.value).split("\n")) == 2
+
+
+class FakeLibrary:
+    def __init__(self):
+        self.calls = []
+
+    def mallopt(self, option, value):
+        self.calls.append((option, value))
+
+
+def test_memory_is_kept_and_huge_pages_are_asked_for(monkeypatch):
+    library = FakeLibrary()
+    monkeypatch.setattr(module.ctypes, "CDLL", lambda name: library)
+    prepare_memory()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
+    assert {option for option, _ in library.calls} == {-1, -2, -3}
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
+
+
+@pytest.mark.parametrize("name", GLIBC_VARIABLES)
+def test_what_the_user_set_stays(monkeypatch, name):
+    library = FakeLibrary()
+    monkeypatch.setattr(module.ctypes, "CDLL", lambda name: library)
+    monkeypatch.setenv(name, "1000")
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    prepare_memory()
+    assert library.calls == []
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+
+    def fail(name):
+        raise OSError(name)
+
+    monkeypatch.setattr(module.ctypes, "CDLL", fail)
+    prepare_memory()
+
+
+def test_the_real_c_library_takes_the_settings():
+    code = "from tasks.machine import prepare_memory; prepare_memory(); print(len(bytes(10**8)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "100000000\n"

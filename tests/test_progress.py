@@ -1,0 +1,77 @@
+import io
+import logging
+import sys
+
+import pytest
+
+from tasks import progress as module
+from tasks.progress import progress
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+class Stream(io.StringIO):
+    def __init__(self, terminal):
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self):
+        return self.terminal
+
+
+def test_lines_tell_rate_and_time_left_but_not_more_than_every_ten_seconds(
+    clock, caplog, monkeypatch
+):
+    monkeypatch.setattr(sys, "stderr", Stream(terminal=False))
+    caplog.set_level(logging.INFO)
+    with progress("features", 200) as meter:
+        for _ in range(10):
+            clock.now += 3
+            meter.advance(15)
+    assert [record.getMessage() for record in caplog.records] == [
+        "features: 60 of 200 images, 5 a second, 28 s left",
+        "features: 120 of 200 images, 5 a second, 16 s left",
+    ]
+
+
+def test_a_short_loop_says_nothing(clock, caplog, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Stream(terminal=False))
+    caplog.set_level(logging.INFO)
+    with progress("features", 2) as meter:
+        clock.now += 9
+        meter.advance(2)
+    assert caplog.records == []
+
+
+def test_a_terminal_shows_a_bar(monkeypatch):
+    stream = Stream(terminal=True)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress("features", 4, unit="rows") as meter:
+        meter.advance()
+        meter.advance(3)
+    shown = stream.getvalue()
+    assert "features" in shown
+    assert "4/4" in shown
+    assert "rows/s" in shown
+
+
+def test_an_error_inside_gets_out_and_ends_the_bar(monkeypatch):
+    stream = Stream(terminal=True)
+    monkeypatch.setattr(sys, "stderr", stream)
+    with pytest.raises(RuntimeError, match="inside"), progress("features", 4):
+        raise RuntimeError("inside")
