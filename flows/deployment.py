@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.exceptions import ObjectNotFound
 from prefect.schedules import Schedule
@@ -22,16 +23,17 @@ def read_specification(path: Path = SPECIFICATION) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Serve until stopped. A schedule that was changed in the UI stays as it was changed."""
+    """Serve until stopped. Schedules that were changed in the UI stay as they were changed."""
     specification = read_specification()
     name = specification["name"]
-    schedules = [Schedule(**schedule) for schedule in specification["schedules"]]
+    known = _schedules_on_server(name)
+    first = [Schedule(**schedule) for schedule in specification["schedules"]]
     pipeline.serve(
         name=name,
         description=specification["description"],
         tags=specification["tags"],
         parameters=specification["parameters"],
-        schedules=None if _is_known(name) else schedules,
+        schedules=first if known is None else known,
         global_limit=ConcurrencyLimitConfig(**specification["concurrency_limit"]),
         enforce_parameter_schema=specification["enforce_parameter_schema"],
         pause_on_shutdown=False,
@@ -39,13 +41,22 @@ def main() -> None:
     )
 
 
-def _is_known(name: str) -> bool:
+def _schedules_on_server(name: str) -> list[DeploymentScheduleCreate] | None:
+    """Read the deployment's schedules as the server has them; None where it is not known yet."""
     with get_client(sync_client=True) as client:
         try:
-            client.read_deployment_by_name(f"{pipeline.name}/{name}")
+            deployment = client.read_deployment_by_name(f"{pipeline.name}/{name}")
         except ObjectNotFound:
-            return False
-    return True
+            return None
+    return [
+        DeploymentScheduleCreate(
+            schedule=known.schedule,
+            active=known.active,
+            parameters=known.parameters,
+            slug=known.slug,
+        )
+        for known in deployment.schedules
+    ]
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ BOUNDS = {
     "ge": "at least {}",
     "lt": "below {}",
     "le": "at most {}",
-    "min_length": "length at least {}",
-    "max_length": "length at most {}",
 }
+
+Unset = SkipJsonSchema[None]  # null is allowed, but the schema does not say so
 
 
 class OptionalBlock(BaseModel):
@@ -45,7 +45,7 @@ class OptionalBlock(BaseModel):
 
 def _twin(block: type[BaseModel]) -> type[OptionalBlock]:
     """Make a model with the fields of a block, all of them optional."""
-    fields = {name: _optional(field) for name, field in block.model_fields.items()}
+    fields = {name: _optional(name, field) for name, field in block.model_fields.items()}
     twin: type[OptionalBlock] = create_model(
         f"{block.__name__}Overrides",
         __base__=OptionalBlock,
@@ -56,10 +56,11 @@ def _twin(block: type[BaseModel]) -> type[OptionalBlock]:
     return twin
 
 
-def _optional(field: FieldInfo) -> tuple[Any, Any]:
+def _optional(name: str, field: FieldInfo) -> tuple[Any, Any]:
     """Give type and default of the optional twin of a field.
 
-    The schema says neither null nor default: the form then shows one plain, empty input.
+    The schema says neither null nor default: the form then shows one plain, empty input. A truth
+    value is a choice of two there, because a form's switch has no position for "not set".
     """
     kind: Any = field.annotation
     if isinstance(kind, type) and issubclass(kind, Block):
@@ -68,10 +69,18 @@ def _optional(field: FieldInfo) -> tuple[Any, Any]:
         kind = Annotated[kind, bound]
     described = Field(
         default=None,
+        title=name,
         description=_describe(field),
-        json_schema_extra=lambda schema: schema.pop("default", None),
+        json_schema_extra=_for_the_form,
     )
-    return (kind | Annotated[None, SkipJsonSchema()], described)
+    return (kind | Unset, described)
+
+
+def _for_the_form(schema: dict[str, Any]) -> None:
+    schema.pop("default")
+    if schema.get("type") == "boolean":
+        del schema["type"]
+        schema["enum"] = [True, False]
 
 
 def _describe(field: FieldInfo) -> str | None:

@@ -13,10 +13,12 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from urllib.error import URLError
+
+import psutil
 
 from flows.errors import ServerError
 
@@ -24,6 +26,8 @@ log = logging.getLogger(__name__)
 
 HOST, DEFAULT_PORT = "127.0.0.1", 4200
 HOME = Path(".regraft/prefect")
+NOT_AWAITED = "coroutine 'Runner.astop' was never awaited:RuntimeWarning"  # on SIGTERM; harmless
+DEPLOYMENT = "pipeline/regraft-pipeline"
 START_SECONDS, STOP_SECONDS = 120.0, 30.0
 
 
@@ -56,12 +60,13 @@ def serve(root: Path, port: int) -> None:
     log.info("Starting the Prefect server ...")
     start = ["server", "start", "--host", HOST, "--port", str(port)]
     server_command = [sys.executable, "-m", "prefect", *start]
-    runner_command = [sys.executable, "-m", "flows.deployment"]
+    runner_command = [sys.executable, "-W", f"ignore:{NOT_AWAITED}", "-m", "flows.deployment"]
     server_log = home / "server.log"
     with _running(server_command, environment, server_log) as server:
-        _wait_until_healthy(server, port, server_log)
+        _wait_for_answer(server, port, "health")
         with _running(runner_command, environment) as runner:
-            log.info("Open http://%s:%d  (stop with Ctrl-C)", HOST, port)
+            _wait_for_answer(runner, port, f"deployments/name/{DEPLOYMENT}")
+            log.info("Open http://%s:%d (Deployments, pipeline). Stop with Ctrl-C.", HOST, port)
             _wait_for_any(server, runner)
     raise ServerError(f"the server or the runner ended by itself; see {server_log}")
 
@@ -136,30 +141,38 @@ def _running(
     try:
         yield process
     finally:
-        for number, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, None)):
-            if process.poll() is None:
-                os.killpg(process.pid, number)
-                try:
-                    process.wait(seconds)
-                except subprocess.TimeoutExpired:
-                    continue
+        _end(process)
 
 
-def _wait_until_healthy(server: subprocess.Popen[bytes], port: int, server_log: Path) -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and everything it started, also what is in sessions of its own."""
+    if process.poll() is not None:
+        return
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    for child in family:
+        with suppress(psutil.NoSuchProcess):
+            child.terminate()
+    for child in psutil.wait_procs(family, STOP_SECONDS)[1]:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+
+
+def _wait_for_answer(process: subprocess.Popen[bytes], port: int, path: str) -> None:
+    """Wait until the server answers at a path of its API, as long as a process lives for that."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     give_up = time.monotonic() + START_SECONDS
-    while time.monotonic() < give_up:
-        if server.poll() is not None:
-            break
+    while process.poll() is None and time.monotonic() < give_up:
         try:
-            with opener.open(f"http://{HOST}:{port}/api/health", timeout=5):
+            with opener.open(f"http://{HOST}:{port}/api/{path}", timeout=5):
                 return
         except (URLError, TimeoutError, ConnectionError):
             time.sleep(0.5)
-    said = server_log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
-    raise ServerError(
-        "the Prefect server did not start:\n" + "\n".join([*said, f"see {server_log}"])
-    )
+    raise ServerError(f"http://{HOST}:{port}/api/{path} did not answer; see {HOME / 'server.log'}")
 
 
 def _wait_for_any(*processes: subprocess.Popen[bytes]) -> None:

@@ -85,8 +85,8 @@ def _check_start(root: Path) -> None:
     if not (root / ".git").exists():
         raise IsolationError(
             f"a run with overrides becomes an experiment, that is a git commit; {root} is not the "
-            "top of a git repository. Run `git init`, `git add --all` and `git commit` there, or put "
-            "the values into params.yaml and run without overrides"
+            "top of a git repository. Run `git init`, `git add --all` and `git commit` there, or "
+            "put the values into params.yaml and run without overrides"
         )
     if _try_git(root, "rev-parse", "--verify", "--quiet", "HEAD") is None:
         raise IsolationError(
