@@ -2,9 +2,12 @@
 
 The hash holds the signs of the 256 lowest frequencies of the gray picture. The usual 64 bits are
 too few: within 8 of them 555 of 3,000 small gray clothes (Fashion-MNIST), 394 of 2,062 hand
-signs and 644 of 2,624 solar cells (ELPV) were chained into one group. Within 16 of 256 bits no
-two clothes, signs or drawn characters (Omniglot) meet, the largest group of solar cells has 8
-(one wafer or its sisters), and the pairs looked at were the same thing but for two smooth cells.
+signs and 644 of 2,624 solar cells (ELPV) are chained into one group. Within 16 of 256 bits no
+two clothes, signs or drawn characters (Omniglot) meet; the solar cells that do are photographed
+twice or cut from neighboring wafers (at most 13 a group), and all 18 pairs of 2,527 photos of
+trash are of one object. Of 1,093 images of seven such sets it finds all mirrored and turned
+copies, 98 % of the brightened (by 15 %), 99 and 95 % of the recompressed (JPEG quality 75 and
+50), 86 % of the halved (all but those of 28 pixels), and 4 % of those cropped by 2 % a side.
 """
 
 from dataclasses import dataclass
