@@ -50,7 +50,6 @@ from tasks.reporting.tables import (
     read_predictions,
     read_profile,
     read_projection,
-    read_ruler,
 )
 from tasks.reporting.text import size
 from tasks.training.classifier import load_finetuned
@@ -60,7 +59,7 @@ log = logging.getLogger(__name__)
 
 PROJECT = Path(__file__).parent.parent
 READS = (
-    *("health", "origin", "manifest", "sheet", "policy", "backbone", "cards"),
+    *("health", "origin", "manifest", "sheet", "policy", "backbone"),
     *("similarity", "profile", "projection", "decision", "head", "baseline"),
     *("model", "finetune", "history", "metrics", "predictions", "classes", "confusion"),
     *("reliability", "hardest"),
@@ -150,7 +149,6 @@ def read_findings(paths: argparse.Namespace, params: Params) -> Findings:
         metrics=metrics,
         layers=read_profile(paths.profile),
         places=read_projection(paths.projection),
-        known=read_ruler(paths.cards),
         history=read_history(paths.history),
         classes=read_classes(paths.classes),
         confusion=read_confusion(paths.confusion, health.classes),
@@ -189,7 +187,7 @@ def read_provenance(paths: argparse.Namespace, params: Params) -> Provenance:
     )
 
 
-def main(argv: Sequence[str] | None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Read everything, export the model, write report and model card."""
     paths = read_paths("report", __doc__, argv, reads=READS, writes=("report", "card", "export"))
     params = load_params(paths.params)

@@ -50,7 +50,7 @@ def matrix(counts: Counts, classes: Sequence[str]) -> Drawing:
     cells = _gathered(counts, classes) if len(classes) > MOST_CELLS else _Cells(counts, classes)
     names = [shortened(name, 16) for name in cells.names]
     left = min(130.0, 14 + max(map(text_width, names)))
-    side = min(76.0, (WIDTH - left - 4) / len(names))
+    side = min(92.0, (WIDTH - left - 4) / len(names))
     slanted = side < 10 + max(map(text_width, names))
     top = 28.0 + (min(88.0, left * 0.75) if slanted else 14.0)
     middle = left + side * len(names) / 2
@@ -122,7 +122,7 @@ def _column_name(x: float, y: float, name: str, *, slanted: bool) -> Markup:
     if not slanted:
         return text(x, y, name, anchor="middle", kind="key")
     turned = Markup('<g transform="translate({:.1f} {:.1f}) rotate(-45)">{}</g>')
-    return turned.format(x + 4, y, text(0, 0, name, kind="key"))
+    return turned.format(x, y, text(0, 0, name, kind="key"))
 
 
 def _gathered(counts: Counts, classes: Sequence[str]) -> _Cells:

@@ -21,9 +21,9 @@ from tasks.reporting.svg import (
     text,
 )
 from tasks.reporting.tables import Epoch
-from tasks.reporting.text import amount, percent, printable, shortened
+from tasks.reporting.text import given, percent, printable, shortened
 
-LEFT, TOP, BOTTOM = 52.0, 44.0, 216.0
+LEFT, TOP, BOTTOM = 52.0, 46.0, 222.0
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def loss_curves(history: Sequence[Epoch], phases: Sequence[Phase], baseline: flo
             "cross-entropy loss",
             lambda epoch: epoch.train_loss,
             lambda epoch: epoch.val_loss,
-            amount,
+            given,
             baseline,
         ),
     )
@@ -102,7 +102,7 @@ def _panel(history: Sequence[Epoch], phases: Sequence[Phase], measure: Measure) 
         ("best", "best epoch of a phase, which is kept"),
         ("line reference", "frozen baseline on val"),
     )
-    return Drawing(figure(260, f"{measure.axis} over {len(history)} epochs", shapes), keys)
+    return Drawing(figure(266, f"{measure.axis} over {len(history)} epochs", shapes), keys)
 
 
 def _bands(history: Sequence[Epoch], phases: Sequence[Phase], scale: Scale) -> Markup:
@@ -119,7 +119,7 @@ def _bands(history: Sequence[Epoch], phases: Sequence[Phase], scale: Scale) -> M
         shapes.append(
             text(
                 (left + right) / 2,
-                TOP + 13,
+                TOP - 6,
                 shortened(words, max(room, 2)),
                 anchor="middle",
                 kind="tick",

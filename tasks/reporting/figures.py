@@ -8,7 +8,7 @@ from itertools import groupby
 
 from markupsafe import Markup
 
-from tasks.records import SPLITS, GroupShift, MmdResult
+from tasks.records import SPLITS, GroupShift, KnownSet, MmdResult
 from tasks.reporting.svg import (
     WIDTH,
     Drawing,
@@ -25,7 +25,7 @@ from tasks.reporting.svg import (
     whisker,
 )
 from tasks.reporting.tables import LayerShift, Place
-from tasks.reporting.text import amount, count, plural, printable, shortened
+from tasks.reporting.text import amount, count, given, plural, printable, shortened
 
 MOST_BARS = 20
 MOST_COLORS = 8
@@ -73,20 +73,20 @@ def _stacked(scale: Scale, y: float, counts: Mapping[str, int]) -> Markup:
     return Markup("").join(bars)
 
 
-def ruler(known: Sequence[tuple[str, float]], name: str, ours: MmdResult) -> Drawing:
+def ruler(known: Sequence[KnownSet], name: str, ours: MmdResult) -> Drawing:
     """Draw where this data lies among known data sets, by MMD^2 to the source images.
 
     Args:
-        known: Name and MMD^2 of each known data set.
+        known: The known data sets, measured with the same backbone.
         name: What this data set is called.
         ours: Its MMD^2 with interval.
     """
-    rows = sorted([(value, label, False) for label, value in known] + [(ours.value, name, True)])
+    rows = sorted([(other.mmd, other.name, False) for other in known] + [(ours.value, name, True)])
     left = _label_room([label for _, label, _ in rows])
     values = [value for value, _, _ in rows]
     scale = scale_over([*values, ours.high], left, WIDTH - 56, include=[0])
     bottom = 14.0 + 25 * len(rows)
-    shapes = [axis_below(scale, 8, bottom, "MMD² to the source images (0: same domain)", amount)]
+    shapes = [axis_below(scale, 8, bottom, "MMD² to the source images (0: same domain)", given)]
     for number, (value, label, is_ours) in enumerate(rows):
         y, strong = 24.0 + 25 * number, " strong" if is_ours else ""
         bounds = (ours.low, ours.high) if is_ours else None
@@ -105,10 +105,10 @@ def shift_profile(layers: Sequence[LayerShift], groups: Sequence[GroupShift]) ->
     means = {group.group: group.value for group in groups}
     left, bottom = 48.0, 190.0
     scale = scale_over(
-        [*(layer.shift for layer in layers), *means.values()], bottom, 26, include=[0]
+        [*(layer.shift for layer in layers), *means.values()], bottom, 28, include=[0]
     )
     step = (WIDTH - left - 6) / len(layers)
-    shapes = [axis_left(scale, left, WIDTH - 6, "shift (0: as in pretraining)", amount)]
+    shapes = [axis_left(scale, left, WIDTH - 6, "shift (0: as in pretraining)", given)]
     x = left
     for number, (group, members) in enumerate(groupby(layers, key=lambda layer: layer.group)):
         start = x

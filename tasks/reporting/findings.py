@@ -28,7 +28,6 @@ class Findings:
     Attributes:
         title: Of the report.
         confidence: Of the intervals of the test results, in (0, 1).
-        known: Name and MMD^2 of known data sets.
         confusion: Of the shipped model on test, int64 (C, C), rows are labels.
         sheet: JPEG of the augmented views.
     """
@@ -46,7 +45,6 @@ class Findings:
     metrics: Metrics
     layers: list[LayerShift]
     places: list[Place]
-    known: list[tuple[str, float]]
     history: list[Epoch]
     classes: list[ClassResult]
     confusion: NDArray[np.int64]

@@ -64,8 +64,8 @@ def _draw(findings: Findings) -> Mapping[str, Drawing]:
             [row for row in findings.bins if row.model == metrics.shipped], findings.confidence
         ),
     }
-    if similarity.mmd:
-        drawings["ruler"] = ruler(findings.known, findings.origin.name, similarity.mmd)
+    if similarity.mmd and similarity.known:
+        drawings["ruler"] = ruler(similarity.known, findings.origin.name, similarity.mmd)
     if findings.layers:
         drawings["shift"] = shift_profile(findings.layers, similarity.shift_groups)
     if findings.places:

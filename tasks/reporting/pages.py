@@ -30,6 +30,7 @@ def make_environment(
         "amount_interval": text.amount_interval,
         "arm": name_arm,
         "count": text.count,
+        "given": text.given,
         "joined": text.joined,
         "p_value": text.p_value,
         "percent": text.percent,

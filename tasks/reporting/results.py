@@ -24,6 +24,7 @@ from tasks.reporting.tables import Bin, ClassResult
 from tasks.reporting.text import (
     count,
     percent,
+    percent_interval,
     plural,
     points,
     points_interval,
@@ -45,36 +46,44 @@ def comparison(metrics: Metrics, tuned: str) -> Drawing:
     models = [("baseline", metrics.baseline)]
     if metrics.finetuned:
         models.append(("finetuned", metrics.finetuned))
-    rows = [
-        (name, [(kind, shares_of(scores)[number]) for kind, scores in models])
-        for number, name in enumerate(SHARES)
-    ]
-    rows[0][1].append(("majority", metrics.majority))
-    drawn = [estimate for _, estimates in rows for _, estimate in estimates]
+    drawn = [estimate for _, scores in models for estimate in shares_of(scores)]
     ends = [end for estimate in drawn for end in (estimate.value, *(_bounds(estimate) or ()))]
-    scale = _share_scale(ends, 122, WIDTH - 50)
+    scale = _share_scale(ends, 128, WIDTH - 50)
     shapes, y = [], 12.0
-    for name, estimates in rows:
+    for number, name in enumerate(SHARES):
         shapes.append(text(0, y + 4, name, kind="key strong"))
-        for kind, estimate in estimates:
-            shapes.append(whisker(scale, y, estimate.value, _bounds(estimate), kind))
-            edge = scale(max(estimate.value, estimate.high or 0))
-            shapes.append(text(edge + 8, y + 4, percent(estimate.value), kind="tick"))
+        for kind, scores in models:
+            shapes.append(_measured(scale, y, shares_of(scores)[number], kind))
+            y += 19
+        if number == 0:
+            shapes.append(_measured(scale, y, metrics.majority, "majority"))
             y += 19
         y += 13
-    shapes.insert(
-        0, axis_below(scale, 2, y - 8, _share_axis("share of test images", scale), _whole)
-    )
+    shapes.insert(0, axis_below(scale, 2, y - 8, _share_axis("share of images", scale), _whole))
     names = {"baseline": "frozen baseline", "finetuned": tuned}
     keys = [(kind, names[kind]) for kind, _ in models] + [("majority", "always the largest class")]
     return Drawing(figure(y + 32, "Test results with intervals", shapes), tuple(keys))
+
+
+def _measured(scale: Scale, y: float, estimate: Estimate, kind: str) -> Markup:
+    """Draw a share with its interval and number; one left of the axis is written only."""
+    if estimate.value < scale.low:
+        words = f"\N{LEFTWARDS ARROW} {percent(estimate.value)} ({percent_interval(estimate)})"
+        return text(scale.start, y + 4, words, kind="tick")
+    edge = scale(max(estimate.value, estimate.high or 0))
+    return Markup("").join(
+        [
+            whisker(scale, y, estimate.value, _bounds(estimate), kind),
+            text(edge + 8, y + 4, percent(estimate.value), kind="tick"),
+        ]
+    )
 
 
 def gains(difference: Difference) -> Drawing:
     """Draw fine-tuned minus baseline in points with intervals, around 0."""
     estimates = (difference.accuracy, difference.balanced_accuracy, difference.macro_f1)
     ends = [end for estimate in estimates for end in (estimate.value, *(_bounds(estimate) or ()))]
-    scale = scale_over(ends, 122, WIDTH - 20, include=[0])
+    scale = scale_over(ends, 128, WIDTH - 20, include=[0])
     shapes = [
         axis_below(scale, 2, 122, "points; right of 0: fine-tuning is better", points_tick),
         line(scale(0), 2, scale(0), 122, "zero"),
@@ -117,37 +126,30 @@ def class_recalls(classes: Sequence[ClassResult]) -> Drawing:
 
 def reliability(bins: Sequence[Bin], confidence: float) -> Drawing:
     """Draw accuracy against confidence, before and after calibration, with intervals."""
-    low = floor(10 * min([0.9, *(b.confidence for b in bins), *(b.accuracy for b in bins)])) / 10
-    x_scale, y_scale = Scale(low, 1.0, 52, WIDTH - 14), Scale(low, 1.0, 300, 30)
+    bounds = [wilson_interval(b.accuracy * b.images, b.images, confidence=confidence) for b in bins]
+    lowest = min([*(b.confidence for b in bins), *(interval.low for interval in bounds)])
+    x_scale = _share_scale([lowest], 52, WIDTH - 14)
+    y_scale = _share_scale([lowest], 300, 30)
     shapes = [
         axis_below(x_scale, 30, 300, _share_axis("confidence", x_scale), _whole),
         axis_left(y_scale, 52, WIDTH - 14, _share_axis("accuracy", y_scale), _whole),
-        line(x_scale(low), y_scale(low), x_scale(1), y_scale(1), "line reference"),
+        line(x_scale(0), y_scale(0), x_scale(1), y_scale(1), "line reference"),
     ]
-    for calibrated, kind in ((False, "baseline"), (True, "finetuned")):
-        for b in bins:
-            if b.calibrated == calibrated:
-                bounds = wilson_interval(b.accuracy * b.images, b.images, confidence=confidence)
-                shapes.append(
-                    _upright(x_scale(b.confidence), y_scale, b, (bounds.low, bounds.high), kind)
-                )
+    for b, interval in zip(bins, bounds, strict=True):
+        x = x_scale(b.confidence)
+        kind = "finetuned" if b.calibrated else "baseline"
+        spoken = f"confidence {percent(b.confidence)}, accuracy {percent(b.accuracy)}"
+        tip = f"{plural(b.images, 'image')}: {spoken}"
+        shapes += [
+            line(x, y_scale(interval.low), x, y_scale(interval.high), f"interval thin {kind}"),
+            dot(x, y_scale(b.accuracy), kind, tip=tip),
+        ]
     keys = (
         ("baseline", "as trained"),
         ("finetuned", "after temperature scaling"),
         ("line reference", "confidence equals accuracy"),
     )
     return Drawing(figure(340, "Reliability of the probabilities", shapes), keys)
-
-
-def _upright(x: float, scale: Scale, b: Bin, bounds: tuple[float, float], kind: str) -> Markup:
-    spoken = f"confidence {percent(b.confidence)}, accuracy {percent(b.accuracy)}"
-    tip = f"{plural(b.images, 'image')}: {spoken}"
-    return Markup("").join(
-        [
-            line(x, scale(bounds[0]), x, scale(bounds[1]), f"interval {kind}"),
-            dot(x, scale(b.accuracy), kind, tip=tip),
-        ]
-    )
 
 
 def _share_scale(values: Sequence[float], start: float, end: float) -> Scale:

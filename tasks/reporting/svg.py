@@ -145,18 +145,18 @@ def axis_below(
 def axis_left(
     scale: Scale, left: float, right: float, label: str, write: Callable[[float], str]
 ) -> Markup:
-    """Draw a vertical axis: grid lines from `left` to `right`, numbers beside, label above."""
+    """Draw a vertical axis: grid lines from `left` to `right`, numbers beside, label at the top."""
     shapes = []
     for value in scale.ticks(5):
         shapes.append(line(left, scale(value), right, scale(value), "grid"))
         shapes.append(text(left - 6, scale(value) + 4, write(value), anchor="end", kind="tick"))
-    shapes.append(text(2, scale.end - 10, label, kind="axis"))
+    shapes.append(text(2, 12, label, kind="axis"))
     return Markup("").join(shapes)
 
 
 def text_width(content: str) -> float:
     """Rough width of a text in figure units."""
-    return 6.2 * len(content)
+    return 6.7 * len(content)
 
 
 def _round_step(step: float) -> float:

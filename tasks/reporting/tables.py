@@ -208,11 +208,6 @@ def read_confusion(path: Path, classes: Sequence[str]) -> NDArray[np.int64]:
     return counts
 
 
-def read_ruler(path: Path) -> list[tuple[str, float]]:
-    """Read name and MMD^2 of the known data sets of the ruler."""
-    return []
-
-
 def _maybe(cell: str) -> float | None:
     return float(cell) if cell else None
 

@@ -44,9 +44,14 @@ def amount(number: float, digits: int = 3) -> str:
     if number == 0 or not math.isfinite(number):
         return f"{number:g}".replace("-", MINUS)
     exponent = math.floor(math.log10(abs(number)))
-    if exponent < -4 or exponent > 6:
-        return f"{number:.{digits - 1}e}".replace("-", MINUS)
+    if exponent < -6 or exponent > 6:
+        return _scientific(number, digits)
     return _signed(number, max(0, digits - 1 - exponent))
+
+
+def given(number: float) -> str:
+    """Write a number that was chosen, not measured, as short as it is: 0.5 as `0.5`."""
+    return f"{number:g}".replace("-", MINUS)
 
 
 def amount_interval(estimate: Estimate) -> str:
@@ -106,6 +111,11 @@ def _escape(character: str) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # surrogateescape: a byte that is no UTF-8
         return f"\\x{code - 0xDC00:02x}"
     return character.encode("unicode_escape").decode("ascii")
+
+
+def _scientific(number: float, digits: int) -> str:
+    factor, exponent = f"{number:.{digits - 1}e}".split("e")
+    return f"{factor}e{int(exponent)}".replace("-", MINUS)
 
 
 def _signed(number: float, digits: int) -> str:

@@ -63,8 +63,9 @@ class Verdict:
     def sentence(self) -> str:
         """The whole of it."""
         return (
-            f"{self.model} classifies {self.data} into {plural(self.classes, 'class', 'classes')} "
-            f"with {self.value} ({self.interval}). {self.gain}"
+            f"{self.model} classifies {self.data} images into "
+            f"{plural(self.classes, 'class', 'classes')} with {self.value} ({self.interval}). "
+            f"{self.gain}"
         )
 
 
@@ -160,9 +161,9 @@ def _of_result(findings: Findings) -> Iterator[Alert]:
         yield Alert(
             "caution",
             "Within noise",
-            f"{findings.tuned_name.capitalize()} minus frozen baseline is "
-            f"{points(difference.accuracy.value)} points on test, interval "
-            f"{points_interval(difference.accuracy)}: the test images do not tell them apart.",
+            f"{plural(difference.accuracy.n, 'test image')} do not tell the {findings.tuned_name} "
+            "model from the frozen baseline: the interval of the gain, "
+            f"{points_interval(difference.accuracy)} points, includes 0.",
         )
 
 
