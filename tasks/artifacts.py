@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, fields
 from functools import cached_property
 from pathlib import Path
@@ -54,7 +54,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
             f"{path}: cannot be written ({err.strerror or err}); nothing was changed"
         ) from err
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
 @contextmanager
@@ -100,10 +100,11 @@ def _remove_leftovers(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
+    if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
 
 
 def _sync(path: Path) -> None:
@@ -277,7 +278,7 @@ def read_manifest(path: Path) -> Manifest:
 
 def _manifest_row(path: Path, row: dict[str, str]) -> ManifestRow:
     split = next((split for split in SPLITS if split == row["split"]), None)
-    if split is None or not (row["width"].isdigit() and row["height"].isdigit()):
+    if split is None or not (row["width"].isdecimal() and row["height"].isdecimal()):
         raise ArtifactError(f"{path}: row of {row['path']!r} is damaged; rerun ingest")
     return ManifestRow(
         path=row["path"],
