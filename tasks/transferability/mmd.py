@@ -6,7 +6,7 @@ are left out everywhere, resamples draw whole groups, and the test sees one imag
 Source: Gretton et al. 2012, A kernel two-sample test (JMLR 13), Lemma 6 for the unbiased estimate.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,8 @@ from scipy import sparse
 
 from tasks.errors import ArtifactError
 from tasks.params import SimilarityParams
+from tasks.transferability.kernels import gaussian_kernel, median_bandwidths
+from tasks.transferability.permutation import permutation_p_value
 from tasks.transferability.sampling import number_groups
 
 PERMUTING, RESAMPLING, BLOCKING = (
@@ -24,9 +26,6 @@ PERMUTING, RESAMPLING, BLOCKING = (
 )  # purposes of the random numbers drawn here
 SOURCE_ROWS = 2_500  # most rows of a card that are used
 FULL_ROWS = 5_000  # rows of source and target together that one kernel matrix holds
-BANDWIDTH_FACTORS = (0.5, 1.0, 2.0)
-PERMUTATIONS_AT_ONCE = 250
-ROUNDING = 1e-12  # of kernel sums: a permutation that ties with the data counts as reaching it
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -85,7 +84,7 @@ def measure_mmd(
     units = number_groups(groups)
     x = np.asarray(source[:: -(-len(source) // SOURCE_ROWS)], dtype=np.float64)
     center = x.mean(axis=0)
-    x -= center
+    x = x - center
     bandwidths = median_bandwidths(x)
     blocks = _deal(units, len(x), params=params, seed=seed)
     replicates = _replicates(x, target - center, units, blocks, bandwidths, params, seed)
@@ -105,46 +104,6 @@ def measure_mmd(
         bandwidths=bandwidths,
         blocks=len(blocks),
     )
-
-
-def median_bandwidths(source: Floats) -> list[float]:
-    """Bandwidths of the kernels: 0.5, 1 and 2 times the median distance between two source rows.
-
-    They depend on the source alone, so that all targets are measured with the same kernels.
-
-    Args:
-        source: float64 (m, D).
-
-    Raises:
-        ArtifactError: The median distance is 0.
-    """
-    distances = np.sqrt(squared_distances(source, source)[np.triu_indices(len(source), k=1)])
-    median = float(np.median(distances))
-    if median <= 0:
-        raise ArtifactError("the source card's features are all alike; make the card again")
-    return [factor * median for factor in BANDWIDTH_FACTORS]
-
-
-def squared_distances(x: Floats, y: Floats) -> Floats:
-    """Squared Euclidean distances of all pairs, float64 (n, m)."""
-    distances = x @ y.T
-    distances *= -2
-    distances += np.einsum("ij,ij->i", x, x)[:, None]
-    distances += np.einsum("ij,ij->i", y, y)
-    return np.maximum(distances, 0, out=distances)
-
-
-def gaussian_kernel(x: Floats, y: Floats, bandwidths: Sequence[float]) -> Floats:
-    """Mean over bandwidths b of exp(-|x - y|^2 / (2 b^2)) for all pairs, float64 (n, m)."""
-    distances = squared_distances(x, y)
-    kernel = np.zeros_like(distances)
-    for bandwidth in bandwidths:
-        kernel += np.exp(distances / (-2 * bandwidth**2))
-    kernel /= len(bandwidths)
-    return kernel
-
-
-# estimate and interval ---------------------------------------------------------------------------
 
 
 def _deal(units: Ints, source_rows: int, *, params: SimilarityParams, seed: int) -> list[Ints]:
@@ -222,58 +181,4 @@ def _ratio(sums: Floats) -> Floats:
     """Totals by counts (2, B); NaN where a resample holds no pair."""
     empty = np.full(sums.shape[1], np.nan)
     result: Floats = np.divide(sums[0], sums[1], out=empty, where=sums[1] > 0)
-    return result
-
-
-# test --------------------------------------------------------------------------------------------
-
-
-def permutation_p_value(
-    x: Floats, y: Features, bandwidths: Sequence[float], *, permutations: int, seed: int
-) -> float:
-    """Test that two samples of independent rows come from one distribution.
-
-    Args:
-        x: float64 (m, D).
-        y: (n, D).
-        bandwidths: Of the Gaussian kernels.
-        permutations: Random relabelings, B.
-        seed: The run's seed.
-
-    Returns:
-        (1 + relabelings whose MMD^2 reaches that of the data) / (1 + B), at least 1 / (1 + B).
-
-    Source: Phipson and Smyth 2010, Permutation p-values should never be zero.
-    """
-    pooled = np.concatenate([x, np.asarray(y, dtype=np.float64)])
-    kernel = gaussian_kernel(pooled, pooled, bandwidths)
-    np.fill_diagonal(kernel, 0)
-    observed = _mmd_of_labelings(kernel, (np.arange(len(pooled)) < len(x))[None])[0]
-    rng = np.random.default_rng([seed, PERMUTING])
-    reached = sum(
-        int(np.sum(_mmd_of_labelings(kernel, first) >= observed - ROUNDING))
-        for first in _labelings(rng, len(x), len(pooled), permutations)
-    )
-    return (1 + reached) / (1 + permutations)
-
-
-def _labelings(
-    rng: np.random.Generator, first: int, rows: int, permutations: int
-) -> Iterator[NDArray[np.bool_]]:
-    """Yield random choices of `first` rows, some at a time, bool (b, rows)."""
-    labels = np.arange(rows) < first
-    for start in range(0, permutations, PERMUTATIONS_AT_ONCE):
-        size = min(PERMUTATIONS_AT_ONCE, permutations - start)
-        yield rng.permuted(np.broadcast_to(labels, (size, rows)), axis=1)
-
-
-def _mmd_of_labelings(kernel: Floats, first: NDArray[np.bool_]) -> Floats:
-    """Unbiased MMD^2 between marked rows (b, N) and the others; kernel (N, N), zero diagonal."""
-    marks = first.astype(np.float64)
-    m = marks.sum(axis=1)
-    n = len(kernel) - m
-    xx = np.einsum("bi,bi->b", marks @ kernel, marks)
-    xy = marks @ kernel.sum(axis=1) - xx
-    yy = kernel.sum() - xx - 2 * xy
-    result: Floats = xx / (m * (m - 1)) + yy / (n * (n - 1)) - 2 * xy / (m * n)
     return result

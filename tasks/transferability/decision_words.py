@@ -1,0 +1,137 @@
+"""The decision in words that a person in a lab understands."""
+
+from collections.abc import Iterator, Sequence
+
+from tasks.records import Arm, Decision, LayerGroup, Rule, Similarity
+from tasks.transferability.doubts import Change
+from tasks.transferability.rules import Evidence
+
+ARMS: dict[Arm, str] = {
+    "scratch": "train from scratch",
+    "feature_extraction": "keep the backbone frozen and train only a new head",
+    "fine_tune": "fine-tune",
+}
+QUANTITIES = {
+    "mmd": "MMD^2 to the source",
+    "shift": "the batch-norm shift",
+    "gain": "the transfer gain",
+}
+
+
+def describe_plan(arm: Arm, phases: Sequence[int], groups: Sequence[LayerGroup]) -> str:
+    """Say in words what is trained: which groups, how many parameters, how many phases."""
+    if arm != "fine_tune":
+        return ARMS[arm]
+    lowest = min(phases)
+    part = (
+        f"the top {len(groups) - lowest} of {len(groups)} layer groups (from {groups[lowest].name})"
+    )
+    trained = sum(group.parameters for group in groups[lowest:])
+    share = trained / max(1, sum(group.parameters for group in groups))
+    steps = "one phase" if len(phases) == 1 else f"{len(phases)} phases"
+    return f"fine-tune {part}, {share:.0%} of the backbone's parameters, in {steps}"
+
+
+def describe_change(change: Change, groups: Sequence[LayerGroup]) -> str:
+    """Say at which value of a quantity the answer would be another one, and which."""
+    plan = describe_plan(change.choice.arm, change.choice.phases, groups)
+    if change.quantity == "images":
+        bound = "or more" if change.rises else "or fewer"
+        return f"With {change.at:,.0f} training images {bound}: {plan}."
+    side = "above" if change.rises else "below"
+    return f"If {QUANTITIES[change.quantity]} were {side} {change.at:.3g}: {plan}."
+
+
+def explain(evidence: Evidence, similarity: Similarity, decision: Decision) -> list[str]:
+    """Give the reasons of a decision in sentences, the most important one first."""
+    return list(_reasons(evidence, similarity, decision))
+
+
+def _reasons(evidence: Evidence, similarity: Similarity, decision: Decision) -> Iterator[str]:
+    if decision.forced:
+        yield (
+            f"The user asked to {ARMS[decision.arm]} (decide.arm in params.yaml); the rules say: "
+            f"{ARMS[decision.recommended]}."
+        )
+    deciding = next(rule for rule in decision.rules if rule.fired and rule.votes_for)
+    yield deciding.statement
+    yield _domain_in_words(similarity, decision)
+    yield (
+        f"There are {evidence.images:,} training images of {evidence.classes} classes, "
+        f"{evidence.images_per_class:,.0f} a class."
+    )
+    gain = similarity.transfer_gain
+    verb = "gain" if gain.value >= 0 else "lose"
+    yield (
+        f"Pretrained features {verb} {abs(100 * gain.value):.1f} points of accuracy against random "
+        f"ones{_interval(gain.low, gain.high, 100)}."
+    )
+
+
+def _domain_in_words(similarity: Similarity, decision: Decision) -> str:
+    mmd, shift = similarity.mmd, similarity.shift
+    if mmd is not None:
+        return (
+            f"The domain is {decision.domain}: MMD^2 to {mmd.source} is {mmd.value:.3f}"
+            f"{_interval(mmd.low, mmd.high)}."
+        )
+    if shift is not None:
+        return f"The domain is {decision.domain}: the mean batch-norm shift is {shift.value:.2f}."
+    return "Nothing tells how far the domain is, so it counts as intermediate."
+
+
+def _interval(low: float | None, high: float | None, scale: float = 1) -> str:
+    if low is None or high is None:
+        return ""
+    digits = 3 if scale == 1 else 1
+    return f" ({scale * low:.{digits}f} to {scale * high:.{digits}f})"
+
+
+def write_page(decision: Decision, groups: Sequence[LayerGroup]) -> str:
+    """Write decision.md."""
+    plan = describe_plan(decision.arm, decision.phases, groups)
+    return "\n".join(
+        [
+            "# How to transfer",
+            "",
+            f"**{plan[0].upper()}{plan[1:]}.** Confidence: {decision.confidence}.",
+            "",
+            *(f"- {reason}" for reason in decision.reasons),
+            "",
+            *_phases_table(decision, groups),
+            "## What each rule saw",
+            "",
+            "The first rule that fires and votes decides.",
+            "",
+            "| rule | asks | saw | fired | votes for |",
+            "|---|---|---|---|---|",
+            *(_rule_row(rule) for rule in decision.rules),
+            "",
+            "## What would have changed the answer",
+            "",
+            *(f"- {sentence}" for sentence in decision.would_change or ["Nothing that was tried."]),
+            "",
+        ]
+    )
+
+
+def _phases_table(decision: Decision, groups: Sequence[LayerGroup]) -> list[str]:
+    if not decision.phases:
+        return []
+    rows = [
+        f"| {number} | {', '.join(group.name for group in groups[lowest:])}, head |"
+        for number, lowest in enumerate(decision.phases, start=1)
+    ]
+    return ["| phase | trains |", "|---|---|", *rows, ""]
+
+
+def _rule_row(rule: Rule) -> str:
+    saw = ", ".join(f"{name} {_plain(value)}" for name, value in rule.inputs.items())
+    fired = "yes" if rule.fired else "no"
+    return f"| {rule.name} | {rule.statement} | {saw} | {fired} | {rule.votes_for or ''} |"
+
+
+def _plain(value: float | str | None) -> str:
+    if value is None:
+        return "not measured"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

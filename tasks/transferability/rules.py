@@ -1,0 +1,234 @@
+"""The rules that choose how to transfer: evidence in, choice out, every rule open to inspection.
+
+They follow what the field's guides agree on: from scratch only with very much data in a far domain,
+frozen features for little data in a similar one, deeper fine-tuning with more data and distance.
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from tasks.params import DecideParams
+from tasks.records import Arm, Rule
+
+Domain = Literal["similar", "intermediate", "far"]
+DOMAINS: tuple[Domain, ...] = ("similar", "intermediate", "far")
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the rules look at; numbers without their intervals.
+
+    `images`: training images. `groups`: layer groups of the backbone. `mmd` and `shift`: None where
+    they could not be measured. `gain`: accuracy of pretrained minus random features.
+    """
+
+    images: int
+    classes: int
+    groups: int
+    mmd: float | None
+    p_value: float | None
+    shift: float | None
+    gain: float
+
+    @property
+    def images_per_class(self) -> float:
+        """Mean number of training images of a class."""
+        return self.images / self.classes
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How to transfer. `phases`: lowest unfrozen group of each phase, top down."""
+
+    domain: Domain
+    arm: Arm
+    phases: tuple[int, ...]
+
+
+def choose(evidence: Evidence, params: DecideParams) -> Choice:
+    """Choose arm and phases: the first rule that fires and votes decides."""
+    arm = next(
+        rule.votes_for for rule in apply_rules(evidence, params) if rule.fired and rule.votes_for
+    )
+    return Choice(
+        domain=domain_of(evidence, params), arm=arm, phases=plan_phases(arm, evidence, params)
+    )
+
+
+def domain_of(evidence: Evidence, params: DecideParams) -> Domain:
+    """Classify the distance to the source by MMD^2, else by shift, else as intermediate."""
+    return domain_by_mmd(evidence, params) or domain_by_shift(evidence, params) or "intermediate"
+
+
+def domain_by_mmd(evidence: Evidence, params: DecideParams) -> Domain | None:
+    """What the MMD alone says; None where it was not measured."""
+    return _classify(evidence.mmd, params.similar_mmd, params.far_mmd)
+
+
+def domain_by_shift(evidence: Evidence, params: DecideParams) -> Domain | None:
+    """What the batch-norm shift alone says; None where it was not measured."""
+    return _classify(evidence.shift, params.similar_shift, params.far_shift)
+
+
+def _classify(value: float | None, similar: float, far: float) -> Domain | None:
+    if value is None:
+        return None
+    if value < similar:
+        return "similar"
+    return "far" if value > far else "intermediate"
+
+
+# how deep ----------------------------------------------------------------------------------------
+
+
+def plan_phases(arm: Arm, evidence: Evidence, params: DecideParams) -> tuple[int, ...]:
+    """Lowest unfrozen group of each phase, top down; scratch: (0,); frozen: ().
+
+    Fine-tuning reaches its depth in at most three phases, by halves from the top, so that upper
+    groups have settled before lower ones move. With few images there is one phase.
+
+    Source: Howard and Ruder 2018 (1801.06146), gradual unfreezing.
+    """
+    if arm == "feature_extraction":
+        return ()
+    if arm == "scratch":
+        return (0,)
+    depth = _depth(evidence, params)
+    steps = {depth}
+    if _data_level(evidence, params) > 0:
+        steps |= {math.ceil(depth / part) for part in (2, 4)} - {0, 1}
+    return tuple(evidence.groups - step for step in sorted(steps))
+
+
+def _depth(evidence: Evidence, params: DecideParams) -> int:
+    """Number of groups to unfreeze, at least 1."""
+    share = depth_share(evidence, params)
+    return min(evidence.groups, max(1, math.ceil(round(share * evidence.groups, 6))))
+
+
+def depth_share(evidence: Evidence, params: DecideParams) -> float:
+    """Share of the backbone's groups to unfreeze, by domain and level of data."""
+    shares = {
+        "similar": params.depth_similar,
+        "intermediate": params.depth_intermediate,
+        "far": params.depth_far,
+    }
+    return shares[domain_of(evidence, params)][_data_level(evidence, params)]
+
+
+def _data_level(evidence: Evidence, params: DecideParams) -> int:
+    """0 for few images a class, one more at each of the levels in params.yaml."""
+    levels = [params.frozen_max_images_per_class, *params.depth_images_per_class]
+    return bisect_left(levels, evidence.images_per_class)
+
+
+# the rules ---------------------------------------------------------------------------------------
+
+
+def apply_rules(evidence: Evidence, params: DecideParams) -> list[Rule]:
+    """Ask every rule, in order of precedence; a rule that votes silences the votes after it."""
+    return list(_rules(evidence, params))
+
+
+def _rules(evidence: Evidence, params: DecideParams) -> Iterator[Rule]:
+    yield _mmd_rule(evidence, params)
+    yield _shift_rule(evidence, params)
+    yield _gain_rule(evidence, params)
+    yield _scratch_rule(evidence, params)
+    yield _frozen_rule(evidence, params)
+    yield _far_rule(evidence, params)
+    yield _depth_rule(evidence, params)
+
+
+def _mmd_rule(evidence: Evidence, params: DecideParams) -> Rule:
+    return Rule(
+        name="domain by MMD",
+        statement=f"MMD^2 below {params.similar_mmd:g} is a similar domain, above "
+        f"{params.far_mmd:g} a far one.",
+        inputs={
+            "mmd": evidence.mmd,
+            "p_value": evidence.p_value,
+            "says": domain_by_mmd(evidence, params),
+        },
+        fired=evidence.mmd is not None,
+        votes_for=None,
+    )
+
+
+def _shift_rule(evidence: Evidence, params: DecideParams) -> Rule:
+    return Rule(
+        name="domain by batch-norm shift",
+        statement=f"A shift below {params.similar_shift:g} is a similar domain, above "
+        f"{params.far_shift:g} a far one; decides where there is no MMD, else a second opinion.",
+        inputs={"shift": evidence.shift, "says": domain_by_shift(evidence, params)},
+        fired=evidence.mmd is None and evidence.shift is not None,
+        votes_for=None,
+    )
+
+
+def _gain_rule(evidence: Evidence, params: DecideParams) -> Rule:
+    return Rule(
+        name="transfer must gain",
+        statement="A gain of pretrained over random features below "
+        f"{params.min_transfer_gain:g} is a warning: there is little to transfer.",
+        inputs={"transfer_gain": evidence.gain},
+        fired=evidence.gain < params.min_transfer_gain,
+        votes_for=None,
+    )
+
+
+def _scratch_rule(evidence: Evidence, params: DecideParams) -> Rule:
+    domain = domain_of(evidence, params)
+    return Rule(
+        name="scratch only for very much far data",
+        statement=f"From scratch only with at least {params.scratch_min_images:,} training images, "
+        f"a far domain and a transfer gain below {params.min_transfer_gain:g}.",
+        inputs={"images": evidence.images, "domain": domain, "transfer_gain": evidence.gain},
+        fired=evidence.images >= params.scratch_min_images
+        and domain == "far"
+        and evidence.gain < params.min_transfer_gain,
+        votes_for="scratch",
+    )
+
+
+def _frozen_rule(evidence: Evidence, params: DecideParams) -> Rule:
+    domain = domain_of(evidence, params)
+    few = evidence.images_per_class <= params.frozen_max_images_per_class
+    return Rule(
+        name="frozen for little similar data",
+        statement="Only the head is trained in a similar domain with at most "
+        f"{params.frozen_max_images_per_class} images a class.",
+        inputs={"images_per_class": evidence.images_per_class, "domain": domain},
+        fired=few and domain == "similar",
+        votes_for="feature_extraction",
+    )
+
+
+def _far_rule(evidence: Evidence, params: DecideParams) -> Rule:
+    domain = domain_of(evidence, params)
+    return Rule(
+        name="never frozen alone on a far domain",
+        statement="Frozen features alone are never used on a far domain, however few the images.",
+        inputs={"domain": domain},
+        fired=domain == "far",
+        votes_for="fine_tune",
+    )
+
+
+def _depth_rule(evidence: Evidence, params: DecideParams) -> Rule:
+    return Rule(
+        name="fine-tune deeper with data and distance",
+        statement="Whatever no rule above decides is fine-tuned; the more images a class and the "
+        "farther the domain, the more groups.",
+        inputs={
+            "images_per_class": evidence.images_per_class,
+            "domain": domain_of(evidence, params),
+            "share_of_groups": depth_share(evidence, params),
+            "groups": evidence.groups,
+        },
+        fired=True,
+        votes_for="fine_tune",
+    )
