@@ -95,7 +95,7 @@ def wilson_interval(successes: float, n: float, *, confidence: float) -> Interva
     share, spread = successes / n, z * z / n
     center = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * float(np.sqrt(share * (1 - share) / n + spread / (4 * n)))
-    return Interval(max(0.0, center - half), min(1.0, center + half))
+    return Interval(min(share, max(0.0, center - half)), max(share, min(1.0, center + half)))
 
 
 def share_interval(
@@ -127,8 +127,7 @@ def share_interval(
     """
     worth = min(images, value * (1 - value) / variance) if variance > 0 else groups
     worth /= _few_groups_factor(bootstrap, confidence) ** 2
-    interval = wilson_interval(value * worth, worth, confidence=confidence)
-    return Interval(min(value, interval.low), max(value, interval.high))
+    return wilson_interval(value * worth, worth, confidence=confidence)
 
 
 def percentile_interval(

@@ -1,0 +1,533 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, draw_image
+from PIL import Image
+from ruamel.yaml import YAML
+from safetensors.numpy import load_file
+from sklearn import metrics as oracle
+
+from tasks.artifacts import Manifest, read_table, write_array, write_manifest, write_record
+from tasks.backbones.catalogue import create_architecture
+from tasks.backbones.runtime import normalize
+from tasks.errors import ArtifactError
+from tasks.evaluate import evaluate, main
+from tasks.evaluation.calibration import expected_calibration_error
+from tasks.evaluation.hardest import hardest_images
+from tasks.evaluation.judged import ModelLogits, judge
+from tasks.evaluation.metrics import log_probabilities
+from tasks.evaluation.shipping import choose_model
+from tasks.evaluation.tables import class_rows, reliability_rows
+from tasks.images.store import StoreWriter, store_info
+from tasks.records import Baseline, Estimate, Finetuned, InputSpec, ManifestRow, Metrics
+from tasks.training.classifier import Classifier, load_finetuned, write_classifier
+from tasks.training.heads import build_head, write_head
+
+CLASSES = ['cat, "big"', "dog\nwet", "fox é"]
+SPLIT_IMAGES = {"train": 9, "val": 60, "test": 90}
+SPEC = InputSpec(image_px=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3))
+FEATURE_DIM = create_architecture("test_efficientnet").num_features
+
+
+def make_manifest(images=SPLIT_IMAGES):
+    return Manifest(
+        [
+            ManifestRow(
+                path=f"{split}/{number}, {CLASSES[number % 3]}.png",
+                label=CLASSES[number % 3],
+                split=split,
+                group=f"{split} {number // 2}",
+                sha256="0" * 64,
+                width=40,
+                height=32,
+                mode="RGB",
+            )
+            for split, count in images.items()
+            for number in range(count)
+        ]
+    )
+
+
+def make_logits(manifest, strength, seed):
+    """Logits that favor the label by `strength` standard deviations of their noise."""
+    parts = []
+    for split in ("val", "test"):
+        labels = manifest.labels(split)
+        logits = np.random.default_rng([seed, len(labels)]).normal(size=(len(labels), 3))
+        logits[np.arange(len(labels)), labels] += strength
+        parts.append(logits.astype(np.float32) * 2)
+    return ModelLogits(*parts)
+
+
+@pytest.fixture
+def params(tiny_params):
+    return tiny_params.evaluate
+
+
+@pytest.fixture
+def manifest():
+    return make_manifest()
+
+
+# which model ships -------------------------------------------------------------------------------
+
+
+def answers(right, certainty=2.0, wrong_certainty=None):
+    """Answers to images of class 0 out of two: right or wrong, equally certain."""
+    certain = np.where(right, certainty, -(wrong_certainty or certainty))
+    return judge(np.stack([certain, np.zeros(len(right))], axis=1), np.zeros(len(right), int))
+
+
+def choose(baseline, finetuned, params):
+    groups = [str(number) for number in range(len(baseline.labels))]
+    return choose_model(baseline, finetuned, groups, params, seed=1)
+
+
+def test_a_clearly_better_accuracy_on_val_decides(params):
+    numbers = np.arange(200)
+    weak, strong = answers(numbers < 100), answers(numbers < 180, certainty=0.01)
+    assert choose(weak, strong, params).shipped == "finetuned"
+    assert choose(strong, weak, params).shipped == "baseline"
+    assert choose(weak, strong, params).reason == (
+        "The fine-tuned model is better on val: accuracy 0.900 against 0.500 (200 images)."
+    )
+
+
+def test_within_noise_the_lower_loss_on_val_decides(params):
+    numbers = np.arange(200)
+    sure, unsure = answers(numbers < 180, 2.0), answers(numbers < 181, 0.1)
+    assert choose(unsure, sure, params).shipped == "finetuned"
+    assert choose(sure, unsure, params).shipped == "baseline"
+    reason = choose(unsure, sure, params).reason
+    assert "(0.905) and fine-tuned model (0.900) differ within noise (200 images)" in reason
+    assert "the fine-tuned model has the lower calibrated loss, 0.327 against 0.654." in reason
+
+
+def test_between_equal_models_the_baseline_ships(params):
+    judged = answers(np.arange(50) < 40)
+    choice = choose(judged, judged, params)
+    assert choice.shipped == "baseline"
+    assert "the baseline has the same calibrated loss" in choice.reason
+
+
+# the whole judgment ------------------------------------------------------------------------------
+
+
+def test_metrics_are_those_of_sklearn_on_the_test_images(manifest, params):
+    baseline, finetuned = make_logits(manifest, 0.5, 1), make_logits(manifest, 3.0, 2)
+    metrics = evaluate(manifest, baseline, finetuned, params, seed=1).metrics
+    labels = manifest.labels("test")
+    for scores, logits in ((metrics.baseline, baseline), (metrics.finetuned, finetuned)):
+        expected = oracle.accuracy_score(labels, logits.test.argmax(axis=1))
+        assert scores.accuracy.value == pytest.approx(expected)
+        assert scores.accuracy.n == 90
+        assert scores.nll_calibrated < scores.nll.value
+    assert metrics.difference.accuracy.value == pytest.approx(
+        metrics.finetuned.accuracy.value - metrics.baseline.accuracy.value
+    )
+    assert metrics.shipped == "finetuned"
+    assert metrics.val_baseline == np.mean(baseline.val.argmax(axis=1) == manifest.labels("val"))
+    assert metrics.val_finetuned == np.mean(finetuned.val.argmax(axis=1) == manifest.labels("val"))
+    assert metrics.warnings == []
+
+
+def test_the_test_images_do_not_choose(manifest, params):
+    strong, weak = make_logits(manifest, 3.0, 1), make_logits(manifest, 0.5, 2)
+    metrics = evaluate(
+        manifest,
+        ModelLogits(val=strong.val, test=weak.test),
+        ModelLogits(val=weak.val, test=strong.test),
+        params,
+        seed=1,
+    ).metrics
+    assert metrics.difference.accuracy.low > 0
+    assert metrics.shipped == "baseline"
+
+
+def test_temperatures_come_from_val(manifest, params):
+    logits = make_logits(manifest, 2.0, 1)
+    other = ModelLogits(val=logits.val, test=logits.test * 10)
+    one, two = (evaluate(manifest, item, None, params, seed=1) for item in (logits, other))
+    assert one.metrics.baseline.temperature == two.metrics.baseline.temperature != 1
+
+
+def test_without_fine_tuning_the_baseline_ships(manifest, params):
+    result = evaluate(manifest, make_logits(manifest, 2.0, 1), None, params, seed=1)
+    metrics = result.metrics
+    assert (metrics.finetuned, metrics.difference, metrics.val_finetuned) == (None, None, None)
+    assert metrics.shipped == "baseline"
+    assert result.shipped is result.models["baseline"]
+
+
+def test_majority_is_the_largest_class_of_training_not_of_test(params):
+    rows = make_manifest().rows
+    train = [row for row in rows if row.split == "train" and row.label == CLASSES[1]][:1]
+    manifest = Manifest([*rows, *train])
+    metrics = evaluate(manifest, make_logits(manifest, 2.0, 1), None, params, seed=1).metrics
+    assert metrics.majority.value == pytest.approx(30 / 90)
+    assert metrics.majority.n == 90
+
+
+def test_a_model_no_better_than_the_majority_class_is_warned_of(manifest, params):
+    constant = np.tile(np.float32([0, 1, 0]), (90, 1))
+    logits = ModelLogits(val=constant[:60], test=constant)
+    metrics = evaluate(manifest, logits, None, params, seed=1).metrics
+    (warning,) = metrics.warnings
+    assert "(test accuracy 0.333) is not shown to be better than always naming" in warning
+
+
+def test_results_do_not_depend_on_row_order(manifest, params):
+    baseline, finetuned = make_logits(manifest, 0.5, 1), make_logits(manifest, 3.0, 2)
+    order = {split: np.random.default_rng(0).permutation(n) for split, n in SPLIT_IMAGES.items()}
+    rows = [manifest.of(split)[i] for split in order for i in order[split]]
+    shuffled = [
+        ModelLogits(val=model.val[order["val"]], test=model.test[order["test"]])
+        for model in (baseline, finetuned)
+    ]
+    one = evaluate(manifest, baseline, finetuned, params, seed=1).metrics
+    other = evaluate(Manifest(rows), *shuffled, params, seed=1).metrics
+    assert flat(other) == pytest.approx(flat(one))
+
+
+def flat(record, at=""):
+    """Every number of a record by its path."""
+    found = {}
+    for key, value in (record if isinstance(record, dict) else record.model_dump()).items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{at}{key}.")
+        elif isinstance(value, int | float):
+            found[f"{at}{key}"] = value
+    return found
+
+
+# tables ------------------------------------------------------------------------------------------
+
+
+def test_a_class_without_images_has_empty_ratios_and_knows_nothing():
+    judged = judge(np.eye(3)[[0, 0]], np.array([0, 0]))
+    rows = list(class_rows(judged, CLASSES, 0.95))
+    assert rows[0][1:4] == (2, 2, 1.0)
+    assert rows[2] == (CLASSES[2], 0, 0, "", 0.0, 1.0, "", 0.0, 1.0, "")
+
+
+def test_reliability_recomputes_the_calibration_error():
+    logits = np.random.default_rng(0).normal(size=(50, 3)) * 3
+    judged = judge(logits, np.random.default_rng(1).integers(0, 3, 50), temperature=4.0)
+    rows = list(reliability_rows({"baseline": judged}, bins=6))
+    assert len(rows) == 12
+    for calibrated, log_p in enumerate((judged.log_p, judged.calibrated)):
+        mine = [row for row in rows if row[1] == calibrated]
+        error = sum(n * abs(accuracy - confidence) for *_, confidence, accuracy, n in mine) / 50
+        confidence = np.exp(log_p.max(axis=1))
+        assert error == pytest.approx(expected_calibration_error(confidence, judged.right, 6))
+
+
+def test_hardest_images_come_hardest_first_and_ties_in_order():
+    losses = np.array([0.1, 3.0, 0.5, 3.0, 2.0])
+    assert hardest_images(losses, 4).tolist() == [1, 3, 4, 2]
+    assert hardest_images(losses, 9).tolist() == [1, 3, 4, 2, 0]
+    assert hardest_images(losses, 0).tolist() == []
+
+
+# the stage ---------------------------------------------------------------------------------------
+
+ESTIMATE = Estimate(value=0.5, low=0.4, high=0.6, n=60)
+
+
+def make_baseline(**changes):
+    values = {
+        "head": "linear",
+        "hidden": 0,
+        "dropout": 0.0,
+        "feature_dim": 8,
+        "classes": CLASSES,
+        "candidates": [],
+        "val_accuracy": ESTIMATE,
+        "val_loss": 1.0,
+        "majority_accuracy": 0.3,
+        "notes": [],
+    }
+    return Baseline(**{**values, **changes})
+
+
+def make_finetuned(**changes):
+    values = {
+        "arm": "fine_tune",
+        "backbone": "test_efficientnet",
+        "input": SPEC,
+        "head": "linear",
+        "hidden": 0,
+        "dropout": 0.0,
+        "feature_dim": FEATURE_DIM,
+        "classes": CLASSES,
+        "phases": [],
+        "interpolation": 1.0,
+        "val_accuracy": ESTIMATE,
+        "val_loss": 1.0,
+        "notes": [],
+    }
+    return Finetuned(**{**values, **changes})
+
+
+def write_inputs(folder, manifest):
+    """Everything that the stage reads, of a random model."""
+    rng = np.random.default_rng(0)
+    write_manifest(folder / "manifest.csv", manifest)
+    test = manifest.of("test")
+    (folder / "test").mkdir()
+    with StoreWriter(folder / "test", store_info(len(test), views=0, image_px=32)) as store:
+        for number in range(len(test)):
+            store.append(np.asarray(draw_image(number % 3, number, (32, 32)))[None])
+    features = rng.normal(size=(len(test), 1, 8)).astype(np.float32)
+    features[np.arange(len(test)), 0, manifest.labels("test")] += 3
+    write_array(folder / "features" / "features.npy", features)
+    head = torch.nn.Linear(8, 3)
+    with torch.no_grad():
+        head.weight.copy_(torch.eye(3, 8))
+        head.bias.zero_()
+    write_head(folder / "head.safetensors", head)
+    write_record(folder / "baseline.json", make_baseline())
+    torch.manual_seed(0)
+    linear = build_head("linear", FEATURE_DIM, 3, hidden=0, dropout=0.0)
+    model = Classifier(create_architecture("test_efficientnet"), linear)
+    write_classifier(folder / "model.safetensors", model)
+    write_record(folder / "finetune.json", make_finetuned())
+    for name in ("baseline", "finetune"):
+        val = rng.normal(size=(len(manifest.of("val")), 3)).astype(np.float32)
+        val[np.arange(len(val)), manifest.labels("val")] += 1.5
+        write_array(folder / f"{name}_logits.npy", val)
+
+
+READS = {
+    "manifest": "manifest.csv",
+    "test": "test",
+    "test-features": "features",
+    "head": "head.safetensors",
+    "baseline": "baseline.json",
+    "baseline-logits": "baseline_logits.npy",
+    "model": "model.safetensors",
+    "finetune": "finetune.json",
+    "finetune-logits": "finetune_logits.npy",
+}
+WRITES = {
+    "metrics": "metrics.json",
+    "predictions": "predictions.csv",
+    "logits": "logits.safetensors",
+    "classes": "per_class.csv",
+    "confusion": "confusion.csv",
+    "reliability": "reliability.csv",
+    "hardest": "hardest",
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, tiny_params):
+    """A folder with everything that the stage reads and, once it ran, everything it writes."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_inputs(folder, make_manifest())
+    with (folder / "params.yaml").open("w") as file:
+        YAML().dump(tiny_params.model_dump(), file)
+    run_main(folder, folder / "out")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def torch_as_it_was():
+    threads = torch.get_num_threads()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+def run_main(folder, out, **reads):
+    arguments = ["--params", str(folder / "params.yaml")]
+    for name, file in (READS | reads).items():
+        arguments += [f"--{name}", str(folder / file)]
+    for name, file in WRITES.items():
+        arguments += [f"--{name}", str(out / file)]
+    main(arguments)
+
+
+def outputs(project):
+    out = project / "out"
+    return SimpleNamespace(
+        metrics=Metrics.model_validate_json((out / "metrics.json").read_text()),
+        logits=load_file(out / "logits.safetensors"),
+        predictions=read_table(out / "predictions.csv"),
+        folder=out,
+    )
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_logits_are_those_of_both_models(project):
+    found = outputs(project).logits
+    features = np.load(project / "features" / "features.npy")
+    np.testing.assert_allclose(found["baseline"], features[:, 0, :3], rtol=1e-5)
+    model = load_finetuned(project / "model.safetensors", make_finetuned())
+    pixels = np.concatenate([np.load(file) for file in sorted((project / "test").glob("*.npy"))])
+    with torch.inference_mode():
+        expected = model(normalize(torch.tensor(pixels), SPEC)).numpy()
+    np.testing.assert_allclose(found["finetuned"], expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_every_score_can_be_recomputed_from_what_is_stored(project, tiny_params):
+    found, labels = outputs(project), make_manifest().labels("test")
+    for name in ("baseline", "finetuned"):
+        scores = getattr(found.metrics, name)
+        log_p = log_probabilities(found.logits[name])
+        predicted, p = log_p.argmax(axis=1), np.exp(log_p)
+        assert scores.accuracy.value == oracle.accuracy_score(labels, predicted)
+        assert scores.macro_f1.value == pytest.approx(
+            oracle.f1_score(labels, predicted, average="macro")
+        )
+        assert scores.nll.value == pytest.approx(oracle.log_loss(labels, p))
+        calibrated = np.exp(log_probabilities(found.logits[name], scores.temperature))
+        assert scores.nll_calibrated == pytest.approx(oracle.log_loss(labels, calibrated))
+        assert scores.ece_calibrated.value == pytest.approx(
+            expected_calibration_error(
+                calibrated.max(axis=1), predicted == labels, tiny_params.evaluate.ece_bins
+            )
+        )
+
+
+def test_predictions_hold_one_row_an_image_in_full_precision(project):
+    found, manifest = outputs(project), make_manifest()
+    scores = getattr(found.metrics, found.metrics.shipped)
+    rows = found.predictions
+    assert [row["path"] for row in rows] == [row.path for row in manifest.of("test")]
+    assert [row["label"] for row in rows] == [row.label for row in manifest.of("test")]
+    right = [row["label"] == row["predicted"] for row in rows]
+    assert [row["correct"] for row in rows] == [str(int(value)) for value in right]
+    assert np.mean(right) == scores.accuracy.value
+    losses = [float(row["loss"]) for row in rows]
+    assert np.mean(losses) == pytest.approx(scores.nll_calibrated, rel=1e-12)
+    assert [float(row["label_probability"]) for row in rows] == pytest.approx(
+        np.exp(-np.array(losses))
+    )
+    baseline = [row["label"] == row["baseline_predicted"] for row in rows]
+    assert np.mean(baseline) == found.metrics.baseline.accuracy.value
+
+
+def test_confusion_and_classes_agree_with_the_predictions(project):
+    found = outputs(project)
+    pairs = [(row["label"], row["predicted"]) for row in found.predictions]
+    confusion = read_table(found.folder / "confusion.csv")
+    assert [(row["actual"], row["predicted"]) for row in confusion] == pairs
+    expected = oracle.precision_recall_fscore_support(*zip(*pairs, strict=True), labels=CLASSES)
+    classes = read_table(found.folder / "per_class.csv")
+    assert [row["class"] for row in classes] == CLASSES
+    for column, values in zip(("precision", "recall", "f1", "n"), expected, strict=True):
+        assert [float(row[column]) for row in classes] == pytest.approx(list(values))
+    for row in classes:
+        assert float(row["recall_low"]) < float(row["recall"]) <= float(row["recall_high"])
+
+
+def test_hardest_images_are_shown_as_they_are_packed(project, tiny_params):
+    found = outputs(project)
+    index = read_table(found.folder / "hardest" / "index.csv")
+    assert len(index) == tiny_params.evaluate.hardest
+    ranked = sorted(found.predictions, key=lambda row: -float(row["loss"]))
+    assert [row["path"] for row in index] == [row["path"] for row in ranked[: len(index)]]
+    images = sorted(path.name for path in (found.folder / "hardest").glob("*.jpg"))
+    assert [row["file"] for row in index] == images
+    number = [row["path"] for row in found.predictions].index(index[0]["path"])
+    picture = np.asarray(Image.open(found.folder / "hardest" / images[0]), float)
+    original = np.asarray(draw_image(number % 3, number, (32, 32)), float)
+    assert np.abs(picture - original).mean() < 12
+
+
+def test_the_plot_files_have_the_columns_that_the_graph_names(project):
+    graph = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]["evaluate"]
+    plots = {
+        path.rsplit("/", 1)[-1]: plot for item in graph["plots"] for path, plot in item.items()
+    }
+    for name, plot in plots.items():
+        columns = set(read_table(project / "out" / name)[0])
+        assert {plot["x"], plot["y"]} <= columns
+    template = json.loads((ROOT / ".dvc/plots/reliability.json").read_text())
+    assert "<DVC_METRIC_DATA>" in str(template)
+    assert plots["reliability.csv"]["template"] == "reliability"
+
+
+def test_the_same_inputs_give_the_same_bytes(project, tmp_path):
+    run_main(project, tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(project / "out")
+
+
+def test_the_log_says_what_was_found(project, tmp_path, caplog):
+    caplog.set_level("INFO")
+    run_main(project, tmp_path)
+    metrics = outputs(project).metrics
+    value = metrics.baseline.accuracy
+    line = caplog.records[-1].getMessage()
+    assert line.startswith(f"test accuracy: baseline {value.value:.3f} [{value.low:.3f}, ")
+    assert f"difference {metrics.difference.accuracy.value:+.3f} [" in line
+    assert "(90 images); ships " in line
+
+
+def test_with_features_alone_no_second_model_is_run(project, tmp_path):
+    write_record(project / "frozen.json", make_finetuned(arm="feature_extraction"))
+    run_main(project, tmp_path, **{"finetune": "frozen.json", "model": "no such file"})
+    metrics = Metrics.model_validate_json((tmp_path / "metrics.json").read_text())
+    assert (metrics.finetuned, metrics.shipped) == (None, "baseline")
+    assert list(load_file(tmp_path / "logits.safetensors")) == ["baseline"]
+
+
+def damage_features(project):
+    write_array(project / "short" / "features.npy", np.zeros((89, 1, 8), np.float32))
+
+
+def damage_val(project):
+    write_array(project / "short.npy", np.zeros((59, 3), np.float32))
+
+
+def damage_numbers(project):
+    write_array(project / "nan.npy", np.full((60, 3), np.nan, np.float32))
+
+
+def damage_classes(project):
+    write_record(project / "other.json", make_baseline(classes=["a", "b", "c"]))
+
+
+def damage_manifest(project):
+    write_manifest(project / "more.csv", make_manifest(SPLIT_IMAGES | {"test": 91}))
+
+
+MISMATCHES = {
+    "features": (
+        damage_features,
+        {"test-features": "short"},
+        "short: images 89, the manifest says 90",
+    ),
+    "val logits": (
+        damage_val,
+        {"baseline-logits": "short.npy"},
+        r"short\.npy: shape of the val logits \(59, 3\)",
+    ),
+    "numbers": (damage_numbers, {"finetune-logits": "nan.npy"}, "val logits are not finite"),
+    "classes": (
+        damage_classes,
+        {"baseline": "other.json"},
+        r"classes \['a', 'b', 'c'\], the manifest says",
+    ),
+    "pixels": (damage_manifest, {"manifest": "more.csv"}, "test: images 90, the manifest says 91"),
+    "missing": (lambda project: None, {"baseline": "none.json"}, "none.json: cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("damage", "reads", "message"), MISMATCHES.values(), ids=MISMATCHES.keys())
+def test_files_of_different_runs_are_refused(project, tmp_path, damage, reads, message):
+    damage(project)
+    with pytest.raises(ArtifactError, match=message):
+        run_main(project, tmp_path, **reads)
+    assert list(tmp_path.iterdir()) == []
