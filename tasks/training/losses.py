@@ -1,5 +1,7 @@
 """What training minimizes: cross-entropy, and what may be added to it."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -40,7 +42,7 @@ def smoothed_cross_entropy(
     return losses.mean() if weights is None else (losses * weights[labels]).mean()
 
 
-def distance_to_start(parameters: list[Tensor], start: list[Tensor]) -> Tensor:
+def distance_to_start(parameters: Sequence[Tensor], start: Sequence[Tensor]) -> Tensor:
     """Half the squared distance of the parameters to their start.
 
     Source: Li et al. 2018, 1802.01483 (L2-SP).

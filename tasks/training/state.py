@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -62,6 +63,16 @@ class TrainState:
     moments: Tensors
     history: tuple[HistoryRow, ...]
     finished: tuple[Phase, ...]
+
+
+class Checkpoints(Protocol):
+    """Where states are kept."""
+
+    def save(self, state: TrainState) -> None:
+        """Keep a state."""
+
+    def latest(self) -> TrainState | None:
+        """Give the newest state that is whole."""
 
 
 def copy_tensors(module: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:

@@ -1,0 +1,289 @@
+"""Fine-tune as the decision says: gradual unfreezing, or from scratch, or not at all.
+
+Starts from the pretrained backbone and the baseline's head, keeps what val does not speak against,
+and ends between start and end where val is best. Killed and run again, it goes on where it was.
+"""
+
+import logging
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from tasks.artifacts import (
+    Manifest,
+    read_array,
+    read_manifest,
+    read_record,
+    write_array,
+    write_record,
+)
+from tasks.backbones.runtime import configure_torch, find_device
+from tasks.entry import read_paths, run_stage
+from tasks.errors import ArtifactError
+from tasks.images.store import PixelStore
+from tasks.machine import Machine, read_machine
+from tasks.params import FinetuneParams, load_params
+from tasks.records import BackboneInfo, Baseline, Decision, Finetuned, Phase
+from tasks.statistics import accuracy_interval
+from tasks.training.activations import Stores
+from tasks.training.checkpoints import CheckpointFolder
+from tasks.training.classifier import Classifier, write_classifier
+from tasks.training.epochs import Examples
+from tasks.training.fingerprint import fingerprint
+from tasks.training.freezing import TrainingGroup, training_groups
+from tasks.training.gate import RESAMPLES, ValSet
+from tasks.training.heads import load_head
+from tasks.training.history import write_history
+from tasks.training.interpolation import Interpolated, choose_interpolation
+from tasks.training.loop import Trainer
+from tasks.training.losses import right_images
+from tasks.training.parts import BackboneParts
+from tasks.training.phases import plan_phases
+from tasks.training.start import start_classifier
+from tasks.training.state import HistoryRow, Logits, copy_tensors
+from tasks.training.verdicts import val_loss
+from tasks.training.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+CONFIDENCE = 0.95  # of the interval of the val accuracy
+CODE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class FinetuneInputs:
+    """What earlier stages found and made."""
+
+    manifest: Manifest
+    stores: Stores
+    decision: Decision
+    backbone: BackboneInfo
+    baseline: Baseline
+    head: nn.Module
+    baseline_logits: Logits
+
+
+@dataclass(frozen=True)
+class FinetunedModel:
+    """The final classifier, how it came about, and its logits on val, float32 (N_val, C)."""
+
+    classifier: Classifier
+    groups: Sequence[TrainingGroup]
+    history: Sequence[HistoryRow]
+    phases: Sequence[Phase]
+    interpolation: float
+    val_logits: Logits
+    notes: Sequence[str]
+
+
+def finetune(
+    inputs: FinetuneInputs,
+    params: FinetuneParams,
+    *,
+    seed: int,
+    machine: Machine,
+    workspace: Workspace,
+) -> FinetunedModel:
+    """Train the phases of the decision and choose the final weights on val.
+
+    Args:
+        inputs: What earlier stages found and made.
+        params: The `finetune` block.
+        seed: The run's seed.
+        machine: Device, threads and engine.
+        workspace: Where checkpoints and activations are kept while it runs.
+    """
+    classifier = start_classifier(
+        inputs.backbone, inputs.baseline, inputs.head, arm=inputs.decision.arm, seed=seed
+    )
+    classifier.to(find_device(machine)).to(memory_format=torch.channels_last)
+    groups = training_groups(classifier)
+    plans = plan_phases(inputs.decision, groups, params)
+    if not plans:
+        note = "The decision was to train nothing but the head: the model is the frozen baseline."
+        return FinetunedModel(classifier, groups, (), (), 0.0, inputs.baseline_logits, [note])
+    theta_0 = copy_tensors(classifier, list(classifier.state_dict()))
+    trainer = Trainer(classifier, groups, _examples(inputs), params, seed=seed)
+    parts = BackboneParts(
+        classifier,
+        groups,
+        inputs.stores,
+        inputs.backbone.input,
+        machine,
+        folder=workspace.activations,
+        cache_gb=params.cache_gb,
+    )
+    state = trainer.run_phases(plans, parts, CheckpointFolder(workspace.checkpoints))
+    trained = FinetunedModel(
+        classifier, groups, state.history, state.finished, 0.0, inputs.baseline_logits, []
+    )
+    if not any(phase.kept for phase in state.finished):
+        note = "Every phase was rolled back: the model is the frozen baseline."
+        return replace(trained, notes=[note])
+    part = parts.open(plans[-1].unfrozen_from)
+    chosen = choose_interpolation(
+        classifier,
+        {name: theta_0[name] for name in part.names},
+        copy_tensors(classifier, part.names),
+        shares=[1.0] if inputs.decision.arm == "scratch" else params.interpolation,
+        predict_val=lambda: trainer.predict_val(part),
+        val=_examples(inputs).val,
+    )
+    return replace(
+        trained,
+        interpolation=chosen.alpha,
+        val_logits=chosen.val_logits,
+        notes=_explain_interpolation(chosen),
+    )
+
+
+def summarize(model: FinetunedModel, inputs: FinetuneInputs, *, seed: int) -> Finetuned:
+    """Describe a fine-tuned model."""
+    baseline, val = inputs.baseline, _examples(inputs).val
+    return Finetuned(
+        arm=inputs.decision.arm,
+        backbone=inputs.backbone.name,
+        input=inputs.backbone.input,
+        head=baseline.head,
+        hidden=baseline.hidden,
+        dropout=baseline.dropout,
+        feature_dim=baseline.feature_dim,
+        classes=baseline.classes,
+        phases=list(model.phases),
+        interpolation=model.interpolation,
+        val_accuracy=accuracy_interval(
+            right_images(model.val_logits, val.labels),
+            val.groups,
+            confidence=CONFIDENCE,
+            resamples=RESAMPLES,
+            seed=seed,
+        ),
+        val_loss=val_loss(model.val_logits, val),
+        notes=list(model.notes),
+    )
+
+
+def _examples(inputs: FinetuneInputs) -> Examples:
+    manifest = inputs.manifest
+    return Examples(
+        labels=manifest.labels("train"),
+        names=[row.path for row in manifest.of("train")],
+        val=ValSet(manifest.labels("val"), manifest.groups("val")),
+        classes=len(manifest.class_names),
+    )
+
+
+def _explain_interpolation(chosen: Interpolated) -> list[str]:
+    if len(chosen.val_losses) == 1:
+        return []
+    tried = ", ".join(f"{alpha:g}: {loss:.4f}" for alpha, loss in chosen.val_losses.items())
+    return [
+        f"Of the shares of fine-tuned weights, {chosen.alpha:g} has the lowest val loss ({tried})."
+    ]
+
+
+def _read_inputs(paths: Namespace) -> FinetuneInputs:
+    """Read what earlier stages made and check that it fits together.
+
+    Raises:
+        ArtifactError: A file is missing, damaged or from another run.
+    """
+    manifest = read_manifest(paths.manifest)
+    stores = Stores(PixelStore.open(paths.train), PixelStore.open(paths.val))
+    backbone = read_record(paths.backbone, BackboneInfo)
+    baseline = read_record(paths.baseline, Baseline)
+    logits = read_array(paths.baseline_logits)
+    for name, store in (("train", stores.train), ("val", stores.val)):
+        images = sum(row.split == name for row in manifest.rows)
+        if (store.info.count, store.info.image_px) != (images, backbone.input.image_px):
+            raise ArtifactError(
+                f"{store.folder}: {store.info.count} images of {store.info.image_px} px, expected "
+                f"{images} of {backbone.input.image_px} px; rerun augment and extract"
+            )
+    expected = (stores.val.info.count, len(manifest.class_names))
+    if baseline.classes != manifest.class_names or logits.shape != expected:
+        raise ArtifactError(
+            f"{paths.baseline}: is of other classes or images than {paths.manifest}; rerun baseline"
+        )
+    return FinetuneInputs(
+        manifest=manifest,
+        stores=stores,
+        decision=read_record(paths.decision, Decision),
+        backbone=backbone,
+        baseline=baseline,
+        head=load_head(paths.head, baseline),
+        baseline_logits=np.array(logits),
+    )
+
+
+def _open_workspace(
+    paths: Namespace, params: FinetuneParams, machine: Machine, *, seed: int
+) -> Workspace:
+    """Name the folders of this very training in the scratch folder."""
+    reads = [
+        paths.manifest,
+        paths.train,
+        paths.val,
+        paths.decision,
+        paths.backbone,
+        paths.head,
+        paths.baseline,
+    ]
+    code = [CODE / "training", CODE / "backbones", CODE / "finetune.py"]
+    key = fingerprint(reads, [str(params), str(seed)], code)
+    return Workspace(machine.scratch / "checkpoints" / key, machine.scratch / "activations" / key)
+
+
+def main(argv: Sequence[str] | None) -> None:
+    """Read what earlier stages made, fine-tune, write the model."""
+    paths = read_paths(
+        "finetune",
+        "Unfreeze from the top down with discriminative learning rates",
+        argv,
+        reads=[
+            "manifest",
+            "train",
+            "val",
+            "decision",
+            "backbone",
+            "head",
+            "baseline",
+            "baseline-logits",
+        ],
+        writes=["model", "summary", "history", "val-logits"],
+    )
+    params = load_params(paths.params)
+    machine = read_machine()
+    configure_torch(machine, params.seed)
+    inputs = _read_inputs(paths)
+    workspace = _open_workspace(paths, params.finetune, machine, seed=params.seed)
+    model = finetune(
+        inputs, params.finetune, seed=params.seed, machine=machine, workspace=workspace
+    )
+    summary = summarize(model, inputs, seed=params.seed)
+    write_classifier(paths.model, model.classifier)
+    write_history(paths.history, model.history, model.groups)
+    write_array(paths.val_logits, model.val_logits)
+    write_record(paths.summary, summary)
+    workspace.remove()
+    for note in summary.notes:
+        log.info("%s", note)
+    log.info(
+        "val accuracy %.3f [%.3f, %.3f], val loss %.3f; the baseline had %.3f and %.3f",
+        summary.val_accuracy.value,
+        summary.val_accuracy.low,
+        summary.val_accuracy.high,
+        summary.val_loss,
+        inputs.baseline.val_accuracy.value,
+        inputs.baseline.val_loss,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("finetune", main))

@@ -1,0 +1,164 @@
+"""Checkpoints: one file after every epoch, outside DVC, which clears a stage's outs before it runs.
+
+A file is written whole or not at all and carries a digest of its content. Its folder is named by a
+fingerprint of all that training depends on: only the same training goes on from it.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from tasks.artifacts import Array, read_tensors, read_tensors_note, write_tensors
+from tasks.errors import ArtifactError
+from tasks.records import Phase, Record
+from tasks.training.state import HistoryRow, Snapshot, Tensors, TrainState
+
+log = logging.getLogger(__name__)
+
+KEPT = 2  # newest files; the older one is for when the newer one is damaged
+LOGITS = "logits"  # of a snapshot, beside its weights
+
+
+class _Position(Record):
+    """What a state holds beside tensors."""
+
+    phase: int
+    epoch: int
+    best_epoch: int | None
+    history: list[HistoryRow]
+    finished: list[Phase]
+
+
+class CheckpointFolder:
+    """Keeps the newest states of one training in a folder.
+
+    Args:
+        folder: Its name is the fingerprint of the training.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def save(self, state: TrainState) -> None:
+        """Write a state and delete all but the newest two.
+
+        Raises:
+            ArtifactError: The file cannot be written, for example because the disk is full.
+        """
+        write_state(
+            self._folder / f"phase-{state.phase:03d}-epoch-{state.epoch:06d}.safetensors", state
+        )
+        for path in self._newest_first()[KEPT:]:
+            path.unlink(missing_ok=True)
+
+    def latest(self) -> TrainState | None:
+        """Read the newest state that is whole; None where there is none."""
+        for path in self._newest_first():
+            try:
+                return read_state(path)
+            except ArtifactError as err:
+                log.warning("%s; going on from the checkpoint before it", err)
+        others = self._others()
+        if others:
+            log.info(
+                "starting afresh: the %d folders beside %s are of other inputs, values or code",
+                len(others),
+                self._folder,
+            )
+        return None
+
+    def remove(self) -> None:
+        """Delete the folder."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self._folder.glob("phase-*.safetensors"), reverse=True)
+
+    def _others(self) -> list[Path]:
+        beside = self._folder.parent
+        return [path for path in beside.glob("*") if path != self._folder]
+
+
+def write_state(path: Path, state: TrainState) -> None:
+    """Write a state as one safetensors file whose note holds the rest of it and a digest."""
+    arrays = {
+        **_named("weights", state.weights),
+        **_named("average", state.average),
+        **_named("moments", state.moments),
+        **_named_snapshot("start", state.start),
+        **(_named_snapshot("best", state.best) if state.best else {}),
+    }
+    position = _Position(
+        phase=state.phase,
+        epoch=state.epoch,
+        best_epoch=state.best.epoch if state.best else None,
+        history=list(state.history),
+        finished=list(state.finished),
+    ).model_dump_json()
+    note = {"position": position, "digest": _digest(arrays, position)}
+    write_tensors(path, arrays, note)
+
+
+def read_state(path: Path) -> TrainState:
+    """Read a state.
+
+    Raises:
+        ArtifactError: The file is missing, or not one byte of it may be trusted.
+    """
+    arrays, note = read_tensors(path), read_tensors_note(path)
+    position_text = note.get("position", "")
+    if note.get("digest") != _digest(arrays, position_text):
+        raise ArtifactError(f"{path}: is damaged (its content does not match its digest)")
+    try:
+        position = _Position.model_validate_json(position_text)
+    except ValidationError as err:
+        raise ArtifactError(f"{path}: is no checkpoint ({err.errors()[0]['msg']})") from err
+    best_epoch = position.best_epoch
+    return TrainState(
+        phase=position.phase,
+        epoch=position.epoch,
+        start=_snapshot(arrays, "start", 0),
+        best=None if best_epoch is None else _snapshot(arrays, "best", best_epoch),
+        weights=_tensors(arrays, "weights"),
+        average=_tensors(arrays, "average"),
+        moments=_tensors(arrays, "moments"),
+        history=tuple(position.history),
+        finished=tuple(position.finished),
+    )
+
+
+def _named(kind: str, tensors: Tensors) -> dict[str, Array]:
+    return {f"{kind}/{name}": tensor.numpy() for name, tensor in tensors.items()}
+
+
+def _named_snapshot(kind: str, snapshot: Snapshot) -> dict[str, Array]:
+    return {f"{kind}-{LOGITS}/": snapshot.val_logits, **_named(kind, snapshot.weights)}
+
+
+def _tensors(arrays: Mapping[str, Array], kind: str) -> dict[str, Tensor]:
+    prefix = f"{kind}/"
+    return {
+        name.removeprefix(prefix): torch.from_numpy(array)
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
+
+
+def _snapshot(arrays: Mapping[str, Array], kind: str, epoch: int) -> Snapshot:
+    return Snapshot(epoch, _tensors(arrays, kind), arrays[f"{kind}-{LOGITS}/"])
+
+
+def _digest(arrays: Mapping[str, Array], position: str) -> str:
+    digest = hashlib.sha256(position.encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,134 @@
+"""What an epoch of training amounts to: its sums, its row of history, whether it broke down."""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tasks.errors import TrainingError
+from tasks.training.freezing import HEAD_GROUP
+from tasks.training.gate import ValSet
+from tasks.training.phases import PhasePlan
+from tasks.training.sampling import Indices
+from tasks.training.state import HistoryRow, Logits
+from tasks.training.steps import StepResult
+from tasks.training.verdicts import val_accuracy, val_loss
+
+log = logging.getLogger(__name__)
+
+DIVERGED = 3.0  # mean train loss, as a multiple of that of guessing, that counts as divergence
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What is learned, and what judges.
+
+    Attributes:
+        labels: Class of each training image, int64 (N,).
+        names: Path of each training image, for messages.
+        val: Labels and groups of the val images.
+        classes: Number of classes.
+    """
+
+    labels: Indices
+    names: Sequence[str]
+    val: ValSet
+    classes: int
+
+
+class DivergedError(TrainingError):
+    """A loss or gradient is not a number any more, or the loss is far beyond that of guessing."""
+
+
+@dataclass
+class Tally:
+    """Sums over the steps of an epoch."""
+
+    loss: float = 0.0
+    right: int = 0
+    images: int = 0
+    shares: list[float] = field(default_factory=list)
+
+    def add(self, result: StepResult, share: float) -> None:
+        """Count a step, taken at a share of the peak rates."""
+        self.loss += result.loss * result.images
+        self.right += result.right
+        self.images += result.images
+        self.shares.append(share)
+
+
+def check_step(plan: PhasePlan, place: str, result: StepResult, names: list[str]) -> None:
+    """Refuse a step whose loss or gradient is not finite.
+
+    Args:
+        plan: The phase.
+        place: Where in the phase, for the message.
+        result: What the step saw.
+        names: Paths of its images.
+
+    Raises:
+        DivergedError: It is not finite; the weights are still those before the step.
+    """
+    if not result.is_finite:
+        raise DivergedError(
+            f"phase {plan.number}, {place}: loss {result.loss:g}, gradient norm {result.norm:g} "
+            f"on {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}; {_advise(plan)}"
+        )
+
+
+def close_epoch(
+    plan: PhasePlan, tally: Tally, val_logits: Logits, val: ValSet, *, number: int, classes: int
+) -> HistoryRow:
+    """Make the row of the history of an epoch.
+
+    Args:
+        plan: The phase.
+        tally: Sums over its steps.
+        val_logits: Logits on val after it.
+        val: Labels and groups of val.
+        number: Of the epoch, running on over the phases.
+        classes: Number of classes.
+
+    Raises:
+        DivergedError: The train loss is far beyond that of guessing, or the val loss is not finite.
+    """
+    share = float(np.mean(tally.shares))
+    row = HistoryRow(
+        phase=plan.number,
+        epoch=number,
+        rates={name: rate * share for name, rate in plan.rates.items()},
+        train_loss=tally.loss / tally.images,
+        train_accuracy=tally.right / tally.images,
+        val_loss=val_loss(val_logits, val),
+        val_accuracy=val_accuracy(val_logits, val),
+    )
+    guessing = math.log(max(classes, 2))
+    if row.train_loss > DIVERGED * guessing or not math.isfinite(row.val_loss):
+        raise DivergedError(
+            f"phase {plan.number}, epoch {number}: train loss {row.train_loss:.3g}, val loss "
+            f"{row.val_loss:.3g}, where guessing gives {guessing:.3g}; {_advise(plan)}"
+        )
+    return row
+
+
+def log_epoch(plan: PhasePlan, epoch: int, row: HistoryRow) -> None:
+    """Log one line about an epoch, counted within its phase."""
+    log.info(
+        "phase %d of %d, epoch %d: train loss %.3f, val loss %.3f, val accuracy %.3f "
+        "(head %.1e, deepest %.1e)",
+        plan.number,
+        plan.of,
+        epoch,
+        row.train_loss,
+        row.val_loss,
+        row.val_accuracy,
+        row.rates[HEAD_GROUP],
+        min(row.rates.values()),
+    )
+
+
+def _advise(plan: PhasePlan) -> str:
+    scratch = "lower finetune.scratch_lr"
+    return scratch if plan.adapt_norm else "lower finetune.backbone_lr and finetune.head_lr"

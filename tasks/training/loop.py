@@ -1,0 +1,270 @@
+"""The upper rungs of training: all phases, one phase, one epoch.
+
+Everything random in an epoch comes from (seed, phase, epoch), and all else is in TrainState: a run
+that goes on from a state ends with the same weights as one that was never interrupted.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tasks.params import FinetuneParams
+from tasks.progress import progress
+from tasks.training.averaging import update_average
+from tasks.training.classifier import Classifier
+from tasks.training.epochs import (
+    DivergedError,
+    Examples,
+    Tally,
+    check_step,
+    close_epoch,
+    log_epoch,
+)
+from tasks.training.freezing import (
+    TrainingGroup,
+    build_optimizer,
+    set_rates,
+    set_training_mode,
+    unfreeze_from,
+)
+from tasks.training.losses import class_weights
+from tasks.training.phases import PhasePlan
+from tasks.training.sampling import Batch, count_steps, epoch_batches
+from tasks.training.schedule import warmup_cosine
+from tasks.training.state import (
+    Checkpoints,
+    Logits,
+    Snapshot,
+    TrainState,
+    copy_moments,
+    copy_tensors,
+    load_moments,
+    load_tensors,
+)
+from tasks.training.steps import Parts, Stepper, TrainedPart
+from tasks.training.verdicts import end_phase, val_accuracy, val_loss
+
+log = logging.getLogger(__name__)
+
+DROPOUT = 0x4452  # purpose of the random numbers drawn inside layers
+
+
+class Trainer:
+    """Trains a classifier phase by phase and keeps what val does not speak against.
+
+    Args:
+        classifier: What is trained, in place.
+        groups: Its layer groups, the head last.
+        examples: What is learned, and what judges.
+        params: The `finetune` block.
+        seed: The run's seed.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        groups: Sequence[TrainingGroup],
+        examples: Examples,
+        params: FinetuneParams,
+        *,
+        seed: int,
+    ) -> None:
+        self._classifier, self._groups, self._examples = classifier, groups, examples
+        self._params, self._seed = params, seed
+        self._optimizer = build_optimizer(classifier, groups, weight_decay=params.weight_decay)
+        weights = class_weights(examples.labels, examples.classes)
+        self._stepper = Stepper(
+            classifier,
+            self._optimizer,
+            params,
+            class_weights=weights if params.class_balanced else None,
+        )
+        self._epoch_steps = count_steps(len(examples.labels), params.batch_size)
+
+    def run_phases(
+        self, plans: Sequence[PhasePlan], parts: Parts, checkpoints: Checkpoints
+    ) -> TrainState:
+        """Run the phases that are not done yet; it ends with the kept weights.
+
+        Args:
+            plans: At least one phase.
+            parts: What cuts the classifier.
+            checkpoints: Where a state is kept after every epoch, and perhaps one to go on from.
+        """
+        state = checkpoints.latest()
+        if state is not None:
+            log.info("resumed from phase %d, epoch %d", state.phase, state.epoch)
+        for plan in plans:
+            if state is None or plan.number >= state.phase:
+                state = self.run_phase(plan, state, parts, checkpoints)
+        assert state is not None
+        return state
+
+    def run_phase(
+        self,
+        plan: PhasePlan,
+        state: TrainState | None,
+        parts: Parts,
+        checkpoints: Checkpoints,
+    ) -> TrainState:
+        """Run or finish one phase, then keep its best epoch or roll it back.
+
+        The optimizer starts each phase without memory: a phase depends on nothing but its start. A
+        phase that only has to be closed opens no part, whose activations might be gone by then.
+        """
+        unfreeze_from(self._classifier, self._groups, plan.unfrozen_from)
+        if state is None or state.phase != plan.number:
+            state = self._begin(plan, state, parts.open(plan.unfrozen_from))
+            checkpoints.save(state)
+        load_tensors(self._classifier, state.weights)
+        load_moments(self._classifier, self._optimizer, state.moments)
+        diverged = None
+        try:
+            while not self._is_over(plan, state):
+                state = self.run_epoch(plan, state, parts.open(plan.unfrozen_from))
+                checkpoints.save(state)
+        except DivergedError as err:
+            log.warning("%s", err)
+            diverged = str(err)
+        return self._end(plan, state, diverged)
+
+    def run_epoch(self, plan: PhasePlan, state: TrainState, part: TrainedPart) -> TrainState:
+        """Show every training image once, then look at val.
+
+        Raises:
+            DivergedError: Training broke down in this epoch.
+        """
+        number, images = state.epoch + 1, len(self._examples.labels)
+        torch.manual_seed(_torch_seed(self._seed, plan.number, number))
+        set_training_mode(self._classifier, part.module, part.names, adapt_norm=plan.adapt_norm)
+        batches = epoch_batches(
+            images,
+            part.rows.train.views,
+            self._params.batch_size,
+            seed=self._seed,
+            phase=plan.number,
+            epoch=number,
+        )
+        average = {name: tensor.clone() for name, tensor in state.average.items()}
+        tally = Tally()
+        with progress(f"phase {plan.number} of {plan.of}, epoch {number}", images) as meter:
+            for step, batch in enumerate(batches, start=state.epoch * self._epoch_steps):
+                self.run_step(plan, part, batch, step=step, tally=tally)
+                update_average(average, self._classifier, self._params.ema_decay, step=step)
+                meter.advance(len(batch.images))
+        return self._close_epoch(plan, state, part, average=average, tally=tally)
+
+    def run_step(
+        self, plan: PhasePlan, part: TrainedPart, batch: Batch, *, step: int, tally: Tally
+    ) -> None:
+        """Take one step at its place in the phase and count it.
+
+        Raises:
+            DivergedError: The loss or the gradient is not finite.
+        """
+        share = warmup_cosine(
+            step,
+            steps=plan.epochs * self._epoch_steps,
+            warmup_fraction=self._params.warmup_fraction,
+        )
+        set_rates(self._optimizer, plan.rates, share)
+        result = self._stepper.train(part, batch.rows, self._examples.labels[batch.images])
+        check_step(
+            plan,
+            f"epoch {step // self._epoch_steps + 1}, step {step + 1}, {share:.0%} of the peak rate",
+            result,
+            [self._examples.names[image] for image in batch.images],
+        )
+        tally.add(result, share)
+
+    def _begin(self, plan: PhasePlan, before: TrainState | None, part: TrainedPart) -> TrainState:
+        """Look at val before the first step."""
+        weights = copy_tensors(self._classifier, part.names)
+        start = Snapshot(0, weights, self.predict_val(part))
+        log.info(
+            "phase %d of %d, %s: starts at val loss %.3f, val accuracy %.3f",
+            plan.number,
+            plan.of,
+            plan.name,
+            val_loss(start.val_logits, self._examples.val),
+            val_accuracy(start.val_logits, self._examples.val),
+        )
+        return TrainState(
+            phase=plan.number,
+            epoch=0,
+            start=start,
+            best=None,
+            weights=weights,
+            average=weights if self._params.ema_decay else {},
+            moments={},
+            history=before.history if before else (),
+            finished=before.finished if before else (),
+        )
+
+    def _is_over(self, plan: PhasePlan, state: TrainState) -> bool:
+        stale = state.epoch - (state.best.epoch if state.best else 0)
+        return state.epoch >= plan.epochs or stale >= self._params.patience
+
+    def _close_epoch(
+        self,
+        plan: PhasePlan,
+        state: TrainState,
+        part: TrainedPart,
+        *,
+        average: dict[str, Tensor],
+        tally: Tally,
+    ) -> TrainState:
+        """Look at val, by the averaged weights where there are any, and make the next state."""
+        val, history = self._examples.val, state.history
+        weights = copy_tensors(self._classifier, part.names)
+        load_tensors(self._classifier, average)
+        judged = Snapshot(state.epoch + 1, average or weights, self.predict_val(part))
+        load_tensors(self._classifier, weights)
+        row = close_epoch(
+            plan,
+            tally,
+            judged.val_logits,
+            val,
+            number=len(history) + 1,
+            classes=self._examples.classes,
+        )
+        log_epoch(plan, judged.epoch, row)
+        best = state.best
+        if best is None or row.val_loss < val_loss(best.val_logits, val):
+            best = judged
+        return replace(
+            state,
+            epoch=judged.epoch,
+            best=best,
+            weights=weights,
+            average=average,
+            moments=copy_moments(self._classifier, self._optimizer),
+            history=(*history, row),
+        )
+
+    def predict_val(self, part: TrainedPart) -> Logits:
+        """Give the logits of the classifier as it is on val, float32 (N_val, C)."""
+        return self._stepper.predict_val(part, len(self._examples.val.labels))
+
+    def _end(self, plan: PhasePlan, state: TrainState, diverged: str | None) -> TrainState:
+        """Put the kept weights into the classifier and record the phase."""
+        end = end_phase(
+            plan,
+            state,
+            self._examples.val,
+            confidence=self._params.gate_confidence,
+            seed=self._seed,
+            diverged=diverged,
+        )
+        load_tensors(self._classifier, end.kept.weights)
+        log.info("phase %d of %d %s", plan.number, plan.of, end.record.reason)
+        return replace(state, weights=end.kept.weights, finished=(*state.finished, end.record))
+
+
+def _torch_seed(seed: int, phase: int, epoch: int) -> int:
+    """Seed of torch's global generator, which dropout and drop path draw from, in one epoch."""
+    return int(np.random.SeedSequence([seed, DROPOUT, phase, epoch]).generate_state(1)[0])

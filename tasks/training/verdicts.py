@@ -1,0 +1,79 @@
+"""What becomes of a phase when it ends: its best epoch is kept, or all of it is rolled back."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tasks.errors import TrainingError
+from tasks.records import Phase
+from tasks.training.gate import ValSet, judge_change
+from tasks.training.losses import image_losses, right_images
+from tasks.training.phases import PhasePlan
+from tasks.training.state import Logits, Snapshot, TrainState
+
+
+@dataclass(frozen=True)
+class PhaseEnd:
+    """The state to go on from, and what to tell about the phase."""
+
+    kept: Snapshot
+    record: Phase
+
+
+def end_phase(
+    plan: PhasePlan,
+    state: TrainState,
+    val: ValSet,
+    *,
+    confidence: float,
+    seed: int,
+    diverged: str | None,
+) -> PhaseEnd:
+    """Keep the epoch with the lowest val loss unless val says that the phase made things worse.
+
+    Training from scratch starts from random weights: what it learned is always kept.
+
+    Args:
+        plan: The phase.
+        state: After its last good epoch.
+        val: Labels and groups of the val images.
+        confidence: With which a change must be worse to be rolled back.
+        seed: The run's seed.
+        diverged: Why training broke down, or None.
+
+    Raises:
+        TrainingError: Training from scratch broke down before its first epoch was over.
+    """
+    scratch = plan.adapt_norm
+    if state.best is None and scratch:
+        raise TrainingError(f"nothing was learned: {diverged}")
+    shown = state.best or state.start
+    verdict = judge_change(
+        state.start.val_logits, shown.val_logits, val, confidence=confidence, seed=seed
+    )
+    kept = state.best is not None and (scratch or not verdict.worse)
+    stopped: Literal["finished", "patience"] = (
+        "finished" if state.epoch >= plan.epochs else "patience"
+    )
+    record = Phase(
+        name=plan.name,
+        unfrozen_from=plan.unfrozen_from,
+        epochs=state.epoch,
+        best_epoch=shown.epoch,
+        stopped="diverged" if diverged else stopped,
+        val_loss=val_loss(shown.val_logits, val),
+        val_accuracy=val_accuracy(shown.val_logits, val),
+        change_in_val_accuracy=verdict.accuracy,
+        kept=kept,
+        reason=f"{'kept' if kept else 'rolled back'}: {diverged or verdict.reason}",
+    )
+    return PhaseEnd(shown if kept else state.start, record)
+
+
+def val_loss(logits: Logits, val: ValSet) -> float:
+    """Mean cross-entropy of logits (N, C) on val, nats."""
+    return float(image_losses(logits, val.labels).mean())
+
+
+def val_accuracy(logits: Logits, val: ValSet) -> float:
+    """Share of val images whose largest logit (N, C) is their label's."""
+    return float(right_images(logits, val.labels).mean())

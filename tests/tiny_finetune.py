@@ -1,0 +1,141 @@
+"""A fine-tuning task small enough for a test: made images, a random backbone, a fitted head."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tasks.artifacts import Manifest
+from tasks.backbones.catalogue import load_backbone
+from tasks.backbones.groups import layer_groups
+from tasks.finetune import FinetuneInputs
+from tasks.images.store import PixelStore, StoreWriter, store_info
+from tasks.records import (
+    Arm,
+    BackboneInfo,
+    Baseline,
+    Decision,
+    Estimate,
+    InputSpec,
+    ManifestRow,
+    Split,
+)
+from tasks.training.activations import Stores
+from tasks.training.heads import HeadKind, build_head
+
+SIDE = 32
+CLASSES = ["blue", "green", "red"]
+BACKBONE = "test_efficientnet"
+COUNTS: dict[Split, int] = {"train": 30, "val": 12, "test": 0}
+
+
+def draw(label: int, number: int, view: int) -> np.ndarray:
+    """Noise with one bright channel: uint8 (SIDE, SIDE, 3)."""
+    rng = np.random.default_rng([label, number, view])
+    pixels = rng.integers(0, 120, (SIDE, SIDE, 3))
+    pixels[..., 2 - label] += 100
+    return pixels.astype(np.uint8)
+
+
+def make_manifest() -> Manifest:
+    """Classes in turn, every image its own group."""
+    rows = [
+        ManifestRow(
+            path=f"{split}/{number}.png",
+            label=CLASSES[number % 3],
+            split=split,
+            group=f"{split}-{number}",
+            sha256="0" * 64,
+            width=SIDE,
+            height=SIDE,
+            mode="RGB",
+        )
+        for split, count in COUNTS.items()
+        for number in range(count)
+    ]
+    return Manifest(rows)
+
+
+def make_store(folder: Path, split: Split, views: int) -> PixelStore:
+    """Pack made images."""
+    folder.mkdir(parents=True)
+    count = COUNTS[split]
+    with StoreWriter(folder, store_info(count, views=views, image_px=SIDE)) as writer:
+        for number in range(count):
+            start = 1000 if split == "val" else 0
+            rows = [draw(number % 3, start + number, view) for view in range(views + 1)]
+            writer.append(np.stack(rows))
+    return PixelStore.open(folder)
+
+
+def make_info(name: str = BACKBONE) -> tuple[BackboneInfo, int]:
+    """Describe a backbone with random weights; also give its number of groups."""
+    backbone = load_backbone(name, "random", image_px=SIDE, seed=17)
+    info = BackboneInfo(
+        name=name,
+        weights="random",
+        weights_sha256=backbone.weights_sha256,
+        weights_license=None,
+        weights_source=None,
+        input=InputSpec(image_px=SIDE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
+        groups=layer_groups(backbone.model),
+        feature_dim=backbone.feature_dim,
+        source_classes=0,
+        norm="batch",
+        engine="torch",
+        parity=None,
+    )
+    return info, len(info.groups)
+
+
+def make_decision(arm: Arm, phases: list[int]) -> Decision:
+    """A decision without a story."""
+    return Decision(
+        arm=arm,
+        forced=True,
+        recommended=arm,
+        domain="far",
+        confidence="low",
+        phases=phases,
+        rules=[],
+        would_change=[],
+        reasons=[],
+    )
+
+
+def make_inputs(
+    folder: Path,
+    *,
+    arm: Arm = "fine_tune",
+    phases: list[int] | None = None,
+    views: int = 1,
+    head: HeadKind = "linear",
+) -> FinetuneInputs:
+    """Everything that finetune reads; by default the top group and then the top two are trained."""
+    info, groups = make_info()
+    torch.manual_seed(5)
+    hidden, dropout = (8, 0.2) if head == "mlp" else (0, 0.0)
+    baseline = Baseline(
+        head=head,
+        hidden=hidden,
+        dropout=dropout,
+        feature_dim=info.feature_dim,
+        classes=CLASSES,
+        candidates=[],
+        val_accuracy=Estimate(value=0.3, low=0.1, high=0.5, n=12),
+        val_loss=1.1,
+        majority_accuracy=1 / 3,
+        notes=[],
+    )
+    default = {"fine_tune": [groups - 1, groups - 2], "scratch": [0], "feature_extraction": []}
+    return FinetuneInputs(
+        manifest=make_manifest(),
+        stores=Stores(
+            make_store(folder / "train", "train", views), make_store(folder / "val", "val", 0)
+        ),
+        decision=make_decision(arm, default[arm] if phases is None else phases),
+        backbone=info,
+        baseline=baseline,
+        head=build_head(head, info.feature_dim, 3, hidden=hidden, dropout=dropout).eval(),
+        baseline_logits=np.zeros((COUNTS["val"], 3), dtype=np.float32),
+    )
