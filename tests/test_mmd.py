@@ -100,7 +100,8 @@ def test_one_group_for_all_images_counts_as_none(params):
 
 
 def test_value_of_two_gaussians_is_the_closed_form(params):
-    """E k(a, b) for a - b ~ N(d, 2 I) in D dimensions: (w / (w + 2))^(D/2) exp(-d^2 / (2 (w + 2)))."""
+    # E k(a, b) for a - b ~ N(d, 2 I) in D dimensions, w = b^2:
+    # (w / (w + 2))^(D / 2) exp(-d^2 / (2 (w + 2)))
     shift, columns = 1.0, 3
     x = normal(1400, columns, seed=1)
     y = normal(1400, columns, seed=2, shift=shift / np.sqrt(columns))

@@ -14,6 +14,7 @@ from tasks.transferability.sampling import number_groups
 Floats = NDArray[np.float64]
 
 FOLDS = 20  # of the jackknife
+SMALLEST_SHRINKAGE = 1e-12  # keeps a covariance without full rank invertible
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,8 @@ def _without(whole: _Rows, left_out: NDArray[np.bool_]) -> _Rows:
 def _h_score(data: _Rows) -> float:
     n, d = data.rows.shape
     covariance = data.gram / n
+    if not covariance.any():
+        return 0.0
     shrinkage = _shrinkage(data.rows, covariance)
     shrunk = (1 - shrinkage) * covariance
     shrunk[np.diag_indices(d)] += shrinkage * np.trace(covariance) / d
@@ -109,4 +112,4 @@ def _shrinkage(rows: Floats, covariance: Floats) -> float:
     size = float(np.sum(covariance**2))
     spread = size - np.trace(covariance) ** 2 / d
     noise = (np.mean(np.sum(rows**2, axis=1) ** 2) - size) / n
-    return float(min(1.0, max(0.0, noise / spread))) if spread > 0 else 1.0
+    return float(min(1.0, max(SMALLEST_SHRINKAGE, noise / spread))) if spread > 0 else 1.0

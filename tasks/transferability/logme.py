@@ -103,7 +103,7 @@ def _log_evidence(
 
 def _best_ratios(energies: Floats, explained: Floats, outside: Floats, n: int) -> Floats:
     """The t = alpha / beta of the largest evidence of each class, (C,)."""
-    scale = float(energies.mean())
+    scale = float(energies.mean()) if len(energies) else 1.0
 
     def evidence(exponents: Floats) -> Floats:
         return _log_evidence(scale * 10**exponents, energies, explained, outside, n)

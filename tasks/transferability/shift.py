@@ -16,6 +16,7 @@ from tasks.records import Estimate, GroupShift, LayerGroup
 
 RESAMPLING = 0x5346  # purpose of the random numbers drawn here
 SMALLEST_VARIANCE = 1e-3  # of a channel, as a share of the layer's mean variance
+BATCH_NORM_EPSILON = 1e-5  # what batch norm itself adds to a variance by default
 
 Floats = NDArray[np.float64]
 
@@ -85,7 +86,7 @@ def layer_shift(mean: Floats, var: Floats, running_mean: Floats, running_var: Fl
         At least 0; 0 where both have the same statistics.
     """
     scale = np.maximum(running_var, SMALLEST_VARIANCE * running_var.mean())
-    scale = np.maximum(scale, np.finfo(np.float64).tiny)
+    scale = np.maximum(scale, BATCH_NORM_EPSILON)
     moved = (mean - running_mean) ** 2
     spread = (np.sqrt(np.maximum(var, 0)) - np.sqrt(np.maximum(running_var, 0))) ** 2
     return float(np.mean((moved + spread) / scale))

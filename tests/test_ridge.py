@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge
+
+from tasks.transferability import ridge as module
+from tasks.transferability.ridge import classify_by_ridge, standardize
+from tasks.transferability.spectrum import decompose
+
+
+def classed(n, columns, classes=3, *, seed=0, signal=0.6):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % classes
+    centers = rng.normal(0, signal, (classes, columns))
+    return (rng.normal(size=(n, columns)) + centers[labels]).astype(np.float32), labels
+
+
+def singletons(labels):
+    return [f"image {i}" for i in range(len(labels))]
+
+
+def refits(features, labels, groups):
+    """sklearn's ridge refitted without each group, at every strength; the best by squared error."""
+    rows = standardize(features)
+    targets = (labels[:, None] == np.unique(labels)).astype(float)
+    mean_energy = np.mean(decompose(rows).energies)
+    outputs = []
+    for strength in module.STRENGTHS:
+        out = np.empty_like(targets)
+        for group in set(groups):
+            inside = np.array([other == group for other in groups])
+            model = Ridge(alpha=strength * mean_energy, solver="cholesky")
+            out[inside] = model.fit(rows[~inside], targets[~inside]).predict(rows[inside])
+        outputs.append(out)
+    best = min(outputs, key=lambda out: np.sum((out - targets) ** 2))
+    return np.unique(labels)[best.argmax(axis=1)], best
+
+
+@pytest.mark.parametrize(("n", "columns"), [(60, 8), (30, 50)])
+@pytest.mark.parametrize("size", [1, 3], ids=["images", "groups"])
+def test_predictions_equal_explicit_refits(n, columns, size):
+    features, labels = classed(n, columns)
+    groups = [str(i // size) for i in range(n)]
+    found = classify_by_ridge(features, labels, groups)
+    np.testing.assert_array_equal(found, refits(features, labels, groups)[0])
+    assert 0.34 < np.mean(found == labels) < 1
+
+
+@pytest.mark.parametrize(("n", "columns"), [(60, 8), (30, 50)])
+def test_outputs_equal_explicit_refits(n, columns):
+    features, labels = classed(n, columns)
+    groups = ["a"] * 5 + [str(i) for i in range(n - 5)]
+    targets = (labels[:, None] == np.arange(3)).astype(float)
+    spectrum = decompose(standardize(features))
+    units = np.array([0] * 5 + list(range(1, n - 4)))
+    outputs = [
+        module._leave_out(spectrum, targets, units, s * spectrum.energies.mean())
+        for s in module.STRENGTHS
+    ]
+    best = min(outputs, key=lambda out: np.sum((out - targets) ** 2))
+    np.testing.assert_allclose(best, refits(features, labels, groups)[1], atol=1e-7)
+
+
+def test_random_labels_are_not_predictable():
+    rng = np.random.default_rng(3)
+    features, labels = rng.normal(size=(200, 300)), rng.integers(0, 2, 200)
+    assert 0.35 < np.mean(classify_by_ridge(features, labels, singletons(labels)) == labels) < 0.65
+
+
+def test_copies_do_not_make_random_labels_predictable():
+    rng = np.random.default_rng(4)
+    features = np.repeat(rng.normal(size=(60, 100)), 2, axis=0)
+    labels = np.repeat(rng.integers(0, 2, 60), 2)
+    leaking = classify_by_ridge(features, labels, singletons(labels))
+    honest = classify_by_ridge(features, labels, [str(i // 2) for i in range(120)])
+    assert np.mean(leaking == labels) > 0.95
+    assert np.mean(honest == labels) < 0.7
+
+
+def test_renaming_classes_renames_predictions():
+    features, labels = classed(60, 8)
+    names = np.array([5, 1, 3])
+    found = classify_by_ridge(features, labels, singletons(labels))
+    renamed = classify_by_ridge(features, names[labels], singletons(labels))
+    np.testing.assert_array_equal(renamed, names[found])
+
+
+def test_scale_of_a_feature_does_not_matter_and_constant_ones_are_ignored():
+    features, labels = classed(60, 8)
+    found = classify_by_ridge(features, labels, singletons(labels))
+    scaled = np.concatenate([features * np.arange(1, 9), np.full((60, 2), 3.0)], axis=1)
+    np.testing.assert_array_equal(classify_by_ridge(scaled, labels, singletons(labels)), found)
+
+
+def test_features_that_are_all_constant_name_the_larger_class():
+    labels = np.array([0] * 20 + [4] * 10)
+    found = classify_by_ridge(np.ones((30, 5), np.float32), labels, singletons(labels))
+    assert set(found) == {0}
+
+
+# spectrum ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "columns"), [(20, 5), (5, 20)])
+def test_spectrum_keeps_all_inner_products(n, columns):
+    rows = np.random.default_rng(0).normal(size=(n, columns))
+    spectrum = decompose(rows)
+    assert spectrum.scores.shape == (n, 5)
+    np.testing.assert_allclose(spectrum.scores @ spectrum.scores.T, rows @ rows.T, atol=1e-10)
+    np.testing.assert_allclose(
+        spectrum.scores.T @ spectrum.scores, np.diag(spectrum.energies), atol=1e-10
+    )
+
+
+def test_spectrum_drops_directions_without_energy():
+    rows = np.outer(np.arange(1.0, 7), [1.0, 2.0, 3.0])
+    assert decompose(rows).energies == pytest.approx([91.0 * 14])
+    assert decompose(np.zeros((4, 3))).scores.shape == (4, 0)
