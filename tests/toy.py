@@ -70,9 +70,8 @@ class ToyProject:
         self.git("init", "--quiet", "--initial-branch=main")
         self.git("config", "user.name", "Toy")
         self.git("config", "user.email", "toy@localhost")
-        self.dvc("init", "--quiet")
-        self.dvc("config", "core.analytics", "false")
-        self.dvc("config", "core.check_update", "false")
+        self.write(".dvc/config", "[core]\n    analytics = false\n    check_update = false\n")
+        self.write(".dvc/.gitignore", "/config.local\n/tmp\n/cache\n")
         self.commit("Start")
 
     def write(self, name: str, text: str) -> None:
@@ -82,6 +81,14 @@ class ToyProject:
 
     def read(self, name: str) -> str:
         return (self.root / name).read_text()
+
+    def add_flows(self) -> None:
+        """Copy the project's own code and deployment, so that the flow can be served from here."""
+        for name in ("flows", "tasks"):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, self.root / name, ignore=ignored)
+        shutil.copy(ROOT / "prefect.yaml", self.root)
+        self.commit("Add the flows")
 
     def commit(self, message: str) -> None:
         self.git("add", "--all")

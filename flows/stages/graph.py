@@ -112,6 +112,12 @@ def share_cache(root: Path, clone: Path) -> None:
         settings["core"]["site_cache_dir"] = str(clone / ".dvc/tmp/site")
 
 
+def restore_outs(root: Path) -> None:
+    """Bring the outs that dvc.lock names from the cache, as far as they are there."""
+    with _open(root) as repo:
+        repo.checkout(allow_missing=True)
+
+
 def made_paths(root: Path) -> set[str]:
     """Every path that some stage or .dvc file of the project makes, relative to the root."""
     with _open(root) as repo:

@@ -2,7 +2,7 @@
 
 The flow holds the other end of that pipe: it closes when the flow wants the command to stop and
 also when the flow dies, however it dies. `dvc` passes no signal on to the stage it runs, so the
-whole group is ended. Started by file name, in a session of its own: `python guard.py COMMAND...`.
+whole group is ended. Started by file name: `python guard.py COMMAND...`.
 """
 
 import os
@@ -14,30 +14,44 @@ import time
 from types import FrameType
 
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
+PAUSE_SECONDS = 0.05
 
 
 def main(command: list[str]) -> int:
-    """Run the command and return its exit status, negative for a signal."""
-    signal.signal(
-        signal.SIGTERM, _outlive
-    )  # a handler, not SIG_IGN: the command must not inherit it
-    running = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    threading.Thread(target=_end_group_at_eof, daemon=True).start()
-    status = running.wait()
-    os.killpg(0, signal.SIGTERM)  # whatever the command left running
-    return status
+    """Run the command in a group of its own and return its exit status, negative for a signal.
+
+    Whatever the command leaves running in its group is ended too.
+    """
+    signal.signal(signal.SIGTERM, _stop)
+    running = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    threading.Thread(target=_end_at_eof, args=(running.pid,), daemon=True).start()
+    try:
+        return running.wait()
+    finally:
+        end_group(running.pid)
 
 
-def _end_group_at_eof() -> None:
+def end_group(group: int) -> None:
+    """Send SIGTERM to a process group and, to what is left of it after a while, SIGKILL."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        give_up = time.monotonic() + GRACE_SECONDS
+        try:
+            os.killpg(group, number)
+            while time.monotonic() < give_up:
+                time.sleep(PAUSE_SECONDS)
+                os.killpg(group, 0)
+        except ProcessLookupError:  # nobody is left
+            return
+
+
+def _end_at_eof(group: int) -> None:
     while os.read(0, 1):
         pass
-    os.killpg(0, signal.SIGTERM)
-    time.sleep(GRACE_SECONDS)
-    os.killpg(0, signal.SIGKILL)
+    end_group(group)
 
 
-def _outlive(number: int, frame: FrameType | None) -> None:
-    """Stay for the SIGKILL that follows."""
+def _stop(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 
 from flows.errors import IsolationError
 from flows.overrides import apply_changes
-from flows.stages.graph import made_paths, read_graph, share_cache, why_stale
+from flows.stages.graph import made_paths, read_graph, restore_outs, share_cache, why_stale
 from flows.stages.runner import run_dvc
 from tasks.errors import ParamsError
 from tasks.params import load_params
@@ -42,8 +42,7 @@ def make_clone(root: Path, name: str, values: Mapping[str, Any]) -> Path:
         share_cache(root, clone)
         _override(clone, values)
         _link_sources(root, clone)
-        if (clone / "dvc.lock").exists():
-            run_dvc(clone, "checkout", "--allow-missing", "--quiet")
+        restore_outs(clone)
     except BaseException:
         remove_clone(clone)
         raise
@@ -108,6 +107,7 @@ def _clone(root: Path, clone: Path) -> None:
     (clone.parent / ".gitignore").write_text("*\n", encoding="utf-8")
     _git(root, "clone", "--quiet", "--shared", "--no-checkout", str(root), str(clone))
     head = _git(root, "rev-parse", "HEAD").strip()
+    _try_git(root, "update-index", "-q", "--refresh")  # else files only touched count as edits
     edits = _git(root, "stash", "create").strip()  # a commit of the edits; touches nothing
     _git(clone, "checkout", "--quiet", "--detach", edits or head)
     _git(clone, "reset", "--quiet", "--mixed", head)

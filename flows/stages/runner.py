@@ -24,7 +24,7 @@ RESTORED = re.compile(r"^Stage '.*' is cached - skipping run, checking out outpu
 BUSY = re.compile(r"is busy, it is being blocked by|Unable to acquire lock")
 HOLDER = re.compile(r"^\s*\(PID (\d+)\): (.+)$")
 EXITED = re.compile(r"^ERROR: failed to reproduce .*exited with (-?\d+)$")
-ERROR = re.compile(r"^ERROR: (?:failed to reproduce '.*': )?(.+)$")
+ERROR = re.compile(r"^ERROR: (?:failed to reproduce '[^']*': )?(.+)$")
 CHATTER = re.compile(
     r"^(To track the changes with git, run:|\tgit add .*|To enable auto staging, run:"
     r"|\tdvc config core.autostage true|Use `dvc push` to send your updates to remote storage\.)?$"

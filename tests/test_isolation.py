@@ -1,0 +1,207 @@
+"""Runs with overrides: the user's tree stays as it is, and so does what the user sees of it."""
+
+import os
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from toy import GRAPH, STAGES, ToyProject
+
+from flows.errors import IsolationError
+from flows.stages.graph import read_graph, why_stale
+from flows.stages.isolation import (
+    experiment_name,
+    keep_results,
+    make_clone,
+    remove_clone,
+)
+from flows.stages.runner import run_stage
+from tasks.errors import ParamsError
+
+pytest_plugins = ["toy_fixtures"]
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:_NoneStep.value will soon raise:DeprecationWarning:dvc"
+)
+
+FASTER = {"finetune.head_lr": 0.0004}
+
+
+def silent(line: str) -> None:
+    """Take a line and do nothing."""
+
+
+def make_dirty(toy: ToyProject) -> None:
+    """Give the tree every kind of change that git knows."""
+    toy.write("notes.md", "tracked\n")
+    toy.write("gone.md", "tracked\n")
+    toy.commit("Notes")
+    toy.write("notes.md", "edited\n")
+    toy.set("evaluate.ece_bins", 9)
+    (toy.root / "gone.md").unlink()
+    toy.write("staged.md", "staged\n")
+    toy.git("add", "staged.md")
+    toy.write("new folder/ünew.md", "untracked\n")
+
+
+def state_of(toy: ToyProject) -> tuple[str, str, str]:
+    return (
+        toy.git("status", "--porcelain=v1"),
+        toy.git("diff", "HEAD"),
+        toy.git("stash", "list"),
+    )
+
+
+def test_the_clone_is_what_the_user_sees_and_the_tree_stays_as_it_is(toy: ToyProject) -> None:
+    make_dirty(toy)
+    before = state_of(toy)
+    clone = make_clone(toy.root, "quick-fox", FASTER)
+    assert state_of(toy) == before
+    assert (clone / "notes.md").read_text() == "edited\n"
+    assert (clone / "staged.md").read_text() == "staged\n"
+    assert (clone / "new folder/ünew.md").read_text() == "untracked\n"
+    assert not (clone / "gone.md").exists()
+    params = (clone / "params.yaml").read_text()
+    assert re.search(r"head_lr: 0\.0004 +# peak rate of the head \(AdamW\)", params)
+    assert "ece_bins: 9" in params
+    head = ["git", "rev-parse", "HEAD"]
+    assert subprocess.check_output(head, cwd=clone, text=True) == toy.git("rev-parse", "HEAD")
+
+
+def test_only_what_the_overrides_touch_is_stale_in_the_clone(toy: ToyProject) -> None:
+    clone = make_clone(toy.root, "quick-fox", FASTER)
+    reasons = {stage: why_stale(clone, stage) for stage in STAGES}
+    assert reasons == {
+        "fetch": [],
+        "left": ["finetune.head_lr 0.0005 -> 0.0004"],
+        "right": [],
+        "join": [],
+    }
+
+
+def test_results_come_back_as_an_experiment_that_can_be_applied(toy: ToyProject) -> None:
+    make_dirty(toy)
+    before = state_of(toy)
+    clone = make_clone(toy.root, "quick-fox", FASTER)
+    for stage in STAGES:
+        assert run_stage(clone, stage, silent).kind in {"ran", "unchanged"}
+    keep_results(toy.root, clone, "quick-fox")
+    remove_clone(clone)
+    assert state_of(toy) == before
+    shown = toy.dvc("exp", "show", "--csv", "--only-changed")
+    assert "quick-fox" in shown
+    assert "0.0004" in shown
+    toy.git("stash", "--include-untracked", "--quiet")
+    toy.dvc("exp", "apply", "quick-fox")
+    assert "head_lr: 0.0004" in toy.read("out/join.txt")
+    assert "ece_bins: 9" in toy.read("out/join.txt")
+    assert toy.read("new folder/ünew.md") == "untracked\n"
+
+
+def test_values_that_do_not_fit_together_are_refused_and_nothing_stays(toy: ToyProject) -> None:
+    with pytest.raises(ParamsError) as error:
+        make_clone(toy.root, "quick-fox", {"finetune.backbone_lr": 0.01})
+    assert "params.yaml with these overrides is refused" in str(error.value)
+    assert "backbone_lr is 0.01; allowed: at most head_lr" in str(error.value)
+    assert str(toy.root) not in str(error.value)
+    assert not list((toy.root / ".regraft/runs").glob("quick-fox*"))
+
+
+def test_images_that_git_ignores_come_along_without_being_copied(toy: ToyProject) -> None:
+    toy.write(".gitignore", toy.read(".gitignore") + "/data/raw/\n")
+    toy.write("data/raw/cat/1.png", "pixels\n")
+    toy.write("dvc.yaml", GRAPH.replace("source.txt]", "source.txt, data/raw]"))
+    clone = make_clone(toy.root, "quick-fox", FASTER)
+    image = clone / "data/raw/cat/1.png"
+    assert image.samefile(toy.root / "data/raw/cat/1.png")
+    assert run_stage(clone, "fetch", silent).kind == "ran"
+    remove_clone(clone)
+    assert toy.read("data/raw/cat/1.png") == "pixels\n"
+
+
+def test_a_source_that_only_the_overrides_name_comes_along_too(toy: ToyProject) -> None:
+    toy.write(".gitignore", toy.read(".gitignore") + "/mine/\n")
+    toy.write("mine/1.png", "pixels\n")
+    toy.write("dvc.yaml", GRAPH.replace("source.txt]", "source.txt, '${ingest.source}']"))
+    clone = make_clone(toy.root, "quick-fox", {"ingest.source": "mine"})
+    assert (clone / "mine/1.png").samefile(toy.root / "mine/1.png")
+
+
+def test_the_users_own_dvc_settings_hold_in_the_clone(toy: ToyProject) -> None:
+    toy.dvc("remote", "add", "--local", "shelf", "/somewhere")
+    clone = make_clone(toy.root, "quick-fox", FASTER)
+    settings = (clone / ".dvc/config.local").read_text()
+    assert "shelf" in settings
+    assert str(toy.root / ".dvc/cache") in settings
+    assert "cache" not in toy.read(".dvc/config.local")
+
+
+def test_tracked_data_that_changed_is_refused_with_the_command_to_run(toy: ToyProject) -> None:
+    toy.git("rm", "--quiet", "--cached", "source.txt")
+    toy.dvc("add", "source.txt")
+    toy.commit("Track the source")
+    (toy.root / "source.txt").unlink()
+    toy.write("source.txt", "other\n")
+    with pytest.raises(IsolationError, match=r"run `dvc add source\.txt` first"):
+        make_clone(toy.root, "quick-fox", FASTER)
+
+
+def test_a_project_without_commits_is_told_what_to_run(toy: ToyProject) -> None:
+    shutil.rmtree(toy.root / ".git")
+    toy.git("init", "--quiet")
+    with pytest.raises(IsolationError, match=r"has none yet\. Run `git add --all`"):
+        make_clone(toy.root, "quick-fox", FASTER)
+
+
+def test_a_folder_without_git_is_told_what_to_run(toy: ToyProject) -> None:
+    shutil.rmtree(toy.root / ".git")
+    with pytest.raises(IsolationError, match="Run `git init`"):
+        make_clone(toy.root, "quick-fox", FASTER)
+
+
+def test_a_name_in_use_gets_a_number(toy: ToyProject) -> None:
+    assert experiment_name(toy.root, "my run: ü/1") == "my-run-1"
+    toy.git("update-ref", "refs/exps/aa/bb/quick-fox", "HEAD")
+    (toy.root / ".regraft/runs/quick-fox-2").mkdir(parents=True)
+    assert experiment_name(toy.root, "quick-fox") == "quick-fox-3"
+
+
+def test_nothing_to_save_is_told(toy: ToyProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    clone = make_clone(toy.root, "quick-fox", FASTER)
+    monkeypatch.setattr("flows.stages.isolation.run_dvc", lambda *arguments: "")
+    with pytest.raises(IsolationError, match="dvc saved no experiment named quick-fox"):
+        keep_results(toy.root, clone, "quick-fox")
+
+
+def test_files_are_copied_where_they_cannot_be_linked(
+    toy: ToyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    toy.write(".gitignore", toy.read(".gitignore") + "/mine.csv\n")
+    toy.write("mine.csv", "rows\n")
+    toy.write("dvc.yaml", GRAPH.replace("source.txt]", "source.txt, mine.csv]"))
+    monkeypatch.setattr(os, "link", refuse)
+    clone = make_clone(toy.root, "quick-fox", FASTER)
+    assert (clone / "mine.csv").read_text() == "rows\n"
+    assert not (clone / "mine.csv").samefile(toy.root / "mine.csv")
+
+
+@pytest.mark.slow
+def test_four_isolated_runs_at_once_all_come_back(toy: ToyProject) -> None:
+    def run(number: int) -> None:
+        clone = make_clone(toy.root, f"run-{number}", {"finetune.head_lr": 0.001 + number / 1000})
+        for stage in read_graph(clone):
+            assert run_stage(clone, stage.name, silent).kind in {"ran", "unchanged"}
+        keep_results(toy.root, clone, f"run-{number}")
+
+    before = state_of(toy)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run, range(4)))
+    assert state_of(toy) == before
+    shown = toy.dvc("exp", "list", "--name-only")
+    assert sorted(shown.split()) == [f"run-{number}" for number in range(4)]
+    assert Path(toy.root / ".regraft/runs/.gitignore").read_text() == "*\n"

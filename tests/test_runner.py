@@ -1,0 +1,201 @@
+"""One stage as a process group: what DVC did, its lines, waiting, and that no child is left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT
+from toy import STAGES, ToyProject
+
+from flows.errors import GraphError
+from flows.stages import runner
+from flows.stages.guard import GRACE_SECONDS
+from flows.stages.runner import Outcome, read_outcome, run_dvc, run_stage
+
+pytest_plugins = ["toy_fixtures"]
+
+
+class Interruption(BaseException):
+    """Stands for the signal that cancels a flow."""
+
+
+def silent(line: str) -> None:
+    """Take a line and do nothing."""
+
+
+def wait_until_gone(pid: int, seconds: float = 20.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def wait_for_file(path: Path, seconds: float = 30.0) -> str:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if path.exists() and path.read_text():
+            return path.read_text()
+        time.sleep(0.05)
+    raise AssertionError(f"{path} never came")
+
+
+def test_outcomes_of_real_dvc_are_ran_unchanged_and_restored(toy: ToyProject) -> None:
+    lines: list[str] = []
+    assert run_stage(toy.root, "left", lines.append).kind == "unchanged"
+    toy.set("finetune.head_lr", 0.0003)
+    assert run_stage(toy.root, "left", lines.append).kind == "ran"
+    toy.set("finetune.head_lr", 0.0005)
+    restored = run_stage(toy.root, "left", lines.append)
+    assert restored == Outcome("restored", "restored from run-cache")
+    assert "left starts" in lines  # what the stage itself printed on stderr
+    assert not any("dvc push" in line or "git add" in line for line in lines)
+
+
+def test_a_failure_is_told_by_the_stages_own_message(toy: ToyProject) -> None:
+    toy.set("evaluate.ece_bins", 5)
+    toy.write("right.break", "image 7 is broken;\nmend it")
+    outcome = run_stage(toy.root, "right", silent)
+    assert outcome == Outcome("failed", "image 7 is broken;\nmend it")
+
+
+def error_line(status: int) -> str:
+    return f"ERROR: failed to reproduce 'x': failed to run: python -m tasks.x, exited with {status}"
+
+
+@pytest.mark.parametrize(
+    ("status", "lines", "outcome"),
+    [
+        (0, ["Stage 'x' didn't change, skipping"], Outcome("unchanged", "unchanged")),
+        (0, ["'data.dvc' didn't change, skipping"], Outcome("unchanged", "unchanged")),
+        (
+            0,
+            ["Stage 'x' is cached - skipping run, checking out outputs", "Updating lock file"],
+            Outcome("restored", "restored from run-cache"),
+        ),
+        (0, ["Running stage 'x':", "> python -m tasks.x", "x: 0.93 on val"], Outcome("ran", "ran")),
+        (
+            1,
+            ["Running stage 'x':", "x stopped: no images", "", error_line(1), "hint"],
+            Outcome("failed", "no images"),
+        ),
+        (
+            1,
+            ["Traceback", "ValueError: boom", error_line(1)],
+            Outcome("failed", "exited with 1; its last line: ValueError: boom"),
+        ),
+        (
+            1,
+            ["x: epoch 3", error_line(-9)],
+            Outcome(
+                "failed",
+                "killed (SIGKILL), most often because memory ran out; its last line: x: epoch 3",
+            ),
+        ),
+        (
+            1,
+            ["x: epoch 3", error_line(143)],
+            Outcome("failed", "ended by signal 15; its last line: x: epoch 3"),
+        ),
+        (
+            1,
+            ["ERROR: failed to reproduce 'x': missing data 'source': data/raw"],
+            Outcome("failed", "missing data 'source': data/raw"),
+        ),
+        (254, ["ERROR: 'dvc.yaml' is invalid"], Outcome("failed", "'dvc.yaml' is invalid")),
+        (137, [], Outcome("failed", "dvc exited with 137")),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_dvcs_lines_are_understood(status: int, lines: list[str], outcome: Outcome) -> None:
+    assert read_outcome("x", status, lines) == outcome
+
+
+def test_lines_come_while_the_stage_runs_and_an_interruption_ends_it(toy: ToyProject) -> None:
+    toy.set("finetune.head_lr", 0.0003)
+    toy.write("left.sleep", "60")
+
+    def interrupt(line: str) -> None:
+        if line == "left starts":
+            wait_for_file(toy.root / "left.pid")
+            raise Interruption
+
+    started = time.monotonic()
+    with pytest.raises(Interruption):
+        run_stage(toy.root, "left", interrupt)
+    assert time.monotonic() - started < 40
+    assert wait_until_gone(int(toy.read("left.pid")))
+
+
+def test_a_stage_whose_flow_is_killed_outright_does_not_live_on(toy: ToyProject) -> None:
+    toy.set("finetune.head_lr", 0.0003)
+    toy.write("left.sleep", "60")
+    code = (
+        "import pathlib\n"
+        "from flows.stages.runner import run_stage\n"
+        f"run_stage(pathlib.Path({str(toy.root)!r}), 'left', print)"
+    )
+    flow = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
+    stage = int(wait_for_file(toy.root / "left.pid"))
+    flow.send_signal(signal.SIGKILL)
+    flow.wait()
+    assert wait_until_gone(stage)
+
+
+@pytest.mark.slow
+def test_a_stage_that_ignores_sigterm_is_killed(toy: ToyProject) -> None:
+    stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    toy.write("work.py", stubborn + toy.read("work.py"))
+    toy.write("left.sleep", "60")
+    started = time.monotonic()
+
+    def interrupt(line: str) -> None:
+        if line == "left starts":
+            wait_for_file(toy.root / "left.pid")
+            raise Interruption
+
+    with pytest.raises(Interruption):
+        run_stage(toy.root, "left", interrupt)
+    assert wait_until_gone(int(toy.read("left.pid")))
+    assert time.monotonic() - started < 40 + GRACE_SECONDS
+
+
+def hold(toy: ToyProject, pid: int) -> None:
+    holder = {"pid": pid, "cmd": "dvc repro left"}
+    held = {"write": {str(toy.root / "out/left.txt"): holder}, "read": {}}
+    toy.write(".dvc/tmp/rwlock", json.dumps(held))
+
+
+def test_a_busy_stage_is_waited_for(toy: ToyProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "FIRST_PAUSE_SECONDS", 0.1)
+    toy.set("finetune.head_lr", 0.0003)
+    hold(toy, os.getppid())
+    lines: list[str] = []
+
+    def listen(line: str) -> None:
+        lines.append(line)
+        if line.startswith("waiting"):
+            (toy.root / ".dvc/tmp/rwlock").unlink()  # the other process has finished
+
+    assert run_stage(toy.root, "left", listen).kind == "ran"
+    assert f"waiting 0.1 s for process {os.getppid()} (dvc repro left)" in lines
+
+
+def test_waiting_ends_with_the_name_of_the_holder(toy: ToyProject) -> None:
+    hold(toy, os.getppid())
+    outcome = run_stage(toy.root, "left", silent, busy_seconds=0)
+    assert outcome.kind == "failed"
+    assert outcome.message == f"process {os.getppid()} (dvc repro left) still at work after 0 s"
+
+
+def test_another_dvc_command_gives_its_output_or_its_error(toy: ToyProject) -> None:
+    assert run_dvc(toy.root, "stage", "list", "--name-only").split() == STAGES
+    with pytest.raises(GraphError, match=r"dvc exp at .* failed: .*ERROR"):
+        run_dvc(toy.root, "exp", "apply", "nothing")
