@@ -217,11 +217,11 @@ class DecideParams(Block):
     depth_images_per_class: list[int] = Field(
         min_length=1,
         max_length=8,
-        description="Images a class up to which each further level of data reaches, ascending, above "
-        "frozen_max_images_per_class; the last level has no end.",
+        description="Images a class up to which each further level of data reaches, ascending, "
+        "above frozen_max_images_per_class; the last level has no end.",
     )
     depth_similar: list[float] = Field(
-        description="Share of the backbone's groups unfrozen in a similar domain, one for each level."
+        description="Share of the backbone's groups unfrozen in a similar domain, one a level."
     )
     depth_intermediate: list[float] = Field(
         description="The same in an intermediate domain; nowhere less than in a similar one."
@@ -236,7 +236,8 @@ class DecideParams(Block):
         levels = [self.frozen_max_images_per_class, *self.depth_images_per_class]
         if levels != sorted(set(levels)):
             raise ValueError(
-                f"frozen_max_images_per_class and depth_images_per_class are {levels}; allowed: ascending"
+                f"frozen_max_images_per_class and depth_images_per_class are {levels}; "
+                "allowed: ascending"
             )
         nearer = [0.0] * (len(levels) + 1)
         for name, depths in (
@@ -247,8 +248,8 @@ class DecideParams(Block):
             fits = len(depths) == len(nearer) and depths == sorted(depths) and depths[-1] <= 1
             if not fits or any(far < near for far, near in zip(depths, nearer, strict=True)):
                 raise ValueError(
-                    f"{name} is {depths}; allowed: {len(nearer)} shares in [0, 1] that never fall, none "
-                    f"below the nearer domain's ({nearer})"
+                    f"{name} is {depths}; allowed: {len(nearer)} shares in [0, 1] that never fall, "
+                    f"none below the nearer domain's ({nearer})"
                 )
             nearer = depths
         return self
