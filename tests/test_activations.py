@@ -1,0 +1,169 @@
+"""Cached activations are those of the frozen part; the cache keeps to its budget, resumably."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_finetune import COUNTS, SIDE, make_store
+
+from tasks.backbones.runtime import normalize
+from tasks.errors import TrainingError
+from tasks.images.store import Pixels
+from tasks.records import InputSpec
+from tasks.training import activations
+from tasks.training.activations import (
+    CachedRows,
+    ComputedRows,
+    PixelRows,
+    Stores,
+    affordable_views,
+    open_rows,
+)
+
+VIEWS = 2
+ROW_BYTES = 3 * 4 * 2  # of the activation below, as float16
+IMAGES, VAL = COUNTS["train"], COUNTS["val"]
+
+
+class Frozen:
+    """Stands for frozen layers: pixels (n, R, R, 3) to (n, 3, 4); counts the rows it has seen."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.rows = 0
+        self.scale = scale
+
+    def __call__(self, pixels: Pixels) -> tuple[np.ndarray, ...]:
+        self.rows += len(pixels)
+        means = pixels.reshape(len(pixels), 4, -1, 3).mean(axis=2)
+        return (self.scale * means.transpose(0, 2, 1).astype(np.float32) / 7,)
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Stores:
+    return Stores(
+        make_store(tmp_path / "train", "train", VIEWS), make_store(tmp_path / "val", "val", 0)
+    )
+
+
+def test_cached_activations_are_the_computed_ones_rounded_to_half(stores: Stores, tmp_path: Path):
+    cached = open_rows(stores, Frozen(), folder=tmp_path / "cache", budget_gb=1)
+    computed = open_rows(stores, Frozen(), folder=tmp_path / "none", budget_gb=0)
+    rows = np.array([5, 0, 88, 5, 31])
+    assert isinstance(cached.train, CachedRows)
+    assert isinstance(computed.train, ComputedRows)
+    exact = computed.train.read(rows)
+    assert torch.equal(cached.train.read(rows), exact.half().float())
+    torch.testing.assert_close(cached.train.read(rows), exact, rtol=1e-3, atol=0)
+    val = np.arange(VAL)
+    assert torch.equal(cached.val.read(val), computed.val.read(val).half().float())
+
+
+def test_rows_are_found_across_shards(
+    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(activations, "SHARD_BYTES", 1)
+    cached = open_rows(stores, Frozen(), folder=tmp_path / "cache", budget_gb=1)
+    shards = sorted((tmp_path / "cache" / "train").glob("*.npy"))
+    assert [len(np.load(path)) for path in shards] == [32, 32, 26]
+    rows = np.random.default_rng(0).permutation(IMAGES * (VIEWS + 1))
+    exact = ComputedRows(stores.train, Frozen()).read(rows)
+    assert torch.equal(cached.train.read(rows), exact.half().float())
+
+
+def test_only_missing_and_damaged_shards_are_computed_again(
+    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(activations, "SHARD_BYTES", 1)
+    folder = tmp_path / "cache"
+    first = open_rows(stores, Frozen(), folder=folder, budget_gb=1).train.read(np.arange(90))
+    (folder / "train" / "000000.npy").unlink()
+    damaged = folder / "train" / "000002.npy"
+    damaged.write_bytes(damaged.read_bytes()[:-10])
+    frozen = Frozen()
+    again = open_rows(stores, frozen, folder=folder, budget_gb=1).train.read(np.arange(90))
+    sample = 30
+    assert frozen.rows == sample + 32 + 26
+    assert torch.equal(first, again)
+
+
+def test_fewer_views_are_used_where_all_of_them_do_not_fit(
+    stores: Stores, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    budget = ROW_BYTES * (IMAGES * 2 + VAL) / 1e9
+    rows = open_rows(stores, Frozen(), folder=tmp_path / "cache", budget_gb=budget)
+    assert rows.train.views == 1
+    assert "only 1 augmented views of each image are used" in caplog.text
+    store_rows = np.array([0, 1, 3, 4, 6, 7])  # clean and first view of three images
+    exact = ComputedRows(stores.train, Frozen()).read(store_rows)
+    assert torch.equal(rows.train.read(np.arange(6)), exact.half().float())
+
+
+def test_without_room_for_a_single_augmented_view_nothing_is_cached(
+    stores: Stores, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    budget = (ROW_BYTES * (IMAGES * 2 + VAL) - 1) / 1e9
+    rows = open_rows(stores, Frozen(), folder=tmp_path / "cache", budget_gb=budget)
+    assert isinstance(rows.train, ComputedRows)
+    assert rows.train.views == VIEWS
+    assert "slower" in caplog.text
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows_that_fit", "views"),
+    [(0, -1), (VAL, -1), (VAL + IMAGES - 1, -1), (VAL + IMAGES, 0), (VAL + 3 * IMAGES - 1, 1)],
+)
+def test_views_that_a_budget_affords(stores: Stores, rows_that_fit: int, views: int):
+    assert affordable_views(10, stores, 10.0 * rows_that_fit) == views
+
+
+def test_more_budget_than_needed_affords_no_more_views_than_there_are(stores: Stores):
+    assert affordable_views(10, stores, 1e9) == VIEWS
+
+
+def test_large_activations_are_stored_as_float32(stores: Stores, tmp_path: Path):
+    frozen = Frozen(scale=1000.0)
+    rows = open_rows(stores, frozen, folder=tmp_path / "cache", budget_gb=1)
+    exact = ComputedRows(stores.train, frozen).read(np.arange(90))
+    assert exact.max() > 8000
+    assert torch.equal(rows.train.read(np.arange(90)), exact)
+
+
+def test_an_activation_that_is_not_finite_is_refused(stores: Stores, tmp_path: Path):
+    with pytest.raises(TrainingError, match="an activation of nan"):
+        open_rows(stores, Frozen(scale=np.nan), folder=tmp_path / "cache", budget_gb=1)
+
+
+def test_a_disk_without_room_is_named_before_anything_is_computed(
+    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
+    with pytest.raises(TrainingError, match="REGRAFT_SCRATCH"):
+        open_rows(stores, Frozen(), folder=tmp_path / "cache", budget_gb=1)
+
+
+def test_removed_rows_leave_nothing_behind(stores: Stores, tmp_path: Path):
+    rows = open_rows(stores, Frozen(), folder=tmp_path / "cache", budget_gb=1)
+    rows.train.read(np.arange(3))
+    rows.remove()
+    assert not list((tmp_path / "cache").rglob("*.npy"))
+
+
+def test_pixel_rows_are_normalized_images(stores: Stores):
+    spec = InputSpec(image_px=SIDE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    rows = PixelRows(stores.train, spec)
+    wanted = np.array([7, 2])
+    expected = normalize(torch.from_numpy(stores.train.rows(wanted)), spec)
+    assert torch.equal(rows.read(wanted), expected)
+    assert rows.views == VIEWS
+
+
+def test_using_fewer_views_is_a_warning_not_a_silent_choice(
+    stores: Stores, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    open_rows(stores, Frozen(), folder=tmp_path / "cache", budget_gb=1)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

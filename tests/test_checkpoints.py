@@ -1,0 +1,228 @@
+"""A checkpoint gives back the very state, or is recognized as damaged or of another training."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.errors import ArtifactError
+from tasks.records import Estimate, Phase
+from tasks.training.checkpoints import CheckpointFolder, read_state, write_state
+from tasks.training.fingerprint import fingerprint
+from tasks.training.state import HistoryRow, Snapshot, Tensors, TrainState
+
+
+def tensors(seed: int) -> Tensors:
+    generator = torch.Generator().manual_seed(seed)
+    kernel = torch.randn((4, 3, 3, 3), generator=generator)
+    return {
+        "backbone.conv.weight": kernel.contiguous(memory_format=torch.channels_last),
+        "backbone.bn.num_batches_tracked": torch.tensor(seed),
+        "head.bias": torch.randn(3, generator=generator),
+    }
+
+
+def make_state(phase: int = 1, epoch: int = 2, *, best: bool = True) -> TrainState:
+    logits = np.random.default_rng(phase).normal(size=(5, 3)).astype(np.float32)
+    row = HistoryRow(1, 1, {"head": 1 / 3, "blocks.4": 1e-5}, 0.1, 0.2, 0.3, 0.4)
+    done = Phase(
+        name="unfrozen from blocks.4",
+        unfrozen_from=5,
+        epochs=3,
+        best_epoch=2,
+        stopped="patience",
+        val_loss=0.5,
+        val_accuracy=0.75,
+        change_in_val_accuracy=Estimate(value=0.1, low=-0.1, high=0.3, n=5),
+        kept=True,
+        reason="kept",
+    )
+    return TrainState(
+        phase=phase,
+        epoch=epoch,
+        start=Snapshot(0, tensors(1), logits),
+        best=Snapshot(1, tensors(2), 2 * logits) if best else None,
+        weights=tensors(3),
+        average={},
+        moments={"head.bias.exp_avg": torch.ones(3), "head.bias.step": torch.tensor(7.0)},
+        history=(row,),
+        finished=(done,),
+    )
+
+
+def assert_same(one: TrainState, other: TrainState) -> None:
+    assert (one.phase, one.epoch, one.history, one.finished) == (
+        other.phase,
+        other.epoch,
+        other.history,
+        other.finished,
+    )
+    for name in ("weights", "average", "moments"):
+        assert_same_tensors(getattr(one, name), getattr(other, name))
+    assert (one.best is None) == (other.best is None)
+    pairs = [(one.start, other.start)]
+    if one.best and other.best:
+        pairs.append((one.best, other.best))
+    for before, after in pairs:
+        assert before.epoch == after.epoch
+        np.testing.assert_array_equal(before.val_logits, after.val_logits)
+        assert_same_tensors(before.weights, after.weights)
+
+
+def assert_same_tensors(one: Tensors, other: Tensors) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert tensor.shape == other[name].shape, name
+        assert torch.equal(tensor, other[name]), name
+
+
+@pytest.mark.parametrize("best", [True, False])
+def test_a_state_survives_its_file(tmp_path: Path, best: bool):
+    state = make_state(best=best)
+    write_state(tmp_path / "state.safetensors", state)
+    assert_same(state, read_state(tmp_path / "state.safetensors"))
+
+
+def test_the_two_newest_states_are_kept(tmp_path: Path):
+    folder = CheckpointFolder(tmp_path / "one")
+    for phase, epoch in [(1, 9), (1, 10), (2, 0), (2, 1)]:
+        folder.save(make_state(phase, epoch))
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == [
+        "phase-002-epoch-000000.safetensors",
+        "phase-002-epoch-000001.safetensors",
+    ]
+    latest = folder.latest()
+    assert latest is not None
+    assert (latest.phase, latest.epoch) == (2, 1)
+
+
+def test_epoch_ten_is_newer_than_epoch_nine(tmp_path: Path):
+    folder = CheckpointFolder(tmp_path / "one")
+    for epoch in (9, 10):
+        folder.save(make_state(1, epoch))
+    latest = folder.latest()
+    assert latest is not None
+    assert latest.epoch == 10
+
+
+def test_no_folder_is_no_state(tmp_path: Path):
+    assert CheckpointFolder(tmp_path / "none").latest() is None
+
+
+@pytest.mark.parametrize("position", [3, 100, -5, "half", "cut", "empty"])
+def test_a_damaged_newest_file_falls_back_to_the_one_before_and_says_so(
+    tmp_path: Path, position: int | str, caplog: pytest.LogCaptureFixture
+):
+    folder = CheckpointFolder(tmp_path / "one")
+    for epoch in (1, 2):
+        folder.save(make_state(1, epoch))
+    newest = tmp_path / "one" / "phase-001-epoch-000002.safetensors"
+    content = bytearray(newest.read_bytes())
+    if position == "cut":
+        content = content[:-1]
+    elif position == "empty":
+        content = bytearray()
+    else:
+        content[len(content) // 2 if position == "half" else int(position)] ^= 1
+    newest.write_bytes(content)
+    latest = folder.latest()
+    assert latest is not None
+    assert latest.epoch == 1
+    assert "going on from the checkpoint before it" in caplog.text
+
+
+def test_every_flipped_byte_is_noticed(tmp_path: Path):
+    path = tmp_path / "state.safetensors"
+    write_state(path, make_state())
+    content = path.read_bytes()
+    for position in range(0, len(content), 53):
+        damaged = bytearray(content)
+        damaged[position] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(ArtifactError):
+            read_state(path)
+
+
+def test_states_of_another_training_are_left_alone_and_mentioned(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    CheckpointFolder(tmp_path / "one").save(make_state())
+    with caplog.at_level(logging.INFO):
+        assert CheckpointFolder(tmp_path / "other").latest() is None
+    assert "starting afresh" in caplog.text
+    assert CheckpointFolder(tmp_path / "one").latest() is not None
+
+
+def test_a_removed_folder_is_gone(tmp_path: Path):
+    folder = CheckpointFolder(tmp_path / "one")
+    folder.save(make_state())
+    folder.remove()
+    assert not (tmp_path / "one").exists()
+    folder.remove()
+
+
+def test_saving_again_replaces_a_state(tmp_path: Path):
+    folder = CheckpointFolder(tmp_path / "one")
+    folder.save(make_state())
+    changed = replace(make_state(), weights=tensors(9))
+    folder.save(changed)
+    latest = folder.latest()
+    assert latest is not None
+    assert_same(latest, changed)
+
+
+def make_project(root: Path) -> tuple[list[Path], list[Path]]:
+    (root / "store").mkdir(parents=True)
+    (root / "store" / "000.npy").write_bytes(b"pixels" * 100)
+    (root / "manifest.csv").write_text("path,label\n")
+    (root / "code").mkdir()
+    (root / "code" / "loop.py").write_text("step = 1\n")
+    return [root / "manifest.csv", root / "store"], [root / "code"]
+
+
+def test_a_fingerprint_does_not_depend_on_where_the_project_lies(tmp_path: Path):
+    one, other = make_project(tmp_path / "a"), make_project(tmp_path / "b" / "c")
+    assert fingerprint(one[0], ["lr=1"], one[1]) == fingerprint(other[0], ["lr=1"], other[1])
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("store/000.npy", b"pixels" * 99 + b"pixelt"),
+        ("manifest.csv", b"path,class\n"),
+        ("code/loop.py", b"step = 2\n"),
+        ("store/001.npy", b""),
+    ],
+)
+def test_a_fingerprint_changes_with_any_input_and_any_line_of_code(
+    tmp_path: Path, file: str, content: bytes
+):
+    inputs, code = make_project(tmp_path)
+    before = fingerprint(inputs, ["lr=1"], code)
+    (tmp_path / file).write_bytes(content)
+    assert fingerprint(inputs, ["lr=1"], code) != before
+
+
+def test_a_fingerprint_changes_with_any_value(tmp_path: Path):
+    inputs, code = make_project(tmp_path)
+    texts = [["lr=1"], ["lr=2"], ["lr=1", ""], ["l", "r=1"]]
+    assert len({fingerprint(inputs, values, code) for values in texts}) == 4
+
+
+def test_a_changed_block_of_a_large_file_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tasks.training.fingerprint.SAMPLED_BYTES", 1000)
+    monkeypatch.setattr("tasks.training.fingerprint.BLOCKS", 4)
+    monkeypatch.setattr("tasks.training.fingerprint.BLOCK_BYTES", 10)
+    path = tmp_path / "large"
+    path.write_bytes(bytes(4000))
+    before = fingerprint([path], [], [])
+    path.write_bytes(bytes(3000) + b"x" + bytes(999))
+    assert fingerprint([path], [], []) != before
+    path.write_bytes(bytes(4001))
+    assert fingerprint([path], [], []) != before
