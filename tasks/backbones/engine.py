@@ -150,6 +150,8 @@ def _start_session(blob: bytes, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.use_deterministic_compute = True
+    # Idle threads sleep: spinning takes the cores from whatever else this machine does.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors only
     return onnxruntime.InferenceSession(blob, options, providers=["CPUExecutionProvider"])
 

@@ -1,0 +1,276 @@
+"""Source cards: features of what a backbone was pretrained on, against which new data is compared.
+
+A card holds features and where they are from, no pixels. `python -m tasks.backbones.cards` makes one
+from any folder of images.
+"""
+
+import argparse
+import logging
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from tasks.artifacts import read_tensors, read_tensors_note, write_tensors
+from tasks.backbones.catalogue import Backbone, load_backbone
+from tasks.backbones.engine import make_engine
+from tasks.backbones.features import PooledFeatures
+from tasks.backbones.runtime import configure_torch
+from tasks.entry import run_stage
+from tasks.errors import ArtifactError, DataError, ImageError
+from tasks.images.formats import SUFFIXES
+from tasks.images.frames import Fit, Pixels, read_clean_view
+from tasks.images.parallel import map_in_order
+from tasks.machine import Machine, read_machine
+from tasks.params import load_params
+from tasks.progress import progress
+from tasks.records import InputSpec, Record
+
+log = logging.getLogger(__name__)
+
+FITS: tuple[Fit, ...] = ("crop", "squash", "pad")
+BATCH_SIZE = 32
+SAMPLE_IMAGES = 8  # on which the engine is compared with torch
+SHOWN = 5  # unreadable files named in a message
+
+
+class Provenance(Record):
+    """How a card was made; without any path of the machine that made it."""
+
+    name: str
+    source: str
+    license: str | None  # of the images
+    images: int
+    backbone: str
+    weights_sha256: str
+    weights_license: str | None
+    input: InputSpec
+    fit: Fit
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
+class SourceCard:
+    """Features of source images and where they are from.
+
+    Attributes:
+        features: float32 (n, D), pooled, one row an image; stored as float16.
+        provenance: How they were made.
+    """
+
+    features: NDArray[np.float32]
+    provenance: Provenance
+
+    @property
+    def name(self) -> str:
+        """What the source is called in reports."""
+        return self.provenance.name
+
+    @property
+    def weights_sha256(self) -> str:
+        """The backbone whose features these are."""
+        return self.provenance.weights_sha256
+
+    @property
+    def image_px(self) -> int:
+        """Side of the source images when the features were made, pixels."""
+        return self.provenance.input.image_px
+
+
+def write_card(path: Path, card: SourceCard) -> None:
+    """Write a card as safetensors with float16 features."""
+    features = card.features.astype(np.float16)
+    write_tensors(path, {"features": features}, {"card": card.provenance.model_dump_json()})
+
+
+def read_card(path: Path) -> SourceCard:
+    """Read a card.
+
+    Raises:
+        ArtifactError: The file is missing, damaged or no card.
+    """
+    features = read_tensors(path).get("features")
+    try:
+        provenance = Provenance.model_validate_json(read_tensors_note(path).get("card", ""))
+    except ValidationError as err:
+        problem = err.errors()[0]["msg"]
+        raise ArtifactError(f"{path}: is no source card ({problem}); make it again") from err
+    if features is None or features.ndim != 2 or len(features) != provenance.images:
+        raise ArtifactError(f"{path}: its features are missing or not whole; make the card again")
+    return SourceCard(features.astype(np.float32), provenance)
+
+
+def find_card(folder: Path, weights_sha256: str) -> SourceCard | None:
+    """Find the card of a backbone's weights in a folder; None where there is none.
+
+    Of several, the first by file name is taken and the log says so.
+
+    Raises:
+        ArtifactError: A file of the folder is no card.
+    """
+    cards = [(path, read_card(path)) for path in sorted(folder.glob("*.safetensors"))]
+    fitting = [(path, card) for path, card in cards if card.weights_sha256 == weights_sha256]
+    if not fitting:
+        return None
+    if len(fitting) > 1:
+        others = ", ".join(path.name for path, _ in fitting[1:])
+        log.warning("%s is used as source card, not %s", fitting[0][0].name, others)
+    return fitting[0][1]
+
+
+def list_source_images(folder: Path) -> list[Path]:
+    """List image files below a folder, sorted by code point of their relative path.
+
+    Raises:
+        DataError: There are none.
+    """
+    files = [
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+    ]
+    if not files:
+        raise DataError(
+            f"{folder}: holds no image files ({', '.join(sorted(SUFFIXES))}); name a folder of images"
+        )
+    return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def read_views(
+    files: Sequence[Path], *, image_px: int, fit: Fit, max_pixels: int, workers: int
+) -> Iterator[Pixels]:
+    """Decode images in several threads and yield them in order: uint8 (image_px, image_px, 3).
+
+    Raises:
+        DataError: Some cannot be decoded; names the first few.
+    """
+    bad: list[str] = []
+    read = partial(_read_view, image_px=image_px, fit=fit, max_pixels=max_pixels)
+    for path, view in zip(files, map_in_order(read, files, workers=workers), strict=True):
+        if isinstance(view, str):
+            bad.append(f"{path}: {view}")
+        elif not bad:
+            yield view
+    if bad:
+        more = "\n..." if len(bad) > SHOWN else ""
+        raise DataError(
+            f"{len(bad)} of {len(files)} images cannot be used; remove or repair them:\n"
+            + "\n".join(bad[:SHOWN])
+            + more
+        )
+
+
+def _read_view(path: Path, *, image_px: int, fit: Fit, max_pixels: int) -> Pixels | str:
+    """Give the pixels of a file, or the reason why there are none."""
+    try:
+        return read_clean_view(path.read_bytes(), image_px=image_px, fit=fit, max_pixels=max_pixels)
+    except ImageError as err:
+        return str(err)
+    except OSError as err:
+        return err.strerror or str(err)
+
+
+def extract_source_features(
+    backbone: Backbone, views: Iterator[Pixels], total: int, machine: Machine
+) -> NDArray[np.float32]:
+    """Run a backbone over single images: float32 (n, D)."""
+    features: list[NDArray[np.float32]] = []
+    engine = None
+    with progress("card", total) as meter:
+        for batch in _batches(views):
+            engine = engine or make_engine(
+                PooledFeatures(backbone.model), backbone.input, machine, batch[:SAMPLE_IMAGES]
+            )
+            features.append(engine(batch)[0])
+            meter.advance(len(batch))
+    return np.concatenate(features)
+
+
+def _batches(views: Iterator[Pixels]) -> Iterator[Pixels]:
+    waiting: list[Pixels] = []
+    for view in views:
+        waiting.append(view)
+        if len(waiting) == BATCH_SIZE:
+            yield np.stack(waiting)
+            waiting = []
+    if waiting:
+        yield np.stack(waiting)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make a card from a folder of images."""
+    options = _parse(argv)
+    params = load_params(options.params)
+    machine = read_machine()
+    configure_torch(machine, params.seed)
+    backbone = load_backbone(
+        options.backbone or params.backbone.name,
+        options.weights or params.backbone.weights,
+        image_px=options.image_px or params.augment.image_px,
+        seed=params.seed,
+    )
+    files = list_source_images(options.images)
+    views = read_views(
+        files,
+        image_px=backbone.input.image_px,
+        fit=options.fit,
+        max_pixels=params.ingest.max_pixels,
+        workers=machine.decode_workers,
+    )
+    features = extract_source_features(backbone, views, len(files), machine)
+    provenance = Provenance(
+        name=options.name,
+        source=options.source,
+        license=options.license,
+        images=len(files),
+        backbone=backbone.name,
+        weights_sha256=backbone.weights_sha256,
+        weights_license=backbone.license,
+        input=backbone.input,
+        fit=options.fit,
+        command=_command(backbone, options),
+    )
+    write_card(options.out, SourceCard(features, provenance))
+    log.info(
+        "%s: %d features of %d images, for %s with weights %s",
+        options.out,
+        features.shape[1],
+        len(files),
+        backbone.name,
+        backbone.weights_sha256[:12],
+    )
+
+
+def _command(backbone: Backbone, options: argparse.Namespace) -> str:
+    """Give the command that makes the card again, without paths."""
+    weights = Path(backbone.weights).name
+    return shlex.join(
+        f"python -m tasks.backbones.cards --images IMAGES --out CARD --name {options.name}"
+        f" --backbone {backbone.name} --weights {weights} --image-px {backbone.input.image_px}"
+        f" --fit {options.fit}".split()
+    )
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tasks.backbones.cards", description=__doc__)
+    parser.add_argument("--images", type=Path, required=True, help="folder, read recursively")
+    parser.add_argument("--name", required=True, help="what reports call the source")
+    parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+    parser.add_argument("--source", default="", help="one sentence: which images, how chosen")
+    parser.add_argument("--license", help="license or terms of the images")
+    parser.add_argument("--backbone", help="timm name; else that of the parameters")
+    parser.add_argument("--weights", help="as backbone.weights; else that of the parameters")
+    parser.add_argument("--image-px", type=int, help="side, pixels; else that of the parameters")
+    parser.add_argument("--fit", choices=FITS, default="crop", help="how images become square")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the parameters")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("cards", main))

@@ -1,0 +1,136 @@
+"""The probe: what a backbone's batch-norm layers see in training images, and untrained features.
+
+Similarity is judged from it, so that no later stage has to run the backbone again.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tasks.artifacts import Array, write_tensors
+from tasks.backbones.catalogue import Backbone
+from tasks.backbones.engine import make_engine
+from tasks.backbones.features import PooledFeatures
+from tasks.backbones.normalization import LayerInputs, fit_running_statistics, measure_inputs
+from tasks.backbones.runtime import find_device, normalize
+from tasks.images.store import PixelStore
+from tasks.machine import Machine
+from tasks.params import ExtractParams
+from tasks.progress import Meter, progress
+from tasks.records import InputSpec
+
+PROBE_PURPOSE = 0x9B0B  # tells the random numbers that choose probe images from all others
+SAMPLE_IMAGES = 8  # on which an engine is compared with torch
+FITTED_IMAGES = 128  # that set the running statistics of the untrained network
+
+Rows = NDArray[np.int64]
+Pixels = NDArray[np.uint8]
+Batch = TypeVar("Batch", Pixels, torch.Tensor)
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeImages:
+    """Clean training images on which the probe is measured.
+
+    Attributes:
+        store: Packed training pixels.
+        rows: Image numbers, ascending: (n,).
+        mixed: Some of them in random order, on which untrained statistics are fitted.
+        batch_size: Images a forward pass.
+    """
+
+    store: PixelStore
+    rows: Rows
+    mixed: Rows
+    batch_size: int
+
+    def pixels(self) -> Iterator[Pixels]:
+        """Yield uint8 (N, R, R, 3), in the order of `rows`."""
+        return self.store.batches(self.store.row_of(self.rows), self.batch_size)
+
+    def normalized(self, spec: InputSpec, *, mixed: bool = False) -> Iterator[torch.Tensor]:
+        """Yield what a backbone expects, in the order of `rows` or of `mixed`."""
+        rows = self.store.row_of(self.mixed if mixed else self.rows)
+        for pixels in self.store.batches(rows, self.batch_size):
+            yield normalize(torch.from_numpy(pixels), spec)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What is measured on the probe's images.
+
+    Attributes:
+        rows: Image numbers in train, ascending: (n,).
+        random_features: float32 (n, D) of the same architecture with random weights.
+        layers: Inputs of the batch-norm layers in forward order; empty where there are none.
+    """
+
+    rows: Rows
+    random_features: NDArray[np.float32]
+    layers: list[LayerInputs]
+
+
+def choose_probe_images(store: PixelStore, params: ExtractParams, seed: int) -> ProbeImages:
+    """Choose training images for the probe.
+
+    The choice depends on the seed and each image's number, so that appended images displace few.
+    """
+    keys = np.random.default_rng([seed, PROBE_PURPOSE]).random(store.info.count)
+    chosen = np.argsort(keys, kind="stable")[: params.shift_images]
+    return ProbeImages(store, np.sort(chosen), chosen[:FITTED_IMAGES], params.batch_size)
+
+
+def measure_probe(
+    backbone: Backbone, untrained: Backbone, images: ProbeImages, machine: Machine
+) -> Probe:
+    """Measure the inputs of the batch-norm layers, and features without any pretraining.
+
+    Args:
+        backbone: The pretrained network.
+        untrained: The same architecture with random weights. Its running statistics are fitted to
+            the images first, otherwise its features would vanish or explode with depth.
+        images: Training images.
+        machine: Device, threads and engine.
+    """
+    device = find_device(machine)
+    total = 2 * len(images.rows) + len(images.mixed)
+    with progress("probe", total) as meter:
+        layers = measure_inputs(
+            backbone.model.to(device), _metered(images.normalized(backbone.input), meter)
+        )
+        fit_running_statistics(
+            untrained.model.to(device),
+            _metered(images.normalized(untrained.input, mixed=True), meter),
+        )
+        module = PooledFeatures(untrained.model.cpu())
+        engine = make_engine(module, untrained.input, machine, sample_pixels(images.store))
+        features = [engine(pixels)[0] for pixels in _metered(images.pixels(), meter)]
+    return Probe(images.rows, np.concatenate(features), layers)
+
+
+def _metered(batches: Iterable[Batch], meter: Meter) -> Iterator[Batch]:
+    for batch in batches:
+        yield batch
+        meter.advance(len(batch))
+
+
+def sample_pixels(store: PixelStore) -> Pixels:
+    """Give some images spread over a store, on which an engine is compared with torch."""
+    images = np.linspace(0, store.info.count - 1, SAMPLE_IMAGES).astype(np.int64)
+    return store.rows(store.row_of(np.unique(images)))
+
+
+def write_probe(path: Path, probe: Probe) -> None:
+    """Write the probe as safetensors; the note `layers` lists [layer name, layer group]."""
+    tensors: dict[str, Array] = {"rows": probe.rows, "random_features": probe.random_features}
+    for number, layer in enumerate(probe.layers):
+        for key in ("mean", "var", "running_mean", "running_var"):
+            tensors[f"bn.{number:03d}.{key}"] = getattr(layer, key)
+    names = [[layer.name, layer.group] for layer in probe.layers]
+    write_tensors(path, tensors, {"layers": json.dumps(names)})
