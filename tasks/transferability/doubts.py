@@ -22,7 +22,7 @@ Confidence = Literal["low", "medium", "high"]
 Quantity = Literal["images", "mmd", "shift", "gain"]
 
 LARGEST_IMAGES = 10**8
-STEPS = 400  # of the search along one quantity, before bisection
+STEPS = 120  # of the search along one quantity, before bisection
 BISECTIONS = 60
 
 

@@ -1,0 +1,127 @@
+import pytest
+from conftest import ROOT
+from test_doubts import measured
+
+from tasks.artifacts import Manifest, read_record, write_manifest, write_record
+from tasks.decide import decide, main
+from tasks.params import load_params
+from tasks.records import BackboneInfo, Decision, InputSpec, LayerGroup, ManifestRow
+from tasks.transferability.decision_words import write_page
+
+PARAMS = load_params(ROOT / "params.yaml").decide
+
+SIZES = {
+    "stem": 1_000, "blocks.0": 1_000, "blocks.1": 17_000, "blocks.2": 46_000,
+    "blocks.3": 235_000, "blocks.4": 500_000, "blocks.5": 1_200_000, "blocks.6": 2_000_000,
+}  # fmt: skip
+
+INFO = BackboneInfo(
+    name="small",
+    weights="random",
+    weights_sha256="0" * 64,
+    weights_license=None,
+    weights_source=None,
+    input=InputSpec(image_px=32, mean=(0, 0, 0), std=(1, 1, 1)),
+    groups=[LayerGroup(name=name, parameters=size) for name, size in SIZES.items()],
+    feature_dim=8,
+    source_classes=0,
+    norm="batch",
+    engine="torch",
+    parity=None,
+)
+
+
+def decided(arm="auto", images=1557, classes=2, **what):
+    params = PARAMS.model_copy(update={"arm": arm})
+    return decide(measured(**what)[1], INFO, images=images, classes=classes, params=params)
+
+
+def test_solar_cells_are_fine_tuned_from_the_upper_half():
+    decision = decided()
+    assert (decision.arm, decision.domain, decision.phases) == ("fine_tune", "far", [6, 4])
+    assert (decision.forced, decision.recommended) == (False, "fine_tune")
+    assert decision.confidence == "high"
+
+
+def test_reasons_name_the_numbers():
+    reasons = " ".join(decided().reasons)
+    assert "far: MMD^2 to card is 0.180 (0.170 to 0.190)" in reasons
+    assert "1,557 training images of 2 classes, 778 a class" in reasons
+    assert "gain 30.0 points of accuracy against random ones (20.0 to 40.0)" in reasons
+
+
+def test_reasons_include_the_doubts():
+    decision = decided(gain=(-0.03, -0.01, 0.01))
+    assert decision.confidence == "low"
+    assert any("lose 1.0 points" in reason for reason in decision.reasons)
+    assert any("transfer itself is in doubt" in reason for reason in decision.reasons)
+
+
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [
+        ({"mmd": None}, "The domain is far: the mean batch-norm shift is 0.45."),
+        ({"mmd": None, "shift": None}, "Nothing tells how far the domain is, so it counts as"),
+    ],
+)
+def test_reasons_without_a_card(what, sentence):
+    assert any(reason.startswith(sentence) for reason in decided(**what).reasons)
+
+
+FORCED = {"scratch": [0], "feature_extraction": [], "fine_tune": [6, 4]}
+
+
+@pytest.mark.parametrize(("arm", "phases"), FORCED.items())
+def test_a_forced_arm_is_recorded_beside_what_the_rules_say(arm, phases):
+    decision = decided(arm)
+    assert (decision.arm, decision.forced, decision.phases) == (arm, True, phases)
+    assert decision.recommended == "fine_tune"
+    assert decision.reasons[0].startswith("The user asked to ")
+    assert "decide.arm" in decision.reasons[0]
+
+
+def test_forced_fine_tuning_unfreezes_a_group_where_the_rules_would_none():
+    similar = {"images": 30, "mmd": (0.0, 0.01, 0.02), "shift": None}
+    assert decided(**similar).arm == "feature_extraction"
+    decision = decided("fine_tune", **similar)
+    assert decision.phases == [7]
+    assert decision.recommended == "feature_extraction"
+
+
+def test_what_would_change_the_answer_is_said_in_words():
+    beginnings = [sentence.split(" of 8 layer groups")[0] for sentence in decided().would_change]
+    assert beginnings == [
+        "With 4,001 training images or more: fine-tune the top 6",
+        "With 40 training images or fewer: fine-tune the top 2",
+        "If MMD^2 to the source were below 0.04: fine-tune the top 2",
+    ]
+
+
+def test_main_writes_decision_and_words(tmp_path):
+    rows = [
+        ManifestRow(f"{i}.png", "ab"[i % 2], "train" if i < 200 else "test", f"{i}", "", 8, 8, "L")
+        for i in range(240)
+    ]
+    write_manifest(tmp_path / "manifest.csv", Manifest(rows))
+    write_record(tmp_path / "similarity.json", measured()[1])
+    write_record(tmp_path / "backbone.json", INFO)
+    names = {
+        "manifest": "manifest.csv", "similarity": "similarity.json", "backbone": "backbone.json",
+        "decision": "out/decision.json", "words": "out/decision.md",
+    }  # fmt: skip
+    arguments = [f"--{name}={tmp_path / file}" for name, file in names.items()]
+    main([f"--params={ROOT / 'params.yaml'}", *arguments])
+    decision = read_record(tmp_path / "out/decision.json", Decision)
+    assert decision == decided(images=200)
+    page = (tmp_path / "out/decision.md").read_text()
+    assert page.startswith("# How to transfer\n\n**Fine-tune the top 4 of 8 layer groups (from b")
+    assert "| 1 | blocks.5, blocks.6, head |" in page
+    assert "| 2 | blocks.3, blocks.4, blocks.5, blocks.6, head |" in page
+    assert all(f"| {rule.name} |" in page for rule in decision.rules)
+    assert all(sentence in page for sentence in [*decision.reasons, *decision.would_change])
+
+
+def test_page_of_a_frozen_backbone_has_no_phases():
+    page = write_page(decided("feature_extraction"), INFO.groups)
+    assert "**Keep the backbone frozen and train only a new head.**" in page
+    assert "| phase |" not in page

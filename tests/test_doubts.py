@@ -1,0 +1,159 @@
+from dataclasses import replace
+
+import pytest
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.params import load_params
+from tasks.records import Estimate, MmdResult, Similarity
+from tasks.transferability.doubts import assess, find_changes
+from tasks.transferability.rules import Evidence, choose
+
+PARAMS = load_params(ROOT / "params.yaml").decide
+NOTHING = Estimate(value=0.0, low=None, high=None, n=10)
+
+
+def measured(mmd=(0.17, 0.18, 0.19), shift=(0.4, 0.45, 0.5), gain=(0.2, 0.3, 0.4), p_value=0.002):
+    """Similarity with (low, value, high) of what the rules look at, and its evidence."""
+    found = None
+    if mmd is not None:
+        found = MmdResult(
+            value=mmd[1], low=mmd[0], high=mmd[2], n=10, p_value=p_value, bandwidths=[1.0],
+            estimator="full", source="card", source_rows=10,
+        )  # fmt: skip
+    similarity = Similarity(
+        images=10,
+        mmd=found,
+        shift=shift and Estimate(value=shift[1], low=shift[0], high=shift[2], n=10),
+        shift_groups=[],
+        logme=NOTHING,
+        h_score=NOTHING,
+        knn_accuracy=NOTHING,
+        ridge_accuracy=NOTHING,
+        random_ridge_accuracy=NOTHING,
+        transfer_gain=Estimate(value=gain[1], low=gain[0], high=gain[2], n=10),
+        summary="",
+        notes=[],
+    )
+    evidence = Evidence(
+        images=1557,
+        classes=2,
+        groups=8,
+        mmd=mmd and mmd[1],
+        p_value=p_value if mmd else None,
+        shift=shift and shift[1],
+        gain=gain[1],
+    )
+    return evidence, similarity
+
+
+def rated(images=1557, **what):
+    evidence, similarity = measured(**what)
+    return assess(replace(evidence, images=images), similarity, PARAMS)
+
+
+def test_agreement_far_from_all_limits_is_high():
+    assert rated() == rated(gain=(0.1, 0.2, 0.3))
+    assert rated().confidence == "high"
+    assert rated().doubts == []
+
+
+DOUBTS = {
+    # name: (what is seen, confidence, what the doubt says)
+    "interval across a limit of the domain": (
+        {"mmd": (0.11, 0.13, 0.15)}, "medium", "different domains",
+    ),
+    "interval across a limit of the arm": (
+        {"images": 30, "mmd": (0.03, 0.035, 0.05), "shift": None}, "low", "different arms",
+    ),
+    "second opinion one step away": ({"shift": (0.2, 0.2, 0.2)}, "medium", "shift says interm"),
+    "second opinion contradicts": ({"shift": (0.1, 0.1, 0.1)}, "low", "contradict each other"),
+    "no card": ({"mmd": None}, "medium", "no source card"),
+    "nothing": ({"mmd": None, "shift": None}, "low", "Nothing tells"),
+    "no gain": ({"gain": (-0.02, 0.0, 0.01)}, "low", "transfer itself is in doubt"),
+    "far but not significant": ({"p_value": 0.2}, "low", r"p = 0\.20"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("seen", "confidence", "doubt"), DOUBTS.values(), ids=DOUBTS)
+def test_doubts_lower_the_confidence_and_say_why(seen, confidence, doubt):
+    found = rated(**seen)
+    assert found.confidence == confidence
+    with pytest.raises(AssertionError, match=doubt):
+        raise AssertionError(" ".join(found.doubts))
+
+
+def test_gain_in_doubt_matters_only_where_it_decides():
+    gain = {"gain": (0.0, 0.03, 0.06)}
+    assert rated(**gain).confidence == "high"
+    assert rated(images=500_000, **gain).confidence == "low"  # scratch or not hangs on it
+
+
+def test_a_similar_domain_needs_no_significance():
+    assert rated(images=1000, mmd=(0.0, 0.001, 0.002), shift=None, p_value=0.6).doubts == []
+
+
+# what would change it ----------------------------------------------------------------------------
+
+
+def changed(evidence, change):
+    at = int(change.at) if change.quantity == "images" else change.at
+    return replace(evidence, **{change.quantity: at})
+
+
+def same(a, b):
+    return (a.arm, a.phases) == (b.arm, b.phases)
+
+
+def just_before(evidence, change):
+    step = 1 if change.quantity == "images" else 1e-9
+    value = change.at - step if change.rises else change.at + step
+    return replace(evidence, **{change.quantity: value})
+
+
+cases = st.builds(
+    Evidence,
+    images=st.integers(50, 10**6),
+    classes=st.integers(2, 50),
+    groups=st.integers(1, 14),
+    mmd=st.none() | st.floats(0, 0.5),
+    p_value=st.just(0.01),
+    shift=st.none() | st.floats(0, 1),
+    gain=st.floats(-0.2, 0.5),
+)
+
+
+@settings(max_examples=12, deadline=None)
+@given(case=cases)
+def test_what_would_change_the_answer_does(case):
+    now = choose(case, PARAMS)
+    for change in find_changes(case, PARAMS):
+        then = choose(changed(case, change), PARAMS)
+        assert then == change.choice
+        assert not same(then, now)
+        before = choose(just_before(case, change), PARAMS)
+        assert same(before, now) or (then.arm != now.arm and before.arm == now.arm)
+
+
+def test_changes_of_a_known_case():
+    evidence, _ = measured()
+    found = {(c.quantity, c.rises): c for c in find_changes(evidence, PARAMS)}
+    assert found["images", True].at == 2 * 2000 + 1
+    assert found["images", False].at == 2 * 20
+    assert found["mmd", False].at == pytest.approx(0.04)
+    assert set(found) == {("images", True), ("images", False), ("mmd", False)}
+
+
+def test_a_change_of_the_arm_is_found_behind_a_change_of_depth():
+    evidence = replace(measured(mmd=(0.01, 0.01, 0.01))[0], images=50_000)
+    downward = [c for c in find_changes(evidence, PARAMS) if c.quantity == "images" and not c.rises]
+    assert [c.choice.arm for c in downward] == ["feature_extraction", "fine_tune"]
+    assert [c.at for c in downward] == [2 * 20, 2 * 20_000]
+
+
+def test_shift_is_varied_where_it_decides():
+    evidence, _ = measured(mmd=None)
+    quantities = {change.quantity for change in find_changes(evidence, PARAMS)}
+    assert "shift" in quantities
+    assert "mmd" not in quantities

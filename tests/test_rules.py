@@ -1,0 +1,144 @@
+from dataclasses import replace
+
+import pytest
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.params import load_params
+from tasks.transferability.rules import (
+    DOMAINS,
+    Evidence,
+    apply_rules,
+    choose,
+    domain_of,
+    plan_phases,
+)
+
+PARAMS = load_params(ROOT / "params.yaml").decide
+DEPTH_OF_ARM = {"feature_extraction": 0, "fine_tune": 1, "scratch": 2}
+
+
+def evidence(images=1000, classes=10, groups=8, mmd=0.08, shift=0.2, gain=0.3, p_value=0.002):
+    return Evidence(images, classes, groups, mmd, p_value, shift, gain)
+
+
+CASES = {
+    # name: (what is seen, domain, arm, phases)
+    "few and similar": ({"images": 200, "mmd": 0.01}, "similar", "feature_extraction", ()),
+    "some and similar": ({"images": 1000, "mmd": 0.01}, "similar", "fine_tune", (6,)),
+    "many and similar": ({"images": 50_000, "mmd": 0.01}, "similar", "fine_tune", (6, 4)),
+    "very many, similar": ({"images": 300_000, "mmd": 0.01}, "similar", "fine_tune", (6, 5, 2)),
+    "few, in between": ({"images": 150}, "intermediate", "fine_tune", (7,)),
+    "some, in between": ({"images": 1000}, "intermediate", "fine_tune", (6,)),
+    "more, in between": ({"images": 5000}, "intermediate", "fine_tune", (6, 4)),
+    "few and far": ({"images": 100, "mmd": 0.2}, "far", "fine_tune", (6,)),
+    "solar cells": ({"images": 1557, "classes": 2, "mmd": 0.186}, "far", "fine_tune", (6, 4)),
+    "many and far": ({"images": 300_000, "mmd": 0.2}, "far", "fine_tune", (6, 4, 0)),
+    "huge, far, no gain": (
+        {"images": 500_000, "mmd": 0.2, "gain": 0.0}, "far", "scratch", (0,),
+    ),
+    "huge, far, with gain": ({"images": 500_000, "mmd": 0.2}, "far", "fine_tune", (6, 4, 0)),
+    "huge, similar, no gain": (
+        {"images": 500_000, "mmd": 0.01, "gain": 0.0}, "similar", "fine_tune", (6, 5, 2),
+    ),
+    "just below huge": (
+        {"images": 499_999, "mmd": 0.2, "gain": 0.0}, "far", "fine_tune", (6, 4, 0),
+    ),
+    "no card, small shift": (
+        {"images": 200, "mmd": None, "shift": 0.05}, "similar", "feature_extraction", (),
+    ),
+    "no card, large shift": ({"mmd": None, "shift": 0.5}, "far", "fine_tune", (6, 4)),
+    "nothing measured": ({"mmd": None, "shift": None}, "intermediate", "fine_tune", (6,)),
+    "MMD rules over shift": ({"mmd": 0.2, "shift": 0.05}, "far", "fine_tune", (6, 4)),
+    "exactly at the limits": (
+        {"images": 200, "mmd": 0.04}, "intermediate", "fine_tune", (7,),
+    ),
+    "one group only": ({"mmd": 0.2, "groups": 1}, "far", "fine_tune", (0,)),
+    "fourteen groups": ({"mmd": 0.2, "groups": 14}, "far", "fine_tune", (12, 10, 7)),
+    "five groups": ({"images": 50_000, "mmd": 0.2, "groups": 5}, "far", "fine_tune", (3, 1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("seen", "domain", "arm", "phases"), CASES.values(), ids=CASES)
+def test_choice(seen, domain, arm, phases):
+    choice = choose(evidence(**seen), PARAMS)
+    assert (choice.domain, choice.arm, choice.phases) == (domain, arm, phases)
+
+
+def test_the_rule_that_decides_is_the_first_that_fires_and_votes():
+    rules = apply_rules(evidence(images=500_000, mmd=0.2, gain=0.0), PARAMS)
+    voting = [rule.name for rule in rules if rule.fired and rule.votes_for]
+    assert voting[0] == "scratch only for very much far data"
+    assert "never frozen alone on a far domain" in voting  # also true, but too late
+
+
+def test_rules_show_what_they_saw():
+    rules = {rule.name: rule for rule in apply_rules(evidence(gain=0.01), PARAMS)}
+    assert rules["domain by MMD"].inputs == {"mmd": 0.08, "p_value": 0.002, "says": "intermediate"}
+    assert rules["domain by batch-norm shift"].fired is False  # a second opinion only
+    assert rules["transfer must gain"].fired is True
+    assert rules["frozen for little similar data"].inputs["images_per_class"] == 100
+
+
+@pytest.mark.parametrize("arm", ["scratch", "feature_extraction", "fine_tune"])
+def test_phases_fit_the_arm_whatever_the_evidence(arm):
+    few = evidence(images=50, mmd=0.01)  # where the rules would unfreeze nothing
+    expected = {"scratch": (0,), "feature_extraction": (), "fine_tune": (7,)}
+    assert plan_phases(arm, few, PARAMS) == expected[arm]
+
+
+# what must hold everywhere -----------------------------------------------------------------------
+
+cases = st.builds(
+    Evidence,
+    images=st.integers(1, 10**7),
+    classes=st.integers(2, 1000),
+    groups=st.integers(1, 40),
+    mmd=st.none() | st.floats(-0.01, 2),
+    p_value=st.none() | st.floats(0.002, 1),
+    shift=st.none() | st.floats(0, 5),
+    gain=st.floats(-1, 1),
+)
+
+
+def depth(case):
+    """How much of the network is trained: arm first, then the number of unfrozen groups."""
+    choice = choose(case, PARAMS)
+    unfrozen = case.groups - min(choice.phases, default=case.groups)
+    return DEPTH_OF_ARM[choice.arm], unfrozen
+
+
+@settings(max_examples=300, deadline=None)
+@given(case=cases, more=st.integers(0, 10**7))
+def test_more_data_never_trains_less(case, more):
+    assert depth(replace(case, images=case.images + more)) >= depth(case)
+
+
+@settings(max_examples=300, deadline=None)
+@given(case=cases, farther=st.floats(0, 2))
+def test_a_farther_domain_never_trains_less(case, farther):
+    moved = replace(
+        case,
+        mmd=None if case.mmd is None else case.mmd + farther,
+        shift=None if case.shift is None else case.shift + farther,
+    )
+    assert DOMAINS.index(domain_of(moved, PARAMS)) >= DOMAINS.index(domain_of(case, PARAMS))
+    assert depth(moved) >= depth(case)
+
+
+@settings(max_examples=300, deadline=None)
+@given(case=cases)
+def test_a_far_domain_is_never_left_to_frozen_features(case):
+    choice = choose(case, PARAMS)
+    assert not (choice.domain == "far" and choice.arm == "feature_extraction")
+
+
+@settings(max_examples=300, deadline=None)
+@given(case=cases)
+def test_phases_go_down_from_the_top(case):
+    choice = choose(case, PARAMS)
+    assert list(choice.phases) == sorted(set(choice.phases), reverse=True)
+    assert all(0 <= group < case.groups for group in choice.phases)
+    assert len(choice.phases) <= 3
+    assert (choice.arm == "feature_extraction") == (choice.phases == ())
