@@ -48,8 +48,8 @@ def escape_markdown(text: str) -> str:
 
 
 def quote_yaml(text: str) -> str:
-    """Give a text as a YAML string on one line; every json string is one."""
-    return json.dumps(printable(text))
+    """Give a text as a YAML string on one line; every json string is one. It holds no html."""
+    return json.dumps(printable(text)).replace("<", "\\u003c")
 
 
 def _weakest(classes: list[ClassResult]) -> ClassResult | None:

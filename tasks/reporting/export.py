@@ -209,7 +209,14 @@ def _about(shipped: Shipped, about: Mapping[str, Any], *, whole: bool) -> dict[s
 
 def _check(folder: Path, shipped: Shipped, *, whole: bool) -> float:
     """Load the folder with timm alone and compare the logits."""
-    model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    try:
+        model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    except RuntimeError as err:
+        reason = " ".join(str(err).split())[:200]
+        raise ArtifactError(
+            f"timm {timm.__version__} cannot load the exported {shipped.name} ({reason}); nothing"
+            " was exported. Use the timm version of constraints.txt"
+        ) from err
     images = _sample(shipped.input)
     outputs = _run(model, images)
     with torch.inference_mode():

@@ -1,0 +1,134 @@
+"""The model card."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_run import HOSTILE, Shape, fake_exported, fake_findings, fake_provenance
+from ruamel.yaml import YAML
+
+from tasks.params import Params
+from tasks.reporting.card import escape_markdown, quote_yaml, render_card
+from tasks.reporting.findings import Findings
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory: pytest.TempPathFactory, default_params: Params) -> Findings:
+    return fake_findings(tmp_path_factory.mktemp("card"), Shape(), default_params)
+
+
+def render(findings: Findings, *, whole: bool = True) -> str:
+    return render_card(findings, fake_exported(whole=whole), fake_provenance())
+
+
+def header(card: str) -> dict[str, Any]:
+    _, block, _ = card.split("---\n", 2)
+    loaded: dict[str, Any] = YAML(typ="safe").load(block)
+    return loaded
+
+
+def test_the_header_is_yaml_with_what_the_hub_asks(findings: Findings) -> None:
+    read = header(render(findings))
+    assert read["library_name"] == "timm"
+    assert read["pipeline_tag"] == "image-classification"
+    assert read["datasets"] == ["ELPV"]
+    assert "CC BY-NC-SA 4.0" in read["license_name"]
+    assert "Apache-2.0" in read["license_name"]
+    results = read["model-index"][0]["results"][0]
+    assert results["dataset"]["split"] == "test"
+    assert [metric["value"] for metric in results["metrics"]] == [
+        findings.shipped.accuracy.value,
+        findings.shipped.balanced_accuracy.value,
+        findings.shipped.macro_f1.value,
+    ]
+
+
+def test_results_stand_with_their_intervals_and_the_shipped_model_is_marked(
+    findings: Findings,
+) -> None:
+    card = render(findings).replace("\N{NO-BREAK SPACE}", " ")
+    rows = [line for line in card.splitlines() if line.startswith("| ")]
+    assert len(rows) == 4
+    assert rows[2].startswith("| fine-tuned (shipped) | 90.0 % (87.3 to 92.7 %) |")
+    assert rows[1].startswith("| frozen baseline | 88.3 %")
+    assert rows[3].startswith("| always the largest class | 50.0 %")
+
+
+def test_the_first_sentence_is_the_verdict_and_doubts_follow(findings: Findings) -> None:
+    card = render(findings)
+    assert card.index("classifies ELPV images") < card.index("**Within noise.**")
+    assert card.index("**Within noise.**") < card.index("## What it is")
+
+
+def test_limits_name_the_weakest_class(findings: Findings) -> None:
+    weakest = min(findings.classes, key=lambda row: (row.recall.value or 0, row.name))
+    card = render(findings)
+    if len({row.recall.value for row in findings.classes}) > 1:
+        assert f"weakest class on test is {weakest.name}" in card
+    same = [replace(row, recall=findings.classes[0].recall) for row in findings.classes]
+    assert "weakest" not in render(replace(findings, classes=same))
+
+
+def test_the_card_prints_the_code_of_its_own_model(findings: Findings) -> None:
+    assert "timm loads the folder by itself" in render(findings)
+    apart = render(findings, whole=False)
+    assert "the head is a file of its own" in apart
+    assert "head.safetensors" in apart
+
+
+def test_licenses_of_data_and_weights_are_told_or_said_to_be_missing(findings: Findings) -> None:
+    assert "- Data: CC BY-NC-SA 4.0" in render(findings)
+    origin = findings.origin.model_copy(update={"license": None, "citation": None})
+    backbone = findings.backbone.model_copy(
+        update={"weights_license": None, "weights_source": None}
+    )
+    card = render(replace(findings, origin=origin, backbone=backbone))
+    assert "- Data: not stated by the source; ask its owner" in card
+    assert "- Pretrained weights: not stated\n" in card
+    assert header(card)["license_name"] == "data: not stated; pretrained weights: not stated"
+
+
+def test_many_classes_are_cut(tmp_path: Path, default_params: Params) -> None:
+    classes = [f"species {i:03d}" for i in range(120)]
+    found = fake_findings(tmp_path, Shape(classes=classes, test=240, wrong=20), default_params)
+    card = render(found)
+    assert "species 049" in card
+    assert "- species 050" not in card
+    assert "and 70 more" in card
+
+
+def test_hostile_names_stay_text(tmp_path: Path, default_params: Params) -> None:
+    classes = (HOSTILE, "a | b\n# heading", "[x](javascript:alert(1))")
+    found = fake_findings(tmp_path, Shape(classes=classes, name=f'x": {HOSTILE}'), default_params)
+    card = render(found)
+    assert "<script" not in card
+    assert "\n# heading" not in card
+    assert "](javascript" not in card
+    assert header(card)["datasets"] == [f'x": {HOSTILE}']
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [("a_b*c", "a\\_b\\*c"), ("1 < 2 & 3", "1 &lt; 2 &amp; 3"), ("a\nb", "a\\\\nb")],
+)
+def test_markdown_is_escaped(text: str, escaped: str) -> None:
+    assert escape_markdown(text) == escaped
+
+
+@pytest.mark.parametrize("text", ["plain", 'a "b": c', "#x", "- y", "<b>", "é", "no", "1e3"])
+def test_quoted_yaml_reads_back_as_the_same_text(text: str) -> None:
+    assert YAML(typ="safe").load(quote_yaml(text)) == text
+
+
+def test_the_same_findings_give_the_same_card(findings: Findings) -> None:
+    assert render(findings) == render(findings)
+
+
+def test_where_nothing_was_fine_tuned_one_model_stands_in_the_table(
+    tmp_path: Path, default_params: Params
+) -> None:
+    shape = Shape(arm="feature_extraction", shipped="baseline")
+    card = render(fake_findings(tmp_path, shape, default_params))
+    assert "| frozen baseline (shipped) |" in card
+    assert "| fine-tuned" not in card

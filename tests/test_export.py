@@ -1,0 +1,215 @@
+"""The exported model: timm gives the same logits from it, without any code of Regraft."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+
+from tasks.backbones.catalogue import create_architecture
+from tasks.errors import ArtifactError
+from tasks.images.frames import Fit, clean_view, frame_image
+from tasks.records import InputSpec
+from tasks.reporting import export
+from tasks.reporting.export import Exported, Shipped, export_model
+from tasks.reporting.provenance import hash_file
+from tasks.reporting.usage import loading_code
+from tasks.training.heads import build_head
+
+CLASSES = ["cat", "dog", "<b>fox</b>"]
+SIDE = 32
+
+
+def spoil(module: nn.Module) -> None:
+    """Give every tensor its own values, running statistics too, so that none may be forgotten."""
+    rng = np.random.default_rng(8)
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point():
+            values = torch.from_numpy(rng.uniform(0.5, 1.5, tuple(tensor.shape)))
+            tensor.mul_(values) if name.endswith("weight") else tensor.add_(values * 0.1)
+
+
+def shipped_model(name: str, head: Any = "linear", fit: Fit = "squash") -> Shipped:
+    torch.manual_seed(3)
+    backbone = create_architecture(name, image_px=SIDE)
+    spoil(backbone)
+    with torch.inference_mode():
+        feature_dim = backbone(torch.zeros(1, 3, SIDE, SIDE)).shape[1]
+    built = build_head(head, feature_dim, len(CLASSES), hidden=8, dropout=0.3)
+    spoil(built)
+    spec = InputSpec(image_px=SIDE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+    return Shipped(name, backbone, built.eval(), spec, fit, CLASSES)
+
+
+def images(count: int = 5) -> torch.Tensor:
+    rng = np.random.default_rng(4)
+    return torch.from_numpy(rng.normal(size=(count, 3, SIDE, SIDE)).astype(np.float32))
+
+
+def reload(folder: Path) -> Any:
+    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet", "test_vit", "test_convnext"])
+def test_timm_alone_gives_the_same_logits_for_a_linear_head(name: str, tmp_path: Path) -> None:
+    shipped = shipped_model(name)
+    exported = export_model(tmp_path / "model", shipped, {})
+    assert exported.whole
+    with torch.inference_mode():
+        found = reload(tmp_path / "model")(images())
+    torch.testing.assert_close(found, shipped.logits(images()), rtol=1e-5, atol=1e-5)
+
+
+def test_an_mlp_head_lies_beside_the_backbone(tmp_path: Path) -> None:
+    shipped = shipped_model("test_efficientnet", "mlp")
+    exported = export_model(tmp_path / "model", shipped, {})
+    assert not exported.whole
+    assert [name for name, _ in exported.files] == [
+        "config.json",
+        "head.json",
+        "head.safetensors",
+        "model.safetensors",
+        "regraft.json",
+    ]
+    with torch.inference_mode():
+        features = reload(tmp_path / "model")(images())
+        torch.testing.assert_close(features, shipped.backbone(images()), rtol=1e-5, atol=1e-5)
+
+
+def test_a_classifier_that_is_no_single_layer_leaves_the_head_apart(tmp_path: Path) -> None:
+    exported = export_model(tmp_path / "model", distilled(), {})
+    assert not exported.whole
+    assert json.loads((tmp_path / "model" / "head.json").read_text())["kind"] == "linear"
+
+
+def distilled() -> Shipped:
+    """A network with two classifiers whose mean is the answer."""
+    name = "deit_tiny_distilled_patch16_224"
+    backbone = create_architecture(name, image_px=SIDE)
+    spec = InputSpec(image_px=SIDE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    return Shipped(name, backbone, nn.Linear(192, 3).eval(), spec, "squash", CLASSES)
+
+
+def run_as_printed(
+    folder: Path, exported: Exported, head: str, picture: Path, capsys: Any
+) -> tuple[str, float]:
+    code = loading_code(whole=exported.whole, head=head)
+    code = code.replace('"data/report/model"', repr(str(folder))).replace(
+        '"image.jpg"', repr(str(picture))
+    )
+    exec(compile(code, "snippet", "exec"), {})
+    name, probability = capsys.readouterr().out.rsplit(" ", 1)
+    return name, float(probability)
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_the_printed_code_classifies_as_the_pipeline_does(
+    head: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shipped = shipped_model("test_efficientnet", head)
+    exported = export_model(tmp_path / "model", shipped, {"temperature": 1.7})
+    noise = np.random.default_rng(5).integers(0, 255, (40, 48, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    picture.save(tmp_path / "image.png")
+    pixels = clean_view(frame_image(picture, image_px=SIDE, fit="squash"), SIDE)
+    spec = shipped.input
+    normalized = (pixels / 255.0 - spec.mean) / spec.std
+    batch = torch.from_numpy(normalized.astype(np.float32)).permute(2, 0, 1)[None]
+    expected = (shipped.logits(batch) / 1.7).softmax(dim=1)[0]
+    name, probability = run_as_printed(
+        tmp_path / "model", exported, head, tmp_path / "image.png", capsys
+    )
+    assert name == CLASSES[int(expected.argmax())]
+    assert probability == pytest.approx(float(expected.max()), abs=0.0006)
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop"])
+def test_timm_prepares_images_as_the_pipeline_does(fit: Fit, tmp_path: Path) -> None:
+    export_model(tmp_path / "model", shipped_model("test_efficientnet", fit=fit), {})
+    settings = timm.data.resolve_data_config(model=reload(tmp_path / "model"))
+    prepare: Any = timm.data.create_transform(**settings)
+    coarse = np.random.default_rng(6).integers(0, 255, (5, 4, 3), dtype=np.uint8)
+    picture = Image.fromarray(coarse).resize((40, 50), Image.Resampling.BICUBIC)
+    pixels = clean_view(frame_image(picture, image_px=SIDE, fit=fit), SIDE)
+    expected = (pixels / 255.0 - np.array((0.5, 0.4, 0.3))) / np.array((0.2, 0.25, 0.3))
+    found = prepare(picture).permute(1, 2, 0).numpy()
+    differences = np.abs(found - expected)
+    if fit == "squash":
+        assert differences.max() < 1e-5
+    else:  # timm resizes first and crops then, at a whole pixel
+        assert differences.mean() < 0.05 * expected.std()
+
+
+def test_config_tells_classes_and_preprocessing(tmp_path: Path) -> None:
+    export_model(tmp_path / "model", shipped_model("test_vit", fit="pad"), {})
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["architecture"] == "test_vit"
+    assert config["label_names"] == CLASSES
+    assert config["num_classes"] == 3
+    assert config["pretrained_cfg"]["mean"] == [0.5, 0.4, 0.3]
+    assert config["pretrained_cfg"]["std"] == [0.2, 0.25, 0.3]
+    assert config["pretrained_cfg"]["input_size"] == [3, SIDE, SIDE]
+    assert config["pretrained_cfg"]["crop_mode"] == "border"
+    assert config["pretrained_cfg"]["crop_pct"] == 1.0
+    assert reload(tmp_path / "model").pretrained_cfg["label_names"] == CLASSES
+
+
+def test_regraft_json_tells_what_timm_has_no_place_for(tmp_path: Path) -> None:
+    export_model(tmp_path / "model", shipped_model("test_resnet"), {"temperature": 1.3})
+    about = json.loads((tmp_path / "model" / "regraft.json").read_text())
+    assert about["classes"] == CLASSES
+    assert about["temperature"] == 1.3
+    assert about["preprocessing"]["fit"] == "squash"
+    assert about["preprocessing"]["image_px"] == SIDE
+
+
+def test_what_is_told_of_the_files_is_true(tmp_path: Path) -> None:
+    exported = export_model(tmp_path / "model", shipped_model("test_resnet"), {})
+    weights = tmp_path / "model" / "model.safetensors"
+    assert exported.sha256 == hash_file(weights)
+    assert dict(exported.files)["model.safetensors"] == weights.stat().st_size == exported.size
+    assert exported.difference == 0.0
+
+
+def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        export_model(tmp_path / name, shipped_model("test_efficientnet"), {"x": 1})
+    for file in sorted((tmp_path / "a").iterdir()):
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
+
+
+def test_the_model_given_is_not_changed(tmp_path: Path) -> None:
+    shipped = shipped_model("test_efficientnet")
+    before = {name: tensor.clone() for name, tensor in shipped.backbone.state_dict().items()}
+    export_model(tmp_path / "model", shipped, {})
+    after = shipped.backbone.state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("classes", [3, 4], ids=["other weights", "other classes"])
+def test_an_export_that_timm_loads_otherwise_is_refused_and_the_old_one_stays(
+    classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = shipped_model("test_efficientnet")
+    export_model(tmp_path / "model", shipped, {})
+    old = hash_file(tmp_path / "model" / "model.safetensors")
+    other = timm.create_model("test_efficientnet", num_classes=classes)
+    monkeypatch.setattr(export.timm, "create_model", lambda *_, **__: other)
+    with pytest.raises(ArtifactError, match=r"gives other logits than the trained model"):
+        export_model(tmp_path / "model", shipped, {})
+    assert hash_file(tmp_path / "model" / "model.safetensors") == old
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_weights_that_timm_cannot_load_are_refused_in_one_message(tmp_path: Path) -> None:
+    shipped = shipped_model("test_efficientnet")
+    shipped.backbone.register_buffer("strange", torch.zeros(1))
+    with pytest.raises(ArtifactError, match=r"timm .* cannot load the exported test_efficientnet"):
+        export_model(tmp_path / "model", shipped, {})
+    assert list(tmp_path.iterdir()) == []
