@@ -75,7 +75,8 @@ def _leave_out(
     for rows in _rows_of_shared(units):
         hat = damped[rows] @ spectrum.scores[rows].T + 1 / n
         outside[rows] = np.linalg.solve(np.eye(len(rows)) - hat, residuals[rows])
-    return targets - outside + _tilt(targets, units)
+    result: Floats = targets - outside + _tilt(targets, units)
+    return result
 
 
 def _tilt(targets: Floats, units: NDArray[np.int64]) -> Floats:

@@ -1,0 +1,219 @@
+"""Measure how far the training images are from the source and what the frozen features are worth.
+
+Reads clean training features, batch-norm statistics and the source card of the backbone; writes
+similarity.json, the shift of every batch-norm layer and a plane of source and target for the eye.
+"""
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.artifacts import read_record, write_record, write_table
+from tasks.backbones.cards import SourceCard, find_card
+from tasks.entry import read_paths, run_stage
+from tasks.errors import ArtifactError
+from tasks.params import SimilarityParams, load_params
+from tasks.records import BackboneInfo, MmdResult, Similarity
+from tasks.transferability.mmd import measure_mmd
+from tasks.transferability.projection import project_to_plane
+from tasks.transferability.ruler import Ruler, find_ruler
+from tasks.transferability.sampling import choose_rows
+from tasks.transferability.scores import Sample, estimate_scores, estimate_transfer_gain
+from tasks.transferability.shift import estimate_shift, shift_by_group
+from tasks.transferability.target import Target, read_target
+from tasks.transferability.words import summarize
+
+log = logging.getLogger(__name__)
+
+SCORED_IMAGES = 5_000  # at most, for scores whose time grows with the square of the images
+SHOWN_IMAGES = 2_000  # at most, on the plane
+PROFILE_COLUMNS = ["layer", "group", "index", "shift"]
+PROJECTION_COLUMNS = ["x", "y", "set", "label"]
+
+Features = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What the target is compared with; either is None where there is none for these weights."""
+
+    card: SourceCard | None
+    ruler: Ruler | None
+
+
+def measure_similarity(
+    target: Target,
+    reference: Reference,
+    info: BackboneInfo,
+    *,
+    params: SimilarityParams,
+    seed: int,
+) -> Similarity:
+    """Measure distance to the source and worth of the features on clean training images.
+
+    Raises:
+        ArtifactError: The features do not fit the backbone or the card, or are not finite.
+    """
+    rows = choose_rows(target.manifest.of("train"), params.max_images, seed=seed)
+    scored = choose_rows(
+        target.manifest.of("train"), min(params.max_images, SCORED_IMAGES), seed=seed
+    )
+    sample = target.sample(rows)
+    _check_features(sample.features, info)
+    mmd = _compare(sample, reference.card, params=params, seed=seed)
+    scores = estimate_scores(target.sample(scored), params=params, seed=seed)
+    gain = estimate_transfer_gain(
+        target.sample(target.probe_rows), target.random_features, params=params, seed=seed
+    )
+    similarity = Similarity(
+        images=len(rows),
+        mmd=mmd,
+        shift=estimate_shift(
+            target.layers, confidence=params.confidence, resamples=params.bootstrap, seed=seed
+        ),
+        shift_groups=shift_by_group(target.layers, info.groups),
+        logme=scores.logme,
+        h_score=scores.h_score,
+        knn_accuracy=scores.knn_accuracy,
+        ridge_accuracy=scores.ridge_accuracy,
+        random_ridge_accuracy=gain.random_accuracy,
+        transfer_gain=gain.gain,
+        summary="",
+        notes=list(_notes(target, reference, info, len(rows))),
+        known=reference.ruler.sets if reference.ruler else [],
+    )
+    return similarity.model_copy(update={"summary": summarize(similarity)})
+
+
+def _check_features(features: Features, info: BackboneInfo) -> None:
+    if features.shape[1] != info.feature_dim:
+        raise ArtifactError(
+            f"the features have {features.shape[1]} columns, {info.name} gives {info.feature_dim}; "
+            "rerun extract"
+        )
+    if not np.isfinite(features).all():
+        raise ArtifactError(
+            f"{info.name} gave features that are not finite; try other weights or another engine"
+        )
+
+
+def _compare(
+    sample: Sample, card: SourceCard | None, *, params: SimilarityParams, seed: int
+) -> MmdResult | None:
+    if card is None:
+        return None
+    if card.features.shape[1] != sample.features.shape[1]:
+        raise ArtifactError(
+            f"source card {card.name!r} has {card.features.shape[1]} columns, the features have "
+            f"{sample.features.shape[1]}; make the card again with this backbone"
+        )
+    mmd = measure_mmd(card.features, sample.features, sample.groups, params=params, seed=seed)
+    return MmdResult(
+        value=mmd.value,
+        low=mmd.low,
+        high=mmd.high,
+        n=mmd.n,
+        p_value=mmd.p_value,
+        bandwidths=mmd.bandwidths,
+        estimator="full" if mmd.blocks == 1 else "block",
+        source=card.name,
+        source_rows=mmd.source_rows,
+    )
+
+
+def _notes(
+    target: Target, reference: Reference, info: BackboneInfo, measured: int
+) -> Iterator[str]:
+    train = target.manifest.of("train")
+    if measured < len(train):
+        yield f"Measured on {measured} of {len(train)} training images, each class by its share."
+    if measured > SCORED_IMAGES:
+        yield f"LogME, H-score, kNN and ridge are measured on {SCORED_IMAGES} of these images."
+    if len({row.group for row in train}) < len(train):
+        yield "Images of one group are never compared with each other and are left out together."
+    yield (
+        f"Pretrained and random features are compared on the same {len(target.probe_rows)} images."
+    )
+    if not target.layers:
+        yield f"{info.name} has no batch-norm layer, so there is no shift profile."
+    yield from _notes_on_reference(reference, info)
+
+
+def _notes_on_reference(reference: Reference, info: BackboneInfo) -> Iterator[str]:
+    card, ruler = reference.card, reference.ruler
+    if card is None:
+        yield (
+            f"There is no source card for these weights of {info.name}, so MMD was not measured; "
+            "`python -m tasks.backbones.cards --help` says how to make one from any folder."
+        )
+    elif card.image_px != info.input.image_px:
+        yield (
+            f"The source card was made at {card.image_px} px, the features at "
+            f"{info.input.image_px} px; part of the MMD is due to that."
+        )
+    if card is not None and ruler is not None and ruler.image_px != info.input.image_px:
+        yield f"The known data sets were measured at {ruler.image_px} px."
+
+
+def project(
+    target: Target, card: SourceCard | None, *, limit: int, seed: int
+) -> list[tuple[float, float, str, str]]:
+    """Place source and target images on the plane of their two leading principal components.
+
+    Returns:
+        x, y, set (source or target) and label (empty for the source) of each image; source first.
+    """
+    train = target.manifest.of("train")
+    rows = choose_rows(train, min(limit, SHOWN_IMAGES), seed=seed)
+    shown = np.asarray(target.features[rows, 0])
+    source = np.empty((0, shown.shape[1]), np.float32) if card is None else card.features
+    plane = project_to_plane(np.concatenate([source, shown]))
+    marks = [("source", "")] * len(source) + [("target", train[row].label) for row in rows]
+    return [
+        (float(x), float(y), kind, label)
+        for (x, y), (kind, label) in zip(plane, marks, strict=True)
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the features, measure them, write what was found."""
+    paths = read_paths(
+        "similarity",
+        "Measure how far the data is from the source and what the features are worth.",
+        argv,
+        reads=["manifest", "features", "probe", "backbone", "cards"],
+        writes=["similarity", "profile", "projection"],
+    )
+    params = load_params(paths.params)
+    info = read_record(paths.backbone, BackboneInfo)
+    target = read_target(paths.manifest, paths.features, paths.probe)
+    reference = Reference(
+        card=find_card(paths.cards, info.weights_sha256),
+        ruler=find_ruler(paths.cards, info.weights_sha256),
+    )
+    similarity = measure_similarity(
+        target, reference, info, params=params.similarity, seed=params.seed
+    )
+    write_table(
+        paths.profile,
+        PROFILE_COLUMNS,
+        [
+            (layer.name, info.groups[layer.group].name, number, layer.value)
+            for number, layer in enumerate(target.layers)
+        ],
+    )
+    write_table(
+        paths.projection,
+        PROJECTION_COLUMNS,
+        project(target, reference.card, limit=params.similarity.max_images, seed=params.seed),
+    )
+    write_record(paths.similarity, similarity)
+    log.info("%s", similarity.summary)
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("similarity", main))

@@ -1,0 +1,314 @@
+import json
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from tasks.artifacts import (
+    Manifest,
+    read_record,
+    read_table,
+    write_array,
+    write_manifest,
+    write_record,
+    write_tensors,
+)
+from tasks.backbones.cards import Provenance, SourceCard, write_card
+from tasks.errors import ArtifactError
+from tasks.records import BackboneInfo, InputSpec, KnownSet, LayerGroup, ManifestRow, Similarity
+from tasks.similarity import Reference, Target, main, measure_similarity, project
+from tasks.transferability import scores as scores_module
+from tasks.transferability.mmd import measure_mmd
+from tasks.transferability.ruler import Ruler
+from tasks.transferability.sampling import choose_rows
+from tasks.transferability.shift import LayerShift
+
+D, IMAGES = 6, 90
+SPEC = InputSpec(image_px=32, mean=(0, 0, 0), std=(1, 1, 1))
+INFO = BackboneInfo(
+    name="small",
+    weights="packaged",
+    weights_sha256="aa",
+    weights_license=None,
+    weights_source=None,
+    input=SPEC,
+    groups=[LayerGroup(name=name, parameters=10) for name in ("stem", "top")],
+    feature_dim=D,
+    source_classes=0,
+    norm="batch",
+    engine="torch",
+    parity=None,
+)
+CARD = SourceCard(
+    np.random.default_rng(1).normal(size=(40, D)).astype(np.float16).astype(np.float32),
+    Provenance(
+        name="photographs", source="", license=None, images=40, backbone="small",
+        weights_sha256="aa", weights_license=None, input=SPEC, fit="crop", command="",
+    ),
+)  # fmt: skip
+RULER = Ruler(
+    backbone="small", weights_sha256="aa", image_px=64, source="photographs", provenance="",
+    sets=[KnownSet(name="letters", images=500, mmd=0.001, shift=0.1, transfer_gain=0.5)],
+)  # fmt: skip
+
+
+def manifest_of(images=IMAGES, per_group=1):
+    train = [
+        ManifestRow(
+            f"{i}.png", "abc"[i % 3], "train", f"g{i // per_group}", f"sha{i}", 32, 32, "RGB"
+        )
+        for i in range(images)
+    ]
+    return Manifest([ManifestRow("v.png", "a", "val", "v", "v", 32, 32, "RGB"), *train])
+
+
+def features_of(images=IMAGES, views=2, seed=0):
+    rng = np.random.default_rng(seed)
+    centers = rng.normal(0.3, 0.8, (3, D))
+    features = rng.normal(size=(images, views, D)) + centers[np.arange(images) % 3][:, None]
+    return features.astype(np.float32)
+
+
+def target_of(**changes):
+    rng = np.random.default_rng(2)
+    values = {
+        "manifest": manifest_of(),
+        "features": features_of(),
+        "probe_rows": np.arange(0, IMAGES, 2),
+        "random_features": rng.normal(size=(IMAGES // 2, D)).astype(np.float32),
+        "layers": [LayerShift("stem.bn", 0, 0.2), LayerShift("top.bn", 1, 0.4)],
+    }
+    return Target(**{**values, **changes})
+
+
+@pytest.fixture
+def params(tiny_params):
+    return tiny_params.similarity.model_copy(update={"max_images": 1000})
+
+
+def measured(params, target=None, card=CARD, ruler=RULER, seed=3):
+    reference = Reference(card=card, ruler=ruler)
+    return measure_similarity(target or target_of(), reference, INFO, params=params, seed=seed)
+
+
+# what is measured --------------------------------------------------------------------------------
+
+
+def test_mmd_compares_clean_views_with_the_card(params):
+    found = measured(params)
+    clean = features_of()[:, 0]
+    groups = [f"g{i}" for i in range(IMAGES)]
+    expected = measure_mmd(CARD.features, clean, groups, params=params, seed=3)
+    assert (found.mmd.value, found.mmd.low, found.mmd.high) == (
+        expected.value, expected.low, expected.high,
+    )  # fmt: skip
+    assert (found.mmd.source, found.mmd.source_rows, found.mmd.n) == ("photographs", 40, IMAGES)
+    assert found.mmd.estimator == "full"
+
+
+def test_augmented_views_change_nothing(params):
+    features = features_of()
+    other = features.copy()
+    other[:, 1] += 100
+    assert measured(params, target_of(features=other)) == measured(
+        params, target_of(features=features)
+    )
+
+
+def test_shift_is_reported_overall_and_by_group(params):
+    found = measured(params)
+    assert found.shift.value == pytest.approx(0.3)
+    assert [(item.group, item.value) for item in found.shift_groups] == [
+        ("stem", 0.2),
+        ("top", 0.4),
+    ]
+
+
+def test_gain_uses_the_images_of_the_probe(params):
+    found = measured(params)
+    assert found.transfer_gain.n == found.random_ridge_accuracy.n == IMAGES // 2
+    assert found.ridge_accuracy.n == IMAGES
+    assert found.transfer_gain.low > 0
+
+
+def test_gain_pairs_each_image_with_its_own_random_features(params):
+    clean = features_of()[:, 0]
+    rows = np.array([4, 7, 20, 33, 41, 60, 61, 62, 70, 71, 80, 81])
+    target = target_of(probe_rows=rows, random_features=clean[rows])
+    assert measured(params, target).transfer_gain.value == 0
+
+
+def test_renaming_the_classes_changes_no_score(params):
+    renamed = Manifest(
+        [
+            ManifestRow(row.path, {"a": "z", "b": "y", "c": "x"}[row.label], row.split, row.group,
+                        row.sha256, 32, 32, "RGB")
+            for row in manifest_of().rows
+        ]
+    )  # fmt: skip
+    plain, other = measured(params), measured(params, target_of(manifest=renamed))
+    assert other.logme.value == pytest.approx(plain.logme.value)
+    assert other.h_score.value == pytest.approx(plain.h_score.value)
+    assert other.knn_accuracy == plain.knn_accuracy
+    assert other.ridge_accuracy == plain.ridge_accuracy
+    assert other.mmd == plain.mmd
+
+
+def test_a_large_set_is_sampled_by_class(params):
+    limited = params.model_copy(update={"max_images": 64})
+    found = measured(limited)
+    assert found.images == found.mmd.n == found.knn_accuracy.n == 64
+    assert "Measured on 64 of 90 training images, each class by its share." in found.notes
+    rows = choose_rows(manifest_of().of("train"), 64, seed=3)
+    expected = measure_mmd(
+        CARD.features, features_of()[rows, 0], [f"g{row}" for row in rows], params=limited, seed=3
+    )
+    assert found.mmd.value == expected.value
+
+
+def test_scores_use_fewer_images_than_the_mmd_of_a_huge_set(params, monkeypatch):
+    monkeypatch.setattr("tasks.similarity.SCORED_IMAGES", 30)
+    found = measured(params)
+    assert (found.mmd.n, found.logme.n, found.knn_accuracy.n) == (IMAGES, 30, 30)
+    assert any("measured on 30 of these images" in note for note in found.notes)
+
+
+def test_groups_reach_every_score(params, monkeypatch):
+    seen = []
+    original = scores_module.classify_by_ridge
+
+    def spy(features, labels, groups):
+        seen.append(len(set(groups)))
+        return original(features, labels, groups)
+
+    monkeypatch.setattr(scores_module, "classify_by_ridge", spy)
+    found = measured(params, target_of(manifest=manifest_of(per_group=3)))
+    assert seen == [30, 30, 30]
+    assert any("one group" in note for note in found.notes)
+    assert not any("one group" in note for note in measured(params).notes)
+
+
+# what is missing ---------------------------------------------------------------------------------
+
+
+def test_without_a_card_there_is_a_note_and_no_mmd(params):
+    found = measured(params, card=None, ruler=None)
+    assert found.mmd is None
+    assert any("no source card" in note and "tasks.backbones.cards" in note for note in found.notes)
+    assert found.summary.startswith("Without a source card")
+
+
+def test_without_batch_norm_there_is_a_note_and_no_shift(params):
+    found = measured(params, target_of(layers=[]))
+    assert found.shift is None
+    assert found.shift_groups == []
+    assert "small has no batch-norm layer, so there is no shift profile." in found.notes
+
+
+def test_other_image_sizes_are_noted(params):
+    larger = SourceCard(
+        CARD.features,
+        CARD.provenance.model_copy(update={"input": SPEC.model_copy(update={"image_px": 224})}),
+    )
+    notes = measured(params, card=larger).notes
+    assert any("made at 224 px, the features at 32 px" in note for note in notes)
+    assert "The known data sets were measured at 64 px." in notes
+    assert not any("made at" in note for note in measured(params).notes)
+
+
+def test_known_sets_are_carried_along_and_named(params):
+    found = measured(params)
+    assert found.known == RULER.sets
+    assert "farther than letters (0.001), the farthest known set" in found.summary
+
+
+def test_a_card_of_another_backbone_is_an_error(params):
+    wide = SourceCard(np.zeros((5, D + 1), np.float32), CARD.provenance)
+    with pytest.raises(ArtifactError, match="'photographs' has 7 columns, the features have 6"):
+        measured(params, card=wide)
+
+
+def test_features_of_another_backbone_are_an_error(params):
+    with pytest.raises(ArtifactError, match=r"4 columns, small gives 6; rerun extract"):
+        measured(params, target_of(features=features_of()[..., :4]))
+
+
+def test_features_that_are_not_finite_are_an_error(params):
+    broken = features_of()
+    broken[5, 0, 2] = np.nan
+    with pytest.raises(ArtifactError, match="not finite"):
+        measured(params, target_of(features=broken))
+
+
+# the plane and the files -------------------------------------------------------------------------
+
+
+def test_plane_shows_source_and_target():
+    points = project(target_of(), CARD, limit=60, seed=3)
+    sets = [kind for _, _, kind, _ in points]
+    assert sets == ["source"] * 40 + ["target"] * 60
+    assert {label for *_, kind, label in points if kind == "target"} == {"a", "b", "c"}
+    assert np.mean([[x, y] for x, y, *_ in points], axis=0) == pytest.approx([0, 0], abs=1e-9)
+    assert len(project(target_of(), None, limit=60, seed=3)) == 60
+
+
+@pytest.fixture
+def stage(tmp_path):
+    """The files that the stage reads, and its arguments."""
+    target = target_of()
+    write_manifest(tmp_path / "manifest.csv", target.manifest)
+    write_array(tmp_path / "train/features.npy", target.features)
+    write_record(tmp_path / "backbone.json", INFO)
+    tensors = {"rows": target.probe_rows, "random_features": target.random_features}
+    for number, moved in enumerate((0.5, 1.0)):
+        tensors[f"bn.{number:03d}.mean"] = np.full(4, moved, np.float32)
+        tensors[f"bn.{number:03d}.running_mean"] = np.zeros(4, np.float32)
+        tensors[f"bn.{number:03d}.var"] = tensors[f"bn.{number:03d}.running_var"] = np.ones(
+            4, np.float32
+        )
+    layers = [["stem.bn", 0], ["top.bn", 1]]
+    write_tensors(tmp_path / "probe.safetensors", tensors, {"layers": json.dumps(layers)})
+    write_card(tmp_path / "cards/card.safetensors", CARD)
+    write_record(tmp_path / "cards/ruler.json", RULER)
+    names = {
+        "manifest": "manifest.csv", "features": "train", "probe": "probe.safetensors",
+        "backbone": "backbone.json", "cards": "cards", "similarity": "out/similarity.json",
+        "profile": "out/shift_profile.csv", "projection": "out/projection.csv",
+    }  # fmt: skip
+    arguments = [f"--{name}={tmp_path / file}" for name, file in names.items()]
+    return [f"--params={ROOT / 'params.yaml'}", *arguments]
+
+
+def test_main_writes_what_it_measured(stage, tmp_path, default_params):
+    main(stage)
+    found = read_record(tmp_path / "out/similarity.json", Similarity)
+    target = target_of(layers=[LayerShift("stem.bn", 0, 0.25), LayerShift("top.bn", 1, 1.0)])
+    assert found == measured(default_params.similarity, target, seed=default_params.seed)
+    assert read_table(tmp_path / "out/shift_profile.csv") == [
+        {"layer": "stem.bn", "group": "stem", "index": "0", "shift": "0.25"},
+        {"layer": "top.bn", "group": "top", "index": "1", "shift": "1.0"},
+    ]
+    points = read_table(tmp_path / "out/projection.csv")
+    assert len(points) == 40 + IMAGES
+    assert list(points[0]) == ["x", "y", "set", "label"]
+
+
+def test_same_inputs_give_the_same_bytes(stage, tmp_path):
+    files = [tmp_path / "out" / name for name in ("similarity.json", "projection.csv")]
+    main(stage)
+    first = [file.read_bytes() for file in files]
+    main(stage)
+    assert [file.read_bytes() for file in files] == first
+
+
+def test_features_of_another_manifest_are_an_error(stage, tmp_path):
+    write_array(tmp_path / "train/features.npy", features_of(images=80))
+    with pytest.raises(ArtifactError, match=r"shape \(80, 2, 6\).*90 training images"):
+        main(stage)
+
+
+def test_random_features_of_other_images_are_an_error(stage, tmp_path):
+    tensors = {"rows": np.arange(10), "random_features": np.zeros((9, D), np.float32)}
+    write_tensors(tmp_path / "probe.safetensors", tensors, {"layers": "[]"})
+    with pytest.raises(ArtifactError, match=r"10 images.*9 rows"):
+        main(stage)
