@@ -1,0 +1,314 @@
+"""The flow on a real Prefect server: one task run a stage, and the same dvc.lock as `dvc repro`."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
+from prefect.client.schemas.objects import FlowRun, State, TaskRun
+from prefect.settings import PREFECT_HOME, PREFECT_SERVER_ANALYTICS_ENABLED, temporary_settings
+from prefect.testing.utilities import prefect_test_harness
+from test_contracts import STAGES as STAGES_OF_REGRAFT
+from test_graph_rerun import Project
+from toy import GRAPH, STAGES, ToyProject
+
+from flows.overrides import ParamsOverrides
+from flows.pipeline import pipeline, stage_task
+from tasks.records import Difference, Estimate, Metrics, Scores
+
+pytest_plugins = ["toy_fixtures"]
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:_NoneStep.value will soon raise:DeprecationWarning:dvc"
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    own = {
+        PREFECT_HOME: tmp_path_factory.mktemp("prefect"),
+        PREFECT_SERVER_ANALYTICS_ENABLED: False,
+    }
+    with temporary_settings(own), prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+class Run:
+    """One finished run as the server has it."""
+
+    def __init__(self, flow_run: FlowRun, task_runs: list[TaskRun]) -> None:
+        self.flow_run = flow_run
+        self.task_runs = task_runs
+
+    @property
+    def state(self) -> State[Any]:
+        assert self.flow_run.state is not None
+        return self.flow_run.state
+
+    @property
+    def outcomes(self) -> dict[str, tuple[str | None, str | None]]:
+        """Stage -> name and message of the state of its task run, in the order of the runs."""
+        states = [(run.name, run.state) for run in self.task_runs]
+        return {name: (state.name, state.message) for name, state in states if state is not None}
+
+    @property
+    def log(self) -> str:
+        chosen = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[self.flow_run.id]))
+        with get_client(sync_client=True) as client:
+            return "\n".join(entry.message for entry in client.read_logs(chosen))
+
+    def artifact(self, key: str) -> str:
+        chosen = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[self.flow_run.id]))
+        with get_client(sync_client=True) as client:
+            found = client.read_artifacts(artifact_filter=chosen)
+        return str(next(artifact.data for artifact in found if artifact.key == key))
+
+
+def run_flow(expected_tasks: int, **parameters: Any) -> Run:
+    """Run the flow in the current folder and read back what the server has of it."""
+    state = pipeline(**parameters, return_state=True)
+    chosen = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+
+    def read() -> list[TaskRun]:
+        with get_client(sync_client=True) as client:
+            return client.read_task_runs(flow_run_filter=chosen)
+
+    def complete(runs: list[TaskRun]) -> bool:
+        return len(runs) == expected_tasks and all(
+            run.state is not None and run.state.is_final() for run in runs
+        )
+
+    runs = eventually(read, complete)  # the server records task runs with a delay
+    with get_client(sync_client=True) as client:
+        flow_run = client.read_flow_run(chosen.id.any_[0])  # type: ignore[union-attr,index]
+    return Run(flow_run, sorted(runs, key=lambda run: str(run.start_time or run.created)))
+
+
+def eventually(read: Callable[[], Any], right: Callable[[Any], bool], seconds: float = 20) -> Any:
+    deadline = time.monotonic() + seconds
+    while not right(found := read()):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.2)
+    return found
+
+
+def test_the_flow_leaves_the_same_lock_as_dvc_repro(
+    fresh_toy: ToyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = ToyProject(tmp_path / "plain")
+    plain.create()
+    plain.dvc("repro")
+    monkeypatch.chdir(fresh_toy.root)
+    run = run_flow(4)
+    assert fresh_toy.lock == plain.lock
+    assert run.outcomes == dict.fromkeys(STAGES, ("Completed", "ran"))
+    assert list(run.outcomes) == STAGES
+    assert run.state.message == "4 stages: 4 ran"
+    assert "Data and pipelines are up to date." in fresh_toy.dvc("status")
+    eventually(lambda: run.log, lambda log: "left starts" in log)
+
+
+def test_after_dvc_repro_every_stage_is_cached(
+    toy: ToyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(toy.root / "out")
+    before = toy.lock
+    run = run_flow(4)
+    assert run.outcomes == dict.fromkeys(STAGES, ("Cached", "unchanged"))
+    assert toy.lock == before
+    assert toy.git("status", "--porcelain") == ""
+
+
+@pytest.mark.slow
+def test_a_value_changed_back_is_restored(toy: ToyProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(toy.root)
+    before = toy.lock
+    toy.set("evaluate.ece_bins", 7)
+    toy.dvc("repro", "right")
+    toy.set("evaluate.ece_bins", 15)
+    run = run_flow(4)
+    assert run.outcomes["right"] == ("Cached", "restored from run-cache")
+    assert toy.lock == before
+    assert "| right | Cached | restored from run-cache | evaluate.ece_bins 7 -> 15 |" in (
+        run.artifact("stages")
+    )
+
+
+def test_a_failed_stage_ends_the_run_with_its_message_and_the_rest_is_skipped(
+    toy: ToyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(toy.root)
+    toy.set("finetune.head_lr", 0.0003)
+    toy.write("left.break", "image 7 is broken; mend it")
+    run = run_flow(4)
+    assert run.state.name == "Failed"
+    assert run.state.message == "left: image 7 is broken; mend it"
+    assert run.outcomes == {
+        "fetch": ("Cached", "unchanged"),
+        "left": ("Failed", "image 7 is broken; mend it"),
+        "right": ("Skipped", "left failed"),
+        "join": ("Skipped", "left failed"),
+    }
+    assert "| join | Skipped | left failed |" in run.artifact("stages")
+
+
+@pytest.mark.slow
+def test_only_the_named_stages_run_and_stale_upstream_is_told(
+    toy: ToyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(toy.root)
+    toy.set("finetune.head_lr", 0.0003)
+    toy.set("evaluate.ece_bins", 7)
+    run = run_flow(2, stages=["join", "right"])
+    assert run.outcomes == {"right": ("Completed", "ran"), "join": ("Completed", "ran")}
+    warning = "left is stale (finetune.head_lr 0.0005 -> 0.0003) but not chosen"
+    eventually(lambda: run.log, lambda log: warning in log)
+
+
+def test_an_unknown_stage_is_told_before_anything_runs(
+    toy: ToyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(toy.root)
+    for values in ({}, {"seed": 3}):
+        overrides = ParamsOverrides.model_validate(values)
+        run = run_flow(0, stages=["fetch", "lefft"], overrides=overrides)
+        assert run.state.name == "Failed"
+        assert run.state.message == (
+            "'lefft' is no stage of dvc.yaml. Did you mean left? Stages: fetch, left, right, join."
+        )
+    assert not (toy.root / ".regraft/runs").exists()
+
+
+@pytest.mark.slow
+def test_a_run_with_overrides_leaves_the_tree_alone_and_becomes_an_experiment(
+    toy: ToyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(toy.root)
+    toy.write("notes.md", "not committed\n")
+    before = toy.git("status", "--porcelain"), toy.read("params.yaml"), toy.lock
+    run = run_flow(4, overrides=ParamsOverrides.model_validate({"finetune": {"head_lr": 4e-4}}))
+    assert (toy.git("status", "--porcelain"), toy.read("params.yaml"), toy.lock) == before
+    assert run.outcomes["left"] == ("Completed", "ran")
+    assert run.outcomes["right"] == ("Cached", "unchanged")
+    name = run.flow_run.name
+    assert f"kept as experiment {name}" in str(run.state.message)
+    assert toy.dvc("exp", "list", "--name-only").split() == [name]
+    assert not (toy.root / ".regraft/runs" / name).exists()
+    assert run.flow_run.parameters["overrides"] == {"finetune": {"head_lr": 4e-4}}
+
+
+@pytest.mark.slow
+def test_a_failed_run_with_overrides_keeps_its_copy_and_says_where(
+    toy: ToyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(toy.root)
+    toy.write(".gitignore", ".regraft/\n")
+    toy.write("left.break", "too fast")
+    run = run_flow(4, overrides=ParamsOverrides.model_validate({"finetune": {"head_lr": 4e-4}}))
+    clone = toy.root / ".regraft/runs" / run.flow_run.name
+    assert run.state.message == f"left: too fast\nThe working copy is kept at {clone}"
+    assert "head_lr: 0.0004" in (clone / "params.yaml").read_text()
+    assert toy.dvc("exp", "list", "--name-only").split() == []
+
+
+def test_values_that_do_not_fit_together_fail_the_run_at_once(
+    toy: ToyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(toy.root)
+    run = run_flow(0, overrides=ParamsOverrides.model_validate({"finetune": {"backbone_lr": 0.1}}))
+    assert run.state.name == "Failed"
+    assert "backbone_lr is 0.1; allowed: at most head_lr (0.0005)" in str(run.state.message)
+
+
+@pytest.mark.slow
+def test_metrics_and_decision_are_shown_when_the_run_makes_them(
+    toy: ToyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(toy.root)
+    toy.write("metrics.json", some_metrics().model_dump_json())
+    results = (
+        "  judge:\n    cmd: cp metrics.json data/evaluate/metrics.json\n    deps: [metrics.json]\n"
+        "    outs: [data/evaluate/metrics.json]\n"
+        "  decide:\n    cmd: echo 'Fine-tune.' > data/decide/decision.md\n"
+        "    outs: [data/decide/decision.md]\n"
+    )
+    toy.write("dvc.yaml", GRAPH + results)
+    for folder in ("evaluate", "decide"):
+        (toy.root / "data" / folder).mkdir(parents=True)
+    run = run_flow(2, stages=["judge", "decide"])
+    assert run.artifact("decision") == "Fine-tune.\n"
+    assert "| accuracy | 0.865 (0.830 to 0.895, n = 444) |" in run.artifact("metrics")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_whole_project_has_the_same_lock_by_both_entrances(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, flow = Project(tmp_path / "plain"), Project(tmp_path / "flow")
+    plain.root.mkdir()
+    plain.create()
+    plain.repro()
+    shutil.copytree(plain.root, flow.root, ignore=shutil.ignore_patterns("cache", ".regraft"))
+    flow.git("clean", "--quiet", "--force", "-xd", "--exclude", "data/raw")
+    assert not (flow.root / "dvc.lock").exists()
+    monkeypatch.chdir(flow.root)
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site-of-the-flow"))
+    run = run_flow(len(STAGES_OF_REGRAFT))
+    assert run.outcomes == dict.fromkeys(STAGES_OF_REGRAFT, ("Completed", "ran"))
+    assert flow.lock == plain.lock
+    assert "on test" in run.artifact("metrics")
+    assert run.artifact("decision")
+
+
+def some_metrics() -> Metrics:
+    accuracy = Estimate(value=0.865, low=0.83, high=0.895, n=444)
+    other = Estimate(value=0.5, low=None, high=None, n=444)
+    scores = Scores(
+        accuracy=accuracy,
+        balanced_accuracy=other,
+        macro_f1=other,
+        nll=other,
+        brier=other,
+        ece=other,
+        ece_calibrated=other,
+        nll_calibrated=0.3,
+        temperature=1.2,
+    )
+    difference = Difference(
+        accuracy=other,
+        balanced_accuracy=other,
+        macro_f1=other,
+        mcnemar_p=0.5,
+        only_baseline_right=3,
+        only_finetuned_right=4,
+        sentence="The difference is within noise.",
+    )
+    return Metrics(
+        majority=other,
+        baseline=scores,
+        finetuned=scores,
+        difference=difference,
+        shipped="baseline",
+        shipped_reason="Simpler.",
+        val_baseline=0.8,
+        val_finetuned=0.8,
+    )
+
+
+def test_prefect_neither_caches_nor_stores_nor_retries() -> None:
+    assert pipeline.persist_result is False
+    assert stage_task.persist_result is False
+    assert stage_task.cache_policy == NO_CACHE
+    assert stage_task.retries == 0

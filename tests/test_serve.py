@@ -1,0 +1,221 @@
+"""`make ui`: the checks before it starts, and the whole of it on a real server."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import ROOT
+from prefect.schedules import Schedule
+from toy import STAGES, ToyProject
+
+from flows.deployment import read_specification
+from flows.errors import ServerError
+from flows.pipeline import pipeline
+from flows.serve import (
+    DEPLOYMENT,
+    check_port_is_free,
+    prefect_environment,
+    read_port,
+    serve,
+)
+
+pytest_plugins = ["toy_fixtures"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_the_port_is_4200_unless_the_environment_names_one() -> None:
+    assert read_port(None) == read_port("") == 4200
+    assert read_port("4300") == 4300
+
+
+@pytest.mark.parametrize("value", ["0", "65536", "-1", "http", "4200.5"])
+def test_a_wrong_port_is_told_with_what_is_allowed(value: str) -> None:
+    with pytest.raises(ServerError, match=f"REGRAFT_UI_PORT is '{value}'; allowed: 1 to 65535"):
+        read_port(value)
+
+
+def test_a_port_in_use_is_told_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "prefect.yaml").touch()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ServerError, match=rf"127\.0\.0\.1:{port} cannot be used .*=4300 make"):
+            serve(tmp_path, port)
+    check_port_is_free(port)
+
+
+def test_another_folder_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match=r"holds no prefect\.yaml; run from the project's folder"):
+        serve(tmp_path, free_port())
+
+
+def test_nothing_of_the_users_prefect_reaches_the_server(tmp_path: Path) -> None:
+    inherited = {
+        "PREFECT_API_KEY": "secret",
+        "PREFECT_API_URL": "https://elsewhere",
+        "PATH": "/bin",
+        "NO_PROXY": "intranet",
+    }
+    made = prefect_environment(inherited, tmp_path, tmp_path / "home", 4300)
+    assert "secret" not in made.values()
+    assert made["PREFECT_API_URL"] == "http://127.0.0.1:4300/api"
+    assert made["PREFECT_HOME"] == str(tmp_path / "home")
+    assert made["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    assert made["DO_NOT_TRACK"] == "1"
+    assert made["NO_PROXY"] == "127.0.0.1,intranet"
+    assert made["PATH"] == "/bin"
+
+
+def test_the_deployment_is_paused_has_a_time_zone_and_runs_once_at_a_time() -> None:
+    specification = read_specification(ROOT / "prefect.yaml")
+    assert f"{pipeline.name}/{specification['name']}" == DEPLOYMENT
+    schedules = [Schedule(**schedule) for schedule in specification["schedules"]]
+    assert [(schedule.active, schedule.timezone) for schedule in schedules] == [(False, "Etc/UTC")]
+    assert specification["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+    assert specification["parameters"] == {}
+
+
+@pytest.mark.parametrize("module", sorted((ROOT / "flows").rglob("*.py")), ids=lambda p: p.stem)
+def test_annotations_are_evaluated_because_prefect_reads_them(module: Path) -> None:
+    assert "\nfrom __future__ import annotations" not in module.read_text()
+
+
+class Server:
+    """A running `python -m flows.serve` of a toy project."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.port = free_port()
+        environment = {**os.environ, "REGRAFT_UI_PORT": str(self.port), "PREFECT_API_KEY": "none"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "flows.serve"],
+            cwd=root,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith(f"Open http://127.0.0.1:{self.port}"):
+                return
+        raise AssertionError("the server never came")
+
+    def api(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/api/{path}",
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def run(self, **parameters: Any) -> str:
+        deployment = self.api(f"deployments/name/{DEPLOYMENT}")["id"]
+        made = self.api(f"deployments/{deployment}/create_flow_run", {"parameters": parameters})
+        return str(made["id"])
+
+    def wait_for_end(self, run: str) -> dict[str, Any]:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            state: dict[str, Any] = self.api(f"flow_runs/{run}")["state"]
+            if state["type"] in {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}:
+                return state
+            time.sleep(0.3)
+        raise AssertionError(state)
+
+    def task_states(self, run: str) -> dict[str, str]:
+        chosen = {"flow_runs": {"id": {"any_": [run]}}}
+        found = self.api("task_runs/filter", chosen)
+        return {task["name"]: task["state"]["name"] for task in found}
+
+    def stop(self) -> list[psutil.Process]:
+        """Stop it and give what is still alive of everything it started."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(signal.SIGTERM)
+        self.process.communicate(timeout=90)
+        return psutil.wait_procs(family, 10)[1]
+
+
+@pytest.fixture
+def served(toy: ToyProject) -> Iterator[Server]:
+    toy.add_flows()
+    server = Server(toy.root)
+    yield server
+    if server.process.poll() is None:
+        server.stop()
+
+
+def wait_for_file(path: Path) -> int:
+    deadline = time.monotonic() + 90
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return int(path.read_text())
+
+
+@pytest.mark.slow
+def test_a_served_run_takes_the_form_and_can_be_cancelled(toy: ToyProject, served: Server) -> None:
+    with pytest.raises(urllib.error.HTTPError, match=r"409|422"):
+        served.run(overrides={"finetune": {"head_lr": 2}})
+
+    run = served.run(overrides={"finetune": {"head_lr": 0.0004}})
+    assert served.wait_for_end(run)["name"] == "Completed"
+    assert served.task_states(run)["left"] == "Completed"
+    assert "experiment" in served.api(f"flow_runs/{run}")["state"]["message"]
+    assert toy.git("status", "--porcelain") == ""
+
+    toy.set("finetune.head_lr", 0.0003)
+    toy.write("left.sleep", "120")
+    run = served.run()
+    stage = wait_for_file(toy.root / "left.pid")
+    served.api(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
+    assert served.wait_for_end(run)["type"] == "CANCELLED"
+    assert not psutil.pid_exists(stage)
+
+
+@pytest.mark.slow
+def test_schedules_stay_as_changed_and_nothing_outlives_the_server(
+    toy: ToyProject, served: Server
+) -> None:
+    deployment = served.api(f"deployments/name/{DEPLOYMENT}")
+    known = deployment["schedules"][0]
+    assert (known["active"], known["schedule"]["timezone"]) == (False, "Etc/UTC")
+    added = {"active": True, "schedule": {"cron": "0 5 * * *", "timezone": "Europe/Vienna"}}
+    served.api(f"deployments/{deployment['id']}/schedules", [added])  # type: ignore[arg-type]
+
+    toy.set("finetune.head_lr", 0.0003)
+    toy.write("left.sleep", "120")
+    served.run()
+    stage = wait_for_file(toy.root / "left.pid")
+    assert served.stop() == []
+    assert not psutil.pid_exists(stage)
+
+    (toy.root / "left.sleep").unlink()
+    again = Server(toy.root)
+    found = again.api(f"deployments/name/{DEPLOYMENT}")["schedules"]
+    assert sorted((one["active"], one["schedule"]["cron"]) for one in found) == [
+        (False, "0 3 * * *"),
+        (True, "0 5 * * *"),
+    ]
+    run = again.run()
+    assert again.wait_for_end(run)["name"] == "Completed"
+    assert set(again.task_states(run)) == set(STAGES)
+    assert again.stop() == []
