@@ -1,7 +1,7 @@
 """Source cards: features of what a backbone was pretrained on, against which new data is compared.
 
-A card holds features and where they are from, no pixels. `python -m tasks.backbones.cards` makes one
-from any folder of images.
+A card holds features and where they are from, no pixels. `python -m tasks.backbones.cards` makes
+one from any folder of images.
 """
 
 import argparse
@@ -137,7 +137,8 @@ def list_source_images(folder: Path) -> list[Path]:
     ]
     if not files:
         raise DataError(
-            f"{folder}: holds no image files ({', '.join(sorted(SUFFIXES))}); name a folder of images"
+            f"{folder}: holds no image files ({', '.join(sorted(SUFFIXES))}); "
+            "name a folder of images"
         )
     return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
 
@@ -249,12 +250,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _command(backbone: Backbone, options: argparse.Namespace) -> str:
     """Give the command that makes the card again, without paths."""
-    weights = Path(backbone.weights).name
-    return shlex.join(
-        f"python -m tasks.backbones.cards --images IMAGES --out CARD --name {options.name}"
-        f" --backbone {backbone.name} --weights {weights} --image-px {backbone.input.image_px}"
-        f" --fit {options.fit}".split()
-    )
+    values = {
+        "images": "IMAGES",
+        "out": "CARD",
+        "name": options.name,
+        "backbone": backbone.name,
+        "weights": Path(backbone.weights).name,
+        "image-px": str(backbone.input.image_px),
+        "fit": options.fit,
+    }
+    named = [part for key, value in values.items() for part in (f"--{key}", value)]
+    return shlex.join(["python", "-m", "tasks.backbones.cards", *named])
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

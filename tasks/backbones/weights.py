@@ -181,8 +181,8 @@ def fetch_from_hub(name: str, repository: str | None, file: str | None) -> Path:
 
     Args:
         name: Architecture, for the message.
-        repository: Its repository on the hub; None where timm knows none.
-        file: Its file in the repository; None for the usual one.
+        repository: On the hub; None where timm knows none.
+        file: In the repository; None for the usual one.
 
     Raises:
         WeightsError: No network and not in the cache, or there is no .safetensors file.
