@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 from conftest import ROOT
 from test_doubts import measured
@@ -119,6 +122,11 @@ def test_main_writes_decision_and_words(tmp_path):
     assert "| 2 | blocks.3, blocks.4, blocks.5, blocks.6, head |" in page
     assert all(f"| {rule.name} |" in page for rule in decision.rules)
     assert all(sentence in page for sentence in [*decision.reasons, *decision.would_change])
+
+
+def test_deciding_loads_no_torch():
+    code = "import sys, tasks.decide; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_page_of_a_frozen_backbone_has_no_phases():

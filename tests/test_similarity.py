@@ -16,12 +16,13 @@ from tasks.artifacts import (
 from tasks.backbones.cards import Provenance, SourceCard, write_card
 from tasks.errors import ArtifactError
 from tasks.records import BackboneInfo, InputSpec, KnownSet, LayerGroup, ManifestRow, Similarity
-from tasks.similarity import Reference, Target, main, measure_similarity, project
+from tasks.similarity import Reference, main, measure_similarity, project
 from tasks.transferability import scores as scores_module
 from tasks.transferability.mmd import measure_mmd
 from tasks.transferability.ruler import Ruler
 from tasks.transferability.sampling import choose_rows
 from tasks.transferability.shift import LayerShift
+from tasks.transferability.target import Target
 
 D, IMAGES = 6, 90
 SPEC = InputSpec(image_px=32, mean=(0, 0, 0), std=(1, 1, 1))
