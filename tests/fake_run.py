@@ -17,6 +17,13 @@ from tasks.artifacts import (
     write_table,
 )
 from tasks.backbones.catalogue import create_architecture, load_backbone
+from tasks.evaluation.hardest import INDEX_COLUMNS
+from tasks.evaluation.tables import (
+    CLASS_COLUMNS,
+    CONFUSION_COLUMNS,
+    PREDICTION_COLUMNS,
+    RELIABILITY_COLUMNS,
+)
 from tasks.params import Params
 from tasks.records import (
     AugmentPolicy,
@@ -45,6 +52,7 @@ from tasks.report import read_findings
 from tasks.reporting.export import Exported
 from tasks.reporting.findings import Findings
 from tasks.reporting.provenance import CodeState, Provenance
+from tasks.similarity import PROFILE_COLUMNS, PROJECTION_COLUMNS
 from tasks.training.classifier import Classifier, write_classifier
 from tasks.training.heads import build_head, write_head
 
@@ -277,7 +285,7 @@ def _write_similarity(paths: argparse.Namespace, shape: Shape, rng: np.random.Ge
     layers = [(f"{GROUPS[i * 9 // 49]}.bn{i}", GROUPS[i * 9 // 49], i) for i in range(49)]
     write_table(
         paths.profile,
-        ["layer", "group", "index", "shift"],
+        PROFILE_COLUMNS,
         [(layer, group, i, float(shifts[i])) for layer, group, i in layers],
     )
     places = [(*rng.normal(0, 1, 2), "source", "") for _ in range(300)]
@@ -285,7 +293,7 @@ def _write_similarity(paths: argparse.Namespace, shape: Shape, rng: np.random.Ge
         center = rng.normal(0, 2.5, 2)
         count = max(4, 600 // len(shape.classes) // (position + 1))
         places += [(*(center + rng.normal(0, 0.6, 2)), "target", name) for _ in range(count)]
-    write_table(paths.projection, ["x", "y", "set", "label"], places)
+    write_table(paths.projection, PROJECTION_COLUMNS, places)
     mmd = MmdResult(
         value=0.186,
         low=0.174,
@@ -409,7 +417,7 @@ def _write_training(
         **(common | {"val_accuracy": share(0.892, 0.03, 367), "val_loss": 0.29}),
     )
     write_record(paths.finetune, finetuned)
-    rates = [f"lr_{name}" for name in (*GROUPS, "head")]
+    rates = [f"lr_{name}" for name in ("head", *GROUPS)]
     header = ["phase", "epoch", *rates]
     header += ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
     write_table(paths.history, header, rows)
@@ -420,17 +428,17 @@ def _phases(shape: Shape, rng: np.random.Generator) -> tuple[list[Phase], list[l
     phases, rows, loss = [], [], 0.36
     for position, start in enumerate(starts):
         kept = position < 2
-        name = f"phase {position + 1}"
+        name = f"unfrozen from {GROUPS[start]}"
         for epoch in range(1, 7):
             loss *= 0.985 if kept else 1.03
-            rates = [0.0 if g < start else 2e-4 * 0.7 ** (8 - g) for g in range(len(GROUPS))]
+            peaks = [0.0 if g < start else 2e-4 * 0.7 ** (8 - g) for g in range(len(GROUPS))]
             noise = float(rng.normal(0, 0.006))
             rows.append(
                 [
-                    name,
-                    epoch,
-                    *rates,
+                    position + 1,
+                    len(rows) + 1,
                     5e-4,
+                    *peaks,
                     loss * 0.9,
                     0.9 + epoch / 300,
                     loss + noise,
@@ -492,16 +500,7 @@ def _write_evaluation(
     probability = np.round(0.6 + 0.4 * rng.random(n), 6)
     write_table(
         paths.predictions,
-        [
-            "path",
-            "label",
-            "predicted",
-            "probability",
-            "label_probability",
-            "correct",
-            "loss",
-            "baseline_predicted",
-        ],
+        PREDICTION_COLUMNS,
         [
             (
                 f"{labels[i]}/{i}.png",
@@ -516,7 +515,7 @@ def _write_evaluation(
             for i in range(n)
         ],
     )
-    write_table(paths.confusion, ["actual", "predicted"], zip(labels, predicted, strict=True))
+    write_table(paths.confusion, CONFUSION_COLUMNS, zip(labels, predicted, strict=True))
     _write_classes(paths, shape, labels, predicted)
     _write_bins(paths, shape, rng)
     _write_hardest(paths, shape, labels, rng)
@@ -559,9 +558,7 @@ def _write_classes(
                 "" if not actual + called else 2 * right / (actual + called),
             )
         )
-    header = ["class", "n", "predicted", "recall", "recall_low", "recall_high"]
-    header += ["precision", "precision_low", "precision_high", "f1"]
-    write_table(paths.classes, header, rows)
+    write_table(paths.classes, CLASS_COLUMNS, rows)
 
 
 def _write_bins(paths: argparse.Namespace, shape: Shape, rng: np.random.Generator) -> None:
@@ -572,8 +569,7 @@ def _write_bins(paths: argparse.Namespace, shape: Shape, rng: np.random.Generato
                 sure = 0.55 + 0.045 * number_of_bin
                 right = min(1.0, sure - 0.05 * (1 - calibrated) + float(rng.normal(0, 0.02)))
                 rows.append((model, calibrated, number_of_bin, sure, right, shape.test // 10))
-    header = ["model", "calibrated", "bin", "confidence", "accuracy", "n"]
-    write_table(paths.reliability, header, rows)
+    write_table(paths.reliability, RELIABILITY_COLUMNS, rows)
 
 
 def _write_hardest(
@@ -587,5 +583,4 @@ def _write_hardest(
         label = labels[rank]
         other = shape.classes[(shape.classes.index(label) + 1) % len(shape.classes)]
         rows.append((file, f"{label}/cell{rank:04d}.png", label, other, 0.99 - rank / 100, 3.0))
-    header = ["file", "path", "label", "predicted", "probability", "loss"]
-    write_table(paths.hardest / "index.csv", header, rows)
+    write_table(paths.hardest / "index.csv", INDEX_COLUMNS, rows)

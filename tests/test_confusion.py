@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fake_run import HOSTILE
 
-from tasks.reporting.confusion import MOST_CELLS, MOST_MISTAKES, matrix, mistakes
+from tasks.reporting.confusion import GATHERED_CELLS, MOST_MISTAKES, matrix, mistakes
 
 COUNTS = np.array([[20, 5, 0], [1, 30, 2], [0, 0, 0]], dtype=np.int64)
 NAMES = ["cat", "dog", "empty"]
@@ -53,10 +53,10 @@ def test_of_many_classes_the_most_mistaken_are_drawn_and_the_others_added_up() -
     counts, names = many()
     svg = matrix(counts, names).svg
     drawn = cells(svg)
-    assert len(drawn) == MOST_CELLS**2
+    assert len(drawn) == GATHERED_CELLS**2
     assert "class 07" in svg
     assert "class 09" in svg
-    assert f"{60 - MOST_CELLS + 1} others" in svg
+    assert f"{60 - GATHERED_CELLS + 1} others" in svg
     assert drawn[-1][0] == "mixed"  # the others are confused with each other too
 
 

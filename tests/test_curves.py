@@ -12,8 +12,8 @@ from tasks.reporting.tables import Epoch
 
 def history(epochs: int = 3) -> list[Epoch]:
     return [
-        Epoch(name, {"head": 1e-3}, 0.5 - i / 50, 0.80 + i / 50, 0.6 - i / 50, 0.70 + i / 50)
-        for name in ("top", "deeper")
+        Epoch(number, {"head": 1e-3}, 0.5 - i / 50, 0.80 + i / 50, 0.6 - i / 50, 0.70 + i / 50)
+        for number in (1, 2)
         for i in range(epochs)
     ]
 
@@ -59,7 +59,7 @@ def test_a_phase_rolled_back_says_so() -> None:
     lost = accuracy_curves(history(), [phase("top"), phase("deeper", kept=False)], 0.7).svg
     assert "rolled back" not in kept
     assert "band-lost" not in kept
-    assert "deeper (rolled back)" in lost
+    assert "phase 2 (rolled back)" in lost
     assert "band-lost" in lost
 
 
@@ -77,7 +77,7 @@ def test_a_best_epoch_that_is_not_in_the_history_is_not_drawn() -> None:
 
 
 def test_long_histories_keep_their_epoch_numbers_apart() -> None:
-    long = [replace(epoch, phase="only") for epoch in history(60)]
+    long = [replace(epoch, phase=1) for epoch in history(60)]
     root = ET.fromstring(loss_curves(long, [], 0.6).svg)
     numbers = [n.text for n in root.iter("text") if n.attrib.get("y") == "238"]
     assert numbers[:2] == ["1", "9"]

@@ -24,7 +24,10 @@ from tasks.report import load_shipped, main, read_findings
 from tasks.reporting.provenance import hash_file
 from tasks.reporting.tables import read_classes, read_hardest, read_history
 from tasks.training.classifier import load_finetuned
+from tasks.training.freezing import TrainingGroup
 from tasks.training.heads import load_head
+from tasks.training.history import write_history
+from tasks.training.state import HistoryRow
 
 
 def images() -> torch.Tensor:
@@ -208,9 +211,27 @@ def test_a_damaged_table_is_named_with_its_line(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"per_class\.csv:2: .*'predicted'"):
         read_classes(tmp_path / "per_class.csv")
     header = ["phase", "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy"]
-    write_table(tmp_path / "history.csv", header, [("top", 1, "x", 0, 0, 0)])
+    write_table(tmp_path / "history.csv", header, [(1, 1, "x", 0, 0, 0)])
     with pytest.raises(ArtifactError, match=r"history\.csv:2: .*'x'"):
         read_history(tmp_path / "history.csv")
+
+
+def test_the_history_of_training_reads_back(tmp_path: Path) -> None:
+    group = TrainingGroup("blocks.0", ("backbone.x",))
+    row = HistoryRow(
+        phase=2,
+        epoch=7,
+        rates={"head": 1e-3, "blocks.0": 2e-4},
+        train_loss=0.5,
+        train_accuracy=0.8,
+        val_loss=0.6,
+        val_accuracy=0.7,
+    )
+    write_history(tmp_path / "history.csv", [row], [group])
+    (epoch,) = read_history(tmp_path / "history.csv")
+    assert (epoch.phase, epoch.rates) == (2, {"head": 1e-3, "blocks.0": 2e-4})
+    losses = (epoch.train_loss, epoch.train_accuracy, epoch.val_loss, epoch.val_accuracy)
+    assert losses == (0.5, 0.8, 0.6, 0.7)
 
 
 def test_a_history_without_epochs_is_empty(tmp_path: Path) -> None:

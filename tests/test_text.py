@@ -111,3 +111,7 @@ def test_long_names_lose_their_middle_only() -> None:
     assert short.startswith("a very")
     assert short.endswith("17")
     assert text.shortened("short", 12) == "short"
+
+
+def test_sentences_of_the_stages_get_their_square_set() -> None:
+    assert text.sentence("MMD^2 0.186\n") == "MMD² 0.186\\n"

@@ -123,7 +123,7 @@ def test_few_test_images_are_said(findings: Findings) -> None:
 def test_a_diverged_phase_is_said(findings: Findings) -> None:
     phase = findings.finetuned.phases[1].model_copy(update={"stopped": "diverged"})
     alerts = find_alerts(changed(findings, finetuned={"phases": [phase]}), CLEAN)
-    assert any("phase 2" in alert.words for alert in alerts)
+    assert any("unfrozen from blocks.4" in alert.words for alert in alerts)
 
 
 def test_a_forced_choice_that_the_rules_share_is_no_alert(findings: Findings) -> None:

@@ -11,6 +11,7 @@ from tasks.reporting.svg import WIDTH, Drawing, element, figure, text, text_widt
 from tasks.reporting.text import count, percent, plural, printable, shortened
 
 MOST_CELLS = 24  # classes of a matrix that is drawn whole
+GATHERED_CELLS = 16  # rows where some stand for several classes
 MOST_MISTAKES = 15
 
 Counts = NDArray[np.int64]
@@ -128,7 +129,7 @@ def _column_name(x: float, y: float, name: str, *, slanted: bool) -> Markup:
 def _gathered(counts: Counts, classes: Sequence[str]) -> _Cells:
     """Keep the classes with the most errors and add up the others."""
     errors = counts.sum(axis=0) + counts.sum(axis=1) - 2 * np.diag(counts)
-    chosen = sorted(np.argsort(-errors, kind="stable")[: MOST_CELLS - 1].tolist())
+    chosen = sorted(np.argsort(-errors, kind="stable")[: GATHERED_CELLS - 1].tolist())
     place = np.full(len(classes), len(chosen))
     place[chosen] = np.arange(len(chosen))
     small = np.zeros((len(chosen) + 1, len(chosen) + 1), dtype=np.int64)

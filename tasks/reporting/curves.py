@@ -19,9 +19,10 @@ from tasks.reporting.svg import (
     line,
     scale_over,
     text,
+    text_width,
 )
 from tasks.reporting.tables import Epoch
-from tasks.reporting.text import given, percent, printable, shortened
+from tasks.reporting.text import given, percent, printable
 
 LEFT, TOP, BOTTOM = 52.0, 46.0, 222.0
 
@@ -83,19 +84,14 @@ def _panel(history: Sequence[Epoch], phases: Sequence[Phase], measure: Measure) 
         _epoch_axis(history, x_scale),
     ]
     start = 0
-    for phase, members in groupby(history, key=lambda epoch: epoch.phase):
+    for number, members in groupby(history, key=lambda epoch: epoch.phase):
         spots = range(start, start := start + len(list(members)))
         for values, kind in ((train, "train"), (val, "val")):
             shapes.append(curve([(x_scale(i + 1), y_scale(values[i])) for i in spots], kind))
-        shapes += [
-            dot(
-                x_scale(spots[record.best_epoch - 1] + 1),
-                y_scale(val[spots[record.best_epoch - 1]]),
-                "best",
-            )
-            for record in phases
-            if record.name == phase and 1 <= record.best_epoch <= len(spots)
-        ]
+        best = phases[number - 1].best_epoch if number <= len(phases) else 0
+        if 1 <= best <= len(spots):
+            spot = spots[best - 1]
+            shapes.append(dot(x_scale(spot + 1), y_scale(val[spot]), "best"))
     keys = (
         ("line train", "train"),
         ("line val", "val"),
@@ -106,25 +102,22 @@ def _panel(history: Sequence[Epoch], phases: Sequence[Phase], measure: Measure) 
 
 
 def _bands(history: Sequence[Epoch], phases: Sequence[Phase], scale: Scale) -> Markup:
-    """Shade the phases, name them, and say which were rolled back."""
-    kept = {phase.name: phase.kept for phase in phases}
+    """Shade the phases, number them, and say which were rolled back."""
     shapes, start = [], 0
-    for number, (name, members) in enumerate(groupby(history, key=lambda epoch: epoch.phase)):
+    for number, members in groupby(history, key=lambda epoch: epoch.phase):
         end = start + len(list(members))
         left, right = scale(start + 0.5), scale(end + 0.5)
-        kind = "band-lost" if not kept.get(name, True) else f"band-{number % 2}"
-        shapes.append(box(left, TOP, right - left, BOTTOM - TOP, f"band {kind}", printable(name)))
-        room = int((right - left) / 6)
-        words = name if kept.get(name, True) else f"{name} (rolled back)"
-        shapes.append(
-            text(
-                (left + right) / 2,
-                TOP - 6,
-                shortened(words, max(room, 2)),
-                anchor="middle",
-                kind="tick",
-            )
-        )
+        phase = phases[number - 1] if number <= len(phases) else None
+        lost = phase is not None and not phase.kept
+        kind = "band-lost" if lost else f"band-{number % 2}"
+        tip = printable(phase.name) if phase else ""
+        words = f"phase {number} (rolled back)" if lost else f"phase {number}"
+        if text_width(words) > right - left:
+            words = str(number)
+        shapes += [
+            box(left, TOP, right - left, BOTTOM - TOP, kind, tip),
+            text((left + right) / 2, TOP - 6, words, anchor="middle", kind="tick"),
+        ]
         start = end
     return Markup("").join(shapes)
 

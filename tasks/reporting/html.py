@@ -89,8 +89,8 @@ def _passed_checks(health: Health) -> list[str]:
     return [words for found, words in checks if not found]
 
 
-def _peak_rates(history: list[Epoch]) -> list[tuple[str, dict[str, float]]]:
-    """Give the highest learning rate of every group in every phase; 0 where it was frozen."""
+def _peak_rates(history: list[Epoch]) -> list[tuple[int, dict[str, float]]]:
+    """Give the highest rate of an epoch of every group in every phase; 0 where it was frozen."""
     rates = []
     for phase, members in groupby(history, key=lambda epoch: epoch.phase):
         peak: dict[str, float] = {}

@@ -39,6 +39,7 @@ def make_environment(
         "points": text.points,
         "points_interval": text.points_interval,
         "printable": text.printable,
+        "sentence": text.sentence,
         "size": text.size,
         **filters,
     }

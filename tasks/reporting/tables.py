@@ -16,9 +16,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One epoch of fine-tuning; `rates` are the learning rates of head and groups by name."""
+    """One epoch of phase `phase`, from 1; `rates` are mean learning rates of head and groups."""
 
-    phase: str
+    phase: int
     rates: dict[str, float]
     train_loss: float
     train_accuracy: float
@@ -103,7 +103,7 @@ def read_history(path: Path) -> list[Epoch]:
 
     def epoch(row: Mapping[str, str]) -> Epoch:
         return Epoch(
-            phase=row["phase"],
+            phase=int(row["phase"]),
             rates={
                 name.removeprefix("lr_"): float(value)
                 for name, value in row.items()

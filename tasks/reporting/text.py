@@ -97,6 +97,11 @@ def printable(name: str) -> str:
     )
 
 
+def sentence(words: str) -> str:
+    """Give a sentence of a stage with its squares set as such."""
+    return printable(words).replace("MMD^2", "MMD\N{SUPERSCRIPT TWO}")
+
+
 def shortened(name: str, limit: int) -> str:
     """Cut the middle out of a name longer than `limit` characters."""
     name = printable(name)
