@@ -12,7 +12,7 @@ from tasks.training.freezing import HEAD_GROUP
 from tasks.training.gate import ValSet
 from tasks.training.phases import PhasePlan
 from tasks.training.sampling import Indices
-from tasks.training.state import HistoryRow, Logits
+from tasks.training.state import HistoryRow, Logits, TrainState
 from tasks.training.steps import StepResult
 from tasks.training.verdicts import val_accuracy, val_loss
 
@@ -79,17 +79,16 @@ def check_step(plan: PhasePlan, place: str, result: StepResult, names: list[str]
 
 
 def close_epoch(
-    plan: PhasePlan, tally: Tally, val_logits: Logits, val: ValSet, *, number: int, classes: int
+    plan: PhasePlan, before: TrainState, tally: Tally, val_logits: Logits, examples: Examples
 ) -> HistoryRow:
     """Make the row of the history of an epoch.
 
     Args:
         plan: The phase.
+        before: The state before the epoch.
         tally: Sums over its steps.
         val_logits: Logits on val after it.
-        val: Labels and groups of val.
-        number: Of the epoch, running on over the phases.
-        classes: Number of classes.
+        examples: What is learned, and what judges.
 
     Raises:
         DivergedError: The train loss is far beyond that of guessing, or the val loss is not finite.
@@ -97,18 +96,18 @@ def close_epoch(
     share = float(np.mean(tally.shares))
     row = HistoryRow(
         phase=plan.number,
-        epoch=number,
+        epoch=len(before.history) + 1,
         rates={name: rate * share for name, rate in plan.rates.items()},
         train_loss=tally.loss / tally.images,
         train_accuracy=tally.right / tally.images,
-        val_loss=val_loss(val_logits, val),
-        val_accuracy=val_accuracy(val_logits, val),
+        val_loss=val_loss(val_logits, examples.val),
+        val_accuracy=val_accuracy(val_logits, examples.val),
     )
-    guessing = math.log(max(classes, 2))
+    guessing = math.log(max(examples.classes, 2))
     if row.train_loss > DIVERGED * guessing or not math.isfinite(row.val_loss):
         raise DivergedError(
-            f"phase {plan.number}, epoch {number}: train loss {row.train_loss:.3g}, val loss "
-            f"{row.val_loss:.3g}, where guessing gives {guessing:.3g}; {_advise(plan)}"
+            f"phase {plan.number}, epoch {before.epoch + 1}: train loss {row.train_loss:.3g}, "
+            f"val loss {row.val_loss:.3g}, where guessing gives {guessing:.3g}; {_advise(plan)}"
         )
     return row
 

@@ -219,22 +219,14 @@ class Trainer:
         tally: Tally,
     ) -> TrainState:
         """Look at val, by the averaged weights where there are any, and make the next state."""
-        val, history = self._examples.val, state.history
         weights = copy_tensors(self._classifier, part.names)
         load_tensors(self._classifier, average)
         judged = Snapshot(state.epoch + 1, average or weights, self.predict_val(part))
         load_tensors(self._classifier, weights)
-        row = close_epoch(
-            plan,
-            tally,
-            judged.val_logits,
-            val,
-            number=len(history) + 1,
-            classes=self._examples.classes,
-        )
+        row = close_epoch(plan, state, tally, judged.val_logits, self._examples)
         log_epoch(plan, judged.epoch, row)
         best = state.best
-        if best is None or row.val_loss < val_loss(best.val_logits, val):
+        if best is None or row.val_loss < val_loss(best.val_logits, self._examples.val):
             best = judged
         return replace(
             state,
@@ -243,7 +235,7 @@ class Trainer:
             weights=weights,
             average=average,
             moments=copy_moments(self._classifier, self._optimizer),
-            history=(*history, row),
+            history=(*state.history, row),
         )
 
     def predict_val(self, part: TrainedPart) -> Logits:

@@ -1,0 +1,307 @@
+"""The baseline: which head is chosen, on what grounds, and what the stage writes."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, with_values
+
+from tasks import baseline as stage
+from tasks.artifacts import (
+    Manifest,
+    read_array,
+    read_record,
+    write_array,
+    write_manifest,
+)
+from tasks.baseline import read_features, train_baseline
+from tasks.errors import ArtifactError
+from tasks.params import BaselineParams, Params
+from tasks.records import Baseline, ManifestRow
+from tasks.training import strength
+from tasks.training.gate import Verdict
+from tasks.training.heads import apply_head, load_head
+from tasks.training.logistic import Labelled, measure_moments
+from tasks.training.losses import image_losses
+from tasks.training.mlp import fit_mlp
+from tasks.training.strength import choose_linear
+
+D = 8
+NAMES = ["a", "b", "c"]
+Moved = np.ndarray
+
+
+def make_labelled(images: int, views: int = 1, seed: int = 0, noise: float = 1.0) -> Labelled:
+    """Three Gaussian classes with the same centers for every seed."""
+    centers = 2 * np.random.default_rng(99).normal(size=(3, D))
+    rng = np.random.default_rng(seed)
+    labels = np.arange(images) % 3
+    clean = centers[labels] + noise * rng.normal(size=(images, D))
+    features = clean[:, None] + 0.2 * rng.normal(size=(images, views, D))
+    return Labelled(features.astype(np.float32), labels, [f"{seed}-{n}" for n in range(images)])
+
+
+def make_ring(images: int, seed: int = 0) -> Labelled:
+    """Two classes that no plane separates: inside and outside a shell."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(images) % 2
+    directions = rng.normal(size=(images, D))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    features = directions * (1 + 3 * labels[:, None]) + 0.05 * rng.normal(size=(images, D))
+    return Labelled(
+        features[:, None].astype(np.float32), labels, [f"{seed}-{n}" for n in range(images)]
+    )
+
+
+@pytest.fixture
+def params(default_params: Params) -> BaselineParams:
+    values = {
+        "baseline.l2_strengths": [0.01, 0.1, 1.0],
+        "baseline.mlp_hidden": 32,
+        "baseline.mlp_dropout": 0.1,
+        "baseline.mlp_epochs": 25,
+        "baseline.batch_size": 32,
+        "baseline.mlp_lr": 0.01,
+    }
+    return with_values(default_params, values).baseline
+
+
+def test_separable_classes_are_told_apart_by_a_linear_head(params: BaselineParams):
+    train, val = make_labelled(240, views=3, noise=0.3), make_labelled(60, seed=1, noise=0.3)
+    found = train_baseline(train, val, params, class_names=NAMES, seed=1)
+    assert found.summary.head == "linear"
+    assert found.summary.val_accuracy.value == 1.0
+    np.testing.assert_array_equal(found.val_logits, apply_head(found.head, val.features[:, 0]))
+
+
+def test_the_summary_tells_the_numbers_of_the_chosen_head(params: BaselineParams):
+    train, val = make_labelled(240, noise=2.5), make_labelled(60, seed=1, noise=2.5)
+    summary = train_baseline(train, val, params, class_names=NAMES, seed=1).summary
+    (chosen,) = [one for one in summary.candidates if one.chosen]
+    linear = [one for one in summary.candidates if one.head == "linear"]
+    assert chosen.val_loss == min(one.val_loss for one in linear) == summary.val_loss
+    assert chosen.val_accuracy == summary.val_accuracy.value
+    assert summary.majority_accuracy == pytest.approx(1 / 3)
+    assert (summary.hidden, summary.dropout, summary.feature_dim) == (0, 0.0, D)
+
+
+def test_the_mlp_is_chosen_where_no_plane_separates(params: BaselineParams):
+    train, val = make_ring(300), make_ring(80, seed=1)
+    summary = train_baseline(train, val, params, class_names=["in", "out"], seed=1).summary
+    assert (summary.head, summary.hidden, summary.dropout) == ("mlp", 32, 0.1)
+    accuracy = {one.head: one.val_accuracy for one in summary.candidates}
+    assert accuracy["mlp"] > 0.95
+    assert accuracy["linear"] < 0.75
+
+
+def test_an_mlp_that_is_better_only_by_luck_is_not_chosen(
+    params: BaselineParams, monkeypatch: pytest.MonkeyPatch
+):
+    real = stage.judge_change
+    seen: list[Verdict] = []
+
+    def judge(*args: object, **named: object) -> Verdict:
+        seen.append(real(*args, **named))  # type: ignore[arg-type]
+        return seen[-1]
+
+    monkeypatch.setattr(stage, "judge_change", judge)
+    train, val = make_labelled(240, noise=2.5), make_labelled(60, seed=1, noise=2.5)
+    summary = train_baseline(train, val, params, class_names=NAMES, seed=1).summary
+    assert not seen[0].better
+    assert summary.head == "linear"
+    assert any(note.startswith("From the linear head to the MLP") for note in summary.notes)
+
+
+def test_without_mlp_only_linear_heads_are_tried(default_params: Params):
+    params = with_values(default_params, {"baseline.mlp": False}).baseline
+    train, val = make_labelled(160), make_labelled(30, seed=1)
+    summary = train_baseline(train, val, params, class_names=NAMES, seed=1).summary
+    assert {one.head for one in summary.candidates} == {"linear"}
+
+
+def test_a_head_that_learned_noise_by_heart_is_reported(default_params: Params):
+    rng = np.random.default_rng(0)
+    values = {"baseline.mlp": False, "baseline.l2_strengths": [0.003]}
+    params = with_values(default_params, values).baseline
+
+    def noise(images: int) -> Labelled:
+        features = rng.normal(size=(images, 1, 100)).astype(np.float32)
+        return Labelled(features, np.arange(images) % 3, [str(n) for n in range(images)])
+
+    summary = train_baseline(noise(150), noise(60), params, class_names=NAMES, seed=1).summary
+    assert any(note.startswith("The head overfits: accuracy 1.000") for note in summary.notes)
+
+
+def test_an_mlp_that_overfits_keeps_its_best_epoch_and_says_so(default_params: Params):
+    values = {
+        "baseline.mlp_epochs": 60,
+        "baseline.mlp_patience": 20,
+        "baseline.mlp_dropout": 0.0,
+        "baseline.mlp_lr": 0.02,
+        "baseline.batch_size": 16,
+    }
+    params = with_values(default_params, values).baseline
+    train, val = make_labelled(60, noise=4.0), make_labelled(60, seed=1, noise=4.0)
+    moments = measure_moments(train, np.arange(60))
+    fit = fit_mlp(train, val, moments, params, classes=3, seed=1)
+    losses = [one.val_loss for one in fit.epochs]
+    assert fit.best_epoch == int(np.argmin(losses)) + 1
+    assert len(losses) == fit.best_epoch + 20
+    logits = apply_head(fit.head, val.features[:, 0]).astype(np.float64)
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    loss = -np.log(shares[np.arange(60), val.labels]).mean()
+    assert loss == pytest.approx(min(losses), rel=1e-4)
+    summary = train_baseline(train, val, params, class_names=NAMES, seed=1).summary
+    assert any(note.startswith("The MLP overfits after epoch") for note in summary.notes)
+
+
+def test_the_mlp_standardizes_by_the_statistics_of_all_training_rows(params: BaselineParams):
+    train, val = make_labelled(60, views=2), make_labelled(30, seed=1)
+    moments = measure_moments(train, np.arange(60))
+    head = fit_mlp(train, val, moments, params, classes=3, seed=1).head
+    rows = train.features.reshape(-1, D).astype(np.float64)
+    state = {name: tensor.numpy() for name, tensor in head.state_dict().items()}
+    np.testing.assert_allclose(state["norm.running_mean"], rows.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(state["norm.running_var"], rows.var(axis=0), rtol=1e-4)
+
+
+def test_an_mlp_can_be_trained_on_a_last_batch_of_one_image(default_params: Params):
+    params = with_values(default_params, {"baseline.batch_size": 4}).baseline
+    train, val = make_labelled(5), make_labelled(6, seed=1)
+    fit = fit_mlp(train, val, measure_moments(train, np.arange(5)), params, classes=3, seed=1)
+    assert np.isfinite([one.val_loss for one in fit.epochs]).all()
+
+
+def test_val_chooses_the_strength_where_it_is_large():
+    train, val = make_labelled(3 * 60, noise=5.0), make_labelled(90, seed=1, noise=5.0)
+    path = choose_linear(train, val, [0.003, 0.3, 30.0], classes=3, seed=1)
+    losses = {
+        fit.strength: image_losses(fit.logits(val.features[:, 0]), val.labels).mean()
+        for fit in path.fits
+    }
+    assert path.chosen_by == "val loss"
+    assert path.chosen.strength == min(losses, key=lambda strength: losses[strength]) == 0.3
+
+
+def test_a_path_ends_when_weaker_penalties_are_hopeless():
+    train, val = make_labelled(3 * 51, noise=9.0), make_labelled(90, seed=1, noise=9.0)
+    strengths = [1e-6, 1e-5, 1e-4, 1.0, 10.0]
+    path = choose_linear(train, val, strengths, classes=3, seed=1)
+    tried = [fit.strength for fit in path.fits]
+    assert tried == sorted(tried, reverse=True)
+    assert 1e-6 not in tried
+    assert path.chosen.strength >= 1.0
+
+
+def test_held_out_groups_choose_the_strength_where_images_are_few(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    train, val = make_labelled(60, views=2, noise=3.0), make_labelled(9, seed=1, noise=3.0)
+    groups = [f"device {number // 3}" for number in range(60)]
+    train = Labelled(train.features, train.labels, groups)
+    splits = []
+    real = strength._folds
+
+    def folds(data: Labelled, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        splits.extend(real(data, seed))
+        return splits
+
+    monkeypatch.setattr(strength, "_folds", folds)
+    path = choose_linear(train, val, [0.003, 0.3, 30.0], classes=3, seed=1)
+    assert path.chosen_by == "5-fold cross-validation over train"
+    assert path.chosen.strength == 0.3
+    assert sorted(np.concatenate([held_out for _, held_out in splits])) == list(range(60))
+    for fitted, held_out in splits:
+        assert not {groups[i] for i in fitted} & {groups[i] for i in held_out}
+
+
+def test_val_chooses_where_a_class_has_a_single_group():
+    train, val = make_labelled(30), make_labelled(9, seed=1)
+    train = Labelled(train.features, train.labels, ["one"] * 30)
+    assert choose_linear(train, val, [0.1], classes=3, seed=1).chosen_by == "val loss"
+
+
+# the stage ---------------------------------------------------------------------------------------
+
+
+def write_inputs(folder: Path, train: Labelled, val: Labelled) -> list[str]:
+    rows = [
+        ManifestRow(
+            path=f"{split}/{number}.png",
+            label=NAMES[label],
+            split=split,
+            group=data.groups[number],
+            sha256="0" * 64,
+            width=8,
+            height=8,
+            mode="RGB",
+        )
+        for split, data in (("train", train), ("val", val))
+        for number, label in enumerate(data.labels)
+    ]
+    write_manifest(folder / "manifest.csv", Manifest(rows))
+    write_array(folder / "train" / "features.npy", train.features)
+    write_array(folder / "val" / "features.npy", val.features)
+    return [
+        f"--params={ROOT / 'params.yaml'}",
+        f"--manifest={folder / 'manifest.csv'}",
+        f"--train-features={folder / 'train'}",
+        f"--val-features={folder / 'val'}",
+    ]
+
+
+def outputs(folder: Path) -> list[str]:
+    return [
+        f"--head={folder / 'head.safetensors'}",
+        f"--summary={folder / 'baseline.json'}",
+        f"--val-logits={folder / 'val_logits.npy'}",
+    ]
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REGRAFT_THREADS", "1")
+    monkeypatch.setenv("REGRAFT_DEVICE", "cpu")
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *args, **named: None)
+
+
+def test_the_stage_writes_a_head_that_gives_the_logits_it_wrote(tmp_path: Path):
+    train, val = make_labelled(90, views=2), make_labelled(30, seed=1)
+    stage.main(write_inputs(tmp_path / "in", train, val) + outputs(tmp_path / "out"))
+    summary = read_record(tmp_path / "out" / "baseline.json", Baseline)
+    head = load_head(tmp_path / "out" / "head.safetensors", summary)
+    logits = read_array(tmp_path / "out" / "val_logits.npy")
+    np.testing.assert_array_equal(apply_head(head, val.features[:, 0]), logits)
+    assert summary.classes == NAMES
+
+
+def test_the_same_inputs_give_the_same_bytes(tmp_path: Path):
+    train, val = make_labelled(90, views=2), make_labelled(30, seed=1)
+    arguments = write_inputs(tmp_path / "in", train, val)
+    digests = []
+    for name in ("one", "two"):
+        stage.main(arguments + outputs(tmp_path / name))
+        files = sorted((tmp_path / name).iterdir())
+        digests.append([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
+    assert len(digests[0]) == 3
+    assert digests[0] == digests[1]
+
+
+def test_features_of_other_images_are_refused(tmp_path: Path):
+    train, val = make_labelled(30), make_labelled(9, seed=1)
+    arguments = write_inputs(tmp_path / "in", train, val)
+    write_array(tmp_path / "in" / "val" / "features.npy", val.features[:8])
+    with pytest.raises(ArtifactError, match=r"shape \(8, 1, 8\) for 9 val images.*rerun extract"):
+        stage.main(arguments + outputs(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_features_that_are_not_finite_are_refused(tmp_path: Path):
+    features = make_labelled(3).features
+    features[1, 0, 2] = np.nan
+    write_array(tmp_path / "features.npy", features)
+    rows = [ManifestRow("x", "a", "val", str(n), "0" * 64, 8, 8, "RGB") for n in range(3)]
+    with pytest.raises(ArtifactError, match="NaN or infinite"):
+        read_features(tmp_path, Manifest(rows), "val")

@@ -1,0 +1,411 @@
+"""The finetune stage: what each arm writes, what it refuses, how a killed run ends."""
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, with_values
+from ruamel.yaml import YAML
+from tiny_finetune import BACKBONE, COUNTS, make_inputs
+
+from tasks import finetune as stage
+from tasks.artifacts import (
+    read_array,
+    read_record,
+    read_table,
+    write_array,
+    write_manifest,
+    write_record,
+)
+from tasks.backbones.catalogue import load_backbone
+from tasks.backbones.runtime import normalize
+from tasks.errors import ArtifactError
+from tasks.finetune import FinetuneInputs
+from tasks.params import Params
+from tasks.records import Arm, Decision, Finetuned
+from tasks.training.classifier import load_finetuned
+from tasks.training.heads import apply_head, write_head
+
+FAST = {
+    "finetune.epochs": 2,
+    "finetune.batch_size": 8,
+    "finetune.head_lr": 0.01,
+    "finetune.backbone_lr": 0.003,
+    "finetune.scratch_epochs": 2,
+    "finetune.gate_confidence": 0.99,
+}
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A scratch folder of its own."""
+    set_machine(monkeypatch, tmp_path / "scratch")
+    return tmp_path / "scratch"
+
+
+def set_machine(monkeypatch: pytest.MonkeyPatch, scratch: Path) -> None:
+    """One thread, no GPU, torch as engine."""
+    for name, value in (("THREADS", "1"), ("DEVICE", "cpu"), ("ENGINE", "torch")):
+        monkeypatch.setenv(f"REGRAFT_{name}", value)
+    monkeypatch.setenv("REGRAFT_SCRATCH", str(scratch))
+
+
+def write_inputs(folder: Path, inputs: FinetuneInputs, params: Params) -> list[str]:
+    """Write what the stage reads; give its arguments."""
+    with (folder / "params.yaml").open("w") as file:
+        YAML().dump(params.model_dump(mode="json"), file)
+    features = features_of(inputs, inputs.stores.val.rows(inputs.stores.val.clean_rows()))
+    write_manifest(folder / "manifest.csv", inputs.manifest)
+    write_record(folder / "decision.json", inputs.decision)
+    write_record(folder / "backbone.json", inputs.backbone)
+    write_record(folder / "baseline.json", inputs.baseline)
+    write_head(folder / "head.safetensors", inputs.head)
+    write_array(folder / "baseline_logits.npy", apply_head(inputs.head, features))
+    return arguments_in(folder)
+
+
+def arguments_in(folder: Path) -> list[str]:
+    """The stage's arguments for the inputs in a folder."""
+    return [
+        f"--params={folder / 'params.yaml'}",
+        f"--manifest={folder / 'manifest.csv'}",
+        f"--train={folder / 'train'}",
+        f"--val={folder / 'val'}",
+        f"--decision={folder / 'decision.json'}",
+        f"--backbone={folder / 'backbone.json'}",
+        f"--head={folder / 'head.safetensors'}",
+        f"--baseline={folder / 'baseline.json'}",
+        f"--baseline-logits={folder / 'baseline_logits.npy'}",
+    ]
+
+
+def features_of(inputs: FinetuneInputs, pixels: np.ndarray) -> np.ndarray:
+    info = inputs.backbone
+    model = load_backbone(info.name, info.weights, image_px=info.input.image_px, seed=17).model
+    with torch.no_grad():
+        maps = model.forward_features(normalize(torch.from_numpy(pixels), info.input))
+        pooled: np.ndarray = model.forward_head(maps, pre_logits=True).numpy()
+    return pooled
+
+
+def outputs(folder: Path) -> list[str]:
+    return [
+        f"--model={folder / 'model.safetensors'}",
+        f"--summary={folder / 'finetune.json'}",
+        f"--history={folder / 'history.csv'}",
+        f"--val-logits={folder / 'val_logits.npy'}",
+    ]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.iterdir())
+    }
+
+
+class Project:
+    """Inputs on disk and the stage run on them."""
+
+    def __init__(self, root: Path, defaults: Params) -> None:
+        self.root, self.defaults = root, defaults
+        self.inputs: FinetuneInputs | None = None
+
+    def arguments(
+        self, arm: Arm = "fine_tune", values: Mapping[str, object] = {}, **kind: object
+    ) -> list[str]:
+        folder = self.root / "in"
+        self.inputs = make_inputs(folder, arm=arm, **kind)  # type: ignore[arg-type]
+        params = with_values(self.defaults, {**FAST, **values})
+        return write_inputs(folder, self.inputs, params)
+
+    def run(self, arguments: list[str], name: str = "out") -> Finetuned:
+        stage.main(arguments + outputs(self.root / name))
+        return read_record(self.root / name / "finetune.json", Finetuned)
+
+    def logits_of_model(self, summary: Finetuned, name: str = "out") -> np.ndarray:
+        assert self.inputs is not None
+        val = self.inputs.stores.val
+        classifier = load_finetuned(self.root / name / "model.safetensors", summary)
+        assert not classifier.training
+        with torch.no_grad():
+            pixels = torch.from_numpy(val.rows(val.clean_rows()))
+            logits: np.ndarray = classifier(normalize(pixels, summary.input)).numpy()
+        return logits
+
+
+@pytest.fixture
+def project(tmp_path: Path, default_params: Params) -> Project:
+    return Project(tmp_path, default_params)
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_the_written_model_gives_the_written_logits(project: Project, head: str):
+    summary = project.run(project.arguments(head=head))
+    written = read_array(project.root / "out" / "val_logits.npy")
+    np.testing.assert_allclose(project.logits_of_model(summary), written, atol=1e-2)
+    labels = np.arange(COUNTS["val"]) % 3
+    assert summary.val_accuracy.value == np.mean(written.argmax(axis=1) == labels)
+    assert [phase.kept for phase in summary.phases] == [True, True]
+    assert summary.interpolation in (0.25, 0.5, 0.75, 1.0)
+    assert summary.backbone == BACKBONE
+
+
+def test_history_has_a_row_an_epoch_with_the_rate_of_every_group(project: Project):
+    project.run(project.arguments())
+    rows = read_table(project.root / "out" / "history.csv")
+    assert project.inputs is not None
+    names = [group.name for group in project.inputs.backbone.groups]
+    assert list(rows[0]) == [
+        "phase",
+        "epoch",
+        "lr_head",
+        *(f"lr_{name}" for name in names),
+        "train_loss",
+        "train_accuracy",
+        "val_loss",
+        "val_accuracy",
+    ]
+    assert [(row["phase"], row["epoch"]) for row in rows] == [
+        ("1", "1"),
+        ("1", "2"),
+        ("2", "3"),
+        ("2", "4"),
+    ]
+    assert float(rows[0][f"lr_{names[4]}"]) == 0 < float(rows[2][f"lr_{names[4]}"])
+    for row in rows:
+        assert float(row["lr_head"]) > float(row[f"lr_{names[5]}"]) > float(row[f"lr_{names[4]}"])
+        assert float(row[f"lr_{names[0]}"]) == 0
+
+
+def test_first_epoch_starts_from_the_baseline(project: Project, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    project.run(project.arguments())
+    logits = read_array(project.root / "in" / "baseline_logits.npy").astype(np.float64)
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    loss = -np.log(shares[np.arange(12), np.arange(12) % 3]).mean()
+    assert f"starts at val loss {loss:.3f}" in caplog.text
+
+
+def test_nothing_to_train_gives_the_frozen_baseline(project: Project):
+    summary = project.run(project.arguments("feature_extraction"))
+    assert summary.phases == []
+    assert summary.interpolation == 0
+    written = read_array(project.root / "out" / "val_logits.npy")
+    baseline = read_array(project.root / "in" / "baseline_logits.npy")
+    np.testing.assert_array_equal(written, baseline)
+    np.testing.assert_allclose(project.logits_of_model(summary), baseline, atol=1e-5)
+    assert read_table(project.root / "out" / "history.csv") == []
+
+
+def test_training_from_scratch_forgets_the_pretrained_weights(project: Project):
+    values = {"finetune.scratch_lr": 0.01}
+    summary = project.run(project.arguments("scratch", values))
+    written = read_array(project.root / "out" / "val_logits.npy")
+    np.testing.assert_allclose(project.logits_of_model(summary), written, atol=1e-4)
+    assert [(phase.name, phase.kept) for phase in summary.phases] == [("from scratch", True)]
+    assert summary.interpolation == 1
+    assert summary.arm == "scratch"
+
+
+def test_phases_that_all_break_down_leave_the_baseline(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+):
+    real = stage.plan_phases
+
+    def plan(*args: object) -> list[object]:
+        return [
+            replace(one, rates=dict.fromkeys(one.rates, 1e30))
+            for one in real(*args)  # type: ignore[arg-type]
+        ]
+
+    monkeypatch.setattr(stage, "plan_phases", plan)
+    summary = project.run(project.arguments())
+    assert [phase.stopped for phase in summary.phases] == ["diverged", "diverged"]
+    assert summary.interpolation == 0
+    assert summary.notes == ["Every phase was rolled back: the model is the frozen baseline."]
+    baseline = read_array(project.root / "in" / "baseline_logits.npy")
+    np.testing.assert_allclose(project.logits_of_model(summary), baseline, atol=1e-5)
+
+
+def test_the_same_inputs_give_the_same_bytes_and_leave_no_scratch(project: Project, machine: Path):
+    arguments = project.arguments()
+    project.run(arguments, "one")
+    assert not list(machine.rglob("*.safetensors"))
+    assert not list(machine.rglob("*.npy"))
+    project.run(arguments, "two")
+    assert digests(project.root / "one") == digests(project.root / "two")
+    assert len(digests(project.root / "one")) == 4
+
+
+# killed and run again ----------------------------------------------------------------------------
+
+# Forks a run for every line of its input, and lets it kill itself at the given call of a function.
+KILLING = """
+import json, os, signal, sys
+import tasks.artifacts, tasks.training.checkpoints, tasks.training.parts, tasks.training.steps
+from tasks import finetune
+
+OWNERS = {
+    "step": (tasks.training.steps.Stepper, "train"),
+    "checkpoint": (tasks.training.checkpoints, "write_tensors"),
+    "rename": (tasks.artifacts.os, "replace"),
+    "cut": (tasks.training.parts, "open_rows"),
+    "model": (finetune, "write_classifier"),
+    "history": (finetune, "write_history"),
+}
+
+def kill_at(owner, name, calls):
+    real = getattr(owner, name)
+    def call(*args, **named):
+        calls.pop() if calls else os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **named)
+    setattr(owner, name, call)
+
+for line in sys.stdin:
+    point, before, scratch, arguments = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.environ["REGRAFT_SCRATCH"] = scratch
+        kill_at(*OWNERS[point], [None] * before)
+        finetune.main(arguments)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+POINTS = [
+    ("step", 2),
+    ("step", 6),
+    ("step", 13),
+    ("checkpoint", 0),
+    ("checkpoint", 2),
+    ("rename", 2),
+    ("rename", 4),
+    ("rename", 7),
+    ("cut", 1),
+    ("model", 0),
+    ("history", 0),
+]
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory, default_params: Params) -> Project:
+    """Runs killed at every point, each in a folder named after it, and a whole one."""
+    project = Project(tmp_path_factory.mktemp("killed"), default_params)
+    with pytest.MonkeyPatch.context() as patch:
+        set_machine(patch, project.root / "scratch-whole")
+        arguments = project.arguments()
+        project.run(arguments, "whole")
+        lines = [
+            json.dumps(
+                [
+                    point,
+                    before,
+                    str(project.root / f"scratch-{point}-{before}"),
+                    arguments + outputs(project.root / f"{point}-{before}"),
+                ]
+            )
+            for point, before in POINTS
+        ]
+        done = subprocess.run(
+            [sys.executable, "-c", KILLING],
+            input="\n".join(lines),
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=True,
+        )
+    assert done.stdout.split() == [str(-signal.SIGKILL)] * len(POINTS), done.stderr
+    return project
+
+
+@pytest.mark.parametrize(("point", "before"), POINTS)
+def test_a_killed_stage_run_again_writes_the_same_bytes(
+    killed: Project, monkeypatch: pytest.MonkeyPatch, point: str, before: int
+):
+    name = f"{point}-{before}"
+    scratch = killed.root / f"scratch-{name}"
+    assert list(scratch.rglob("*.safetensors*")) or (point, before) == ("checkpoint", 0)
+    set_machine(monkeypatch, scratch)
+    assert killed.inputs is not None
+    killed.run(arguments_in(killed.root / "in"), name)
+    assert digests(killed.root / name) == digests(killed.root / "whole")
+    assert not list(scratch.rglob("*.safetensors"))
+    assert not list(scratch.rglob("*.npy"))
+
+
+def test_a_checkpoint_of_other_rates_is_not_resumed(
+    project: Project, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO")
+    arguments = project.arguments()
+
+    def stop(*args: object) -> None:
+        raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "write_history", stop)
+        with pytest.raises(InterruptedError):
+            project.run(arguments)
+    params = with_values(project.defaults, {**FAST, "finetune.head_lr": 0.02})
+    with (project.root / "in" / "params.yaml").open("w") as file:
+        YAML().dump(params.model_dump(mode="json"), file)
+    caplog.clear()
+    project.run(arguments)
+    assert "resumed" not in caplog.text
+    assert "starting afresh" in caplog.text
+    assert "phase 1 of 2, epoch 1:" in caplog.text
+
+
+# refused inputs ----------------------------------------------------------------------------------
+
+
+def test_weights_that_did_not_make_the_features_are_refused(project: Project):
+    arguments = project.arguments()
+    assert project.inputs is not None
+    other = project.inputs.backbone.model_copy(update={"weights_sha256": "f" * 64})
+    write_record(project.root / "in" / "backbone.json", other)
+    with pytest.raises(ArtifactError, match=r"ffffffffffff.*rerun extract"):
+        project.run(arguments)
+
+
+@pytest.mark.parametrize("phases", [[], [4, 5], [5, 5], [99], [-1]])
+def test_phases_that_do_not_unfreeze_downwards_are_refused(project: Project, phases: list[int]):
+    arguments = project.arguments()
+    assert project.inputs is not None
+    decision: Decision = project.inputs.decision.model_copy(update={"phases": phases})
+    write_record(project.root / "in" / "decision.json", decision)
+    with pytest.raises(ArtifactError, match=r"expected falling numbers .*rerun decide"):
+        project.run(arguments)
+
+
+def test_pixels_of_another_size_are_refused(project: Project):
+    arguments = project.arguments()
+    assert project.inputs is not None
+    spec = project.inputs.backbone.input.model_copy(update={"image_px": 64})
+    info = project.inputs.backbone.model_copy(update={"input": spec})
+    write_record(project.root / "in" / "backbone.json", info)
+    with pytest.raises(ArtifactError, match="30 images of 32 px, expected 30 of 64 px"):
+        project.run(arguments)
+
+
+def test_a_baseline_of_other_images_is_refused(project: Project):
+    arguments = project.arguments()
+    write_array(project.root / "in" / "baseline_logits.npy", np.zeros((11, 3), "f4"))
+    with pytest.raises(ArtifactError, match=r"of other classes or images.*rerun baseline"):
+        project.run(arguments)
+
+
+def test_a_model_file_with_a_strange_tensor_is_refused(project: Project):
+    summary = project.run(project.arguments("feature_extraction"))
+    renamed = summary.model_copy(update={"backbone": "test_resnet"})
+    with pytest.raises(ArtifactError, match=r"does not belong to this architecture|is missing"):
+        load_finetuned(project.root / "out" / "model.safetensors", renamed)

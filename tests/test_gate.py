@@ -1,0 +1,83 @@
+"""The gate speaks up when val is sure, and says how sure."""
+
+import numpy as np
+import pytest
+
+from tasks.training.gate import ValSet, Verdict, judge_change
+
+N = 200
+LABELS = np.arange(N) % 3
+VAL = ValSet(LABELS, [str(number) for number in range(N)])
+
+
+def logits_of(right: np.ndarray, sureness: float = 2.0) -> np.ndarray:
+    """Logits that name the label where `right`, and the next class elsewhere."""
+    named = np.where(right, LABELS, (LABELS + 1) % 3)
+    return (sureness * np.eye(3)[named]).astype(np.float32)
+
+
+def right_first(count: int) -> np.ndarray:
+    return np.arange(N) < count
+
+
+def judge(
+    before: np.ndarray, after: np.ndarray, val: ValSet = VAL, confidence: float = 0.9
+) -> Verdict:
+    return judge_change(before, after, val, confidence=confidence, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "better", "worse"),
+    [(100, 160, True, False), (160, 100, False, True), (150, 150, False, False)],
+)
+def test_a_clear_change_in_accuracy_decides(before: int, after: int, better: bool, worse: bool):
+    verdict = judge(logits_of(right_first(before)), logits_of(right_first(after)))
+    assert (verdict.better, verdict.worse) == (better, worse)
+    assert verdict.accuracy.value == pytest.approx((after - before) / N)
+    assert verdict.accuracy.low is not None
+    assert verdict.accuracy.high is not None
+    assert verdict.accuracy.low <= verdict.accuracy.value <= verdict.accuracy.high
+
+
+def test_a_worse_loss_at_the_same_accuracy_is_worse():
+    right = right_first(150)
+    assert judge(logits_of(right), logits_of(right, sureness=20.0)).worse
+    assert not judge(logits_of(right, sureness=20.0), logits_of(right)).worse
+
+
+def test_a_better_accuracy_excuses_a_worse_loss():
+    verdict = judge(logits_of(right_first(100)), logits_of(right_first(160), sureness=20.0))
+    assert verdict.better
+    assert not verdict.worse
+
+
+def test_a_fall_of_few_images_is_in_doubt():
+    verdict = judge(logits_of(right_first(150), 0.1), logits_of(right_first(149), 0.1))
+    assert not verdict.worse
+
+
+def test_images_of_one_group_count_as_one_witness():
+    before, after = right_first(160), right_first(160).copy()
+    after[:20] = False
+    groups = ["same" if number < 20 else str(number) for number in range(N)]
+    assert judge(logits_of(before, 0.1), logits_of(after, 0.1)).worse
+    grouped = judge(logits_of(before, 0.1), logits_of(after, 0.1), ValSet(LABELS, groups))
+    assert not grouped.worse
+
+
+def test_a_single_group_leaves_everything_in_doubt():
+    val = ValSet(LABELS, ["one"] * N)
+    verdict = judge(logits_of(right_first(150), 0.1), logits_of(right_first(148), 5.0), val)
+    assert not verdict.worse
+    assert not verdict.better
+
+
+def test_the_reason_names_changes_intervals_and_number_of_images():
+    verdict = judge(logits_of(right_first(100)), logits_of(right_first(160)))
+    assert verdict.reason.startswith("val accuracy changed by +30.0 points [+2")
+    assert "90% intervals, 200 images" in verdict.reason
+
+
+def test_the_same_question_gets_the_same_answer():
+    pair = logits_of(right_first(100)), logits_of(right_first(120))
+    assert judge(*pair) == judge(*pair)

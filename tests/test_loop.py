@@ -1,0 +1,427 @@
+"""The loop learns, stops, rolls back, survives interruptions and never moves a frozen layer."""
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import with_values
+from tiny_finetune import make_inputs
+
+from tasks.errors import TrainingError
+from tasks.finetune import FinetuneInputs
+from tasks.machine import Machine
+from tasks.params import FinetuneParams, Params
+from tasks.records import Arm
+from tasks.training.averaging import update_average
+from tasks.training.epochs import Examples
+from tasks.training.freezing import TrainingGroup, training_groups
+from tasks.training.gate import ValSet
+from tasks.training.loop import Trainer
+from tasks.training.parts import BackboneParts
+from tasks.training.phases import PhasePlan, plan_phases
+from tasks.training.sampling import Indices
+from tasks.training.start import start_classifier
+from tasks.training.state import TrainState, copy_tensors
+from tasks.training.steps import Stepper, StepResult, TrainedPart
+
+MACHINE = Machine(device="cpu", engine="torch")
+
+Setting = Callable[..., FinetuneParams]
+
+
+class Memory:
+    """Checkpoints in memory; stops the run after `stop_after` saves, as a kill would."""
+
+    def __init__(self, stop_after: int | None = None, state: TrainState | None = None) -> None:
+        self.states = [] if state is None else [state]
+        self.stop_after = stop_after
+
+    def save(self, state: TrainState) -> None:
+        self.states.append(state)
+        if len(self.states) == self.stop_after:
+            raise InterruptedError
+
+    def latest(self) -> TrainState | None:
+        return self.states[-1] if self.states else None
+
+
+@dataclass
+class Run:
+    """One training, and what it needs."""
+
+    trainer: Trainer
+    plans: list[PhasePlan]
+    parts: BackboneParts
+    classifier: torch.nn.Module
+    groups: list[TrainingGroup]
+
+    def go(self, memory: Memory | None = None) -> TrainState:
+        return self.trainer.run_phases(self.plans, self.parts, memory or Memory())
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return copy_tensors(self.classifier, list(self.classifier.state_dict()))
+
+
+@pytest.fixture
+def setting(default_params: Params) -> Setting:
+    """Make a `finetune` block that learns fast: `setting(epochs=3)`."""
+
+    def make(**values: object) -> FinetuneParams:
+        fast = {
+            "epochs": 3,
+            "batch_size": 8,
+            "head_lr": 0.01,
+            "backbone_lr": 0.003,
+            "patience": 100,
+            "scratch_epochs": 2,
+            "label_smoothing": 0.0,
+            "cache_gb": 1.0,
+        }
+        named = {f"finetune.{key}": value for key, value in {**fast, **values}.items()}
+        return with_values(default_params, named).finetune
+
+    return make
+
+
+def make_run(
+    folder: Path, params: FinetuneParams, inputs: FinetuneInputs | None = None, **kind: object
+) -> Run:
+    made = inputs or make_inputs(folder / "inputs", **kind)  # type: ignore[arg-type]
+    arm: Arm = made.decision.arm
+    classifier = start_classifier(made.backbone, made.baseline, made.head, arm=arm, seed=17)
+    groups = training_groups(classifier)
+    manifest = made.manifest
+    examples = Examples(
+        labels=manifest.labels("train"),
+        names=[row.path for row in manifest.of("train")],
+        val=ValSet(manifest.labels("val"), manifest.groups("val")),
+        classes=3,
+    )
+    parts = BackboneParts(
+        classifier,
+        groups,
+        made.stores,
+        made.backbone.input,
+        MACHINE,
+        folder=folder / "activations",
+        cache_gb=params.cache_gb,
+    )
+    trainer = Trainer(classifier, groups, examples, params, seed=17)
+    return Run(trainer, plan_phases(made.decision, groups, params), parts, classifier, groups)
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    unequal = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not unequal
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_training_images_are_learned_by_heart(tmp_path: Path, setting: Setting, head: str):
+    params = setting(epochs=20, backbone_lr=0.01)
+    history = make_run(tmp_path, params, phases=[4], views=0, head=head).go().history
+    assert max(row.train_accuracy for row in history) == 1.0
+    assert history[-1].train_loss < 0.4 < history[0].train_loss
+
+
+def test_frozen_groups_are_bit_equal_after_all_phases(tmp_path: Path, setting: Setting):
+    run = make_run(tmp_path, setting(gate_confidence=0.99), phases=[5, 4])
+    before = run.weights()
+    assert all(phase.kept for phase in run.go().finished)
+    after = run.weights()
+    for group in run.groups[:4]:
+        assert all(torch.equal(before[name], after[name]) for name in group.tensors)
+    assert not torch.equal(before["head.weight"], after["head.weight"])
+    deepest = [name for name in run.groups[4].tensors if name.endswith("conv_dw.weight")]
+    assert deepest
+    assert not any(torch.equal(before[name], after[name]) for name in deepest)
+
+
+def test_history_has_a_row_an_epoch_and_rates_that_fall_with_depth(
+    tmp_path: Path, setting: Setting
+):
+    run = make_run(tmp_path, setting(lr_decay=0.5, warmup_fraction=0.0))
+    history = run.go().history
+    assert [(row.phase, row.epoch) for row in history] == [
+        (1, 1),
+        (1, 2),
+        (1, 3),
+        (2, 4),
+        (2, 5),
+        (2, 6),
+    ]
+    top, deeper = run.groups[5].name, run.groups[4].name
+    assert history[0].rates.keys() == {"head", top}
+    last = history[-1].rates
+    assert last.keys() == {"head", top, deeper}
+    assert last["head"] / last[top] == pytest.approx(0.01 / 0.003)
+    assert last[deeper] / last[top] == pytest.approx(0.5)
+    shares = [0.5 * (1 + math.cos(math.pi * step / 12)) for step in range(4)]
+    assert history[3].rates["head"] == pytest.approx(0.01 * np.mean(shares))
+
+
+def test_cached_training_follows_the_uncached_one(tmp_path: Path, setting: Setting):
+    inputs = make_inputs(tmp_path / "inputs")
+    cached = make_run(tmp_path / "a", setting(), inputs).go().history
+    inputs = make_inputs(tmp_path / "inputs again")
+    computed = make_run(tmp_path / "b", setting(cache_gb=0.0), inputs).go().history
+    for one, other in zip(cached, computed, strict=True):
+        assert one.train_loss == pytest.approx(other.train_loss, abs=3e-3)
+        assert one.val_loss == pytest.approx(other.val_loss, abs=3e-3)
+
+
+def test_two_runs_are_equal_to_the_last_bit(tmp_path: Path, setting: Setting):
+    one = make_run(tmp_path / "a", setting(), head="mlp")
+    other = make_run(tmp_path / "b", setting(), head="mlp")
+    assert one.go().history == other.go().history
+    assert_equal(one.weights(), other.weights())
+
+
+@pytest.mark.parametrize(
+    ("saves", "ema_decay"), [(1, 0.0), (3, 0.0), (4, 0.0), (5, 0.0), (6, 0.9), (8, 0.0)]
+)
+def test_a_run_stopped_after_any_checkpoint_ends_as_if_never_stopped(
+    tmp_path: Path, setting: Setting, saves: int, ema_decay: float
+):
+    params = setting(ema_decay=ema_decay)
+    whole = make_run(tmp_path / "whole", params, head="mlp")
+    expected = whole.go()
+    stopped = Memory(stop_after=saves)
+    with pytest.raises(InterruptedError):
+        make_run(tmp_path / "stopped", params, head="mlp").go(stopped)
+    resumed = make_run(tmp_path / "resumed", params, head="mlp")
+    state = resumed.go(Memory(state=stopped.latest()))
+    assert state.history == expected.history
+    assert state.finished == expected.finished
+    assert_equal(whole.weights(), resumed.weights())
+
+
+def test_a_resumed_run_says_where_it_goes_on(
+    tmp_path: Path, setting: Setting, caplog: pytest.LogCaptureFixture
+):
+    stopped = Memory(stop_after=3)
+    with pytest.raises(InterruptedError):
+        make_run(tmp_path / "a", setting()).go(stopped)
+    with caplog.at_level(logging.INFO):
+        make_run(tmp_path / "b", setting()).go(Memory(state=stopped.latest()))
+    assert "resumed from phase 1, epoch 2" in caplog.text
+    assert "phase 1 of 2, epoch 2:" not in caplog.text
+    assert "phase 1 of 2, epoch 3:" in caplog.text
+
+
+def test_the_next_phase_starts_from_the_best_epoch_of_the_one_before(
+    tmp_path: Path, setting: Setting
+):
+    memory = Memory()
+    make_run(tmp_path, setting()).go(memory)
+    first = memory.states[3]
+    second = next(state for state in memory.states if state.phase == 2)
+    assert first.best is not None
+    np.testing.assert_allclose(second.start.val_logits, first.best.val_logits, atol=5e-3)
+    for name, tensor in first.best.weights.items():
+        assert torch.equal(second.start.weights[name], tensor), name
+
+
+def script_val(monkeypatch: pytest.MonkeyPatch, labels: Indices, losses: list[float]) -> None:
+    """Let val have these losses, one each time it is looked at."""
+    left = list(losses)
+
+    def predict_val(self: Stepper, part: TrainedPart, count: int) -> np.ndarray:
+        share = math.exp(-left.pop(0))
+        logits = np.full((count, 3), math.log((1 - share) / 2), dtype=np.float32)
+        logits[np.arange(count), labels] = math.log(share)
+        return logits
+
+    monkeypatch.setattr(Stepper, "predict_val", predict_val)
+
+
+def test_the_epoch_with_the_lowest_val_loss_is_restored(
+    tmp_path: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch
+):
+    memory = Memory()
+    run = make_run(tmp_path, setting(epochs=4), phases=[5])
+    script_val(monkeypatch, np.arange(12) % 3, [0.9, 0.7, 0.5, 0.6, 0.5])
+    (phase,) = run.go(memory).finished
+    assert (phase.best_epoch, phase.epochs, phase.stopped) == (2, 4, "finished")
+    assert phase.val_loss == pytest.approx(0.5)
+    assert_equal(
+        memory.states[2].weights, copy_tensors(run.classifier, list(memory.states[2].weights))
+    )
+
+
+def test_a_phase_ends_after_patience_epochs_without_a_better_val_loss(
+    tmp_path: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch
+):
+    run = make_run(tmp_path, setting(epochs=9, patience=2), phases=[5])
+    script_val(monkeypatch, np.arange(12) % 3, [0.9, 0.7, 0.8, 0.6, 0.65, 0.6])
+    (phase,) = run.go().finished
+    assert (phase.best_epoch, phase.epochs, phase.stopped) == (3, 5, "patience")
+
+
+def test_a_phase_that_makes_val_worse_is_rolled_back_and_the_next_starts_before_it(
+    tmp_path: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch
+):
+    memory = Memory()
+    run = make_run(tmp_path, setting(epochs=2))
+    before = run.weights()
+    script_val(monkeypatch, np.arange(12) % 3, [0.2, 2.5, 2.6, 0.2, 0.15, 0.1])
+    first, second = run.go(memory).finished
+    assert (first.kept, second.kept) == (False, True)
+    assert first.reason.startswith("rolled back: val accuracy changed by -100.0 points")
+    start = next(state for state in memory.states if state.phase == 2).start
+    assert all(torch.equal(tensor, before[name]) for name, tensor in start.weights.items())
+
+
+def test_absurd_rates_roll_back_to_the_start_and_say_what_to_lower(
+    tmp_path: Path, setting: Setting, caplog: pytest.LogCaptureFixture
+):
+    run = make_run(tmp_path, setting(head_lr=1.0, backbone_lr=1.0))
+    run.plans[:] = [
+        PhasePlan(
+            number=plan.number,
+            of=plan.of,
+            name=plan.name,
+            unfrozen_from=plan.unfrozen_from,
+            epochs=plan.epochs,
+            rates=dict.fromkeys(plan.rates, 1e30),
+            adapt_norm=False,
+        )
+        for plan in run.plans
+    ]
+    before = run.weights()
+    state = run.go()
+    assert [phase.stopped for phase in state.finished] == ["diverged", "diverged"]
+    assert not any(phase.kept for phase in state.finished)
+    assert state.history == ()
+    assert_equal(before, run.weights())
+    assert "lower finetune.backbone_lr and finetune.head_lr" in caplog.text
+    assert "train/" in caplog.text
+
+
+def break_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Let every step after so many see a loss that is not a number."""
+    real, taken = Stepper.train, []
+
+    def train(self: Stepper, part: TrainedPart, rows: Indices, labels: Indices) -> StepResult:
+        taken.append(rows)
+        result = real(self, part, rows, labels)
+        if len(taken) <= steps:
+            return result
+        return StepResult(math.nan, result.right, result.images, result.norm)
+
+    monkeypatch.setattr(Stepper, "train", train)
+
+
+def test_a_breakdown_after_a_good_epoch_keeps_that_epoch(
+    tmp_path: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch
+):
+    break_after(monkeypatch, 4 * 2 + 1)
+    memory = Memory()
+    run = make_run(tmp_path, setting(), phases=[5])
+    (phase,) = run.go(memory).finished
+    assert (phase.stopped, phase.kept, phase.epochs) == ("diverged", True, 2)
+    best = memory.states[-1].best
+    assert best is not None
+    assert all(torch.equal(run.weights()[name], one) for name, one in best.weights.items())
+
+
+def test_a_step_that_is_not_finite_leaves_the_weights_alone(
+    tmp_path: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch
+):
+    run = make_run(tmp_path, setting(), phases=[5])
+    before = run.weights()
+    with torch.no_grad():
+        run.classifier.get_parameter("head.weight").fill_(torch.nan)
+    broken = run.weights()
+    (phase,) = run.go().finished
+    assert phase.stopped == "diverged"
+    changed = [name for name in before if not torch.equal(run.weights()[name], before[name])]
+    assert changed == ["head.weight"]
+    assert torch.equal(
+        torch.isnan(run.weights()["head.weight"]), torch.isnan(broken["head.weight"])
+    )
+
+
+def test_training_from_scratch_that_breaks_down_at_once_is_an_error(
+    tmp_path: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch
+):
+    break_after(monkeypatch, 0)
+    with pytest.raises(TrainingError, match=r"nothing was learned: .*lower finetune\.scratch_lr"):
+        make_run(tmp_path, setting(), arm="scratch").go()
+
+
+def test_training_from_scratch_moves_every_weight_and_every_statistic(
+    tmp_path: Path, setting: Setting
+):
+    run = make_run(tmp_path, setting(scratch_lr=0.01, weight_decay=0.1), arm="scratch")
+    before = run.weights()
+    state = run.go()
+    same = [name for name, tensor in run.weights().items() if torch.equal(tensor, before[name])]
+    assert same == []
+    assert set(state.history[0].rates.values()) == {state.history[0].rates["head"]}
+
+
+def test_the_pull_to_the_start_keeps_the_backbone_near_it(tmp_path: Path, setting: Setting):
+    distances = []
+    for pull in (0.0, 10.0):
+        run = make_run(tmp_path / str(pull), setting(l2_sp=pull, clip_norm=0.0), phases=[5])
+        before = run.weights()
+        run.go()
+        names = [name for name in run.groups[5].tensors if name.endswith("weight")]
+        distances.append(sum(float((run.weights()[name] - before[name]).norm()) for name in names))
+    assert distances[1] < 0.7 * distances[0]
+
+
+def test_the_gradient_is_limited_to_the_norm_asked_for(tmp_path: Path, setting: Setting):
+    run = make_run(tmp_path, setting(clip_norm=0.01), phases=[5])
+    norms: list[float] = []
+    optimizer = run.trainer._optimizer
+    optimizer.register_step_pre_hook(
+        lambda opt, args, kwargs: norms.append(
+            float(
+                torch.stack(
+                    [
+                        item.grad.norm()
+                        for o in opt.param_groups
+                        for item in o["params"]
+                        if item.grad is not None
+                    ]
+                ).norm()
+            )
+        )
+    )
+    run.go()
+    assert len(norms) == 3 * 4
+    assert max(norms) <= 0.0101
+
+
+def test_averaged_weights_are_judged_and_kept(tmp_path: Path, setting: Setting):
+    memory = Memory()
+    run = make_run(tmp_path, setting(ema_decay=0.9), phases=[5])
+    run.go(memory)
+    last = memory.states[-1]
+    assert last.best is not None
+    assert last.best.epoch == last.epoch
+    assert not torch.equal(last.weights["head.weight"], last.average["head.weight"])
+    assert torch.equal(run.weights()["head.weight"], last.average["head.weight"])
+
+
+def test_an_average_follows_its_formula_and_copies_whole_numbers():
+    module = torch.nn.BatchNorm1d(2)
+    average = copy_tensors(module, list(module.state_dict()))
+    expected = 1.0
+    for step, value in enumerate([3.0, 5.0]):
+        with torch.no_grad():
+            module.weight.fill_(value)
+            assert module.num_batches_tracked is not None
+            module.num_batches_tracked += 1
+        update_average(average, module, 0.15, step=step)
+        kept = min(0.15, (1 + step) / (10 + step))
+        expected = kept * expected + (1 - kept) * value
+    assert average["weight"].tolist() == pytest.approx([expected, expected])
+    assert average["num_batches_tracked"] == 2
