@@ -1,6 +1,5 @@
 """The flow on a real Prefect server: one task run a stage, and the same dvc.lock as `dvc repro`."""
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +20,6 @@ from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.settings import PREFECT_HOME, PREFECT_SERVER_ANALYTICS_ENABLED, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 from test_contracts import STAGES as STAGES_OF_REGRAFT
-from test_graph_rerun import Project
 from toy import GRAPH, STAGES, ToyProject
 
 from flows.overrides import ParamsOverrides
@@ -254,17 +252,13 @@ def test_metrics_and_decision_are_shown_when_the_run_makes_them(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_whole_project_has_the_same_lock_by_both_entrances(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, dvc_state: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, flow = Project(tmp_path / "plain"), Project(tmp_path / "flow")
-    plain.root.mkdir()
-    plain.create()
-    plain.repro()
-    shutil.copytree(plain.root, flow.root, ignore=shutil.ignore_patterns("cache", ".regraft"))
-    flow.git("clean", "--quiet", "--force", "-xd", "--exclude", "data/raw")
-    assert not (flow.root / "dvc.lock").exists()
+    plain, flow = ToyProject(tmp_path / "plain"), ToyProject(tmp_path / "flow")
+    plain.create_whole()
+    flow.create_whole()
+    plain.dvc("repro")
     monkeypatch.chdir(flow.root)
-    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site-of-the-flow"))
     run = run_flow(len(STAGES_OF_REGRAFT))
     assert run.outcomes == dict.fromkeys(STAGES_OF_REGRAFT, ("Completed", "ran"))
     assert flow.lock == plain.lock

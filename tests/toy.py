@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from conftest import ROOT
+from conftest import ROOT, TINY, draw_image
 from ruamel.yaml import YAML
+
+SAME_COMMITS = {f"GIT_{role}_DATE": "2026-01-01T00:00:00Z" for role in ("AUTHOR", "COMMITTER")}
 
 STAGES = ["fetch", "left", "right", "join"]
 
@@ -61,12 +63,33 @@ class ToyProject:
         self.root = root
 
     def create(self, graph: str = GRAPH) -> None:
-        self.root.mkdir(parents=True)
+        """Make the four stages of the toy."""
         self.write("dvc.yaml", graph)
         self.write("work.py", WORK)
         self.write("source.txt", "source\n")
         self.write(".gitignore", ".regraft/\n*.break\n*.sleep\n*.pid\n")
         shutil.copy(ROOT / "params.yaml", self.root)
+        self._start()
+
+    def create_whole(self) -> None:
+        """Make the real project instead, with tiny parameters and images."""
+        for name in ("dvc.yaml", "params.yaml", "constraints.txt", ".dvcignore", "data/groups.csv"):
+            self.write(name, (ROOT / name).read_text())
+        for name in ("tasks", "data/cards"):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, self.root / name, ignore=ignored)
+        for label, name in enumerate(("cat", "dog", "fox")):
+            folder = self.root / "data/raw" / name
+            folder.mkdir(parents=True)
+            for number in range(30):
+                draw_image(label, number).save(folder / f"{number:03d}.png")
+        for path, value in {**TINY, "ingest.source": "data/raw"}.items():
+            self.set(path, value)
+        self.write(".gitignore", ".regraft/\n/data/raw/\n__pycache__/\n")
+        self._start()
+
+    def _start(self) -> None:
+        """Make it a git and a DVC project with one commit."""
         self.git("init", "--quiet", "--initial-branch=main")
         self.git("config", "user.name", "Toy")
         self.git("config", "user.email", "toy@localhost")
@@ -121,7 +144,7 @@ def _run(*command: str, cwd: Path) -> str:
         command,
         check=False,
         cwd=cwd,
-        env={**os.environ, "PATH": path},
+        env={**os.environ, **SAME_COMMITS, "PATH": path},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
