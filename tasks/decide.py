@@ -23,6 +23,10 @@ from tasks.transferability.rules import Evidence, apply_rules, choose, plan_phas
 
 log = logging.getLogger(__name__)
 
+ADVICE = (
+    "The arm is in doubt: try the others with decide.arm in params.yaml and compare them on val."
+)
+
 
 def decide(
     similarity: Similarity,
@@ -61,6 +65,8 @@ def decide(
         reasons=[],
     )
     reasons = [*explain(evidence, similarity, decision), *assessment.doubts]
+    if assessment.confidence == "low":
+        reasons.append(ADVICE)
     return decision.model_copy(update={"reasons": reasons})
 
 

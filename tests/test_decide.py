@@ -58,6 +58,8 @@ def test_reasons_include_the_doubts():
     assert decision.confidence == "low"
     assert any("lose 1.0 points" in reason for reason in decision.reasons)
     assert any("transfer itself is in doubt" in reason for reason in decision.reasons)
+    assert "try the others with decide.arm" in decision.reasons[-1]
+    assert "try the others" not in decided().reasons[-1]
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def _gain(known: Labeled, seen: Seen, params: Params) -> float | None:
     return found.gain.value
 
 
-def halve(known: Labeled, seen: Seen) -> tuple[Seen, Features]:
+def halve(seen: Seen) -> tuple[Seen, Features]:
     """Split one set into a target, every second image, and the features of the others as source.
 
     The batch-norm shift stays that of all its images.
@@ -203,7 +203,7 @@ def _measure_all(
         yield measure_set(name, known, see(known, backbone, params, machine), card.features, params)
     for name, source in map(_named, options.halved):
         known = read_set(source, params, images=2 * options.images)
-        target, others = halve(known, see(known, backbone, params, machine))
+        target, others = halve(see(known, backbone, params, machine))
         yield measure_set(name, Labeled(iter(()), [], known.count), target, others, params)
     if options.noise:
         known = make_noise(params, images=options.images)

@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+from ruamel.yaml import YAML
+
+from tasks.artifacts import read_record
+from tasks.backbones import cards
+from tasks.backbones.catalogue import load_backbone
+from tasks.errors import ArtifactError, DataError
+from tasks.images.sources import list_images
+from tasks.transferability.measure_ruler import halve, main, make_noise, read_set, see
+from tasks.transferability.mmd import measure_mmd
+from tasks.transferability.ruler import Ruler
+
+
+@pytest.fixture
+def params_file(tiny_params, tmp_path):
+    path = tmp_path / "params.yaml"
+    YAML(typ="safe").dump(tiny_params.model_dump(), path)
+    return path
+
+
+@pytest.fixture
+def backbone(tiny_params):
+    return load_backbone("test_efficientnet", "random", image_px=32, seed=tiny_params.seed)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    monkeypatch.setenv("REGRAFT_ENGINE", "torch")
+    monkeypatch.setenv("REGRAFT_DEVICE", "cpu")
+    return cards.read_machine()
+
+
+@pytest.fixture
+def folder_of_cards(image_folder, params_file, tmp_path, machine):
+    source = image_folder(classes=("a", "b"), images=10, name="source")
+    out = tmp_path / "cards"
+    cards.main(
+        [f"--images={source}", "--name=stripes", f"--out={out / 'card.safetensors'}",
+         f"--params={params_file}"]
+    )  # fmt: skip
+    return out
+
+
+def arguments(folder_of_cards, params_file, *more):
+    return [f"--cards={folder_of_cards}", f"--out={folder_of_cards / 'ruler.json'}",
+            f"--params={params_file}", *more]  # fmt: skip
+
+
+def test_main_measures_sets_halves_and_noise(image_folder, folder_of_cards, params_file):
+    known = image_folder(classes=("x", "y", "z"), images=14, name="known")
+    main(
+        arguments(
+            folder_of_cards, params_file, f"stripes too={known}", f"--halved=halves={known}",
+            "--noise=uniform noise", "--images=36",
+        )
+    )  # fmt: skip
+    ruler = read_record(folder_of_cards / "ruler.json", Ruler)
+    sets = {known.name: known for known in ruler.sets}
+    assert (ruler.source, ruler.backbone, ruler.image_px) == ("stripes", "test_efficientnet", 32)
+    assert [known.mmd for known in ruler.sets] == sorted(known.mmd for known in ruler.sets)
+    assert {name: known.images for name, known in sets.items()} == {
+        "stripes too": 36, "halves": 21, "uniform noise": 36,
+    }  # fmt: skip
+    assert sets["uniform noise"].mmd > 10 * abs(sets["halves"].mmd)
+    assert sets["uniform noise"].transfer_gain is sets["halves"].transfer_gain is None
+    assert sets["stripes too"].transfer_gain is not None
+    assert all(known.shift > 0 for known in ruler.sets)
+
+
+def test_provenance_is_the_command_without_paths(image_folder, folder_of_cards, params_file):
+    known = image_folder(classes=("x", "y"), images=5, name="known")
+    main(arguments(folder_of_cards, params_file, f"my set={known}", "--images=10"))
+    provenance = read_record(folder_of_cards / "ruler.json", Ruler).provenance
+    assert provenance == (
+        "python -m tasks.transferability.measure_ruler 'my set=SOURCE' --images 10"
+    )
+
+
+def test_a_set_is_measured_as_the_similarity_stage_measures_new_data(
+    image_folder, folder_of_cards, params_file, backbone, machine, tiny_params
+):
+    known = image_folder(classes=("x", "y"), images=8, name="known")
+    main(arguments(folder_of_cards, params_file, f"known={known}"))
+    found = read_record(folder_of_cards / "ruler.json", Ruler).sets[0]
+    seen = see(read_set(known, tiny_params, images=99), backbone, tiny_params, machine)
+    card = cards.find_card(folder_of_cards, backbone.weights_sha256)
+    expected = measure_mmd(
+        card.features, seen.features, [str(i) for i in range(16)],
+        params=tiny_params.similarity, seed=tiny_params.seed,
+    )  # fmt: skip
+    assert found.mmd == expected.value
+
+
+def test_read_set_keeps_labels_beside_their_pixels(image_folder, tiny_params):
+    known = image_folder(classes=("x", "y"), images=6, name="known")
+    chosen = read_set(known, tiny_params, images=6)
+    assert sorted(chosen.labels) == ["x"] * 3 + ["y"] * 3
+    red = [pixels[..., 0].mean() for pixels in chosen.pixels]  # class x is the red one
+    assert {label for label, value in zip(chosen.labels, red, strict=True) if value > 110} == {"x"}
+    assert len(list_images(known).images) == 12
+
+
+def test_noise_is_uniform_and_the_same_each_time(tiny_params):
+    first = np.stack(list(make_noise(tiny_params, images=20).pixels))
+    again = np.stack(list(make_noise(tiny_params, images=20).pixels))
+    np.testing.assert_array_equal(first, again)
+    assert first.mean() == pytest.approx(127.5, abs=1)
+    assert first.std() == pytest.approx(73.9, abs=1)
+
+
+def test_halves_are_every_second_image(backbone, machine, tiny_params):
+    noise = make_noise(tiny_params, images=9)
+    seen = see(noise, backbone, tiny_params, machine)
+    target, others = halve(seen)
+    np.testing.assert_array_equal(target.features, seen.features[[1, 3, 5, 7]])
+    np.testing.assert_array_equal(others, seen.features[[0, 2, 4, 6, 8]])
+
+
+def test_a_class_of_one_image_gives_no_gain(image_folder, folder_of_cards, params_file):
+    known = image_folder(classes=("x", "y"), images=1, name="known")
+    main(arguments(folder_of_cards, params_file, f"known={known}"))
+    assert read_record(folder_of_cards / "ruler.json", Ruler).sets[0].transfer_gain is None
+
+
+@pytest.mark.parametrize("argument", ["folder", "=folder", "name="])
+def test_a_set_without_name_or_source_is_an_error(folder_of_cards, params_file, argument):
+    with pytest.raises(DataError, match="expected NAME=SOURCE"):
+        main(arguments(folder_of_cards, params_file, argument))
+
+
+def test_without_a_card_there_is_nothing_to_measure_against(tmp_path, params_file, machine):
+    with pytest.raises(ArtifactError, match=r"no source card.*tasks\.backbones\.cards"):
+        main(arguments(tmp_path, params_file, "known=folder"))
