@@ -74,7 +74,9 @@ class Trainer:
         seed: int,
     ) -> None:
         self._classifier, self._groups, self._examples = classifier, groups, examples
-        self._params, self._seed = params, seed
+        self._patience, self._confidence = params.patience, params.gate_confidence
+        self._batch_size, self._warmup_fraction = params.batch_size, params.warmup_fraction
+        self._ema_decay, self._seed = params.ema_decay, seed
         self._optimizer = build_optimizer(classifier, groups, weight_decay=params.weight_decay)
         weights = class_weights(examples.labels, examples.classes)
         self._stepper = Stepper(
@@ -144,7 +146,7 @@ class Trainer:
         batches = epoch_batches(
             images,
             part.rows.train.views,
-            self._params.batch_size,
+            self._batch_size,
             seed=self._seed,
             phase=plan.number,
             epoch=number,
@@ -154,7 +156,7 @@ class Trainer:
         with progress(f"phase {plan.number} of {plan.of}, epoch {number}", images) as meter:
             for step, batch in enumerate(batches, start=state.epoch * self._epoch_steps):
                 self.run_step(plan, part, batch, step=step, tally=tally)
-                update_average(average, self._classifier, self._params.ema_decay, step=step)
+                update_average(average, self._classifier, self._ema_decay, step=step)
                 meter.advance(len(batch.images))
         return self._close_epoch(plan, state, part, average=average, tally=tally)
 
@@ -169,7 +171,7 @@ class Trainer:
         share = warmup_cosine(
             step,
             steps=plan.epochs * self._epoch_steps,
-            warmup_fraction=self._params.warmup_fraction,
+            warmup_fraction=self._warmup_fraction,
         )
         set_rates(self._optimizer, plan.rates, share)
         result = self._stepper.train(part, batch.rows, self._examples.labels[batch.images])
@@ -199,7 +201,7 @@ class Trainer:
             start=start,
             best=None,
             weights=weights,
-            average=weights if self._params.ema_decay else {},
+            average=weights if self._ema_decay else {},
             moments={},
             history=before.history if before else (),
             finished=before.finished if before else (),
@@ -207,7 +209,7 @@ class Trainer:
 
     def _is_over(self, plan: PhasePlan, state: TrainState) -> bool:
         stale = state.epoch - (state.best.epoch if state.best else 0)
-        return state.epoch >= plan.epochs or stale >= self._params.patience
+        return state.epoch >= plan.epochs or stale >= self._patience
 
     def _close_epoch(
         self,
@@ -248,7 +250,7 @@ class Trainer:
             plan,
             state,
             self._examples.val,
-            confidence=self._params.gate_confidence,
+            confidence=self._confidence,
             seed=self._seed,
             diverged=diverged,
         )

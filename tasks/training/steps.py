@@ -73,7 +73,9 @@ class Stepper:
         *,
         class_weights: Tensor | None,
     ) -> None:
-        self._classifier, self._optimizer, self._params = classifier, optimizer, params
+        self._classifier, self._optimizer = classifier, optimizer
+        self._smoothing, self._clip_norm = params.label_smoothing, params.clip_norm
+        self._batch_size, self._l2_sp = params.batch_size, params.l2_sp
         self._device = next(classifier.parameters()).device
         self._class_weights = None if class_weights is None else class_weights.to(self._device)
         self._pretrained = _copy_backbone(classifier) if params.l2_sp else {}
@@ -92,7 +94,7 @@ class Stepper:
         loss = smoothed_cross_entropy(
             logits,
             wanted,
-            smoothing=self._params.label_smoothing,
+            smoothing=self._smoothing,
             weights=self._class_weights,
         )
         torch.autograd.backward(loss + self._pull(part))
@@ -111,7 +113,7 @@ class Stepper:
         """Give the logits of the val images, float32 (count, C), everything in eval mode."""
         self._classifier.eval()
         part.module.eval()
-        images, size = np.arange(count), self._params.batch_size
+        images, size = np.arange(count), self._batch_size
         batches = [images[start : start + size] for start in range(0, count, size)]
         logits = [self._infer(part, part.rows.val, rows).float().cpu() for rows in batches]
         return torch.cat(logits).numpy()
@@ -131,12 +133,12 @@ class Stepper:
         if not moved:
             return 0.0
         now = [self._classifier.get_parameter(name) for name in moved]
-        return self._params.l2_sp * distance_to_start(now, [self._pretrained[n] for n in moved])
+        return self._l2_sp * distance_to_start(now, [self._pretrained[n] for n in moved])
 
     def _clip(self) -> float:
         """Limit the norm of the gradient; give what it was."""
         trained = [item for item in self._classifier.parameters() if item.grad is not None]
-        limit = self._params.clip_norm or math.inf
+        limit = self._clip_norm or math.inf
         return float(nn.utils.clip_grad_norm_(trained, limit))
 
 
