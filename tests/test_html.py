@@ -124,7 +124,7 @@ def test_tags_match_and_every_link_of_the_page_leads_somewhere(findings: Finding
 def test_no_value_is_left_undefined_or_raw(findings: Findings) -> None:
     text = Page(render(findings)).text
     assert not re.search(r"\bnan\b", text)
-    for leftover in ("None ", "None)", "{{", "{%", "Undefined", "Markup", "&amp;", "&lt;"):
+    for leftover in ("None ", "None)", "\\xa0", "{{", "{%", "Undefined", "Markup", "&amp;", "&lt;"):
         assert leftover not in text, leftover
 
 
@@ -282,3 +282,9 @@ def test_a_network_without_batch_norm_has_no_shift_profile(tuned: Findings) -> N
     assert "Batch-norm shift" not in text
     assert "Features in two dimensions" not in text
     assert "Where this data lies" in text
+
+
+def test_code_in_a_sentence_is_set_as_code_and_nothing_else_is_trusted() -> None:
+    assert html.set_sentence("run `dvc repro` <now>") == ("run <code>dvc repro</code> &lt;now&gt;")
+    assert html.set_sentence("a ` alone") == "a ` alone"
+    assert html.set_sentence("`<b>`") == "<code>&lt;b&gt;</code>"

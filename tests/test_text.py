@@ -96,6 +96,7 @@ def test_lists_end_with_and_or_with_how_many_are_left_out() -> None:
         ("plain été 猫.png", "plain été 猫.png"),
         (b"\xff.png".decode("utf-8", "surrogateescape"), "\\xff.png"),
         ("two\nlines\t", "two\\nlines\\t"),
+        ("91.2\N{NO-BREAK SPACE}%", "91.2\N{NO-BREAK SPACE}%"),
         ("evil\u202egnp.exe", "evil\\u202egnp.exe"),
         ("\ud800", "\\ud800"),
     ],

@@ -13,7 +13,7 @@ from tasks.reporting.text import printable
 from tasks.reporting.usage import loading_code
 from tasks.reporting.verdict import find_alerts, give_verdict, name_shipped
 
-SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~$])")
+SPECIAL = re.compile(r"([\\`*_\[\]#|~$])")
 
 
 def render_card(findings: Findings, exported: Exported, provenance: Provenance) -> str:

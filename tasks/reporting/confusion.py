@@ -106,7 +106,7 @@ class _Cells:
 
 def _numbers(x: float, y: float, images: int, share: float, side: float) -> Markup:
     """Write images and, where there is room, their share into a cell with this middle."""
-    strong = " on-strong" if share > 0.55 else ""
+    strong = " on-strong" if share > 0.8 else ""
     if side < 6.6 * len(count(images)):
         return Markup("")
     if side < 46:

@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup, escape
 from PIL import Image, UnidentifiedImageError
 
 from tasks.errors import ArtifactError
@@ -21,6 +22,7 @@ from tasks.reporting.provenance import Provenance
 from tasks.reporting.results import MOST_CLASSES, class_recalls, comparison, gains, reliability
 from tasks.reporting.svg import Drawing
 from tasks.reporting.tables import Epoch
+from tasks.reporting.text import sentence
 from tasks.reporting.usage import loading_code
 from tasks.reporting.verdict import find_alerts, give_verdict, name_shipped
 
@@ -31,7 +33,9 @@ SMALLEST_PX = 48
 
 def render_report(findings: Findings, exported: Exported, provenance: Provenance) -> str:
     """Give the page; the same arguments give the same text."""
-    template = make_environment({}, autoescape=True).get_template("report.html.jinja")
+    template = make_environment({"sentence": set_sentence}, autoescape=True).get_template(
+        "report.html.jinja"
+    )
     share = HARDEST_BYTES // max(len(findings.hardest), 1)
     return template.render(
         f=findings,
@@ -49,6 +53,17 @@ def render_report(findings: Findings, exported: Exported, provenance: Provenance
         hardest=[(image, _embed(image.picture, share)) for image in findings.hardest],
         shipped_name=name_shipped(findings),
         code=loading_code(whole=exported.whole, head=findings.shipped_head),
+    )
+
+
+def set_sentence(words: str) -> Markup:
+    """Escape a sentence of a stage and set what stands between backticks as code."""
+    parts = sentence(words).split("`")
+    if len(parts) % 2 == 0:
+        return escape(sentence(words))
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if number % 2 else escape(part)
+        for number, part in enumerate(parts)
     )
 
 

@@ -94,7 +94,7 @@ def gains(difference: Difference) -> Drawing:
         shapes += [
             text(0, y + 4, name, kind="key strong"),
             whisker(scale, y, estimate.value, _bounds(estimate), "finetuned"),
-            text(scale(estimate.value), y + 19, words, anchor="middle", kind="tick"),
+            text(scale(estimate.value), y + 19, words, anchor="middle", kind="tick halo"),
         ]
     return Drawing(figure(162, "Fine-tuned minus baseline with intervals", shapes))
 

@@ -5,12 +5,12 @@ import math
 from tasks.records import Estimate
 
 MINUS = "\N{MINUS SIGN}"
-NONE = "\N{EN DASH}"
+NBSP = "\N{NO-BREAK SPACE}"
 
 
 def percent(share: float, digits: int = 1) -> str:
     """Write a share as a percentage: 0.912 as `91.2 %`."""
-    return f"{_signed(100 * share, digits)}\N{NO-BREAK SPACE}%"
+    return f"{_signed(100 * share, digits)}{NBSP}%"
 
 
 def points(difference: float, digits: int = 1) -> str:
@@ -24,7 +24,7 @@ def percent_interval(estimate: Estimate) -> str:
     if estimate.low is None or estimate.high is None:
         return "no interval"
     low, high = _signed(100 * estimate.low, 1), _signed(100 * estimate.high, 1)
-    return f"{low} to {high}\N{NO-BREAK SPACE}%"
+    return f"{low} to {high}{NBSP}%"
 
 
 def points_interval(estimate: Estimate) -> str:
@@ -93,7 +93,8 @@ def printable(name: str) -> str:
     `\u202e`; bytes of a file name that are no UTF-8 become `\xff`.
     """
     return "".join(
-        character if character.isprintable() else _escape(character) for character in name
+        character if character.isprintable() or character == NBSP else _escape(character)
+        for character in name
     )
 
 
