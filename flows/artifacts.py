@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
 from flows.stages.graph import Stage
@@ -31,28 +33,19 @@ def publish_stages(reports: Sequence[StageReport]) -> None:
         (report.stage, report.outcome, report.message, report.why, f"{report.seconds:.1f}")
         for report in reports
     ]
-    create_markdown_artifact(
-        key="stages",
-        markdown=_table(("stage", "outcome", "what happened", "why", "seconds"), rows),
-        description="What DVC did with every stage",
-    )
+    head = ("stage", "outcome", "what happened", "why", "seconds")
+    _publish("stages", _table(head, rows), "What DVC did with every stage")
 
 
 def publish_results(root: Path, ran: Iterable[Stage]) -> None:
     """Show metrics and decision, where the stages of this run make them."""
     made = {out for stage in ran for out in stage.outs}
     if METRICS in made:
-        create_markdown_artifact(
-            key="metrics",
-            markdown=metrics_in_words(read_record(root / METRICS, Metrics)),
-            description="Test results with intervals",
-        )
+        metrics = read_record(root / METRICS, Metrics)
+        _publish("metrics", metrics_in_words(metrics), "Test results with intervals")
     if DECISION in made:
-        create_markdown_artifact(
-            key="decision",
-            markdown=(root / DECISION).read_text(encoding="utf-8"),
-            description="How to transfer, and why",
-        )
+        words = (root / DECISION).read_text(encoding="utf-8")
+        _publish("decision", words, "How to transfer, and why")
 
 
 def metrics_in_words(metrics: Metrics) -> str:
@@ -67,6 +60,14 @@ def metrics_in_words(metrics: Metrics) -> str:
         lines += [metrics.difference.sentence, ""]
     lines.append(f"Shipped: **{metrics.shipped}**. {metrics.shipped_reason}")
     return "\n".join(lines)
+
+
+def _publish(key: str, markdown: str, description: str) -> None:
+    """Send one artifact. A server in trouble costs the page, never the results of the run."""
+    try:
+        create_markdown_artifact(key=key, markdown=markdown, description=description)
+    except httpx.HTTPError as err:
+        get_run_logger().warning("artifact %s was not stored: %s", key, err)
 
 
 def _of(scores: Scores | None, name: str) -> str:

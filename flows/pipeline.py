@@ -70,9 +70,10 @@ def _run_isolated(root: Path, names: Sequence[str], values: dict[str, Any]) -> S
             message = f"{state.message}\nThe working copy is kept at {clone}"
             return Failed(message=message)
         isolation.keep_results(root, clone, name)
-    except RegraftError as err:
-        raise GraphError(f"{err}\nThe working copy is kept at {clone}") from err
-    except BaseException:
+    except Exception:
+        log.error("the working copy is kept at %s", clone)
+        raise
+    except BaseException:  # cancelled
         isolation.remove_clone(clone)
         raise
     isolation.remove_clone(clone)

@@ -20,11 +20,11 @@ from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.settings import PREFECT_HOME, PREFECT_SERVER_ANALYTICS_ENABLED, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 from test_contracts import STAGES as STAGES_OF_REGRAFT
+from test_flow_artifacts import metrics
 from toy import GRAPH, STAGES, ToyProject
 
 from flows.overrides import ParamsOverrides
 from flows.pipeline import pipeline, stage_task
-from tasks.records import Difference, Estimate, Metrics, Scores
 
 pytest_plugins = ["toy_fixtures"]
 pytestmark = pytest.mark.filterwarnings(
@@ -234,7 +234,7 @@ def test_metrics_and_decision_are_shown_when_the_run_makes_them(
     toy: ToyProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(toy.root)
-    toy.write("metrics.json", some_metrics().model_dump_json())
+    toy.write("metrics.json", metrics().model_dump_json())
     results = (
         "  judge:\n    cmd: cp metrics.json data/evaluate/metrics.json\n    deps: [metrics.json]\n"
         "    outs: [data/evaluate/metrics.json]\n"
@@ -264,41 +264,6 @@ def test_the_whole_project_has_the_same_lock_by_both_entrances(
     assert flow.lock == plain.lock
     assert "on test" in run.artifact("metrics")
     assert run.artifact("decision")
-
-
-def some_metrics() -> Metrics:
-    accuracy = Estimate(value=0.865, low=0.83, high=0.895, n=444)
-    other = Estimate(value=0.5, low=None, high=None, n=444)
-    scores = Scores(
-        accuracy=accuracy,
-        balanced_accuracy=other,
-        macro_f1=other,
-        nll=other,
-        brier=other,
-        ece=other,
-        ece_calibrated=other,
-        nll_calibrated=0.3,
-        temperature=1.2,
-    )
-    difference = Difference(
-        accuracy=other,
-        balanced_accuracy=other,
-        macro_f1=other,
-        mcnemar_p=0.5,
-        only_baseline_right=3,
-        only_finetuned_right=4,
-        sentence="The difference is within noise.",
-    )
-    return Metrics(
-        majority=other,
-        baseline=scores,
-        finetuned=scores,
-        difference=difference,
-        shipped="baseline",
-        shipped_reason="Simpler.",
-        val_baseline=0.8,
-        val_finetuned=0.8,
-    )
 
 
 def test_prefect_neither_caches_nor_stores_nor_retries() -> None:
