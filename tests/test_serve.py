@@ -77,6 +77,7 @@ def test_nothing_of_the_users_prefect_reaches_the_server(tmp_path: Path) -> None
     assert made["PREFECT_API_URL"] == "http://127.0.0.1:4300/api"
     assert made["PREFECT_HOME"] == str(tmp_path / "home")
     assert made["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    assert made["PREFECT_SERVER_UI_V2_ENABLED"] == "false"
     assert made["DO_NOT_TRACK"] == "1"
     assert made["NO_PROXY"] == "127.0.0.1,intranet"
     assert made["PATH"] == "/bin"
