@@ -11,35 +11,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import nn
 
 from tasks.artifacts import (
-    Manifest,
-    read_array,
-    read_manifest,
-    read_record,
     write_array,
     write_record,
 )
 from tasks.backbones.runtime import configure_torch, find_device
 from tasks.entry import read_paths, run_stage
-from tasks.errors import ArtifactError
-from tasks.images.store import PixelStore
 from tasks.machine import Machine, read_machine
 from tasks.params import FinetuneParams, load_params
-from tasks.records import BackboneInfo, Baseline, Decision, Finetuned, Phase
+from tasks.records import Finetuned, Phase
 from tasks.statistics import accuracy_interval
-from tasks.training.activations import Stores
 from tasks.training.checkpoints import CheckpointFolder
 from tasks.training.classifier import Classifier, write_classifier
-from tasks.training.epochs import Examples
 from tasks.training.fingerprint import fingerprint
 from tasks.training.freezing import TrainingGroup, training_groups
-from tasks.training.gate import RESAMPLES, ValSet
-from tasks.training.heads import load_head
+from tasks.training.gate import RESAMPLES
 from tasks.training.history import write_history
+from tasks.training.inputs import FinetuneInputs, read_inputs
 from tasks.training.interpolation import Interpolated, choose_interpolation
 from tasks.training.loop import Trainer
 from tasks.training.losses import right_images
@@ -54,19 +44,6 @@ log = logging.getLogger(__name__)
 
 CONFIDENCE = 0.95  # of the interval of the val accuracy
 CODE = Path(__file__).parent
-
-
-@dataclass(frozen=True)
-class FinetuneInputs:
-    """What earlier stages found and made."""
-
-    manifest: Manifest
-    stores: Stores
-    decision: Decision
-    backbone: BackboneInfo
-    baseline: Baseline
-    head: nn.Module
-    baseline_logits: Logits
 
 
 @dataclass(frozen=True)
@@ -109,7 +86,7 @@ def finetune(
         note = "The decision was to train nothing but the head: the model is the frozen baseline."
         return FinetunedModel(classifier, groups, (), (), 0.0, inputs.baseline_logits, [note])
     theta_0 = copy_tensors(classifier, list(classifier.state_dict()))
-    trainer = Trainer(classifier, groups, _examples(inputs), params, seed=seed)
+    trainer = Trainer(classifier, groups, inputs.examples(), params, seed=seed)
     parts = BackboneParts(
         classifier,
         groups,
@@ -133,7 +110,7 @@ def finetune(
         copy_tensors(classifier, part.names),
         shares=[1.0] if inputs.decision.arm == "scratch" else params.interpolation,
         predict_val=lambda: trainer.predict_val(part),
-        val=_examples(inputs).val,
+        val=inputs.examples().val,
     )
     return replace(
         trained,
@@ -145,7 +122,7 @@ def finetune(
 
 def summarize(model: FinetunedModel, inputs: FinetuneInputs, *, seed: int) -> Finetuned:
     """Describe a fine-tuned model."""
-    baseline, val = inputs.baseline, _examples(inputs).val
+    baseline, val = inputs.baseline, inputs.examples().val
     return Finetuned(
         arm=inputs.decision.arm,
         backbone=inputs.backbone.name,
@@ -169,16 +146,6 @@ def summarize(model: FinetunedModel, inputs: FinetuneInputs, *, seed: int) -> Fi
     )
 
 
-def _examples(inputs: FinetuneInputs) -> Examples:
-    manifest = inputs.manifest
-    return Examples(
-        labels=manifest.labels("train"),
-        names=[row.path for row in manifest.of("train")],
-        val=ValSet(manifest.labels("val"), manifest.groups("val")),
-        classes=len(manifest.class_names),
-    )
-
-
 def _explain_interpolation(chosen: Interpolated) -> list[str]:
     if len(chosen.val_losses) == 1:
         return []
@@ -186,40 +153,6 @@ def _explain_interpolation(chosen: Interpolated) -> list[str]:
     return [
         f"Of the shares of fine-tuned weights, {chosen.alpha:g} has the lowest val loss ({tried})."
     ]
-
-
-def _read_inputs(paths: Namespace) -> FinetuneInputs:
-    """Read what earlier stages made and check that it fits together.
-
-    Raises:
-        ArtifactError: A file is missing, damaged or from another run.
-    """
-    manifest = read_manifest(paths.manifest)
-    stores = Stores(PixelStore.open(paths.train), PixelStore.open(paths.val))
-    backbone = read_record(paths.backbone, BackboneInfo)
-    baseline = read_record(paths.baseline, Baseline)
-    logits = read_array(paths.baseline_logits)
-    for name, store in (("train", stores.train), ("val", stores.val)):
-        images = sum(row.split == name for row in manifest.rows)
-        if (store.info.count, store.info.image_px) != (images, backbone.input.image_px):
-            raise ArtifactError(
-                f"{store.folder}: {store.info.count} images of {store.info.image_px} px, expected "
-                f"{images} of {backbone.input.image_px} px; rerun augment and extract"
-            )
-    expected = (stores.val.info.count, len(manifest.class_names))
-    if baseline.classes != manifest.class_names or logits.shape != expected:
-        raise ArtifactError(
-            f"{paths.baseline}: is of other classes or images than {paths.manifest}; rerun baseline"
-        )
-    return FinetuneInputs(
-        manifest=manifest,
-        stores=stores,
-        decision=read_record(paths.decision, Decision),
-        backbone=backbone,
-        baseline=baseline,
-        head=load_head(paths.head, baseline),
-        baseline_logits=np.array(logits),
-    )
 
 
 def _open_workspace(
@@ -261,7 +194,7 @@ def main(argv: Sequence[str] | None) -> None:
     params = load_params(paths.params)
     machine = read_machine()
     configure_torch(machine, params.seed)
-    inputs = _read_inputs(paths)
+    inputs = read_inputs(paths)
     workspace = _open_workspace(paths, params.finetune, machine, seed=params.seed)
     model = finetune(
         inputs, params.finetune, seed=params.seed, machine=machine, workspace=workspace

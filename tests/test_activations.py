@@ -14,14 +14,8 @@ from tasks.errors import TrainingError
 from tasks.images.store import Pixels
 from tasks.records import InputSpec
 from tasks.training import activations
-from tasks.training.activations import (
-    CachedRows,
-    ComputedRows,
-    PixelRows,
-    Stores,
-    affordable_views,
-    open_rows,
-)
+from tasks.training.activations import CachedRows
+from tasks.training.rows import ComputedRows, PixelRows, Stores, affordable_views, open_rows
 
 VIEWS = 2
 ROW_BYTES = 3 * 4 * 2  # of the activation below, as float16

@@ -28,11 +28,11 @@ from tasks.artifacts import (
 from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.runtime import normalize
 from tasks.errors import ArtifactError
-from tasks.finetune import FinetuneInputs
 from tasks.params import Params
 from tasks.records import Arm, Decision, Finetuned
 from tasks.training.classifier import load_finetuned
 from tasks.training.heads import apply_head, write_head
+from tasks.training.inputs import FinetuneInputs
 
 FAST = {
     "finetune.epochs": 2,

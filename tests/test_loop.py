@@ -13,7 +13,6 @@ from conftest import with_values
 from tiny_finetune import make_inputs
 
 from tasks.errors import TrainingError
-from tasks.finetune import FinetuneInputs
 from tasks.machine import Machine
 from tasks.params import FinetuneParams, Params
 from tasks.records import Arm
@@ -21,6 +20,7 @@ from tasks.training.averaging import update_average
 from tasks.training.epochs import Examples
 from tasks.training.freezing import TrainingGroup, training_groups
 from tasks.training.gate import ValSet
+from tasks.training.inputs import FinetuneInputs
 from tasks.training.loop import Trainer
 from tasks.training.parts import BackboneParts
 from tasks.training.phases import PhasePlan, plan_phases

@@ -8,7 +8,6 @@ import torch
 from tasks.artifacts import Manifest
 from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.groups import layer_groups
-from tasks.finetune import FinetuneInputs
 from tasks.images.store import PixelStore, StoreWriter, store_info
 from tasks.records import (
     Arm,
@@ -20,8 +19,9 @@ from tasks.records import (
     ManifestRow,
     Split,
 )
-from tasks.training.activations import Stores
 from tasks.training.heads import HeadKind, build_head
+from tasks.training.inputs import FinetuneInputs
+from tasks.training.rows import Stores
 
 SIDE = 32
 CLASSES = ["blue", "green", "red"]

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,7 +32,7 @@ from tasks.training.freezing import (
 )
 from tasks.training.losses import class_weights
 from tasks.training.phases import PhasePlan
-from tasks.training.sampling import Batch, count_steps, epoch_batches
+from tasks.training.sampling import Batch, count_steps, epoch_batches, layer_seed
 from tasks.training.schedule import warmup_cosine
 from tasks.training.state import (
     Checkpoints,
@@ -49,8 +48,6 @@ from tasks.training.steps import Parts, Stepper, TrainedPart
 from tasks.training.verdicts import end_phase, val_accuracy, val_loss
 
 log = logging.getLogger(__name__)
-
-DROPOUT = 0x4452  # purpose of the random numbers drawn inside layers
 
 
 class Trainer:
@@ -90,13 +87,7 @@ class Trainer:
     def run_phases(
         self, plans: Sequence[PhasePlan], parts: Parts, checkpoints: Checkpoints
     ) -> TrainState:
-        """Run the phases that are not done yet; it ends with the kept weights.
-
-        Args:
-            plans: At least one phase.
-            parts: What cuts the classifier.
-            checkpoints: Where a state is kept after every epoch, and perhaps one to go on from.
-        """
+        """Run the phases that are not done yet; the classifier ends with the kept weights."""
         state = checkpoints.latest()
         if state is not None:
             log.info("resumed from phase %d, epoch %d", state.phase, state.epoch)
@@ -115,8 +106,7 @@ class Trainer:
     ) -> TrainState:
         """Run or finish one phase, then keep its best epoch or roll it back.
 
-        The optimizer starts each phase without memory: a phase depends on nothing but its start. A
-        phase that only has to be closed opens no part, whose activations might be gone by then.
+        The optimizer starts each phase without memory: a phase depends on nothing but its start.
         """
         unfreeze_from(self._classifier, self._groups, plan.unfrozen_from)
         if state is None or state.phase != plan.number:
@@ -141,7 +131,7 @@ class Trainer:
             DivergedError: Training broke down in this epoch.
         """
         number, images = state.epoch + 1, len(self._examples.labels)
-        torch.manual_seed(_torch_seed(self._seed, plan.number, number))
+        torch.manual_seed(layer_seed(self._seed, phase=plan.number, epoch=number))
         set_training_mode(self._classifier, part.module, part.names, adapt_norm=plan.adapt_norm)
         batches = epoch_batches(
             images,
@@ -257,8 +247,3 @@ class Trainer:
         load_tensors(self._classifier, end.kept.weights)
         log.info("phase %d of %d %s", plan.number, plan.of, end.record.reason)
         return replace(state, weights=end.kept.weights, finished=(*state.finished, end.record))
-
-
-def _torch_seed(seed: int, phase: int, epoch: int) -> int:
-    """Seed of torch's global generator, which dropout and drop path draw from, in one epoch."""
-    return int(np.random.SeedSequence([seed, DROPOUT, phase, epoch]).generate_state(1)[0])

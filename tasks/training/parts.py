@@ -8,9 +8,9 @@ from tasks.backbones.engine import make_engine
 from tasks.backbones.split import split_at
 from tasks.machine import Machine
 from tasks.records import InputSpec
-from tasks.training.activations import PixelRows, Rows, Stores, open_rows
 from tasks.training.classifier import Classifier
 from tasks.training.freezing import TrainingGroup, tensors_from
+from tasks.training.rows import PixelRows, Rows, Stores, open_rows
 from tasks.training.steps import TrainedPart
 
 SAMPLE_ROWS = 8  # images on which an engine is compared with torch

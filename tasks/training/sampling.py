@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-ORDER, VIEWS = 0x4F52, 0x5649  # purposes of the random numbers drawn here
+ORDER, VIEWS, LAYERS = 0x4F52, 0x5649, 0x4C59  # purposes of the random numbers drawn here
 
 Indices = NDArray[np.int64]
 
@@ -46,3 +46,8 @@ def epoch_batches(
         stop = images if step == steps - 1 else (step + 1) * batch_size
         chosen = order[step * batch_size : stop]
         yield Batch(images=chosen, rows=chosen * (views + 1) + drawn[chosen])
+
+
+def layer_seed(seed: int, *, phase: int, epoch: int) -> int:
+    """Seed of torch's global generator for an epoch: dropout and drop path draw from it."""
+    return int(np.random.SeedSequence([seed, LAYERS, phase, epoch]).generate_state(1)[0])

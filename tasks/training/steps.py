@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from tasks.params import FinetuneParams
-from tasks.training.activations import Rows, RowSource
 from tasks.training.classifier import BACKBONE, Classifier
 from tasks.training.losses import distance_to_start, smoothed_cross_entropy
+from tasks.training.rows import Rows, RowSource
 from tasks.training.sampling import Indices
 from tasks.training.state import Logits
 

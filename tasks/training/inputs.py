@@ -1,0 +1,74 @@
+"""What fine-tuning reads from the stages before it, checked to fit together."""
+
+from argparse import Namespace
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from tasks.artifacts import Manifest, read_array, read_manifest, read_record
+from tasks.errors import ArtifactError
+from tasks.images.store import PixelStore
+from tasks.records import BackboneInfo, Baseline, Decision
+from tasks.training.epochs import Examples
+from tasks.training.gate import ValSet
+from tasks.training.heads import load_head
+from tasks.training.rows import Stores
+from tasks.training.state import Logits
+
+
+@dataclass(frozen=True)
+class FinetuneInputs:
+    """What earlier stages found and made."""
+
+    manifest: Manifest
+    stores: Stores
+    decision: Decision
+    backbone: BackboneInfo
+    baseline: Baseline
+    head: nn.Module
+    baseline_logits: Logits
+
+    def examples(self) -> Examples:
+        """What is learned, and what judges."""
+        manifest = self.manifest
+        return Examples(
+            labels=manifest.labels("train"),
+            names=[row.path for row in manifest.of("train")],
+            val=ValSet(manifest.labels("val"), manifest.groups("val")),
+            classes=len(manifest.class_names),
+        )
+
+
+def read_inputs(paths: Namespace) -> FinetuneInputs:
+    """Read what earlier stages made and check that it fits together.
+
+    Raises:
+        ArtifactError: A file is missing, damaged or from another run.
+    """
+    manifest = read_manifest(paths.manifest)
+    stores = Stores(PixelStore.open(paths.train), PixelStore.open(paths.val))
+    backbone = read_record(paths.backbone, BackboneInfo)
+    baseline = read_record(paths.baseline, Baseline)
+    logits = read_array(paths.baseline_logits)
+    for name, store in (("train", stores.train), ("val", stores.val)):
+        images = sum(row.split == name for row in manifest.rows)
+        if (store.info.count, store.info.image_px) != (images, backbone.input.image_px):
+            raise ArtifactError(
+                f"{store.folder}: {store.info.count} images of {store.info.image_px} px, expected "
+                f"{images} of {backbone.input.image_px} px; rerun augment and extract"
+            )
+    expected = (stores.val.info.count, len(manifest.class_names))
+    if baseline.classes != manifest.class_names or logits.shape != expected:
+        raise ArtifactError(
+            f"{paths.baseline}: is of other classes or images than {paths.manifest}; rerun baseline"
+        )
+    return FinetuneInputs(
+        manifest=manifest,
+        stores=stores,
+        decision=read_record(paths.decision, Decision),
+        backbone=backbone,
+        baseline=baseline,
+        head=load_head(paths.head, baseline),
+        baseline_logits=np.array(logits),
+    )
