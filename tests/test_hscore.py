@@ -61,7 +61,7 @@ def test_interval_has_the_width_of_repeated_samples():
     groups = [str(i) for i in range(150)]
     estimates = [
         estimate_h_score(*classed(150, 6, seed=seed, signal=0.5), groups, confidence=0.95)
-        for seed in range(100)
+        for seed in range(60)
     ]
     spread = np.std([e.value for e in estimates])
     half = np.mean([e.high - e.value for e in estimates])

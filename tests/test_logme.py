@@ -120,7 +120,7 @@ def test_interval_has_the_width_of_repeated_samples():
     rng = np.random.default_rng(5)
     centers = rng.normal(0, 0.7, (2, 5))
     labels = np.arange(120) % 2
-    samples = [(rng.normal(size=(120, 5)) + centers[labels], labels) for _ in range(150)]
+    samples = [(rng.normal(size=(120, 5)) + centers[labels], labels) for _ in range(100)]
     estimates = [estimate_logme(x, y, groups, confidence=0.95) for x, y in samples]
     spread = np.std([e.value for e in estimates])
     half = np.mean([e.high - e.value for e in estimates])

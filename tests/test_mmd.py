@@ -103,8 +103,8 @@ def test_value_of_two_gaussians_is_the_closed_form(params):
     # E k(a, b) for a - b ~ N(d, 2 I) in D dimensions, w = b^2:
     # (w / (w + 2))^(D / 2) exp(-d^2 / (2 (w + 2)))
     shift, columns = 1.0, 3
-    x = normal(1400, columns, seed=1)
-    y = normal(1400, columns, seed=2, shift=shift / np.sqrt(columns))
+    x = normal(900, columns, seed=1)
+    y = normal(900, columns, seed=2, shift=shift / np.sqrt(columns))
     result = measure_mmd(x, y, singletons(y), params=params, seed=0)
     expected = np.mean(
         [
@@ -164,7 +164,7 @@ def test_a_single_row_is_an_error(params, m, n):
 # interval ----------------------------------------------------------------------------------------
 
 
-def coverage(params, *, shift, truth, groups_of=1, runs=120):
+def coverage(params, *, shift, truth, groups_of=1, runs=80):
     """Share of intervals that hold the true MMD^2 under a fixed kernel."""
     inside = 0
     for run in range(runs):

@@ -109,13 +109,13 @@ def depth(case):
     return DEPTH_OF_ARM[choice.arm], unfrozen
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(case=cases, more=st.integers(0, 10**7))
 def test_more_data_never_trains_less(case, more):
     assert depth(replace(case, images=case.images + more)) >= depth(case)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(case=cases, farther=st.floats(0, 2))
 def test_a_farther_domain_never_trains_less(case, farther):
     moved = replace(
@@ -127,14 +127,14 @@ def test_a_farther_domain_never_trains_less(case, farther):
     assert depth(moved) >= depth(case)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(case=cases)
 def test_a_far_domain_is_never_left_to_frozen_features(case):
     choice = choose(case, PARAMS)
     assert not (choice.domain == "far" and choice.arm == "feature_extraction")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(case=cases)
 def test_phases_go_down_from_the_top(case):
     choice = choose(case, PARAMS)
