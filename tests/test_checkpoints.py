@@ -1,5 +1,6 @@
 """A checkpoint gives back the very state, or is recognized as damaged or of another training."""
 
+import hashlib
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tasks.artifacts import write_tensors
 from tasks.errors import ArtifactError
 from tasks.records import Estimate, Phase
 from tasks.training.checkpoints import CheckpointFolder, read_state, write_state
@@ -145,6 +147,13 @@ def test_every_flipped_byte_is_noticed(tmp_path: Path):
         path.write_bytes(damaged)
         with pytest.raises(ArtifactError):
             read_state(path)
+
+
+def test_a_whole_file_that_is_no_checkpoint_is_refused(tmp_path: Path):
+    path = tmp_path / "state.safetensors"
+    write_tensors(path, {}, {"position": "{}", "digest": hashlib.sha256(b"{}").hexdigest()})
+    with pytest.raises(ArtifactError, match="is no checkpoint"):
+        read_state(path)
 
 
 def test_states_of_another_training_are_left_alone_and_mentioned(

@@ -21,9 +21,11 @@ from tasks.artifacts import (
     read_array,
     read_record,
     read_table,
+    read_tensors,
     write_array,
     write_manifest,
     write_record,
+    write_tensors,
 )
 from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.runtime import normalize
@@ -404,8 +406,16 @@ def test_a_baseline_of_other_images_is_refused(project: Project):
         project.run(arguments)
 
 
-def test_a_model_file_with_a_strange_tensor_is_refused(project: Project):
+def test_a_model_file_of_another_architecture_is_refused(project: Project):
     summary = project.run(project.arguments("feature_extraction"))
     renamed = summary.model_copy(update={"backbone": "test_resnet"})
     with pytest.raises(ArtifactError, match=r"does not belong to this architecture|is missing"):
         load_finetuned(project.root / "out" / "model.safetensors", renamed)
+
+
+def test_a_model_file_with_a_strange_tensor_is_refused(project: Project):
+    summary = project.run(project.arguments("feature_extraction"))
+    path = project.root / "out" / "model.safetensors"
+    write_tensors(path, {**read_tensors(path), "extra": np.zeros(1, "f4")})
+    with pytest.raises(ArtifactError, match="tensor extra is neither backbone nor head"):
+        load_finetuned(path, summary)

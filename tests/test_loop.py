@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from conftest import with_values
 from tiny_finetune import make_inputs
 
+from tasks.artifacts import Manifest
 from tasks.errors import TrainingError
 from tasks.machine import Machine
 from tasks.params import FinetuneParams, Params
@@ -301,6 +302,35 @@ def test_absurd_rates_roll_back_to_the_start_and_say_what_to_lower(
     assert_equal(before, run.weights())
     assert "lower finetune.backbone_lr and finetune.head_lr" in caplog.text
     assert "train/" in caplog.text
+
+
+def test_a_loss_far_beyond_guessing_is_a_breakdown(
+    tmp_path: Path, setting: Setting, caplog: pytest.LogCaptureFixture
+):
+    run = make_run(tmp_path, setting(head_lr=1.0, backbone_lr=1.0, warmup_fraction=0.0))
+    before = run.weights()
+    phases = run.go().finished
+    assert {phase.stopped for phase in phases} == {"diverged"}
+    assert "where guessing gives 1.1" in caplog.text
+    assert_equal(before, run.weights())
+
+
+def test_a_class_balanced_loss_learns_the_rare_class(tmp_path: Path, setting: Setting):
+    shares = []
+    for balanced in (False, True):
+        inputs = make_inputs(tmp_path / f"inputs {balanced}", phases=[5])
+        rows = [
+            replace(row, label="blue") if number % 10 and row.split == "train" else row
+            for number, row in enumerate(inputs.manifest.rows)
+        ]
+        inputs = replace(inputs, manifest=Manifest(rows))
+        params = setting(class_balanced=balanced, epochs=1, backbone_lr=1e-6)
+        memory = Memory()
+        make_run(tmp_path / str(balanced), params, inputs).go(memory)
+        best = memory.states[-1].best
+        assert best is not None
+        shares.append(best.val_logits[:, 0].mean() - best.val_logits[:, 1:].mean())
+    assert shares[1] < shares[0]
 
 
 def break_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:

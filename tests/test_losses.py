@@ -1,0 +1,47 @@
+"""Losses are what their formulas say."""
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.training.losses import (
+    class_weights,
+    distance_to_start,
+    image_losses,
+    right_images,
+    smoothed_cross_entropy,
+)
+
+LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3], [-3.0, 4.0, 0.0], [1.0, 1.0, 1.0]])
+LABELS = torch.tensor([0, 2, 0, 1])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_smoothed_loss_is_the_cross_entropy_with_smoothed_labels(smoothing: float):
+    wanted = np.full((4, 3), smoothing / 3)
+    wanted[np.arange(4), LABELS.numpy()] += 1 - smoothing
+    log_shares = torch.log_softmax(LOGITS, dim=1).numpy()
+    expected = -(wanted * log_shares).sum(axis=1).mean()
+    loss = smoothed_cross_entropy(LOGITS, LABELS, smoothing=smoothing, weights=None)
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
+
+
+def test_class_weights_make_every_class_count_the_same():
+    labels = LABELS.numpy()
+    weights = class_weights(labels, 3)
+    losses = image_losses(LOGITS.numpy(), labels)
+    by_class = [losses[labels == label].mean() for label in range(3)]
+    loss = smoothed_cross_entropy(LOGITS, LABELS, smoothing=0.0, weights=weights)
+    assert float(loss) == pytest.approx(np.mean(by_class), rel=1e-6)
+
+
+def test_losses_of_images_are_exact_for_large_logits():
+    logits = np.float32([[1000, 0], [0, 1000]])
+    np.testing.assert_allclose(image_losses(logits, np.array([0, 0])), [0, 1000])
+    assert right_images(logits, np.array([0, 0])).tolist() == [True, False]
+
+
+def test_distance_to_the_start_is_half_the_squared_norm():
+    now = [torch.tensor([1.0, 2.0]), torch.tensor([[3.0]])]
+    start = [torch.tensor([0.0, 4.0]), torch.tensor([[1.0]])]
+    assert float(distance_to_start(now, start)) == pytest.approx((1 + 4 + 4) / 2)
