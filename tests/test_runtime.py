@@ -63,7 +63,7 @@ def test_threads_and_deterministic_kernels_are_set():
 def test_a_missing_gpu_is_named_only_if_it_was_asked_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert find_device(Machine(device="auto")) == torch.device("cpu")
-    with pytest.raises(EngineError, match="REGRAFT_DEVICE is 'cuda'.*sees no CUDA device"):
+    with pytest.raises(EngineError, match=r"REGRAFT_DEVICE is 'cuda'.*sees no CUDA device"):
         find_device(Machine(device="cuda"))
 
 

@@ -167,8 +167,9 @@ def _load_hub(name: str, image_px: int, settings: PretrainedCfg) -> _Loaded:
             name, image_px=image_px, pretrained=True, pretrained_cfg_overlay={"file": str(path)}
         )
     except RuntimeError as err:
+        reason = " ".join(str(err).split())[:300]
         raise WeightsError(
-            f"{path}: does not fit {name} ({err}); remove it from the cache"
+            f"{path}: does not fit {name} ({reason}); remove it from the cache"
         ) from err
     source = f"https://huggingface.co/{settings.hf_hub_id}"
     return _Loaded(model, settings.mean, settings.std, settings.license, source)

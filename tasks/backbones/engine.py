@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tasks.backbones.onnx_export import export_onnx
-from tasks.backbones.runtime import find_device, normalize
+from tasks.backbones.runtime import find_device, normalize, single_thread
 from tasks.errors import EngineError
 from tasks.machine import Machine
 from tasks.records import InputSpec
@@ -126,7 +126,8 @@ class _OnnxEngine:
         # constant would show.
         rows = max(len(sample), TRACED_ROWS + 1)
         checked = np.resize(sample, (rows, *sample.shape[1:]))
-        expected = _TorchEngine(module, spec, torch.device("cpu"), sample)(checked)
+        with single_thread():  # so that the measured parity does not depend on how many there are
+            expected = _TorchEngine(module, spec, torch.device("cpu"), sample)(checked)
         blob = export_onnx(
             _FromPixels(module, spec),
             torch.tensor(checked[:TRACED_ROWS]),

@@ -1,8 +1,11 @@
 """Batch normalization: what a backbone's layers see in images; fitting an untrained backbone."""
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -11,6 +14,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tasks.backbones.groups import group_numbers
+from tasks.backbones.runtime import single_thread
+from tasks.images.parallel import map_in_order
 
 Vector = NDArray[np.float64]
 
@@ -41,25 +46,22 @@ def norm_kind(model: nn.Module) -> Literal["batch", "other"]:
     return "batch" if _layers(model) else "other"
 
 
-def measure_inputs(model: nn.Module, batches: Iterable[torch.Tensor]) -> list[LayerInputs]:
+def measure_inputs(
+    model: nn.Module, batches: Iterable[torch.Tensor], *, workers: int = 1
+) -> list[LayerInputs]:
     """Measure mean and variance of the input of every batch-norm layer, in forward order.
 
     Args:
         model: A timm model in eval mode.
-        batches: Normalized images, float32 (N, 3, R, R) each; one batch is in memory at a time.
+        batches: Normalized images, float32 (N, 3, R, R) each; few are in memory at a time.
+        workers: Batches computed side by side, in one thread each. Changes no result.
     """
     layers = _layers(model)
     moments: dict[str, _Moments] = {}
-    hooks = [
-        layer.register_forward_pre_hook(_recorder(moments, name)) for name, layer in layers.items()
-    ]
-    try:
-        with torch.inference_mode():
-            for batch in batches:
-                model(batch.to(_device(model)))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with _recording(layers) as run, single_thread():
+        for parts in map_in_order(partial(run, model), batches, workers=workers):
+            for name, part in parts:
+                moments[name] = moments[name].merge(part) if name in moments else part
     groups = group_numbers(model)
     return [
         LayerInputs(
@@ -90,47 +92,80 @@ def fit_running_statistics(model: nn.Module, batches: Iterable[torch.Tensor]) ->
         return
     momenta = [layer.momentum for layer in layers]
     model.eval()
+    device = _device(model)
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # the plain average over the batches
         layer.train()
-    with torch.inference_mode():
+    with torch.inference_mode(), single_thread():
         for batch in batches:
-            model(batch.to(_device(model)))
+            model(batch.to(device))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     model.eval()
 
 
+@dataclass(frozen=True, slots=True)
 class _Moments:
-    """Count, mean and sum of squared deviations of a stream of rows, in float64.
+    """Count, mean and sum of squared deviations of some rows, each (C,), in float64."""
 
-    Source: Chan, Golub, LeVeque, Updating formulae and a pairwise algorithm for computing sample
-    variances, 1979: batches are merged without losing digits.
-    """
+    count: int
+    mean: Vector
+    squares: Vector
 
-    def __init__(self, channels: int) -> None:
-        self.count = 0
-        self.mean: Vector = np.zeros(channels)
-        self.squares: Vector = np.zeros(channels)
-
-    def add(self, rows: torch.Tensor) -> None:
-        """Take in rows (n, C)."""
+    @classmethod
+    def of(cls, rows: torch.Tensor) -> Self:
+        """Measure rows (n, C)."""
         mean = rows.mean(dim=0)
-        squares = _to_vector((rows - mean).square_().sum(dim=0))
-        count, delta = len(rows), _to_vector(mean) - self.mean
-        total = self.count + count
-        self.squares += squares + delta**2 * (self.count * count / total)
-        self.mean += delta * (count / total)
-        self.count = total
+        squares = (rows - mean).square_().sum(dim=0)
+        return cls(len(rows), _to_vector(mean), _to_vector(squares))
+
+    def merge(self, other: Self) -> "_Moments":
+        """Give the moments of both together, without losing digits.
+
+        Source: Chan, Golub, LeVeque, Updating formulae and a pairwise algorithm for computing
+        sample variances, 1979.
+        """
+        total, delta = self.count + other.count, other.mean - self.mean
+        return _Moments(
+            total,
+            self.mean + delta * (other.count / total),
+            self.squares + other.squares + delta**2 * (self.count * other.count / total),
+        )
 
 
-def _recorder(moments: dict[str, _Moments], name: str) -> Any:
-    def record(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+Parts = list[tuple[str, _Moments]]
+
+
+@contextmanager
+def _recording(
+    layers: Mapping[str, nn.Module],
+) -> Iterator[Callable[[nn.Module, torch.Tensor], Parts]]:
+    """Give a function that runs a model on a batch and returns what its layers were given.
+
+    It may be called from several threads at a time.
+    """
+    here = threading.local()
+
+    def record(name: str, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         rows = inputs[0].movedim(1, -1).flatten(end_dim=-2)
-        moments.setdefault(name, _Moments(rows.shape[1])).add(rows)
+        here.parts.append((name, _Moments.of(rows)))
 
-    return record
+    def run(model: nn.Module, batch: torch.Tensor) -> Parts:
+        here.parts = []
+        with torch.inference_mode():
+            model(batch.to(_device(model)))
+        parts: Parts = here.parts
+        return parts
+
+    hooks = [
+        layer.register_forward_pre_hook(partial(record, name)) for name, layer in layers.items()
+    ]
+    try:
+        yield run
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _layers(model: nn.Module) -> dict[str, _BatchNorm]:

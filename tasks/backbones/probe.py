@@ -27,6 +27,7 @@ from tasks.records import InputSpec
 
 PROBE_PURPOSE = 0x9B0B  # tells the random numbers that choose probe images from all others
 SAMPLE_IMAGES = 8  # on which an engine is compared with torch
+MOST_WORKERS = 4  # batches in memory at a time are several times as many
 FITTED_IMAGES = 128  # that set the running statistics of the untrained network
 
 Rows = NDArray[np.int64]
@@ -102,7 +103,9 @@ def measure_probe(
     total = 2 * len(images.rows) + len(images.mixed)
     with progress("probe", total) as meter:
         layers = measure_inputs(
-            backbone.model.to(device), _metered(images.normalized(backbone.input), meter)
+            backbone.model.to(device),
+            _metered(images.normalized(backbone.input), meter),
+            workers=1 if device.type == "cuda" else min(machine.compute_threads, MOST_WORKERS),
         )
         fit_running_statistics(
             untrained.model.to(device),

@@ -1,6 +1,8 @@
 """How torch is set up on this machine, and how packed pixels become what a backbone expects."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -48,6 +50,21 @@ def find_device(machine: Machine) -> torch.device:
             "CUDA device; install a CUDA build of torch and a driver, or set it to cpu or auto"
         )
     return torch.device("cpu")
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Let each torch operation run in one thread.
+
+    Sums are split by thread, so that their last bits depend on how many there are. What is written
+    to a file must not.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def normalize(pixels: torch.Tensor, spec: InputSpec) -> torch.Tensor:
