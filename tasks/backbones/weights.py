@@ -236,10 +236,8 @@ def load_state(model: nn.Module, tensors: Mapping[str, torch.Tensor], *, where: 
 
 
 def _first(what: str, names: list[str]) -> list[str]:
-    if not names:
-        return []
-    more = ", ..." if len(names) > 5 else ""
-    return [f"{len(names)} tensors {what} ({', '.join(names[:5])}{more})"]
+    shown = ", ".join([*names[:5], *(["..."] if len(names) > 5 else [])])
+    return [f"{len(names)} tensors {what} ({shown})"] if names else []
 
 
 def hash_state(state: Mapping[str, torch.Tensor]) -> str:
