@@ -32,9 +32,10 @@ START_SECONDS, STOP_SECONDS = 120.0, 30.0
 
 
 def main() -> int:
-    """Serve until Ctrl-C or SIGTERM."""
+    """Serve until Ctrl-C, SIGTERM or the end of the terminal."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    signal.signal(signal.SIGTERM, _stop)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
     try:
         serve(Path.cwd(), read_port(os.environ.get("REGRAFT_UI_PORT")))
     except ServerError as err:
