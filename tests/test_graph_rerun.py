@@ -26,7 +26,15 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),  # DVC's own dependencies warn
 ]
 
-COPIED = ["dvc.yaml", "params.yaml", "constraints.txt", ".dvcignore", "tasks", "data/cards"]
+COPIED = [
+    "dvc.yaml",
+    "params.yaml",
+    "constraints.txt",
+    ".dvcignore",
+    ".dvc/plots",
+    "tasks",
+    "data/cards",
+]
 
 
 class Project:
@@ -50,7 +58,7 @@ class Project:
                 shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(source, target)
-        (self.root / ".dvc").mkdir()
+        (self.root / ".dvc").mkdir(exist_ok=True)
         shutil.copy(ROOT / ".dvc/config", self.root / ".dvc/config")
         shutil.copy(ROOT / "data/groups.csv", self.root / "data/groups.csv")
         for label, name in enumerate(("cat", "dog", "fox")):
@@ -59,7 +67,7 @@ class Project:
             for number in range(30):
                 draw_image(label, number).save(folder / f"{number:03d}.png")
         for path, value in {**TINY, "ingest.source": "data/raw"}.items():
-            self.set(path, value)
+            self.put(path, value)
         (self.root / ".gitignore").write_text(".regraft/\n/data/raw/\n__pycache__/\n")
         self.git("init", "--quiet")
         self.commit("Start")
@@ -72,7 +80,7 @@ class Project:
     def git(self, *arguments: str) -> None:
         subprocess.run(["git", *arguments], cwd=self.root, check=True)
 
-    def set(self, path: str, value: Any) -> None:
+    def put(self, path: str, value: Any) -> None:
         yaml = YAML()
         tree = yaml.load(self.root / "params.yaml")
         *blocks, leaf = path.split(".")
@@ -108,7 +116,7 @@ class Project:
     def stale(self) -> set[str]:
         """Stages that `dvc status` calls changed themselves."""
         with Repo(str(self.root)) as repo:
-            return set(repo.status())
+            return {name.rsplit(":", 1)[-1] for name in repo.status()}
 
     @property
     def lock(self) -> bytes:
@@ -155,7 +163,7 @@ def test_an_unchanged_project_runs_nothing(project: Project) -> None:
 def test_each_leaf_makes_exactly_its_readers_stale(project: Project) -> None:
     original = (project.root / "params.yaml").read_bytes()
     for path in leaf_paths():
-        project.set(path, other(project.get(path)))
+        project.put(path, other(project.get(path)))
         readers = {s for s in STAGES if path in keys_read(s) | templated_keys(s)}
         assert project.stale() == readers, path
         (project.root / "params.yaml").write_bytes(original)
@@ -184,15 +192,15 @@ def test_a_change_of_an_image_is_seen(project: Project) -> None:
 def test_a_parameter_changed_back_is_restored_without_training(project: Project) -> None:
     before = project.lock
     rate = project.get("finetune.head_lr")
-    project.set("finetune.head_lr", rate / 2)
+    project.put("finetune.head_lr", rate / 2)
     assert project.repro() == ["finetune", "evaluate", "report"]
-    project.set("finetune.head_lr", rate)
+    project.put("finetune.head_lr", rate)
     assert project.repro() == []
     assert project.lock == before
 
 
 def test_one_stage_can_be_rerun_alone(project: Project) -> None:
-    project.set("evaluate.ece_bins", 4)
+    project.put("evaluate.ece_bins", 4)
     assert project.repro("--single-item", "evaluate") == ["evaluate"]
 
 
