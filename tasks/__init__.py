@@ -1,1 +1,1 @@
-"""Stages of the pipeline (verbs, one module each) and the parts they are made of (nouns, one folder each)."""
+"""The pipeline: stages are the verbs at the top, their parts the nouns, one folder each."""

@@ -1,1 +1,1 @@
-"""Images on disk: sources, validation, duplicates, splits, decoding, augmentation and the packed pixel store."""
+"""Images on disk: sources, validation, duplicates, splits, decoding, augmentation, packed pixels."""
