@@ -1,1 +1,1 @@
-"""Images on disk: sources, validation, duplicates, splits, decoding, augmentation, packed pixels."""
+"""Images on disk: sources, validation, duplicates, splits, decoding, augmentation, pixel store."""
