@@ -69,6 +69,7 @@ class ToyProject:
         self.write("source.txt", "source\n")
         self.write(".gitignore", ".regraft/\n*.break\n*.sleep\n*.pid\n")
         shutil.copy(ROOT / "params.yaml", self.root)
+        self.set("finetune.head_lr", 0.0005)  # the tests name values, whatever the default is
         self._start()
 
     def create_whole(self) -> None:
