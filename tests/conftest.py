@@ -26,6 +26,7 @@ TINY: dict[str, Any] = {
     "baseline.mlp_hidden": 8,
     "baseline.mlp_epochs": 3,
     "finetune.epochs": 2,
+    "finetune.head_lr": 0.0005,
     "finetune.batch_size": 8,
     "finetune.scratch_epochs": 2,
     "evaluate.bootstrap": 100,
