@@ -137,7 +137,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = Project(tmp_path_factory.mktemp("whole") / "project")
     project.create()
     assert project.repro() == topological(STAGES)
-    project.commit("Results")
     return project
 
 
