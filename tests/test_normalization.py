@@ -40,7 +40,7 @@ def test_statistics_equal_those_of_all_inputs_at_once(sizes):
     assert [layer.name for layer in found] == list(expected)
     for layer in found:
         var, mean = torch.var_mean(expected[layer.name], (0, 2, 3), correction=0)
-        np.testing.assert_allclose(layer.mean, mean, rtol=1e-6, atol=1e-6 * var.max().sqrt())
+        np.testing.assert_allclose(layer.mean, mean, rtol=1e-4, atol=1e-4 * var.max().sqrt())
         np.testing.assert_allclose(layer.var, var, rtol=1e-4, atol=1e-12 * mean.square().max())
 
 
