@@ -111,9 +111,7 @@ def _read_rows(data: Labelled, images: Indices) -> Iterator[tuple[Floats, Indice
         yield np.asarray(data.features[some], dtype=np.float32).reshape(-1, dim), some
 
 
-def fit_path(
-    rows: ScaledRows, classes: int, strengths: Sequence[float]
-) -> Iterator[LinearFit]:
+def fit_path(rows: ScaledRows, classes: int, strengths: Sequence[float]) -> Iterator[LinearFit]:
     """Yield one fit for each L2 strength, strongest first, each started from the one before.
 
     Minimizes mean over images of the cross-entropy (views of an image share its weight) plus
