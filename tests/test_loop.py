@@ -74,6 +74,7 @@ def setting(default_params: Params) -> Setting:
 
     def make(**values: object) -> FinetuneParams:
         fast = {
+            "early_epochs": 3,
             "epochs": 3,
             "batch_size": 8,
             "head_lr": 0.01,
@@ -120,6 +121,11 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
     assert one.keys() == other.keys()
     unequal = [name for name in one if not torch.equal(one[name], other[name])]
     assert not unequal
+
+
+def test_only_the_last_phase_is_long(tmp_path: Path, setting: Setting):
+    plans = make_run(tmp_path, setting(early_epochs=2, epochs=7), phases=[5, 4, 2]).plans
+    assert [plan.epochs for plan in plans] == [2, 2, 7]
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp"])
@@ -268,7 +274,7 @@ def test_a_phase_that_makes_val_worse_is_rolled_back_and_the_next_starts_before_
     tmp_path: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch
 ):
     memory = Memory()
-    run = make_run(tmp_path, setting(epochs=2))
+    run = make_run(tmp_path, setting(early_epochs=2, epochs=2))
     before = run.weights()
     script_val(monkeypatch, np.arange(12) % 3, [0.2, 2.5, 2.6, 0.2, 0.15, 0.1])
     first, second = run.go(memory).finished

@@ -62,12 +62,18 @@ def plan_phases(
             of=len(cuts),
             name="from scratch" if scratch else f"unfrozen from {groups[cut].name}",
             unfrozen_from=cut,
-            epochs=params.scratch_epochs if scratch else params.epochs,
+            epochs=_most_epochs(params, scratch=scratch, last=number == len(cuts)),
             rates=_scratch_rates(groups, params) if scratch else _peak_rates(groups, cut, params),
             adapt_norm=scratch,
         )
         for number, cut in enumerate(cuts, start=1)
     ]
+
+
+def _most_epochs(params: FinetuneParams, *, scratch: bool, last: bool) -> int:
+    if scratch:
+        return params.scratch_epochs
+    return params.epochs if last else params.early_epochs
 
 
 def _peak_rates(
