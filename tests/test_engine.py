@@ -16,7 +16,7 @@ from tasks.backbones.engine import make_engine
 from tasks.backbones.features import FeaturesAndLogits, PooledFeatures
 from tasks.backbones.onnx_export import export_onnx
 from tasks.backbones.runtime import normalize
-from tasks.backbones.split import split_at
+from tasks.backbones.split import prefixes_at, split_at
 from tasks.errors import EngineError
 from tasks.machine import Machine
 from tasks.records import InputSpec
@@ -79,6 +79,17 @@ def test_the_frozen_part_of_a_cut_backbone_runs_in_onnxruntime():
     engine = make_engine(prefix, spec_of(32), ONNX, draw(3, 32))
     pixels = draw(5, 32, seed=2)
     np.testing.assert_allclose(engine(pixels)[0], in_torch(prefix, pixels), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("machine", [ONNX, TORCH], ids=["onnxruntime", "torch"])
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_convnext"])
+def test_two_cuts_in_one_pass_give_the_bytes_of_each_alone(name, machine):
+    model = build(name)
+    pixels = draw(6, 32)
+    together = make_engine(prefixes_at(model, [4, 2]), spec_of(32), machine, pixels)(pixels)
+    for cut, found in zip([4, 2], together, strict=True):
+        alone = make_engine(split_at(model, cut)[0], spec_of(32), machine, pixels)(pixels)
+        assert found.tobytes() == alone[0].tobytes(), cut
 
 
 @pytest.mark.parametrize("machine", [ONNX, TORCH], ids=["onnxruntime", "torch"])
