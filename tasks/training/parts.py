@@ -127,6 +127,7 @@ class BackboneParts:
         return {self._cuts[number]: one for number, one in rows.items()}
 
     def _engine(self, frozen: nn.Module) -> Engine:
-        train = self._stores.train
+        train, val = self._stores.train, self._stores.val
         sample = train.rows(train.clean_rows()[:SAMPLE_ROWS])
-        return make_engine(frozen, self._spec, self._machine, sample)
+        rows = train.info.count * (train.info.views + 1) + val.info.count
+        return make_engine(frozen, self._spec, self._machine, sample, rows=rows)
