@@ -15,7 +15,7 @@ help: ## show this help
 	@echo "  REGRAFT_DEVICE   auto | cpu | cuda"
 	@echo "  REGRAFT_THREADS  compute threads (0: as many as cores)"
 	@echo "  REGRAFT_WORKERS  image decoding threads (0: as REGRAFT_THREADS)"
-	@echo "  REGRAFT_ENGINE   auto | onnxruntime | torch: what runs frozen networks"
+	@echo "  REGRAFT_ENGINE   auto | onnxruntime | compiled | torch: what runs frozen networks"
 	@echo "  REGRAFT_SCRATCH  folder of checkpoints and cached activations (.regraft)"
 
 run: $(VENV)/.installed ## set up and run the pipeline (dvc repro); prints where report and model are

@@ -142,8 +142,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     backbone = load_backbone(name, params.backbone.weights, image_px=image_px, seed=params.seed)
     untrained = load_backbone(name, "random", image_px=image_px, seed=params.seed)
     whole = FeaturesAndLogits if backbone.source_classes else PooledFeatures
-    engine = make_engine(whole(backbone.model), backbone.input, machine, sample_pixels(stores[0]))
     total = sum(store.info.count * (store.info.views + 1) for store in stores)
+    engine = make_engine(
+        whole(backbone.model), backbone.input, machine, sample_pixels(stores[0]), rows=total
+    )
     started = time.monotonic()
     with progress("extract", total) as meter:
         for folder, store in zip(

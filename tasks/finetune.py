@@ -33,7 +33,7 @@ from tasks.training.inputs import FinetuneInputs, read_inputs
 from tasks.training.interpolation import Interpolated, choose_interpolation
 from tasks.training.loop import Trainer
 from tasks.training.losses import right_images
-from tasks.training.parts import BackboneParts
+from tasks.training.parts import BackboneParts, CachePlan
 from tasks.training.phases import plan_phases
 from tasks.training.start import start_classifier
 from tasks.training.state import HistoryRow, Logits, copy_tensors
@@ -93,8 +93,7 @@ def finetune(
         inputs.stores,
         inputs.backbone.input,
         machine,
-        folder=workspace.activations,
-        cache_gb=params.cache_gb,
+        CachePlan(workspace.activations, params.cache_gb, [plan.unfrozen_from for plan in plans]),
     )
     state = trainer.run_phases(plans, parts, CheckpointFolder(workspace.checkpoints))
     trained = FinetunedModel(

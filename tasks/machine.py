@@ -30,9 +30,10 @@ class Machine(BaseSettings):
     workers: int = Field(
         default=0, ge=0, le=1024, description="Image decoding threads; 0: as threads."
     )
-    engine: Literal["auto", "onnxruntime", "torch"] = Field(
+    engine: Literal["auto", "onnxruntime", "compiled", "torch"] = Field(
         default="auto",
-        description="What runs frozen networks; auto: onnxruntime on a CPU, torch on a GPU.",
+        description="What runs frozen networks; auto: onnxruntime on a CPU, torch on a GPU, in "
+        "bfloat16 and compiled where that pays; torch: as it stands, in float32.",
     )
     scratch: Path = Field(
         default=Path(".regraft"),

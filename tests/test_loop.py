@@ -23,7 +23,7 @@ from tasks.training.freezing import TrainingGroup, training_groups
 from tasks.training.gate import ValSet
 from tasks.training.inputs import FinetuneInputs
 from tasks.training.loop import Trainer
-from tasks.training.parts import BackboneParts
+from tasks.training.parts import BackboneParts, CachePlan
 from tasks.training.phases import PhasePlan, plan_phases
 from tasks.training.sampling import Indices
 from tasks.training.start import start_classifier
@@ -104,17 +104,17 @@ def make_run(
         val=ValSet(manifest.labels("val"), manifest.groups("val")),
         classes=3,
     )
+    plans = plan_phases(made.decision, groups, params)
     parts = BackboneParts(
         classifier,
         groups,
         made.stores,
         made.backbone.input,
         MACHINE,
-        folder=folder / "activations",
-        cache_gb=params.cache_gb,
+        CachePlan(folder / "activations", params.cache_gb, [plan.unfrozen_from for plan in plans]),
     )
     trainer = Trainer(classifier, groups, examples, params, seed=17)
-    return Run(trainer, plan_phases(made.decision, groups, params), parts, classifier, groups)
+    return Run(trainer, plans, parts, classifier, groups)
 
 
 def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
