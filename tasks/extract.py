@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from tasks.artifacts import replacing_folder, write_record
+from tasks.artifacts import write_record
 from tasks.backbones.catalogue import Backbone, load_backbone
 from tasks.backbones.engine import Engine, make_engine
 from tasks.backbones.features import FeaturesAndLogits, PooledFeatures
@@ -25,6 +25,7 @@ from tasks.backbones.probe import choose_probe_images, measure_probe, sample_pix
 from tasks.backbones.runtime import configure_torch
 from tasks.entry import read_paths, run_stage
 from tasks.errors import ArtifactError, WeightsError
+from tasks.files import replacing_folder
 from tasks.images.store import PixelStore
 from tasks.machine import read_machine
 from tasks.params import ExtractParams, load_params

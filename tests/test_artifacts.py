@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks import artifacts
+from tasks import files
 from tasks.artifacts import (
     MANIFEST_COLUMNS,
     Manifest,
@@ -21,19 +21,16 @@ from tasks.artifacts import (
     read_table,
     read_tensors,
     read_tensors_note,
-    replacing_file,
-    replacing_folder,
     write_array,
-    write_bytes,
     write_json,
     write_manifest,
     write_record,
     write_rejected,
     write_table,
     write_tensors,
-    write_text,
 )
 from tasks.errors import ArtifactError
+from tasks.files import replacing_file, replacing_folder, write_bytes, write_text
 from tasks.records import Estimate, ImageSource, ManifestRow, Rejected
 
 STRANGE_NAMES = [
@@ -89,7 +86,7 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path, monkeypatch, call
     def fail(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(artifacts.os, call, fail)
+    monkeypatch.setattr(files.os, call, fail)
     with pytest.raises(ArtifactError, match=r"file\.bin: cannot be written \(No space left"):
         write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
@@ -99,8 +96,8 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path, monkeypatch, call
 def test_the_file_is_synced_before_it_gets_its_name(tmp_path, monkeypatch):
     events = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(artifacts.os, "fsync", lambda fd: (events.append("sync"), fsync(fd)))
-    monkeypatch.setattr(artifacts.os, "replace", lambda *a: (events.append("name"), replace(*a)))
+    monkeypatch.setattr(files.os, "fsync", lambda fd: (events.append("sync"), fsync(fd)))
+    monkeypatch.setattr(files.os, "replace", lambda *a: (events.append("name"), replace(*a)))
     write_bytes(tmp_path / "file.bin", b"new")
     assert events == ["sync", "name", "sync"]
 
@@ -189,7 +186,7 @@ def test_a_folder_that_cannot_get_its_name_leaves_the_old_one(tmp_path, monkeypa
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         replace(source, target)
 
-    monkeypatch.setattr(artifacts.os, "replace", fail_once)
+    monkeypatch.setattr(files.os, "replace", fail_once)
     with (
         pytest.raises(ArtifactError, match=r"No space left.*nothing was changed"),
         replacing_folder(path) as temporary,
