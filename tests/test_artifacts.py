@@ -111,7 +111,7 @@ def test_a_path_below_a_file_cannot_be_written(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tasks.artifacts import replacing_file, replacing_folder
+from tasks.files import replacing_file, replacing_folder
 path = Path(sys.argv[1])
 with {writer}(path) as temporary:
     (temporary / "half" if temporary.is_dir() else temporary).write_bytes(b"half")
