@@ -6,6 +6,7 @@ Every write is atomic (`tasks.files`). Same content, same bytes.
 import csv
 import io
 import json
+import mmap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, fields
 from functools import cached_property
@@ -215,6 +216,15 @@ def read_array(path: Path) -> Array:
             f"{path}: cannot be read ({err}); run the stage that writes it"
         ) from err
     return array
+
+
+def release_pages(array: Array) -> None:
+    """Take the pages of a mapped array out of this process's memory; the file cache keeps them.
+
+    Otherwise a process that reads a large file in pieces ends with all of it resident.
+    """
+    if isinstance(array.base, mmap.mmap):
+        array.base.madvise(mmap.MADV_DONTNEED)
 
 
 def write_tensors(

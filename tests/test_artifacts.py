@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from tasks.artifacts import (
     read_table,
     read_tensors,
     read_tensors_note,
+    release_pages,
     write_array,
     write_json,
     write_manifest,
@@ -456,3 +458,15 @@ def test_damaged_tensors_say_which_file(tmp_path, read, keep):
 def test_missing_tensors_say_which_file(tmp_path, read):
     with pytest.raises(ArtifactError, match=r"t\.safetensors: cannot be read"):
         read(tmp_path / "t.safetensors")
+
+
+def test_released_pages_leave_the_process_and_can_be_read_again(tmp_path):
+    written = np.arange(8_000_000)
+    write_array(tmp_path / "large.npy", written)
+    mapped = read_array(tmp_path / "large.npy")
+    assert mapped.sum() == written.sum()
+    resident = psutil.Process().memory_info().rss
+    release_pages(mapped)
+    assert psutil.Process().memory_info().rss < resident - 60_000_000
+    assert (mapped[-3:] == written[-3:]).all()
+    release_pages(written)  # not mapped: nothing to release
