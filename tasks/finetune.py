@@ -195,6 +195,7 @@ def main(argv: Sequence[str] | None) -> None:
     configure_torch(machine, params.seed)
     inputs = read_inputs(paths)
     workspace = _open_workspace(paths, params.finetune, machine, seed=params.seed)
+    workspace.mention_others()
     model = finetune(
         inputs, params.finetune, seed=params.seed, machine=machine, workspace=workspace
     )

@@ -9,6 +9,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -60,18 +61,14 @@ class CheckpointFolder:
 
     def latest(self) -> TrainState | None:
         """Read the newest state that is whole; None where there is none."""
-        for path in self._newest_first():
+        paths = self._newest_first()
+        for path, before in zip_longest(paths, paths[1:]):
             try:
                 return read_state(path)
             except ArtifactError as err:
-                log.warning("%s; going on from the checkpoint before it", err)
-        others = self._others()
-        if others:
-            log.info(
-                "starting afresh: the %d folders beside %s are of other inputs, values or code",
-                len(others),
-                self._folder,
-            )
+                log.warning(
+                    "%s; going on from %s", err, before.stem if before else "the start of training"
+                )
         return None
 
     def remove(self) -> None:
@@ -80,10 +77,6 @@ class CheckpointFolder:
 
     def _newest_first(self) -> list[Path]:
         return sorted(self._folder.glob("phase-*.safetensors"), reverse=True)
-
-    def _others(self) -> list[Path]:
-        beside = self._folder.parent
-        return [path for path in beside.glob("*") if path != self._folder]
 
 
 def write_state(path: Path, state: TrainState) -> None:

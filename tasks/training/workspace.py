@@ -1,13 +1,20 @@
 """Where an interrupted training leaves what the next one goes on from."""
 
+import logging
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Folders for what an interrupted run can go on from."""
+    """Folders for what an interrupted run can go on from.
+
+    Both are named by the fingerprint of the training; beside them lie those of other trainings.
+    """
 
     checkpoints: Path
     activations: Path
@@ -16,3 +23,23 @@ class Workspace:
         """Delete both."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         shutil.rmtree(self.activations, ignore_errors=True)
+
+    def mention_others(self) -> None:
+        """Say what other trainings have left: it is never used here, and never deleted."""
+        own = (self.checkpoints, self.activations)
+        others = [path for one in own for path in sorted(one.parent.glob("*")) if path not in own]
+        if others:
+            log.info(
+                "%s: left behind by trainings of other inputs, values or code, %.1f MB in all; not "
+                "used here, and may be deleted if none of them is still running",
+                ", ".join(map(str, others)),
+                sum(map(_size, others)) / 1e6,
+            )
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # a training that is running deletes files of its own
+            total += path.stat().st_size if path.is_file() else 0
+    return total
