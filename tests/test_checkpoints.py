@@ -168,6 +168,14 @@ def test_a_folder_of_damaged_files_is_no_state(tmp_path: Path, caplog: pytest.Lo
     assert caplog.messages[1].endswith("; going on from the start of training")
 
 
+def test_the_newest_file_is_known_without_reading_it(tmp_path: Path):
+    folder = CheckpointFolder(tmp_path / "one")
+    assert folder.newest() is None
+    for phase, epoch in [(1, 10), (2, 0)]:
+        folder.save(make_state(phase, epoch))
+    assert folder.newest() == (2, 0)
+
+
 def test_every_flipped_byte_is_noticed(tmp_path: Path):
     path = tmp_path / "state.safetensors"
     write_state(path, make_state())

@@ -1,4 +1,4 @@
-"""What other trainings left is mentioned, never touched."""
+"""What other trainings left is mentioned, never touched; a stopped one says where it goes on."""
 
 import logging
 from pathlib import Path
@@ -46,4 +46,36 @@ def test_nothing_left_is_not_mentioned(workspace: Workspace, caplog: pytest.LogC
     workspace.mention_others()
     leave(workspace.checkpoints / "phase-001-epoch-000001.safetensors", 10)
     workspace.mention_others()
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("names", "place"),
+    [
+        ([], "from the start: no epoch was finished"),
+        (["phase-001-epoch-000000"], "from the start of phase 1"),
+        (["phase-001-epoch-000009", "phase-001-epoch-000010"], "from the end of epoch 10 of phase"),
+    ],
+)
+@pytest.mark.parametrize("signal", [KeyboardInterrupt(), SystemExit(143)], ids=["INT", "TERM"])
+def test_a_stopped_training_says_in_one_line_where_the_next_goes_on(
+    workspace: Workspace,
+    caplog: pytest.LogCaptureFixture,
+    names: list[str],
+    place: str,
+    signal: BaseException,
+):
+    for name in names:
+        leave(workspace.checkpoints / f"{name}.safetensors", 10)
+    with pytest.raises(type(signal)), workspace.saying_where_to_go_on():
+        raise signal
+    (message,) = caplog.messages
+    assert message.startswith(f"stopped; the next run goes on {place}")
+
+
+def test_a_training_that_fails_says_nothing_about_going_on(
+    workspace: Workspace, caplog: pytest.LogCaptureFixture
+):
+    with pytest.raises(ValueError, match="rates"), workspace.saying_where_to_go_on():
+        raise ValueError("rates")
     assert caplog.messages == []

@@ -71,6 +71,13 @@ class CheckpointFolder:
                 )
         return None
 
+    def newest(self) -> tuple[int, int] | None:
+        """Phase and epoch of the newest file, whole or not; None where there is none."""
+        for path in self._newest_first()[:1]:
+            _, phase, _, epoch = path.stem.split("-")
+            return int(phase), int(epoch)
+        return None
+
     def remove(self) -> None:
         """Delete the folder."""
         shutil.rmtree(self._folder, ignore_errors=True)

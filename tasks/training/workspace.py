@@ -2,9 +2,12 @@
 
 import logging
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from tasks.training.checkpoints import CheckpointFolder
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,24 @@ class Workspace:
                 ", ".join(map(str, others)),
                 sum(map(_size, others)) / 1e6,
             )
+
+    @contextmanager
+    def saying_where_to_go_on(self) -> Iterator[None]:
+        """When a signal stops the training, say from where the next run goes on."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            log.warning("stopped; the next run goes on %s", self._place())
+            raise
+
+    def _place(self) -> str:
+        newest = CheckpointFolder(self.checkpoints).newest()
+        if newest is None:
+            return "from the start: no epoch was finished"
+        phase, epoch = newest
+        if epoch == 0:
+            return f"from the start of phase {phase}"
+        return f"from the end of epoch {epoch} of phase {phase}"
 
 
 def _size(folder: Path) -> int:
