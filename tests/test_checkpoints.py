@@ -52,16 +52,13 @@ def make_state(phase: int = 1, epoch: int = 2, *, best: bool = True) -> TrainSta
         moments={"head.bias.exp_avg": torch.ones(3), "head.bias.step": torch.tensor(7.0)},
         history=(row,),
         finished=(done,),
+        micro_batch=8 if best else None,
     )
 
 
 def assert_same(one: TrainState, other: TrainState) -> None:
-    assert (one.phase, one.epoch, one.history, one.finished) == (
-        other.phase,
-        other.epoch,
-        other.history,
-        other.finished,
-    )
+    for name in ("phase", "epoch", "history", "finished", "micro_batch"):
+        assert getattr(one, name) == getattr(other, name)
     for name in ("weights", "average", "moments"):
         assert_same_tensors(getattr(one, name), getattr(other, name))
     assert (one.best is None) == (other.best is None)

@@ -141,7 +141,7 @@ def test_the_micro_batch_is_kept_for_the_next_step_and_logged_once(
 def test_a_failed_attempt_draws_no_dropout_masks(setting: Callable[..., FinetuneParams]):
     setup, reference = Setup(setting(), dropout=0.5), Setup(setting(), dropout=0.5)
     limit(setup.classifier.head, room=6)
-    reference.stepper._steps._largest = 6  # as if it had been known before
+    reference.stepper.micro_batches.largest = 6  # as if it had been known before
     assert setup.step() == reference.step()
     assert torch.equal(setup.classifier.head[1].weight, reference.classifier.head[1].weight)
 

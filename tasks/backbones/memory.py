@@ -63,11 +63,14 @@ class MicroBatches:
         what: What needs the memory, for messages.
         error: Raised where memory runs out with the smallest micro-batch.
         advice: What to do then.
+
+    Attributes:
+        largest: Images that go through at once; None: as many as there are.
     """
 
     def __init__(self, what: str, error: type[RegraftError], advice: str) -> None:
         self._what, self._error, self._advice = what, error, advice
-        self._largest: int | None = None
+        self.largest: int | None = None
 
     def run(
         self,
@@ -91,7 +94,7 @@ class MicroBatches:
             RegraftError: Of the kind given: memory ran out with the smallest micro-batch.
         """
         while True:
-            parts = cut_batch(images, self._largest or max(1, images), smallest)
+            parts = cut_batch(images, self.largest or max(1, images), smallest)
             try:
                 return attempt(parts)
             except Exception as err:
@@ -111,12 +114,12 @@ class MicroBatches:
                 f"{self._what}: memory ran out with {tried} image{'s' * (tried > 1)} at once, and "
                 f"fewer cannot be tried ({first_line(err)}); {self._advice}"
             ) from err
-        self._largest = _largest(smaller)
+        self.largest = _largest(smaller)
         log.warning(
             "%s: memory ran out with %d images at once; going on with %d at once%s",
             self._what,
             tried,
-            self._largest,
+            self.largest,
             remark,
         )
 

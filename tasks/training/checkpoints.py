@@ -35,6 +35,7 @@ class _Position(Record):
     best_epoch: int | None
     history: list[HistoryRow]
     finished: list[Phase]
+    micro_batch: int | None
 
 
 class CheckpointFolder:
@@ -101,6 +102,7 @@ def write_state(path: Path, state: TrainState) -> None:
         best_epoch=state.best.epoch if state.best else None,
         history=list(state.history),
         finished=list(state.finished),
+        micro_batch=state.micro_batch,
     ).model_dump_json()
     note = {"position": position, "digest": _digest(arrays, position)}
     write_tensors(path, arrays, note)
@@ -131,6 +133,7 @@ def read_state(path: Path) -> TrainState:
         moments=_tensors(arrays, "moments"),
         history=tuple(position.history),
         finished=tuple(position.finished),
+        micro_batch=position.micro_batch,
     )
 
 

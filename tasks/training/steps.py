@@ -71,6 +71,9 @@ class Stepper:
         optimizer: Over all of its parameters.
         params: The `finetune` block.
         class_weights: Weight of an image by its class, (C,); None weighs all the same.
+
+    Attributes:
+        micro_batches: How batches are cut where memory has run out.
     """
 
     def __init__(
@@ -87,7 +90,7 @@ class Stepper:
         self._device = next(classifier.parameters()).device
         self._class_weights = None if class_weights is None else class_weights.to(self._device)
         self._pretrained = _copy_backbone(classifier) if params.l2_sp else {}
-        self._steps = MicroBatches("training step", TrainingError, ADVICE)
+        self.micro_batches = MicroBatches("training step", TrainingError, ADVICE)
         self._looks = MicroBatches("look at val", TrainingError, ADVICE)
 
     def train(self, part: TrainedPart, rows: Indices, labels: Indices) -> StepResult:
@@ -105,7 +108,7 @@ class Stepper:
             TrainingError: Memory runs out with the smallest micro-batch, or for the optimizer.
         """
         norms = adapting_norms(part.module)
-        loss, right = self._steps.run(
+        loss, right = self.micro_batches.run(
             lambda micro_batches: self._accumulate(part, rows, labels, micro_batches),
             len(labels),
             smallest=2 if norms else 1,
