@@ -195,14 +195,16 @@ def main(argv: Sequence[str] | None) -> None:
     configure_torch(machine, params.seed)
     inputs = read_inputs(paths)
     workspace = _open_workspace(paths, params.finetune, machine, seed=params.seed)
-    model = finetune(
-        inputs, params.finetune, seed=params.seed, machine=machine, workspace=workspace
-    )
-    summary = summarize(model, inputs, seed=params.seed)
-    write_classifier(paths.model, model.classifier)
-    write_history(paths.history, model.history, model.groups)
-    write_array(paths.val_logits, model.val_logits)
-    write_record(paths.summary, summary)
+    workspace.mention_others()
+    with workspace.saying_where_to_go_on():
+        model = finetune(
+            inputs, params.finetune, seed=params.seed, machine=machine, workspace=workspace
+        )
+        summary = summarize(model, inputs, seed=params.seed)
+        write_classifier(paths.model, model.classifier)
+        write_history(paths.history, model.history, model.groups)
+        write_array(paths.val_logits, model.val_logits)
+        write_record(paths.summary, summary)
     workspace.remove()
     for note in summary.notes:
         log.info("%s", note)

@@ -208,6 +208,34 @@ def test_a_run_stopped_after_any_checkpoint_ends_as_if_never_stopped(
     assert_equal(whole.weights(), resumed.weights())
 
 
+def starve(run: Run) -> None:
+    """Let memory run out in the first step, and never again."""
+    head, before = run.classifier.get_submodule("head"), []
+
+    def refuse(layer: torch.nn.Module, inputs: object) -> None:
+        if layer.training and not before:
+            before.append(inputs)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    head.register_forward_pre_hook(refuse)
+
+
+def test_a_run_that_goes_on_cuts_batches_as_the_one_before(tmp_path: Path, setting: Setting):
+    whole = make_run(tmp_path / "whole", setting())
+    starve(whole)
+    expected = whole.go()
+    cut = make_run(tmp_path / "cut", setting())
+    starve(cut)
+    stopped = Memory(stop_after=3)
+    with pytest.raises(InterruptedError):
+        cut.go(stopped)
+    resumed = make_run(tmp_path / "resumed", setting())
+    state = resumed.go(Memory(state=stopped.latest()))
+    assert expected.micro_batch == state.micro_batch == 4
+    assert state.history == expected.history
+    assert_equal(whole.weights(), resumed.weights())
+
+
 def test_a_resumed_run_says_where_it_goes_on(
     tmp_path: Path, setting: Setting, caplog: pytest.LogCaptureFixture
 ):

@@ -4,6 +4,7 @@ An engine is a snapshot: training the module afterwards does not change what the
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from tasks.backbones.memory import MicroBatches
 from tasks.backbones.onnx_export import export_onnx
 from tasks.backbones.parity import TOLERANCE, Outputs, Pixels, difference, refuse_difference
 from tasks.backbones.runtime import find_device, single_thread
@@ -53,7 +55,8 @@ def make_engine(
 
     With REGRAFT_ENGINE auto, a CPU gets onnxruntime and a GPU torch in bfloat16, compiled where
     that pays, if they agree with torch in float32 on the sample; otherwise the next slower one,
-    with a warning. The log says which one runs and why.
+    with a warning. The log says which one runs and why. Where memory runs out later, it takes fewer
+    images at once.
 
     Args:
         module: Normalized images -> one tensor or a tuple of tensors with N rows each.
@@ -75,7 +78,7 @@ def make_engine(
         why = "as REGRAFT_ENGINE says"
     parity = "" if engine.parity is None else f"; within {engine.parity:.0e} of torch in float32"
     log.info("frozen layers run in %s on %s: %s%s", engine.name, device.type, why, parity)
-    return engine
+    return _PatientEngine(engine)
 
 
 def _choose_on_cpu(
@@ -114,6 +117,26 @@ def _force(module: nn.Module, spec: InputSpec, machine: Machine, sample: Pixels)
             f"REGRAFT_ENGINE is {machine.engine}, which cannot run this network "
             f"({first_line(err)}); set it to auto or torch"
         ) from err
+
+
+class _PatientEngine:
+    """Runs an engine over fewer images at once where memory runs out."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.name, self.parity = engine.name, engine.parity
+        self._engine = engine
+        self._batches = MicroBatches(
+            "frozen layers", EngineError, "lower augment.image_px or use a machine with more memory"
+        )
+
+    def __call__(self, pixels: Pixels) -> Outputs:
+        return self._batches.run(lambda parts: self._run(pixels, parts), len(pixels))
+
+    def _run(self, pixels: Pixels, parts: Sequence[slice]) -> Outputs:
+        first, *rest = [self._engine(pixels[part]) for part in parts]
+        if not rest:
+            return first
+        return tuple(np.concatenate(outputs) for outputs in zip(first, *rest, strict=True))
 
 
 class _OnnxEngine:

@@ -9,6 +9,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -34,6 +35,7 @@ class _Position(Record):
     best_epoch: int | None
     history: list[HistoryRow]
     finished: list[Phase]
+    micro_batch: int | None
 
 
 class CheckpointFolder:
@@ -60,18 +62,21 @@ class CheckpointFolder:
 
     def latest(self) -> TrainState | None:
         """Read the newest state that is whole; None where there is none."""
-        for path in self._newest_first():
+        paths = self._newest_first()
+        for path, before in zip_longest(paths, paths[1:]):
             try:
                 return read_state(path)
             except ArtifactError as err:
-                log.warning("%s; going on from the checkpoint before it", err)
-        others = self._others()
-        if others:
-            log.info(
-                "starting afresh: the %d folders beside %s are of other inputs, values or code",
-                len(others),
-                self._folder,
-            )
+                log.warning(
+                    "%s; going on from %s", err, before.stem if before else "the start of training"
+                )
+        return None
+
+    def newest(self) -> tuple[int, int] | None:
+        """Phase and epoch of the newest file, whole or not; None where there is none."""
+        for path in self._newest_first()[:1]:
+            _, phase, _, epoch = path.stem.split("-")
+            return int(phase), int(epoch)
         return None
 
     def remove(self) -> None:
@@ -80,10 +85,6 @@ class CheckpointFolder:
 
     def _newest_first(self) -> list[Path]:
         return sorted(self._folder.glob("phase-*.safetensors"), reverse=True)
-
-    def _others(self) -> list[Path]:
-        beside = self._folder.parent
-        return [path for path in beside.glob("*") if path != self._folder]
 
 
 def write_state(path: Path, state: TrainState) -> None:
@@ -101,6 +102,7 @@ def write_state(path: Path, state: TrainState) -> None:
         best_epoch=state.best.epoch if state.best else None,
         history=list(state.history),
         finished=list(state.finished),
+        micro_batch=state.micro_batch,
     ).model_dump_json()
     note = {"position": position, "digest": _digest(arrays, position)}
     write_tensors(path, arrays, note)
@@ -131,6 +133,7 @@ def read_state(path: Path) -> TrainState:
         moments=_tensors(arrays, "moments"),
         history=tuple(position.history),
         finished=tuple(position.finished),
+        micro_batch=position.micro_batch,
     )
 
 

@@ -114,6 +114,7 @@ class Trainer:
             checkpoints.save(state)
         load_tensors(self._classifier, state.weights)
         load_moments(self._classifier, self._optimizer, state.moments)
+        self._stepper.micro_batches.largest = state.micro_batch
         diverged = None
         try:
             while not self._is_over(plan, state):
@@ -159,9 +160,7 @@ class Trainer:
             DivergedError: The loss or the gradient is not finite.
         """
         share = warmup_cosine(
-            step,
-            steps=plan.epochs * self._epoch_steps,
-            warmup_fraction=self._warmup_fraction,
+            step, steps=plan.epochs * self._epoch_steps, warmup_fraction=self._warmup_fraction
         )
         set_rates(self._optimizer, plan.rates, share)
         result = self._stepper.train(part, batch.rows, self._examples.labels[batch.images])
@@ -195,6 +194,7 @@ class Trainer:
             moments={},
             history=before.history if before else (),
             finished=before.finished if before else (),
+            micro_batch=self._stepper.micro_batches.largest,
         )
 
     def _is_over(self, plan: PhasePlan, state: TrainState) -> bool:
@@ -228,6 +228,7 @@ class Trainer:
             average=average,
             moments=copy_moments(self._classifier, self._optimizer),
             history=(*state.history, row),
+            micro_batch=self._stepper.micro_batches.largest,
         )
 
     def predict_val(self, part: TrainedPart) -> Logits:

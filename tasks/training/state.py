@@ -52,6 +52,7 @@ class TrainState:
         moments: The optimizer's memory, `<parameter>.<name>`.
         history: All epochs of all phases.
         finished: Records of the phases before this one.
+        micro_batch: Images that memory allows at once in a step; None: all of a batch.
     """
 
     phase: int
@@ -63,6 +64,7 @@ class TrainState:
     moments: Tensors
     history: tuple[HistoryRow, ...]
     finished: tuple[Phase, ...]
+    micro_batch: int | None = None
 
 
 class Checkpoints(Protocol):

@@ -10,12 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from tasks.backbones.memory import MicroBatches, explaining_memory, remember_forward
+from tasks.errors import TrainingError
 from tasks.params import FinetuneParams
 from tasks.training.classifier import BACKBONE, Classifier
+from tasks.training.freezing import adapting_norms
 from tasks.training.losses import distance_to_start, smoothed_cross_entropy
 from tasks.training.rows import Rows, RowSource
 from tasks.training.sampling import Indices
 from tasks.training.state import Logits
+
+ADVICE = (
+    "lower augment.image_px, unfreeze fewer layers (decide.depth_*, or decide.arm: "
+    "feature_extraction), or use a machine with more memory"
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,9 @@ class Stepper:
         optimizer: Over all of its parameters.
         params: The `finetune` block.
         class_weights: Weight of an image by its class, (C,); None weighs all the same.
+
+    Attributes:
+        micro_batches: How batches are cut where memory has run out.
     """
 
     def __init__(
@@ -79,44 +90,76 @@ class Stepper:
         self._device = next(classifier.parameters()).device
         self._class_weights = None if class_weights is None else class_weights.to(self._device)
         self._pretrained = _copy_backbone(classifier) if params.l2_sp else {}
+        self.micro_batches = MicroBatches("training step", TrainingError, ADVICE)
+        self._looks = MicroBatches("look at val", TrainingError, ADVICE)
 
     def train(self, part: TrainedPart, rows: Indices, labels: Indices) -> StepResult:
         """Take one step on some training rows, unless its loss or gradient is not finite.
+
+        Where memory runs out, the gradient is summed over micro-batches: the same step but
+        for rounding and the masks of dropout.
 
         Args:
             part: What is trained, in training mode.
             rows: Rows of the part's source, int64 (n,).
             labels: Their classes, int64 (n,).
+
+        Raises:
+            TrainingError: Memory runs out with the smallest micro-batch, or for the optimizer.
         """
-        wanted = torch.from_numpy(labels).to(self._device)
-        self._optimizer.zero_grad()
-        logits = self._infer(part, part.rows.train, rows)
-        loss = smoothed_cross_entropy(
-            logits,
-            wanted,
-            smoothing=self._smoothing,
-            weights=self._class_weights,
+        norms = adapting_norms(part.module)
+        loss, right = self.micro_batches.run(
+            lambda micro_batches: self._accumulate(part, rows, labels, micro_batches),
+            len(labels),
+            smallest=2 if norms else 1,
+            undo=remember_forward(norms, self._device),
+            remark=", and norm layers normalize over so many" if norms else "",
         )
-        torch.autograd.backward(loss + self._pull(part))
-        result = StepResult(
-            loss=float(loss.detach()),
-            right=int((logits.argmax(dim=1) == wanted).sum()),
-            images=len(labels),
-            norm=self._clip(),
-        )
+        result = StepResult(loss=loss, right=right, images=len(labels), norm=self._clip())
         if result.is_finite:
-            self._optimizer.step()
+            with explaining_memory("optimizer step", TrainingError, ADVICE):
+                self._optimizer.step()
         return result
+
+    def _accumulate(
+        self, part: TrainedPart, rows: Indices, labels: Indices, micro_batches: Sequence[slice]
+    ) -> tuple[float, int]:
+        """Sum the gradient of a batch; give the mean loss and how many images were right."""
+        self._optimizer.zero_grad()
+        loss, right = 0.0, 0
+        for chosen in micro_batches:
+            wanted = torch.from_numpy(labels[chosen]).to(self._device)
+            logits = self._infer(part, part.rows.train, rows[chosen])
+            mean = smoothed_cross_entropy(
+                logits, wanted, smoothing=self._smoothing, weights=self._class_weights
+            )
+            share = mean * (len(wanted) / len(labels))
+            torch.autograd.backward(share + (self._pull(part) if chosen.start == 0 else 0.0))
+            loss += float(share.detach())
+            right += int((logits.argmax(dim=1) == wanted).sum())
+        return loss, right
 
     @torch.inference_mode()
     def predict_val(self, part: TrainedPart, count: int) -> Logits:
-        """Give the logits of the val images, float32 (count, C), everything in eval mode."""
+        """Give the logits of the val images, float32 (count, C), everything in eval mode.
+
+        Raises:
+            TrainingError: Memory runs out with a single image.
+        """
         self._classifier.eval()
         part.module.eval()
         images, size = np.arange(count), self._batch_size
         batches = [images[start : start + size] for start in range(0, count, size)]
-        logits = [self._infer(part, part.rows.val, rows).float().cpu() for rows in batches]
-        return torch.cat(logits).numpy()
+        return torch.cat([self._look(part, rows) for rows in batches]).numpy()
+
+    def _look(self, part: TrainedPart, rows: Indices) -> Tensor:
+        """Give the logits of some val images, on the CPU."""
+
+        def infer(micro_batches: Sequence[slice]) -> Tensor:
+            logits = [self._infer(part, part.rows.val, rows[chosen]) for chosen in micro_batches]
+            return torch.cat(logits).float().cpu()
+
+        return self._looks.run(infer, len(rows))
 
     def _infer(self, part: TrainedPart, source: RowSource, rows: Indices) -> Tensor:
         inputs = source.read(rows).to(self._device)
