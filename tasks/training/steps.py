@@ -1,7 +1,14 @@
-"""The lowest rungs of training: one step of the optimizer, and one look at val."""
+"""The lowest rungs of training: one step of the optimizer, and one look at val.
+
+Several processes share each batch. Every one computes the gradient of its own images and then holds
+the sum over all, so that all take the same step. One sum over one flat bucket does that. torch's
+DistributedDataParallel would have to be built anew, with new hooks, for every phase and every cut,
+because it cannot be told of layers that freeze and unfreeze.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,11 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from tasks.backbones.processes import ALONE, Processes
 from tasks.params import FinetuneParams
 from tasks.training.classifier import BACKBONE, Classifier
 from tasks.training.losses import distance_to_start, smoothed_cross_entropy
 from tasks.training.rows import Rows, RowSource
 from tasks.training.sampling import Indices
+from tasks.training.shared_norm import SharedBatchNorm
 from tasks.training.state import Logits
 
 
@@ -63,6 +72,7 @@ class Stepper:
         optimizer: Over all of its parameters.
         params: The `finetune` block.
         class_weights: Weight of an image by its class, (C,); None weighs all the same.
+        processes: Share the images of a batch; each has the same classifier.
     """
 
     def __init__(
@@ -72,7 +82,9 @@ class Stepper:
         params: FinetuneParams,
         *,
         class_weights: Tensor | None,
+        processes: Processes = ALONE,
     ) -> None:
+        self._processes = processes
         self._classifier, self._optimizer = classifier, optimizer
         self._smoothing, self._clip_norm = params.label_smoothing, params.clip_norm
         self._batch_size, self._l2_sp = params.batch_size, params.l2_sp
@@ -85,24 +97,25 @@ class Stepper:
 
         Args:
             part: What is trained, in training mode.
-            rows: Rows of the part's source, int64 (n,).
+            rows: Rows of the part's source, int64 (n,), of all processes together.
             labels: Their classes, int64 (n,).
         """
-        wanted = torch.from_numpy(labels).to(self._device)
+        own, share = self._own_share(len(rows))
+        wanted = torch.from_numpy(labels[own]).to(self._device)
         self._optimizer.zero_grad()
-        logits = self._infer(part, part.rows.train, rows)
-        loss = smoothed_cross_entropy(
-            logits,
-            wanted,
-            smoothing=self._smoothing,
-            weights=self._class_weights,
-        )
-        torch.autograd.backward(loss + self._pull(part))
+        with self._sharing_batch_norm(share):
+            logits = self._infer(part, part.rows.train, rows[own])
+            loss = smoothed_cross_entropy(
+                logits,
+                wanted,
+                smoothing=self._smoothing,
+                weights=self._class_weights,
+            )
+            torch.autograd.backward((loss + self._pull(part)) * share)
+        right = (logits.argmax(dim=1) == wanted).sum() * (share > 0)
+        mean_loss, all_right = self._add_up(loss.detach() * share, right)
         result = StepResult(
-            loss=float(loss.detach()),
-            right=int((logits.argmax(dim=1) == wanted).sum()),
-            images=len(labels),
-            norm=self._clip(),
+            loss=mean_loss, right=round(all_right), images=len(labels), norm=self._clip()
         )
         if result.is_finite:
             self._optimizer.step()
@@ -115,8 +128,45 @@ class Stepper:
         part.module.eval()
         images, size = np.arange(count), self._batch_size
         batches = [images[start : start + size] for start in range(0, count, size)]
-        logits = [self._infer(part, part.rows.val, rows).float().cpu() for rows in batches]
-        return torch.cat(logits).numpy()
+        # Every batch is some process's, whole: the logits are those that one process would give.
+        own, share = self._own_share(len(batches))
+        logits = [self._infer(part, part.rows.val, rows).float().cpu() for rows in batches[own]]
+        everyone = torch.zeros(count, logits[0].shape[1])
+        if share:
+            everyone[own.start * size : own.stop * size] = torch.cat(logits)
+        return self._processes.add(everyone).numpy()
+
+    def _own_share(self, count: int) -> tuple[slice, float]:
+        """Give this process's part of the images of a batch, and its weight in their mean.
+
+        Where there are fewer images than processes, those without run the first one at weight 0:
+        layers that look at the whole batch find all processes there, and none sees an empty batch.
+        """
+        own = self._processes.share(count)
+        mine = own.stop - own.start
+        return (own, mine / count) if mine else (slice(0, 1), 0.0)
+
+    @contextmanager
+    def _sharing_batch_norm(self, share: float) -> Iterator[None]:
+        """Let norm layers that adapt normalize by the batch of all processes."""
+        if self._processes.world == 1:
+            yield
+            return
+        with SharedBatchNorm(self._processes, weight=float(share > 0)):
+            yield
+
+    def _add_up(self, loss: Tensor, right: Tensor) -> tuple[float, float]:
+        """Sum loss, right images and, in place, the gradients over all processes."""
+        if self._processes.world == 1:
+            return float(loss), float(right)
+        gradients = [p.grad for p in self._classifier.parameters() if p.grad is not None]
+        seen = torch.stack([loss.float(), right.float()])
+        bucket = self._processes.add(torch.cat([seen, *(g.flatten() for g in gradients)]))
+        seen, *pieces = bucket.split([2, *(gradient.numel() for gradient in gradients)])
+        for gradient, piece in zip(gradients, pieces, strict=True):
+            gradient.copy_(piece.view_as(gradient))
+        mean_loss, all_right = seen.tolist()
+        return mean_loss, all_right
 
     def _infer(self, part: TrainedPart, source: RowSource, rows: Indices) -> Tensor:
         inputs = source.read(rows).to(self._device)
