@@ -5,6 +5,10 @@ one: it needs no process group, and nothing here does anything.
 """
 
 import math
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -94,6 +98,8 @@ def join_processes(machine: Machine) -> Iterator[Processes]:
     if place.world_size == 1:
         yield ALONE
         return
+    if dist.is_torchelastic_launched():
+        threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
     gpu = find_device(machine).type == "cuda"
     if gpu:
         _take_gpu(place)
@@ -101,6 +107,17 @@ def join_processes(machine: Machine) -> Iterator[Processes]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=SILENCE)
     yield Processes(place.rank, place.world_size)
     dist.destroy_process_group()  # not after an error: the others may not answer any more
+
+
+def _end_with(parent: int) -> None:
+    """Kill this process when the one that started it is gone.
+
+    torchrun puts its processes into sessions of their own: what kills it does not reach them, and
+    they would go on training beside the next run.
+    """
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _take_gpu(place: Place) -> None:

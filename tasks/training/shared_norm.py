@@ -85,7 +85,7 @@ class SharedBatchNorm(TorchFunctionMode):
         return mean, self._add(self._weight * squares) / count, count
 
     def _add(self, tensor: Tensor) -> Tensor:
-        added: Tensor = _Sum.apply(tensor, self._processes)  # type: ignore[no-untyped-call]
+        added: Tensor = _Sum.apply(tensor, self._processes)
         return added
 
 

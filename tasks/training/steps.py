@@ -162,7 +162,8 @@ class Stepper:
         gradients = [p.grad for p in self._classifier.parameters() if p.grad is not None]
         seen = torch.stack([loss.float(), right.float()])
         bucket = self._processes.add(torch.cat([seen, *(g.flatten() for g in gradients)]))
-        seen, *pieces = bucket.split([2, *(gradient.numel() for gradient in gradients)])
+        sizes = [2, *(gradient.numel() for gradient in gradients)]
+        seen, *pieces = torch.split(bucket, sizes)
         for gradient, piece in zip(gradients, pieces, strict=True):
             gradient.copy_(piece.view_as(gradient))
         mean_loss, all_right = seen.tolist()
