@@ -109,6 +109,7 @@ RUN = {"norm": lambda arguments: normalize(*arguments), "finetune": finetune.mai
        "extract": extract.main}
 for stage, port, arguments in json.load(open(sys.argv[1])):
     os.environ["MASTER_PORT"] = port
+    os.environ["REGRAFT_ENGINE"] = "auto" if stage == "extract" else "torch"
     RUN[stage](arguments)
 """
 
