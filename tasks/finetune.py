@@ -17,8 +17,10 @@ from tasks.artifacts import (
     write_array,
     write_record,
 )
+from tasks.backbones.launch import run_in_processes
+from tasks.backbones.processes import ALONE, Processes, join_processes
 from tasks.backbones.runtime import configure_torch, find_device
-from tasks.entry import read_paths, run_stage
+from tasks.entry import read_paths
 from tasks.machine import Machine, read_machine
 from tasks.params import FinetuneParams, load_params
 from tasks.records import Finetuned, Phase
@@ -66,6 +68,7 @@ def finetune(
     seed: int,
     machine: Machine,
     workspace: Workspace,
+    processes: Processes = ALONE,
 ) -> FinetunedModel:
     """Train the phases of the decision and choose the final weights on val.
 
@@ -75,6 +78,7 @@ def finetune(
         seed: The run's seed.
         machine: Device, threads and engine.
         workspace: Where checkpoints and activations are kept while it runs.
+        processes: Train together, each on its part of every batch; all end with the same model.
     """
     classifier = start_classifier(
         inputs.backbone, inputs.baseline, inputs.head, arm=inputs.decision.arm, seed=seed
@@ -86,7 +90,7 @@ def finetune(
         note = "The decision was to train nothing but the head: the model is the frozen baseline."
         return FinetunedModel(classifier, groups, (), (), 0.0, inputs.baseline_logits, [note])
     theta_0 = copy_tensors(classifier, list(classifier.state_dict()))
-    trainer = Trainer(classifier, groups, inputs.examples(), params, seed=seed)
+    trainer = Trainer(classifier, groups, inputs.examples(), params, seed=seed, processes=processes)
     parts = BackboneParts(
         classifier,
         groups,
@@ -94,8 +98,9 @@ def finetune(
         inputs.backbone.input,
         machine,
         CachePlan(workspace.activations, params.cache_gb, [plan.unfrozen_from for plan in plans]),
+        processes,
     )
-    state = trainer.run_phases(plans, parts, CheckpointFolder(workspace.checkpoints))
+    state = trainer.run_phases(plans, parts, CheckpointFolder(workspace.checkpoints, processes))
     trained = FinetunedModel(
         classifier, groups, state.history, state.finished, 0.0, inputs.baseline_logits, []
     )
@@ -192,20 +197,33 @@ def main(argv: Sequence[str] | None) -> None:
     )
     params = load_params(paths.params)
     machine = read_machine()
-    configure_torch(machine, params.seed)
     inputs = read_inputs(paths)
     workspace = _open_workspace(paths, params.finetune, machine, seed=params.seed)
-    workspace.mention_others()
-    with workspace.saying_where_to_go_on():
+    with join_processes(machine) as processes, workspace.saying_where_to_go_on():
+        configure_torch(machine, params.seed)
+        if processes.first:
+            workspace.mention_others()
         model = finetune(
-            inputs, params.finetune, seed=params.seed, machine=machine, workspace=workspace
+            inputs,
+            params.finetune,
+            seed=params.seed,
+            machine=machine,
+            workspace=workspace,
+            processes=processes,
         )
-        summary = summarize(model, inputs, seed=params.seed)
-        write_classifier(paths.model, model.classifier)
-        write_history(paths.history, model.history, model.groups)
-        write_array(paths.val_logits, model.val_logits)
-        write_record(paths.summary, summary)
-    workspace.remove()
+        if processes.first:
+            _write(paths, model, inputs, seed=params.seed)
+    if processes.first:
+        workspace.remove()
+
+
+def _write(paths: Namespace, model: FinetunedModel, inputs: FinetuneInputs, *, seed: int) -> None:
+    """Write the model and all about it, and log the outcome."""
+    summary = summarize(model, inputs, seed=seed)
+    write_classifier(paths.model, model.classifier)
+    write_history(paths.history, model.history, model.groups)
+    write_array(paths.val_logits, model.val_logits)
+    write_record(paths.summary, summary)
     for note in summary.notes:
         log.info("%s", note)
     log.info(
@@ -220,4 +238,4 @@ def main(argv: Sequence[str] | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_stage("finetune", main))
+    sys.exit(run_in_processes("finetune", main))

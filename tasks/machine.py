@@ -1,6 +1,7 @@
-"""Facts of the machine that change no result: device, threads, decode workers, engine, allocator.
+"""Facts of the machine that change no result: device, threads, processes, engine, allocator.
 
-They come from REGRAFT_ environment variables, never from params.yaml.
+They come from REGRAFT_ environment variables, never from params.yaml; torchrun tells each of
+several processes its place.
 """
 
 import ctypes
@@ -17,7 +18,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8  # g
 
 
 class Machine(BaseSettings):
-    """What this machine offers: REGRAFT_DEVICE, _THREADS, _WORKERS, _ENGINE and _SCRATCH."""
+    """What this machine offers: REGRAFT_DEVICE, _THREADS, _WORKERS, _PROCESSES and so on."""
 
     model_config = SettingsConfigDict(env_prefix="REGRAFT_", frozen=True, extra="ignore")
 
@@ -29,6 +30,9 @@ class Machine(BaseSettings):
     )
     workers: int = Field(
         default=0, ge=0, le=1024, description="Image decoding threads; 0: as threads."
+    )
+    processes: int = Field(
+        default=1, ge=1, le=1024, description="Processes of extract and finetune on this host."
     )
     engine: Literal["auto", "onnxruntime", "compiled", "torch"] = Field(
         default="auto",
@@ -42,13 +46,36 @@ class Machine(BaseSettings):
 
     @property
     def compute_threads(self) -> int:
-        """Threads that computing may use: REGRAFT_THREADS, else the cores this process may use."""
-        return self.threads or _usable_cores()
+        """Threads that computing may use in this process.
+
+        REGRAFT_THREADS, else as many as cores it may use, shared by a stage's processes on this
+        host.
+        """
+        return max(1, (self.threads or _usable_cores()) // read_place().local_world_size)
 
     @property
     def decode_workers(self) -> int:
         """Threads that decode images: REGRAFT_WORKERS, else as many as compute."""
         return self.workers or self.compute_threads
+
+
+class Place(BaseSettings):
+    """The place of this process among those of its stage, as torchrun tells it; else the only one.
+
+    The names are those of torchrun's environment variables.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+
+    rank: int = Field(default=0, ge=0, description="Among all processes; the first writes.")
+    world_size: int = Field(default=1, ge=1, description="Processes in all, on all hosts.")
+    local_rank: int = Field(default=0, ge=0, description="On this host; also its GPU.")
+    local_world_size: int = Field(default=1, ge=1, description="Processes on this host.")
+
+    @property
+    def launched(self) -> bool:
+        """Whether something like torchrun started this process."""
+        return "rank" in self.model_fields_set
 
 
 def _usable_cores() -> int:
@@ -66,12 +93,28 @@ def read_machine() -> Machine:
     try:
         return Machine()
     except ValidationError as err:
-        lines = [
-            f"environment variable REGRAFT_{'_'.join(map(str, detail['loc'])).upper()} is "
-            f"{detail['input']!r}; {detail['msg']}"
-            for detail in err.errors()
-        ]
-        raise ParamsError("\n".join(lines)) from err
+        raise _name_variables(err, "REGRAFT_") from err
+
+
+def read_place() -> Place:
+    """Read torchrun's environment variables.
+
+    Raises:
+        ParamsError: A variable has a value that is not allowed; one line for each.
+    """
+    try:
+        return Place()
+    except ValidationError as err:
+        raise _name_variables(err, "") from err
+
+
+def _name_variables(error: ValidationError, prefix: str) -> ParamsError:
+    lines = [
+        f"environment variable {prefix}{'_'.join(map(str, detail['loc'])).upper()} is "
+        f"{detail['input']!r}; {detail['msg']}"
+        for detail in error.errors()
+    ]
+    return ParamsError("\n".join(lines))
 
 
 def prepare_memory() -> None:

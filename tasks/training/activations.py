@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tasks.artifacts import Array, read_array, release_pages, write_array
+from tasks.backbones.processes import ALONE, Processes
 from tasks.errors import ArtifactError, TrainingError
 from tasks.images.store import Pixels, PixelStore
 from tasks.progress import progress
@@ -82,6 +83,11 @@ class CachedRows:
             number for number in range(-(-self.total // self.shard_rows)) if self._lacks(number)
         }
 
+    def shards_of(self, processes: Processes) -> set[int]:
+        """Numbers of the shards that are this process's: one stretch of the rows."""
+        own = processes.share(self.total)
+        return set(range(-(-own.start // self.shard_rows), -(-own.stop // self.shard_rows)))
+
     def missing_bytes(self) -> int:
         """Size of the shards that are not there yet."""
         rows = sum(self._rows_in(number) for number in self.missing_shards())
@@ -119,21 +125,31 @@ class CachedRows:
         return shard.shape != self._shape_of(number) or shard.dtype != kind
 
 
-def fill_caches(caches: Sequence[CachedRows], store: PixelStore, frozen: Frozen, what: str) -> None:
+def fill_caches(
+    caches: Sequence[CachedRows],
+    store: PixelStore,
+    frozen: Frozen,
+    what: str,
+    processes: Processes = ALONE,
+) -> None:
     """Compute the shards that are not there yet, in one pass over the pixels.
+
+    Each process computes its stretch of the shards. When this returns, all are there.
 
     Args:
         caches: Of the images of `store`, all with the same views; cache i holds output i.
         store: The pixels.
         frozen: The frozen layers.
         what: For the progress.
+        processes: Fill the same caches together.
 
     Raises:
         TrainingError: An activation is not finite or too large for the shards' type.
         ArtifactError: A shard cannot be written, for example because the disk is full.
+        PeerError: Another process has ended.
     """
     views, total = caches[0].views, caches[0].total
-    fillings = [_Filling(cache) for cache in caches]
+    fillings = [_Filling(cache, processes) for cache in caches]
     with progress(what, total, "views") as meter:
         for start in range(0, total, ROWS_AT_ONCE):
             rows = np.arange(start, min(start + ROWS_AT_ONCE, total))
@@ -142,13 +158,15 @@ def fill_caches(caches: Sequence[CachedRows], store: PixelStore, frozen: Frozen,
                 for filling, activations in zip(fillings, outputs, strict=True):
                     filling.put(start, activations)
             meter.advance(len(rows))
+    processes.wait()
 
 
 class _Filling:
     """The shard of a cache that is being computed, batch by batch."""
 
-    def __init__(self, cache: CachedRows) -> None:
-        self._cache, self._missing = cache, cache.missing_shards()
+    def __init__(self, cache: CachedRows, processes: Processes) -> None:
+        self._cache = cache
+        self._missing = cache.missing_shards() & cache.shards_of(processes)
         self._shard = cache.empty_shard(0)
 
     def wants(self, start: int) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from tasks.backbones.processes import ALONE, Processes
 from tasks.params import FinetuneParams
 from tasks.progress import progress
 from tasks.training.averaging import update_average
@@ -59,6 +60,7 @@ class Trainer:
         examples: What is learned, and what judges.
         params: The `finetune` block.
         seed: The run's seed.
+        processes: Share every batch.
     """
 
     def __init__(
@@ -69,11 +71,12 @@ class Trainer:
         params: FinetuneParams,
         *,
         seed: int,
+        processes: Processes = ALONE,
     ) -> None:
         self._classifier, self._groups, self._examples = classifier, groups, examples
         self._patience, self._confidence = params.patience, params.gate_confidence
         self._batch_size, self._warmup_fraction = params.batch_size, params.warmup_fraction
-        self._ema_decay, self._seed = params.ema_decay, seed
+        self._ema_decay, self._seed, self._rank = params.ema_decay, seed, processes.rank
         self._optimizer = build_optimizer(classifier, groups, weight_decay=params.weight_decay)
         weights = class_weights(examples.labels, examples.classes)
         self._stepper = Stepper(
@@ -81,6 +84,7 @@ class Trainer:
             self._optimizer,
             params,
             class_weights=weights if params.class_balanced else None,
+            processes=processes,
         )
         self._epoch_steps = count_steps(len(examples.labels), params.batch_size)
 
@@ -132,7 +136,8 @@ class Trainer:
             DivergedError: Training broke down in this epoch.
         """
         number, images = state.epoch + 1, len(self._examples.labels)
-        torch.manual_seed(layer_seed(self._seed, phase=plan.number, epoch=number))
+        # Dropout draws anew in each process: it alone depends on how many there are.
+        torch.manual_seed(layer_seed(self._seed, phase=plan.number, epoch=number) + self._rank)
         set_training_mode(self._classifier, part.module, part.names, adapt_norm=plan.adapt_norm)
         batches = epoch_batches(
             images,
@@ -159,9 +164,8 @@ class Trainer:
         Raises:
             DivergedError: The loss or the gradient is not finite.
         """
-        share = warmup_cosine(
-            step, steps=plan.epochs * self._epoch_steps, warmup_fraction=self._warmup_fraction
-        )
+        steps = plan.epochs * self._epoch_steps
+        share = warmup_cosine(step, steps=steps, warmup_fraction=self._warmup_fraction)
         set_rates(self._optimizer, plan.rates, share)
         result = self._stepper.train(part, batch.rows, self._examples.labels[batch.images])
         check_step(

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from tasks.backbones.engine import Engine, make_engine
+from tasks.backbones.processes import ALONE, Processes
 from tasks.backbones.split import prefixes_at, split_at
 from tasks.machine import Machine
 from tasks.records import InputSpec
@@ -49,6 +50,7 @@ class BackboneParts:
         spec: What the backbone expects.
         machine: What runs the frozen layers.
         cache: Where activations may be cached, and for which cuts.
+        processes: Open the same cuts in the same order and fill the caches together.
     """
 
     def __init__(
@@ -59,10 +61,11 @@ class BackboneParts:
         spec: InputSpec,
         machine: Machine,
         cache: CachePlan,
+        processes: Processes = ALONE,
     ) -> None:
         self._classifier, self._groups, self._stores = classifier, groups, stores
         self._spec, self._machine = spec, machine
-        self._cache = cache
+        self._cache, self._processes = cache, processes
         self._cut: int | None = None
         self._part: TrainedPart | None = None
         self._cuts = [cut for cut in cache.cuts if cut > 0]
@@ -112,6 +115,7 @@ class BackboneParts:
             engine,
             folder=self._cache.folder / f"group-{unfrozen_from}-{engine.name}",
             budget_gb=self._cache.budget_gb,
+            processes=self._processes,
         )
 
     def _cache_from(self, backbone: nn.Module, highest: int) -> dict[int, Rows]:
@@ -123,7 +127,13 @@ class BackboneParts:
             for number, cut in enumerate(self._cuts)
             if cut <= highest
         }
-        rows = cache_together(self._stores, engine, folders, budget_gb=self._cache.budget_gb)
+        rows = cache_together(
+            self._stores,
+            engine,
+            folders,
+            budget_gb=self._cache.budget_gb,
+            processes=self._processes,
+        )
         return {self._cuts[number]: one for number, one in rows.items()}
 
     def _engine(self, frozen: nn.Module) -> Engine:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tasks.artifacts import Array
+from tasks.backbones.processes import ALONE, Processes
 from tasks.backbones.runtime import normalize
 from tasks.errors import TrainingError
 from tasks.images.store import Pixels, PixelStore
@@ -90,7 +91,14 @@ class ComputedRows:
         """Nothing was stored."""
 
 
-def open_rows(stores: Stores, frozen: Frozen, *, folder: Path, budget_gb: float) -> Rows:
+def open_rows(
+    stores: Stores,
+    frozen: Frozen,
+    *,
+    folder: Path,
+    budget_gb: float,
+    processes: Processes = ALONE,
+) -> Rows:
     """Cache the activations of all images, or compute them on the fly where they do not fit.
 
     Args:
@@ -98,6 +106,7 @@ def open_rows(stores: Stores, frozen: Frozen, *, folder: Path, budget_gb: float)
         frozen: The frozen part.
         folder: Of the cache; its name tells all that the activations depend on.
         budget_gb: Disk that the cache may take, GB; 0: no cache.
+        processes: Fill the cache together.
 
     Raises:
         TrainingError: The disk has less room than the cache needs, or activations cannot be stored.
@@ -128,12 +137,17 @@ def open_rows(stores: Stores, frozen: Frozen, *, folder: Path, budget_gb: float)
             fitting,
         )
     rows = _CachedRows.at(folder, activation, stores, views=fitting)
-    _fill([rows], stores, frozen)
+    _fill([rows], stores, frozen, processes)
     return rows
 
 
 def cache_together(
-    stores: Stores, frozen: Frozen, folders: Mapping[int, Path], *, budget_gb: float
+    stores: Stores,
+    frozen: Frozen,
+    folders: Mapping[int, Path],
+    *,
+    budget_gb: float,
+    processes: Processes = ALONE,
 ) -> dict[int, Rows]:
     """Cache several outputs of the frozen part in one pass over the pixels.
 
@@ -142,6 +156,7 @@ def cache_together(
         frozen: The frozen part.
         folders: Of the cache of each output that is wanted, by the output's number.
         budget_gb: Disk that the caches of all outputs, wanted or not, may take together, GB.
+        processes: Fill the caches together.
 
     Returns:
         Rows of each wanted output; none where those of all views do not fit together.
@@ -170,7 +185,7 @@ def cache_together(
         outputs = frozen(pixels)
         return tuple(outputs[number] for number in rows)
 
-    _fill(list(rows.values()), stores, wanted)
+    _fill(list(rows.values()), stores, wanted, processes)
     return dict(rows)
 
 
@@ -197,11 +212,14 @@ class _CachedRows(Rows):
         )
 
 
-def _fill(rows: Sequence[_CachedRows], stores: Stores, frozen: Frozen) -> None:
+def _fill(
+    rows: Sequence[_CachedRows], stores: Stores, frozen: Frozen, processes: Processes
+) -> None:
     missing = sum(one.train.missing_bytes() + one.val.missing_bytes() for one in rows)
     _check_room(rows[0].folder, missing)
-    fill_caches([one.train for one in rows], stores.train, frozen, "frozen layers over train")
-    fill_caches([one.val for one in rows], stores.val, frozen, "frozen layers over val")
+    train, val = [one.train for one in rows], [one.val for one in rows]
+    fill_caches(train, stores.train, frozen, "frozen layers over train", processes)
+    fill_caches(val, stores.val, frozen, "frozen layers over val", processes)
 
 
 def affordable_views(row_bytes: int, stores: Stores, budget: float) -> int:

@@ -1,7 +1,14 @@
-"""The lowest rungs of training: one step of the optimizer, and one look at val."""
+"""The lowest rungs of training: one step of the optimizer, and one look at val.
+
+Several processes share each batch. Every one computes the gradient of its own images and then holds
+the sum over all, so that all take the same step. One sum over one flat bucket does that. torch's
+DistributedDataParallel would have to be built anew, with new hooks, for every phase and every cut,
+because it cannot be told of layers that freeze and unfreeze.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from tasks.backbones.memory import MicroBatches, explaining_memory, remember_forward
+from tasks.backbones.processes import ALONE, Processes
 from tasks.errors import TrainingError
 from tasks.params import FinetuneParams
 from tasks.training.classifier import BACKBONE, Classifier
@@ -18,6 +26,7 @@ from tasks.training.freezing import adapting_norms
 from tasks.training.losses import distance_to_start, smoothed_cross_entropy
 from tasks.training.rows import Rows, RowSource
 from tasks.training.sampling import Indices
+from tasks.training.shared_norm import SharedBatchNorm
 from tasks.training.state import Logits
 
 ADVICE = (
@@ -71,6 +80,7 @@ class Stepper:
         optimizer: Over all of its parameters.
         params: The `finetune` block.
         class_weights: Weight of an image by its class, (C,); None weighs all the same.
+        processes: Share the images of a batch; each has the same classifier.
 
     Attributes:
         micro_batches: How batches are cut where memory has run out.
@@ -83,7 +93,9 @@ class Stepper:
         params: FinetuneParams,
         *,
         class_weights: Tensor | None,
+        processes: Processes = ALONE,
     ) -> None:
+        self._processes = processes
         self._classifier, self._optimizer = classifier, optimizer
         self._smoothing, self._clip_norm = params.label_smoothing, params.clip_norm
         self._batch_size, self._l2_sp = params.batch_size, params.l2_sp
@@ -101,20 +113,24 @@ class Stepper:
 
         Args:
             part: What is trained, in training mode.
-            rows: Rows of the part's source, int64 (n,).
+            rows: Rows of the part's source, int64 (n,), of all processes together.
             labels: Their classes, int64 (n,).
 
         Raises:
             TrainingError: Memory runs out with the smallest micro-batch, or for the optimizer.
         """
+        own, share = self._own_share(len(rows))
         norms = adapting_norms(part.module)
-        loss, right = self.micro_batches.run(
-            lambda micro_batches: self._accumulate(part, rows, labels, micro_batches),
-            len(labels),
-            smallest=2 if norms else 1,
-            undo=remember_forward(norms, self._device),
-            remark=", and norm layers normalize over so many" if norms else "",
-        )
+        with self._sharing_batch_norm(share):
+            loss, right = self.micro_batches.run(
+                lambda parts: self._accumulate(part, rows[own], labels[own], parts, share),
+                len(labels[own]),
+                smallest=self._fewest_at_once(len(labels[own]), adapting=bool(norms)),
+                undo=remember_forward(norms, self._device),
+                remark=", and norm layers normalize over so many" if norms else "",
+            )
+        mean_loss, all_right = self._add_up(loss, right)
+        result = StepResult(loss=mean_loss, right=all_right, images=len(labels), norm=self._clip())
         result = StepResult(loss=loss, right=right, images=len(labels), norm=self._clip())
         if result.is_finite:
             with explaining_memory("optimizer step", TrainingError, ADVICE):
@@ -122,9 +138,18 @@ class Stepper:
         return result
 
     def _accumulate(
-        self, part: TrainedPart, rows: Indices, labels: Indices, micro_batches: Sequence[slice]
+        self,
+        part: TrainedPart,
+        rows: Indices,
+        labels: Indices,
+        micro_batches: Sequence[slice],
+        share: float,
     ) -> tuple[float, int]:
-        """Sum the gradient of a batch; give the mean loss and how many images were right."""
+        """Sum the gradient of this process's images, which weigh `share` in the mean of the batch.
+
+        Returns:
+            Their part of the batch's mean loss, and how many of them were right.
+        """
         self._optimizer.zero_grad()
         loss, right = 0.0, 0
         for chosen in micro_batches:
@@ -133,11 +158,22 @@ class Stepper:
             mean = smoothed_cross_entropy(
                 logits, wanted, smoothing=self._smoothing, weights=self._class_weights
             )
-            share = mean * (len(wanted) / len(labels))
-            torch.autograd.backward(share + (self._pull(part) if chosen.start == 0 else 0.0))
-            loss += float(share.detach())
-            right += int((logits.argmax(dim=1) == wanted).sum())
+            weighted = mean * (share * len(wanted) / len(labels))
+            pull = self._pull(part) * share if chosen.start == 0 else 0.0
+            torch.autograd.backward(weighted + pull)
+            loss += float(weighted.detach())
+            right += int((logits.argmax(dim=1) == wanted).sum()) if share else 0
         return loss, right
+
+    def _fewest_at_once(self, images: int, *, adapting: bool) -> int:
+        """Give the smallest micro-batch of this process.
+
+        Norm layers that adapt need two images. Where they look at the images of all processes, one
+        cannot cut its batch alone.
+        """
+        if adapting and self._processes.world > 1:
+            return images
+        return 2 if adapting else 1
 
     @torch.inference_mode()
     def predict_val(self, part: TrainedPart, count: int) -> Logits:
@@ -150,7 +186,13 @@ class Stepper:
         part.module.eval()
         images, size = np.arange(count), self._batch_size
         batches = [images[start : start + size] for start in range(0, count, size)]
-        return torch.cat([self._look(part, rows) for rows in batches]).numpy()
+        # Every batch is some process's, whole: the logits are those that one process would give.
+        own, share = self._own_share(len(batches))
+        logits = [self._look(part, rows) for rows in batches[own]]
+        everyone = torch.zeros(count, logits[0].shape[1])
+        if share:
+            everyone[own.start * size : own.stop * size] = torch.cat(logits)
+        return self._processes.add(everyone).numpy()
 
     def _look(self, part: TrainedPart, rows: Indices) -> Tensor:
         """Give the logits of some val images, on the CPU."""
@@ -160,6 +202,39 @@ class Stepper:
             return torch.cat(logits).float().cpu()
 
         return self._looks.run(infer, len(rows))
+
+    def _own_share(self, count: int) -> tuple[slice, float]:
+        """Give this process's part of the images of a batch, and its weight in their mean.
+
+        Where there are fewer images than processes, those without run the first one at weight 0:
+        layers that look at the whole batch find all processes there, and none sees an empty batch.
+        """
+        own = self._processes.share(count)
+        mine = own.stop - own.start
+        return (own, mine / count) if mine else (slice(0, 1), 0.0)
+
+    @contextmanager
+    def _sharing_batch_norm(self, share: float) -> Iterator[None]:
+        """Let norm layers that adapt normalize by the batch of all processes."""
+        if self._processes.world == 1:
+            yield
+            return
+        with SharedBatchNorm(self._processes, weight=float(share > 0)):
+            yield
+
+    def _add_up(self, loss: float, right: int) -> tuple[float, int]:
+        """Sum loss, right images and, in place, the gradients over all processes."""
+        if self._processes.world == 1:
+            return loss, right
+        gradients = [p.grad for p in self._classifier.parameters() if p.grad is not None]
+        seen = torch.tensor([loss, right], dtype=torch.float32, device=self._device)
+        bucket = self._processes.add(torch.cat([seen, *(g.flatten() for g in gradients)]))
+        sizes = [2, *(gradient.numel() for gradient in gradients)]
+        seen, *pieces = torch.split(bucket, sizes)
+        for gradient, piece in zip(gradients, pieces, strict=True):
+            gradient.copy_(piece.view_as(gradient))
+        mean_loss, all_right = seen.tolist()
+        return mean_loss, round(all_right)
 
     def _infer(self, part: TrainedPart, source: RowSource, rows: Indices) -> Tensor:
         inputs = source.read(rows).to(self._device)
