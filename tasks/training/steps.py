@@ -129,8 +129,7 @@ class Stepper:
                 undo=remember_forward(norms, self._device),
                 remark=", and norm layers normalize over so many" if norms else "",
             )
-        mean_loss, all_right = self._add_up(loss, right)
-        result = StepResult(loss=mean_loss, right=all_right, images=len(labels), norm=self._clip())
+        loss, right = self._add_up(loss, right)
         result = StepResult(loss=loss, right=right, images=len(labels), norm=self._clip())
         if result.is_finite:
             with explaining_memory("optimizer step", TrainingError, ADVICE):
