@@ -174,7 +174,7 @@ class Compared:
                 LOCAL_RANK=str(rank),
                 LOCAL_WORLD_SIZE=str(world),
                 MASTER_ADDR="127.0.0.1",
-                REGRAFT_SCRATCH=str(self.root / "scratch"),
+                REGRAFT_SCRATCH=str(self.root / "kept"),
             )
             for rank in range(world)
         ]
@@ -234,7 +234,7 @@ def test_features_are_the_same_bytes_and_no_part_is_left(compared: Compared):
 
 def test_files_are_written_once_and_no_scratch_is_left(compared: Compared):
     assert len(digests(compared.root / "three" / "fine_tune")) == 4
-    left = [path for path in (compared.root / "scratch").rglob("*") if path.is_file()]
+    left = [path for path in (compared.root / "kept").rglob("*") if path.is_file()]
     assert left == []
 
 
