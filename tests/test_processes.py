@@ -283,8 +283,8 @@ def test_a_killed_stage_of_two_processes_run_again_writes_the_same_bytes(
 
 FAILING = """
 import sys
+from tasks.backbones.launch import run_in_processes
 from tasks.backbones.processes import join_processes
-from tasks.entry import run_stage
 from tasks.errors import ArtifactError
 from tasks.machine import Machine
 
@@ -294,7 +294,7 @@ def main(argv):
             raise ArtifactError("the disk is full")
         processes.wait()
 
-sys.exit(run_stage("toy", main))
+sys.exit(run_in_processes("toy", main))
 """
 
 
