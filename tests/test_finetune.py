@@ -253,14 +253,14 @@ def test_the_same_inputs_give_the_same_bytes_and_leave_no_scratch(project: Proje
 # Forks a run for every line of its input, and lets it kill itself at the given call of a function.
 KILLING = """
 import json, os, signal, sys
-import tasks.artifacts, tasks.training.activations, tasks.training.checkpoints
+import tasks.files, tasks.training.activations, tasks.training.checkpoints
 import tasks.training.parts, tasks.training.steps
 from tasks import finetune
 
 OWNERS = {
     "step": (tasks.training.steps.Stepper, "train"),
     "checkpoint": (tasks.training.checkpoints, "write_tensors"),
-    "rename": (tasks.artifacts.os, "replace"),
+    "rename": (tasks.files.os, "replace"),
     "cut": (tasks.training.parts, "cache_together"),
     "shard": (tasks.training.activations, "write_array"),
     "model": (finetune, "write_classifier"),

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from tasks.artifacts import replacing_folder
 from tasks.backbones.engine import Engine
 from tasks.backbones.processes import ALONE, Processes
 from tasks.errors import WeightsError
+from tasks.files import replacing_folder
 from tasks.images.store import PixelStore
 from tasks.params import ExtractParams
 from tasks.progress import Meter

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.artifacts import Array, read_array, write_array
+from tasks.artifacts import Array, read_array, release_pages, write_array
 from tasks.backbones.processes import ALONE, Processes
 from tasks.errors import ArtifactError, TrainingError
 from tasks.images.store import Pixels, PixelStore
@@ -67,7 +67,9 @@ class CachedRows:
         shards, offsets = np.divmod(rows, self.shard_rows)
         for number in np.unique(shards):
             at = np.flatnonzero(shards == number)
-            out[at] = self._shard(int(number))[offsets[at]]
+            shard = self._shard(int(number))
+            out[at] = shard[offsets[at]]
+            release_pages(shard)
         return torch.from_numpy(out)
 
     def remove(self) -> None:
