@@ -174,7 +174,7 @@ class Compared:
                 LOCAL_RANK=str(rank),
                 LOCAL_WORLD_SIZE=str(world),
                 MASTER_ADDR="127.0.0.1",
-                REGRAFT_SCRATCH=str(self.root / "scratch"),
+                REGRAFT_SCRATCH=str(self.root / "workspace"),
             )
             for rank in range(world)
         ]
@@ -190,6 +190,7 @@ def compared(
     return Compared(tmp_path_factory.mktemp("compared"), default_params, tiny_params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["fine_tune", "scratch"])
 def test_the_curve_does_not_depend_on_how_many_processes_share_a_batch(
     compared: Compared, arm: str
@@ -205,6 +206,7 @@ def test_the_curve_does_not_depend_on_how_many_processes_share_a_batch(
     np.testing.assert_allclose(*logits, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_batch_norm_of_a_shared_batch_is_that_of_the_whole_one(compared: Compared):
     found = np.load(compared.root / "three.npz")
     torch.manual_seed(3)
@@ -223,6 +225,7 @@ def test_batch_norm_of_a_shared_batch_is_that_of_the_whole_one(compared: Compare
         np.testing.assert_allclose(found[name], tensor, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_features_are_the_same_bytes_and_no_part_is_left(compared: Compared):
     one, three = (compared.root / name / "extract" for name in ("one", "three"))
     files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
@@ -232,9 +235,10 @@ def test_features_are_the_same_bytes_and_no_part_is_left(compared: Compared):
         assert (one / file).read_bytes() == (three / file).read_bytes(), file
 
 
-def test_files_are_written_once_and_no_scratch_is_left(compared: Compared):
+@pytest.mark.slow
+def test_all_files_are_written_and_no_checkpoint_or_cache_is_left(compared: Compared):
     assert len(digests(compared.root / "three" / "fine_tune")) == 4
-    left = [path for path in (compared.root / "scratch").rglob("*") if path.is_file()]
+    left = [path for path in (compared.root / "workspace").rglob("*") if path.is_file()]
     assert left == []
 
 

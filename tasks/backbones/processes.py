@@ -113,8 +113,9 @@ def speak_first() -> bool:
     """Whether this process is the first of its stage to ask, and so the one to show its error."""
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "0")
     try:
-        store = dist.TCPStore(address, int(port), timeout=timedelta(seconds=10))
-        return store.add("regraft: errors", 1) == 1
+        wait = timedelta(seconds=10)
+        store = dist.TCPStore(address, int(port), timeout=wait)  # type: ignore[attr-defined]
+        return bool(store.add("regraft: errors", 1) == 1)
     except (ValueError, RuntimeError):  # whoever kept count has ended
         return True
 
