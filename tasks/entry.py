@@ -13,13 +13,12 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from tasks.artifacts import write_json
-from tasks.errors import ArtifactError, PeerError, RegraftError
+from tasks.errors import ArtifactError, RegraftError
 from tasks.machine import Machine, prepare_memory, read_machine, read_place
 
 log = logging.getLogger(__name__)
 
 FAILED, TERMINATED, INTERRUPTED = 1, 143, 130
-RANK_WAITS, PEER_WAITS, MOST_WAITED = 0.5, 10.0, 15.0  # seconds before an error is shown
 
 
 def read_paths(
@@ -49,7 +48,7 @@ def run_stage(stage: str, main: Callable[[Sequence[str] | None], None]) -> int:
     processes of one stage, the first tells what goes on.
     """
     signal.signal(signal.SIGTERM, _terminate)
-    rank, started = 0, time.monotonic()
+    started = time.monotonic()
     try:
         rank = read_place().rank
         _start_log(stage, rank)
@@ -57,7 +56,6 @@ def run_stage(stage: str, main: Callable[[Sequence[str] | None], None]) -> int:
         prepare_memory()
         main(None)
     except RegraftError as err:
-        _let_others_speak(err, rank)
         print(f"{stage} stopped: {err}", file=sys.stderr, flush=True)  # noqa: T201
         return FAILED
     except KeyboardInterrupt:
@@ -65,15 +63,6 @@ def run_stage(stage: str, main: Callable[[Sequence[str] | None], None]) -> int:
     if rank == 0:
         _write_timing(stage, time.monotonic() - started, machine)
     return 0
-
-
-def _let_others_speak(err: RegraftError, rank: int) -> None:
-    """Wait for another process of the stage to show the same error, or the one behind this.
-
-    torchrun ends all processes as soon as one has ended, so that one message is shown.
-    """
-    wait = RANK_WAITS * rank + PEER_WAITS * isinstance(err, PeerError)
-    time.sleep(min(wait, MOST_WAITED))
 
 
 def _write_timing(stage: str, seconds: float, machine: Machine) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_finetune import COUNTS, SIDE, make_store
 
+from tasks.backbones.processes import Processes
 from tasks.backbones.runtime import normalize
 from tasks.errors import TrainingError
 from tasks.images.store import Pixels
@@ -80,6 +81,22 @@ def test_rows_are_found_across_shards(
     rows = np.random.default_rng(0).permutation(IMAGES * (VIEWS + 1))
     exact = ComputedRows(stores.train, Frozen()).read(rows)
     assert torch.equal(cached.train.read(rows), exact.half().float())
+
+
+def test_processes_fill_a_cache_together_each_shard_once(
+    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(activations, "SHARD_BYTES", 1)
+    monkeypatch.setattr(Processes, "wait", lambda self: None)
+    folder, filled = tmp_path / "cache", []
+    for rank in (2, 0, 1):
+        frozen = Frozen()
+        rows = open_rows(stores, frozen, folder=folder, budget_gb=1, processes=Processes(rank, 3))
+        filled.append(frozen.rows - IMAGES)  # without the sample
+    alone = open_rows(stores, Frozen(), folder=tmp_path / "alone", budget_gb=1)
+    assert sorted(filled) == [26, 32, 32 + VAL]
+    everything = np.arange(IMAGES * (VIEWS + 1))
+    assert torch.equal(rows.train.read(everything), alone.train.read(everything))
 
 
 def test_only_missing_and_damaged_shards_are_computed_again(

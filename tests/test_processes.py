@@ -190,6 +190,7 @@ def compared(
     return Compared(tmp_path_factory.mktemp("compared"), default_params, tiny_params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["fine_tune", "scratch"])
 def test_the_curve_does_not_depend_on_how_many_processes_share_a_batch(
     compared: Compared, arm: str
@@ -199,12 +200,13 @@ def test_the_curve_does_not_depend_on_how_many_processes_share_a_batch(
         read_table(one / "history.csv"), read_table(three / "history.csv"), strict=True
     ):
         for key, value in single.items():
-            assert float(shared[key]) == pytest.approx(float(value), rel=2e-3), key
+            assert float(shared[key]) == pytest.approx(float(value), rel=1e-4), key
     logits = [read_array(folder / "val_logits.npy") for folder in (one, three)]
     assert logits[0].shape == (COUNTS["val"], 3)
-    np.testing.assert_allclose(*logits, atol=5e-3)
+    np.testing.assert_allclose(*logits, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_batch_norm_of_a_shared_batch_is_that_of_the_whole_one(compared: Compared):
     found = np.load(compared.root / "three.npz")
     torch.manual_seed(3)
@@ -223,6 +225,7 @@ def test_batch_norm_of_a_shared_batch_is_that_of_the_whole_one(compared: Compare
         np.testing.assert_allclose(found[name], tensor, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_features_are_the_same_bytes_and_no_part_is_left(compared: Compared):
     one, three = (compared.root / name / "extract" for name in ("one", "three"))
     files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
@@ -232,7 +235,8 @@ def test_features_are_the_same_bytes_and_no_part_is_left(compared: Compared):
         assert (one / file).read_bytes() == (three / file).read_bytes(), file
 
 
-def test_files_are_written_once_and_no_scratch_is_left(compared: Compared):
+@pytest.mark.slow
+def test_all_files_are_written_and_no_checkpoint_or_cache_is_left(compared: Compared):
     assert len(digests(compared.root / "three" / "fine_tune")) == 4
     left = [path for path in (compared.root / "kept").rglob("*") if path.is_file()]
     assert left == []
@@ -283,8 +287,8 @@ def test_a_killed_stage_of_two_processes_run_again_writes_the_same_bytes(
 
 FAILING = """
 import sys
+from tasks.backbones.launch import run_in_processes
 from tasks.backbones.processes import join_processes
-from tasks.entry import run_stage
 from tasks.errors import ArtifactError
 from tasks.machine import Machine
 
@@ -294,7 +298,7 @@ def main(argv):
             raise ArtifactError("the disk is full")
         processes.wait()
 
-sys.exit(run_stage("toy", main))
+sys.exit(run_in_processes("toy", main))
 """
 
 

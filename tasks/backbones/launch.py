@@ -7,6 +7,7 @@ tasks.finetune` does, so that dvc.yaml needs one command for any number of proce
 import logging
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -14,11 +15,14 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from tasks.entry import run_stage
-from tasks.errors import EngineError
+from tasks.backbones.processes import speak_first
+from tasks.entry import FAILED, run_stage
+from tasks.errors import EngineError, PeerError, RegraftError
 from tasks.machine import read_machine, read_place
 
 Main = Callable[[Sequence[str] | None], None]
+
+END_SECONDS = 10.0  # within which torchrun ends all processes when one has ended
 
 
 def run_in_processes(stage: str, main: Main) -> int:
@@ -31,10 +35,30 @@ def run_in_processes(stage: str, main: Main) -> int:
 
 def _start(stage: str, main: Main, argv: Sequence[str] | None) -> None:
     processes = read_machine().processes
-    if processes == 1 or read_place().launched:
+    if read_place().world_size > 1:
+        _run_one_of_several(main, argv)
+    elif processes == 1 or read_place().launched:
         main(argv)
     else:
         _launch(stage, sys.argv[1:] if argv is None else argv, processes)
+
+
+def _run_one_of_several(main: Main, argv: Sequence[str] | None) -> None:
+    """Run main; of the errors of several processes let one be shown, and not one that follows it.
+
+    Raises:
+        RegraftError: As main raised it.
+        SystemExit: Another process shows its error.
+    """
+    try:
+        main(argv)
+    except RegraftError as err:
+        if isinstance(err, PeerError):
+            time.sleep(END_SECONDS)
+        if speak_first():
+            raise
+        time.sleep(END_SECONDS)  # the other one needs a moment to speak
+        sys.exit(FAILED)
 
 
 def _launch(stage: str, argv: Sequence[str], processes: int) -> None:
@@ -49,6 +73,7 @@ def _launch(stage: str, argv: Sequence[str], processes: int) -> None:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=processes,
+        run_id=stage,
         rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0",
         local_addr="127.0.0.1",

@@ -109,6 +109,17 @@ def join_processes(machine: Machine) -> Iterator[Processes]:
     dist.destroy_process_group()  # not after an error: the others may not answer any more
 
 
+def speak_first() -> bool:
+    """Whether this process is the first of its stage to ask, and so the one to show its error."""
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "0")
+    try:
+        wait = timedelta(seconds=10)
+        store = dist.TCPStore(address, int(port), timeout=wait)  # type: ignore[attr-defined]
+        return bool(store.add("regraft: errors", 1) == 1)
+    except (ValueError, RuntimeError):  # whoever kept count has ended
+        return True
+
+
 def _end_with(parent: int) -> None:
     """Kill this process when the one that started it is gone.
 

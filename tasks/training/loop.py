@@ -136,7 +136,6 @@ class Trainer:
             DivergedError: Training broke down in this epoch.
         """
         number, images = state.epoch + 1, len(self._examples.labels)
-        # Dropout draws anew in each process: it alone depends on how many there are.
         torch.manual_seed(layer_seed(self._seed, phase=plan.number, epoch=number) + self._rank)
         set_training_mode(self._classifier, part.module, part.names, adapt_norm=plan.adapt_norm)
         batches = epoch_batches(

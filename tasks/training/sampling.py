@@ -49,5 +49,8 @@ def epoch_batches(
 
 
 def layer_seed(seed: int, *, phase: int, epoch: int) -> int:
-    """Seed of torch's global generator for an epoch: dropout and drop path draw from it."""
+    """Seed of torch's global generator for an epoch: dropout and drop path draw from it.
+
+    Of several processes, each adds its rank: what they drop depends on how many there are.
+    """
     return int(np.random.SeedSequence([seed, LAYERS, phase, epoch]).generate_state(1)[0])
