@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -272,16 +272,39 @@ class BaselineParams(Block):
     l2_strengths: list[float] = Field(
         min_length=1, description="Penalties of the logistic regression that val chooses from."
     )
-    mlp: bool = Field(description="Whether a head with one hidden layer is trained too.")
-    mlp_hidden: int = Field(ge=2, le=8192, description="Width of the hidden layer.")
-    mlp_dropout: float = Field(ge=0, lt=1, description="Dropout before the last layer.")
-    mlp_lr: float = Field(gt=0, le=1, description="Peak learning rate of the MLP head (AdamW).")
-    mlp_weight_decay: float = Field(ge=0, le=1, description="Weight decay of the MLP head.")
-    mlp_epochs: int = Field(ge=1, le=10_000, description="Most epochs of the MLP head.")
-    mlp_patience: int = Field(
-        ge=1, le=1_000, description="Epochs without a better val loss that end it."
+    heads: list[Literal["linear", "mlp", "cosine"]] = Field(
+        min_length=1,
+        description="Heads to train: linear (logistic regression), mlp (one hidden layer), cosine "
+        "(angles to one direction a class). The first stays unless a later one is better on val "
+        "beyond doubt.",
     )
-    batch_size: int = Field(ge=2, le=65_536, description="Feature rows a step of the MLP head.")
+    mlp_hidden: Annotated[int, Field(ge=2, le=8192)] | Literal["auto"] = Field(
+        description="Width of the MLP's hidden layer. auto: the largest power of two, from 16 to "
+        "1024, with at most 256 weights a training image."
+    )
+    mlp_dropout: float = Field(ge=0, lt=1, description="Dropout before the MLP's last layer.")
+    mlp_lr: float = Field(
+        gt=0, le=1, description="Peak learning rate of the MLP and of the cosine head (AdamW)."
+    )
+    mlp_weight_decay: float = Field(
+        ge=0, le=1, description="Weight decay of the MLP and of the cosine head."
+    )
+    mlp_epochs: int = Field(
+        ge=1, le=10_000, description="Most epochs of the MLP and of the cosine head."
+    )
+    mlp_patience: int = Field(
+        ge=1, le=1_000, description="Epochs without a better val loss that end them."
+    )
+    batch_size: int = Field(
+        ge=2, le=65_536, description="Feature rows a step of the MLP and of the cosine head."
+    )
+
+    @model_validator(mode="after")
+    def check_heads_differ(self) -> Self:
+        """Refuse a head that is named twice."""
+        if len(set(self.heads)) < len(self.heads):
+            raise ValueError(f"heads is {self.heads}; allowed: each head once")
+        return self
 
     @model_validator(mode="after")
     def check_strengths_positive(self) -> Self:
@@ -408,7 +431,7 @@ def load_params(path: Path) -> Params:
     except ValidationError as err:
         lines = dict(_lines_of(root))
         problems = [_describe(path, detail, lines) for detail in err.errors()]
-        raise ParamsError("\n".join(problems)) from err
+        raise ParamsError("\n".join(dict.fromkeys(problems))) from err
 
 
 def _read_text(path: Path) -> str:
@@ -451,7 +474,7 @@ def _lines_of(node: Node | None, at: tuple[str, ...] = ()) -> Iterator[tuple[tup
 
 def _describe(path: Path, detail: ErrorDetails, lines: dict[tuple[str, ...], int]) -> str:
     """Turn one pydantic error into file:line: key path, what was found, what is allowed."""
-    where = tuple(str(part) for part in detail["loc"])
+    where = _key_path(detail)
     known = where
     while known and known not in lines:
         known = known[:-1]
@@ -463,6 +486,14 @@ def _describe(path: Path, detail: ErrorDetails, lines: dict[tuple[str, ...], int
     if detail["type"] == "value_error":
         return f"{place}: {detail['msg'].removeprefix('Value error, ')}"
     return f"{place} is {_shown(detail['input'])}; allowed: {_allowed(where)}"
+
+
+def _key_path(detail: ErrorDetails) -> tuple[str, ...]:
+    """Key path of a mistake; where several types are allowed, pydantic names each behind it."""
+    where = tuple(str(part) for part in detail["loc"])
+    leaves = (where[:end] for end in range(1, len(where) + 1))
+    leaf = next((path for path in leaves if ".".join(path) in leaf_paths()), where)
+    return leaf + tuple(part for part in where[len(leaf) :] if part.isdigit())
 
 
 def _shown(value: object) -> str:
@@ -521,6 +552,12 @@ def _schema_of(where: tuple[str, ...]) -> dict[str, Any]:
 def _allowed(where: tuple[str, ...]) -> str:
     """Say in words what a key path allows: type, bounds, choices, and its description."""
     schema = _schema_of(where)
+    kinds = " | ".join(_kind(option) for option in schema.get("anyOf", [schema]))
+    description = schema.get("description", "")
+    return kinds + (f" ({description})" if description else "")
+
+
+def _kind(schema: dict[str, Any]) -> str:
     bounds = [
         f"{word} {schema[key]}"
         for key, word in (
@@ -534,7 +571,6 @@ def _allowed(where: tuple[str, ...]) -> str:
         )
         if key in schema
     ]
-    choices = schema.get("enum")
+    choices = [schema["const"]] if "const" in schema else schema.get("enum")
     kind = " | ".join(choices) if choices else KINDS.get(schema["type"], schema["type"])
-    description = schema.get("description", "")
-    return ", ".join([kind, *bounds]) + (f" ({description})" if description else "")
+    return ", ".join([kind, *bounds])

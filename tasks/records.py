@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Arm = Literal["scratch", "feature_extraction", "fine_tune"]
+HeadKind = Literal["linear", "mlp", "cosine"]
 
 
 class Record(BaseModel):
@@ -238,7 +239,7 @@ class Decision(Record):
 class Candidate(Record):
     """One head that was tried on the frozen features, judged on val."""
 
-    head: Literal["linear", "mlp"]
+    head: HeadKind
     setting: str
     val_loss: float
     val_accuracy: float
@@ -249,8 +250,8 @@ class Candidate(Record):
 class Baseline(Record):
     """The frozen baseline (baseline.json); its head is head.safetensors beside it."""
 
-    head: Literal["linear", "mlp"]
-    hidden: int  # 0 for the linear head
+    head: HeadKind
+    hidden: int  # 0 for heads without a hidden layer
     dropout: float
     feature_dim: int
     classes: list[str]
@@ -285,7 +286,7 @@ class Finetuned(Record):
     arm: Arm
     backbone: str
     input: InputSpec
-    head: Literal["linear", "mlp"]
+    head: HeadKind
     hidden: int
     dropout: float
     feature_dim: int

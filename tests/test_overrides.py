@@ -16,6 +16,7 @@ from tasks.params import Params, leaf_paths, load_params
 
 TEXT = (ROOT / "params.yaml").read_text()
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minItems", "enum", "type")
+BOUNDS += ("anyOf", "items")
 
 
 def leaves(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -88,7 +89,9 @@ def test_what_is_set_comes_by_its_key_path() -> None:
         ("finetune.head_lr", "0.1"),
         ("finetune.heed_lr", 0.1),
         ("decide.arm", "magic"),
-        ("baseline.mlp", 1),
+        ("finetune.class_balanced", 1),
+        ("baseline.heads", ["linear", "svm"]),
+        ("baseline.mlp_hidden", "wide"),
         ("seed", -1),
         ("finetune.interpolation", []),
     ],
