@@ -320,8 +320,9 @@ class FinetuneParams(Block):
 
     epochs: int = Field(ge=1, le=10_000, description="Most epochs a phase.")
     batch_size: int = Field(ge=2, le=65_536, description="Images a training step.")
-    head_lr: float = Field(
-        gt=0, le=1, description="Peak learning rate of the head, a step (AdamW)."
+    head_lr: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
+        description="Peak learning rate of the head, a step (AdamW). auto: found by a range test "
+        "before the first phase; backbone_lr then stays as it is, but never above the found rate."
     )
     backbone_lr: float = Field(
         gt=0, le=1, description="Peak learning rate of the topmost backbone group, at most head_lr."
@@ -333,6 +334,16 @@ class FinetuneParams(Block):
     weight_decay: float = Field(ge=0, le=1, description="AdamW weight decay.")
     label_smoothing: float = Field(
         ge=0, lt=1, description="Share of the label given to all classes."
+    )
+    mixup_alpha: float = Field(
+        ge=0,
+        le=100,
+        description="Beta(alpha, alpha) draws the shares by which images are blended; 0 is off.",
+    )
+    cutmix_alpha: float = Field(
+        ge=0,
+        le=100,
+        description="The same for the area of a box taken from another image; 0 is off.",
     )
     l2_sp: float = Field(ge=0, le=10, description="Strength of the pull towards the start weights.")
     ema_decay: float = Field(ge=0, lt=1, description="Decay of the averaged weights; 0 is off.")
@@ -362,7 +373,7 @@ class FinetuneParams(Block):
     @model_validator(mode="after")
     def check_rates_and_shares(self) -> Self:
         """Refuse a backbone rate above the head's and interpolation shares outside [0, 1]."""
-        if self.backbone_lr > self.head_lr:
+        if self.head_lr != "auto" and self.backbone_lr > self.head_lr:
             raise ValueError(
                 f"backbone_lr is {self.backbone_lr:g}; allowed: at most head_lr "
                 f"({self.head_lr:g}), because pretrained layers are destroyed by the rate that a "

@@ -277,6 +277,17 @@ class Phase(Record):
     reason: str
 
 
+class RangeTest(Record):
+    """A learning-rate range test; losses are smoothed and corrected for the batches' difficulty."""
+
+    suggested: float  # peak rate of the head
+    falls: bool  # whether the loss falls at some rate; if not, it is the highest that does no harm
+    steps: int
+    first_loss: float
+    lowest_loss: float
+    lowest_at: float  # rate of the head
+
+
 class Finetuned(Record):
     """The fine-tuned model (finetune.json); weights in model.safetensors beside it.
 
@@ -293,6 +304,8 @@ class Finetuned(Record):
     classes: list[str]
     phases: list[Phase]
     interpolation: float  # share of the fine-tuned weights in the final ones
+    averaged: bool = False  # whether these are the average of what the kept phases ended with
+    range_test: RangeTest | None = None  # where finetune.head_lr is auto
     val_accuracy: Estimate
     val_loss: float
     notes: list[str]

@@ -52,6 +52,7 @@ def make_state(phase: int = 1, epoch: int = 2, *, best: bool = True) -> TrainSta
         moments={"head.bias.exp_avg": torch.ones(3), "head.bias.step": torch.tensor(7.0)},
         history=(row,),
         finished=(done,),
+        phase_average=tensors(4),
     )
 
 
@@ -62,7 +63,7 @@ def assert_same(one: TrainState, other: TrainState) -> None:
         other.history,
         other.finished,
     )
-    for name in ("weights", "average", "moments"):
+    for name in ("weights", "average", "moments", "phase_average"):
         assert_same_tensors(getattr(one, name), getattr(other, name))
     assert (one.best is None) == (other.best is None)
     pairs = [(one.start, other.start)]

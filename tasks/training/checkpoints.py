@@ -92,6 +92,7 @@ def write_state(path: Path, state: TrainState) -> None:
         **_named("weights", state.weights),
         **_named("average", state.average),
         **_named("moments", state.moments),
+        **_named("phase-average", state.phase_average),
         **_named_snapshot("start", state.start),
         **(_named_snapshot("best", state.best) if state.best else {}),
     }
@@ -131,6 +132,7 @@ def read_state(path: Path) -> TrainState:
         moments=_tensors(arrays, "moments"),
         history=tuple(position.history),
         finished=tuple(position.finished),
+        phase_average=_tensors(arrays, "phase-average"),
     )
 
 

@@ -112,6 +112,18 @@ def close_epoch(
     return row
 
 
+def log_start(plan: PhasePlan, val_logits: Logits, val: ValSet) -> None:
+    """Log one line about a phase before its first step."""
+    log.info(
+        "phase %d of %d, %s: starts at val loss %.3f, val accuracy %.3f",
+        plan.number,
+        plan.of,
+        plan.name,
+        val_loss(val_logits, val),
+        val_accuracy(val_logits, val),
+    )
+
+
 def log_epoch(plan: PhasePlan, epoch: int, row: HistoryRow) -> None:
     """Log one line about an epoch, counted within its phase."""
     log.info(

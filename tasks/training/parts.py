@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from tasks.backbones.engine import make_engine
-from tasks.backbones.split import split_at
+from tasks.backbones.split import example_images, split_at
 from tasks.machine import Machine
 from tasks.records import InputSpec
 from tasks.training.classifier import Classifier
@@ -59,6 +60,13 @@ class BackboneParts:
             self.close()
             self._part, self._cut = self._make(unfrozen_from), unfrozen_from
         return self._part
+
+    @torch.no_grad()
+    def input_shape(self, unfrozen_from: int) -> tuple[int, ...]:
+        """Shape of what the part from a layer group on reads of one image; nothing is cached."""
+        backbone = self._classifier.eval().backbone
+        prefix, _ = split_at(backbone, unfrozen_from)
+        return tuple(prefix(example_images(backbone, count=2)).shape[1:])
 
     def close(self) -> None:
         """Delete what was cached."""

@@ -52,6 +52,7 @@ class TrainState:
         moments: The optimizer's memory, `<parameter>.<name>`.
         history: All epochs of all phases.
         finished: Records of the phases before this one.
+        phase_average: Uniform average of what the kept ones among them ended with.
     """
 
     phase: int
@@ -63,6 +64,7 @@ class TrainState:
     moments: Tensors
     history: tuple[HistoryRow, ...]
     finished: tuple[Phase, ...]
+    phase_average: Tensors
 
 
 class Checkpoints(Protocol):

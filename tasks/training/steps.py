@@ -12,8 +12,9 @@ from torch.optim import AdamW
 
 from tasks.params import FinetuneParams
 from tasks.training.classifier import BACKBONE, Classifier
-from tasks.training.losses import distance_to_start, smoothed_cross_entropy
-from tasks.training.rows import Rows, RowSource
+from tasks.training.losses import distance_to_start
+from tasks.training.mixing import Mix, blend_batch, blended_cross_entropy
+from tasks.training.rows import Rows
 from tasks.training.sampling import Indices
 from tasks.training.state import Logits
 
@@ -42,7 +43,10 @@ class Parts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step saw: mean loss over its images, how many were right, and the gradient's norm."""
+    """What a step saw: mean loss over its images, how many were right, and the gradient's norm.
+
+    A mixed image is right where the model names the label of which it shows more.
+    """
 
     loss: float
     right: int
@@ -80,33 +84,32 @@ class Stepper:
         self._class_weights = None if class_weights is None else class_weights.to(self._device)
         self._pretrained = _copy_backbone(classifier) if params.l2_sp else {}
 
-    def train(self, part: TrainedPart, rows: Indices, labels: Indices) -> StepResult:
+    def train(
+        self, part: TrainedPart, rows: Indices, labels: Indices, mix: Mix | None
+    ) -> StepResult:
         """Take one step on some training rows, unless its loss or gradient is not finite.
 
         Args:
             part: What is trained, in training mode.
             rows: Rows of the part's source, int64 (n,).
             labels: Their classes, int64 (n,).
+            mix: How they are mixed, if at all.
         """
-        wanted = torch.from_numpy(labels).to(self._device)
         self._optimizer.zero_grad()
-        logits = self._infer(part, part.rows.train, rows)
-        loss = smoothed_cross_entropy(
-            logits,
-            wanted,
-            smoothing=self._smoothing,
-            weights=self._class_weights,
-        )
+        loss, right = self._judge(part, rows, labels, mix)
         torch.autograd.backward(loss + self._pull(part))
-        result = StepResult(
-            loss=float(loss.detach()),
-            right=int((logits.argmax(dim=1) == wanted).sum()),
-            images=len(labels),
-            norm=self._clip(),
-        )
+        result = StepResult(float(loss.detach()), right, images=len(labels), norm=self._clip())
         if result.is_finite:
             self._optimizer.step()
         return result
+
+    @torch.no_grad()
+    def measure(
+        self, part: TrainedPart, rows: Indices, labels: Indices, mix: Mix | None
+    ) -> StepResult:
+        """Give what `train` would see, but change nothing; the norm of no gradient is 0."""
+        loss, right = self._judge(part, rows, labels, mix)
+        return StepResult(float(loss), right, images=len(labels), norm=0.0)
 
     @torch.inference_mode()
     def predict_val(self, part: TrainedPart, count: int) -> Logits:
@@ -115,11 +118,25 @@ class Stepper:
         part.module.eval()
         images, size = np.arange(count), self._batch_size
         batches = [images[start : start + size] for start in range(0, count, size)]
-        logits = [self._infer(part, part.rows.val, rows).float().cpu() for rows in batches]
+        logits = [
+            self._infer(part, part.rows.val.read(rows).to(self._device)).float().cpu()
+            for rows in batches
+        ]
         return torch.cat(logits).numpy()
 
-    def _infer(self, part: TrainedPart, source: RowSource, rows: Indices) -> Tensor:
-        inputs = source.read(rows).to(self._device)
+    def _judge(
+        self, part: TrainedPart, rows: Indices, labels: Indices, mix: Mix | None
+    ) -> tuple[Tensor, int]:
+        """Give the loss of some training rows and how many are right."""
+        inputs = part.rows.train.read(rows).to(self._device)
+        batch = blend_batch(inputs, torch.from_numpy(labels).to(self._device), mix)
+        logits = self._infer(part, batch.inputs)
+        loss = blended_cross_entropy(
+            logits, batch, smoothing=self._smoothing, weights=self._class_weights
+        )
+        return loss, int((logits.argmax(dim=1) == batch.dominant).sum())
+
+    def _infer(self, part: TrainedPart, inputs: Tensor) -> Tensor:
         if inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         on_gpu = self._device.type == "cuda"
