@@ -12,11 +12,12 @@ help: ## show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  Facts of the machine are environment variables and never change a result:"
-	@echo "  REGRAFT_DEVICE   auto | cpu | cuda"
-	@echo "  REGRAFT_THREADS  compute threads (0: as many as cores)"
-	@echo "  REGRAFT_WORKERS  image decoding threads (0: as REGRAFT_THREADS)"
-	@echo "  REGRAFT_ENGINE   auto | onnxruntime | torch: what runs frozen networks"
-	@echo "  REGRAFT_SCRATCH  folder of checkpoints and cached activations (.regraft)"
+	@echo "  REGRAFT_DEVICE     auto | cpu | cuda"
+	@echo "  REGRAFT_THREADS    compute threads (0: as many as cores)"
+	@echo "  REGRAFT_WORKERS    image decoding threads (0: as REGRAFT_THREADS)"
+	@echo "  REGRAFT_PROCESSES  of extract and finetune on this host, one a GPU (1)"
+	@echo "  REGRAFT_ENGINE     auto | onnxruntime | compiled | torch: what runs frozen networks"
+	@echo "  REGRAFT_SCRATCH    folder of checkpoints and cached activations (.regraft)"
 
 run: $(VENV)/.installed ## set up and run the pipeline (dvc repro); prints where report and model are
 	@dvc repro

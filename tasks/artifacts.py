@@ -1,138 +1,30 @@
 """Reading and writing of every artifact: one reader and one writer side by side.
 
-A write goes to a temporary name in the same folder, is synced and renamed: whoever is killed at
-any moment leaves the old file or the new one. Same content, same bytes.
+Every write is atomic (`tasks.files`). Same content, same bytes.
 """
 
 import csv
 import io
 import json
-import os
-import re
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import mmap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import psutil
 import safetensors.numpy
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from tasks.errors import ArtifactError
+from tasks.files import read_bytes, replacing_file, write_bytes, write_text
 from tasks.records import SPLITS, ManifestRow, Record, Rejected, Split
 
 R = TypeVar("R", bound=Record)
 Array = NDArray[Any]
-
-
-# whole files and folders -------------------------------------------------------------------------
-
-
-@contextmanager
-def replacing_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to; on success it replaces `path`, otherwise it is removed.
-
-    Raises:
-        ArtifactError: The disk is full or the folder cannot be written; `path` is left as it was.
-    """
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except OSError as err:
-        raise ArtifactError(
-            f"{path}: cannot be written ({err.strerror or err}); nothing was changed"
-        ) from err
-    finally:
-        _remove(temporary)
-
-
-@contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder to fill; on success it replaces the folder `path` whole.
-
-    The old folder is moved aside first: between two renames there is neither, never a mix.
-
-    Raises:
-        ArtifactError: The disk is full or the folder cannot be written; `path` is left as it was.
-    """
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    aside = path.parent / f".{path.name}.{os.getpid()}.old.tmp"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
-        temporary.mkdir()
-        yield temporary
-        for file in [*sorted(temporary.rglob("*")), temporary]:
-            _sync(file)
-        if path.exists():
-            os.replace(path, aside)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except OSError as err:
-        raise ArtifactError(
-            f"{path}: cannot be written ({err.strerror or err}); nothing was changed"
-        ) from err
-    finally:
-        if aside.exists() and not path.exists():
-            os.replace(aside, path)
-        _remove(temporary)
-        _remove(aside)
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Remove what killed processes left beside `path`, so that it does not fill the disk."""
-    leftover = re.compile(rf"\.{re.escape(path.name)}\.(\d+)(\.old)?\.tmp")
-    for entry in path.parent.iterdir():
-        match = leftover.fullmatch(entry.name)
-        if match and (int(match[1]) == os.getpid() or not psutil.pid_exists(int(match[1]))):
-            _remove(entry)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically."""
-    with replacing_file(path) as temporary:
-        temporary.write_bytes(content)
-
-
-def write_text(path: Path, content: str) -> None:
-    r"""Write a UTF-8 text file atomically; bytes of names that are not UTF-8 become `\udcXX`."""
-    write_bytes(path, content.encode("utf-8", "backslashreplace"))
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as err:
-        raise ArtifactError(
-            f"{path}: cannot be read ({err.strerror}); run the stage that writes it"
-        ) from err
 
 
 # json --------------------------------------------------------------------------------------------
@@ -172,7 +64,7 @@ def read_json(path: Path) -> Any:
         ArtifactError: The file is missing or no json.
     """
     try:
-        return json.loads(_read_bytes(path))
+        return json.loads(read_bytes(path))
     except ValueError as err:
         raise ArtifactError(
             f"{path}: is no json ({err}); run the stage that writes it again"
@@ -206,7 +98,7 @@ def read_table(path: Path, header: Sequence[str] | None = None) -> list[dict[str
         ArtifactError: The file is missing or empty, has other columns, or a row has more or fewer
             cells than there are columns.
     """
-    text = _read_bytes(path).decode("utf-8", "surrogateescape")
+    text = read_bytes(path).decode("utf-8", "surrogateescape")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         found, *rows = list(reader) or [[]]
@@ -324,6 +216,15 @@ def read_array(path: Path) -> Array:
             f"{path}: cannot be read ({err}); run the stage that writes it"
         ) from err
     return array
+
+
+def release_pages(array: Array) -> None:
+    """Take the pages of a mapped array out of this process's memory; the file cache keeps them.
+
+    Otherwise a process that reads a large file in pieces ends with all of it resident.
+    """
+    if isinstance(array.base, mmap.mmap):
+        array.base.madvise(mmap.MADV_DONTNEED)
 
 
 def write_tensors(

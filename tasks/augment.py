@@ -14,16 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.artifacts import (
-    Manifest,
-    read_manifest,
-    read_record,
-    replacing_folder,
-    write_bytes,
-    write_record,
-)
+from tasks.artifacts import Manifest, read_manifest, read_record, write_record
 from tasks.entry import read_paths, run_stage
 from tasks.errors import ArtifactError, DataError, ImageError
+from tasks.files import replacing_folder, write_bytes
 from tasks.images.augmentation import draw_view, ranges_of
 from tasks.images.contact_sheet import choose_strips, draw_contact_sheet
 from tasks.images.decode import decode_image

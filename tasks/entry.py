@@ -13,12 +13,13 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from tasks.artifacts import write_json
-from tasks.errors import ArtifactError, RegraftError
-from tasks.machine import Machine, prepare_memory, read_machine
+from tasks.errors import ArtifactError, PeerError, RegraftError
+from tasks.machine import Machine, prepare_memory, read_machine, read_place
 
 log = logging.getLogger(__name__)
 
 FAILED, TERMINATED, INTERRUPTED = 1, 143, 130
+RANK_WAITS, PEER_WAITS, MOST_WAITED = 0.5, 10.0, 15.0  # seconds before an error is shown
 
 
 def read_paths(
@@ -44,22 +45,35 @@ def run_stage(stage: str, main: Callable[[Sequence[str] | None], None]) -> int:
 
     0 when it finished; 1 with the message on stderr when a RegraftError stopped it; 130 and 143
     after SIGINT and SIGTERM. Any other exception is a defect of Regraft and keeps its traceback.
-    How long it took goes to timings/<stage>.json in the scratch folder, outside DVC.
+    How long it took goes to timings/<stage>.json in the scratch folder, outside DVC. Of several
+    processes of one stage, the first tells what goes on.
     """
-    _start_log(stage)
     signal.signal(signal.SIGTERM, _terminate)
-    started = time.monotonic()
+    rank, started = 0, time.monotonic()
     try:
+        rank = read_place().rank
+        _start_log(stage, rank)
         machine = read_machine()
         prepare_memory()
         main(None)
     except RegraftError as err:
+        _let_others_speak(err, rank)
         print(f"{stage} stopped: {err}", file=sys.stderr, flush=True)  # noqa: T201
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
-    _write_timing(stage, time.monotonic() - started, machine)
+    if rank == 0:
+        _write_timing(stage, time.monotonic() - started, machine)
     return 0
+
+
+def _let_others_speak(err: RegraftError, rank: int) -> None:
+    """Wait for another process of the stage to show the same error, or the one behind this.
+
+    torchrun ends all processes as soon as one has ended, so that one message is shown.
+    """
+    wait = RANK_WAITS * rank + PEER_WAITS * isinstance(err, PeerError)
+    time.sleep(min(wait, MOST_WAITED))
 
 
 def _write_timing(stage: str, seconds: float, machine: Machine) -> None:
@@ -74,8 +88,11 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     sys.exit(TERMINATED)
 
 
-def _start_log(stage: str) -> None:
-    """Log to stderr: styled on a terminal, plain lines `stage: message` elsewhere."""
+def _start_log(stage: str, rank: int) -> None:
+    """Log to stderr: styled on a terminal, plain lines `stage: message` elsewhere.
+
+    Of several processes, all but the first give warnings only, under their number.
+    """
     handler: logging.Handler
     if sys.stderr.isatty():
         handler = RichHandler(
@@ -87,9 +104,10 @@ def _start_log(stage: str) -> None:
         )
     else:
         handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(f"{stage}: %(message)s"))
+    name = f"{stage} (process {rank})" if rank else stage
+    handler.setFormatter(logging.Formatter(f"{name}: %(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     for name in ("tasks", "__main__"):  # a module run by python -m is called __main__
-        logging.getLogger(name).setLevel(logging.INFO)
+        logging.getLogger(name).setLevel(logging.WARNING if rank else logging.INFO)

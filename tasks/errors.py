@@ -7,7 +7,8 @@ RegraftError
 ├── ArtifactError   a file that a stage reads is missing, damaged or from another run
 ├── WeightsError    backbone weights that cannot be had or do not fit
 ├── EngineError     an engine that cannot run the network
-└── TrainingError   training that cannot go on
+├── TrainingError   training that cannot go on
+└── PeerError       another process of the same stage has ended
 """
 
 
@@ -41,3 +42,7 @@ class EngineError(RegraftError):
 
 class TrainingError(RegraftError):
     """Training cannot go on, and no earlier state is worth keeping."""
+
+
+class PeerError(RegraftError):
+    """Another process of the same stage has ended or does not answer; its own message tells why."""

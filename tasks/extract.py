@@ -1,93 +1,37 @@
 """Runs the frozen backbone once over all packed images and views.
 
 Writes pooled features and source logits of every split, and a probe: what the batch-norm layers see
-in training images, and features of the same architecture with random weights.
+in training images, and features of the same architecture with random weights. Several processes
+share the rows and write the same bytes as one.
 """
 
 import logging
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
-import numpy as np
-from numpy.lib import format as npy
-from numpy.typing import NDArray
-
-from tasks.artifacts import replacing_folder, write_record
+from tasks.artifacts import write_record
 from tasks.backbones.catalogue import Backbone, load_backbone
 from tasks.backbones.engine import Engine, make_engine
+from tasks.backbones.feature_files import count_own_rows, write_features
 from tasks.backbones.features import FeaturesAndLogits, PooledFeatures
 from tasks.backbones.groups import layer_groups
+from tasks.backbones.launch import run_in_processes
 from tasks.backbones.normalization import norm_kind
 from tasks.backbones.probe import choose_probe_images, measure_probe, sample_pixels, write_probe
+from tasks.backbones.processes import Processes, join_processes
 from tasks.backbones.runtime import configure_torch
-from tasks.entry import read_paths, run_stage
-from tasks.errors import ArtifactError, WeightsError
+from tasks.entry import read_paths
+from tasks.errors import ArtifactError
 from tasks.images.store import PixelStore
-from tasks.machine import read_machine
-from tasks.params import ExtractParams, load_params
-from tasks.progress import Meter, progress
+from tasks.machine import Machine, read_machine
+from tasks.params import Params, load_params
+from tasks.progress import progress
 from tasks.records import SPLITS, BackboneInfo
 
 log = logging.getLogger(__name__)
-
-
-def write_features(
-    folder: Path, store: PixelStore, engine: Engine, params: ExtractParams, meter: Meter
-) -> None:
-    """Run the engine over every row of a store and write `features.npy` and `logits.npy`.
-
-    Both are written batch by batch, so that memory does not grow with the number of images.
-
-    Args:
-        folder: Replaced whole: features float32 (N, V, D) of all views, logits float16 (N, S) of
-            the clean views; S is 0 if the engine gives no logits.
-        store: Packed pixels of N images with V rows each.
-        engine: Gives features (n, D) and, where there are any, logits (n, S).
-        params: Batch size.
-        meter: Told of every row that is done.
-
-    Raises:
-        WeightsError: A feature is not finite.
-    """
-    count, views = store.info.count, store.info.views + 1
-    rows = np.arange(count * views, dtype=np.int64)
-    batches = store.batches(rows, params.batch_size)
-    with (
-        replacing_folder(folder) as temporary,
-        (temporary / "features.npy").open("wb") as features_file,
-        (temporary / "logits.npy").open("wb") as logits_file,
-    ):
-        done = 0
-        for pixels in batches:
-            features, *rest = engine(pixels)
-            logits = rest[0] if rest else np.empty((len(pixels), 0), np.float32)
-            if done == 0:
-                _write_header(features_file, np.float32, (count, views, features.shape[1]))
-                _write_header(logits_file, np.float16, (count, logits.shape[1]))
-            _check_finite(features, done, store)
-            clean = rows[done : done + len(pixels)] % views == 0
-            features_file.write(features.tobytes())
-            logits_file.write(logits[clean].astype(np.float16).tobytes())
-            done += len(pixels)
-            meter.advance(len(pixels))
-
-
-def _write_header(file: BinaryIO, kind: type[np.floating], shape: tuple[int, ...]) -> None:
-    header = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": shape}
-    npy.write_array_header_1_0(file, header)
-
-
-def _check_finite(features: NDArray[np.float32], first: int, store: PixelStore) -> None:
-    wrong = np.flatnonzero(~np.isfinite(features).all(axis=1))
-    if wrong.size:
-        image, view = divmod(first + int(wrong[0]), store.info.views + 1)
-        raise WeightsError(
-            f"the backbone gives NaN or infinite features for image {image}, view {view} of "
-            f"{store.folder}; its weights are damaged or do not belong to backbone.name"
-        )
 
 
 def describe_backbone(backbone: Backbone, engine: Engine) -> BackboneInfo:
@@ -135,22 +79,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     params = load_params(paths.params)
     machine = read_machine()
-    configure_torch(machine, params.seed)
+    with join_processes(machine) as processes:
+        configure_torch(machine, params.seed)
+        extract(paths, params, machine, processes)
+
+
+def extract(paths: Namespace, params: Params, machine: Machine, processes: Processes) -> None:
+    """Run the backbone over the rows of this process; the first one writes all there is."""
     stores = open_stores([paths.train, paths.val, paths.test])
     image_px = stores[0].info.image_px
     name = params.backbone.name
     backbone = load_backbone(name, params.backbone.weights, image_px=image_px, seed=params.seed)
-    untrained = load_backbone(name, "random", image_px=image_px, seed=params.seed)
     whole = FeaturesAndLogits if backbone.source_classes else PooledFeatures
-    engine = make_engine(whole(backbone.model), backbone.input, machine, sample_pixels(stores[0]))
     total = sum(store.info.count * (store.info.views + 1) for store in stores)
+    engine = make_engine(
+        whole(backbone.model), backbone.input, machine, sample_pixels(stores[0]), rows=total
+    )
     started = time.monotonic()
-    with progress("extract", total) as meter:
+    own = sum(count_own_rows(store, params.extract.batch_size, processes) for store in stores)
+    with progress("extract", own) as meter:
         for folder, store in zip(
             [paths.train_features, paths.val_features, paths.test_features], stores, strict=True
         ):
-            write_features(folder, store, engine, params.extract, meter)
+            write_features(folder, store, engine, params.extract, meter, processes)
     seconds = time.monotonic() - started
+    if not processes.first:
+        return
+    untrained = load_backbone(name, "random", image_px=image_px, seed=params.seed)
     images = choose_probe_images(stores[0], params.extract, params.seed)
     probe = measure_probe(backbone, untrained, images, machine)
     write_probe(paths.probe, probe)
@@ -171,4 +126,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_stage("extract", main))
+    sys.exit(run_in_processes("extract", main))

@@ -9,41 +9,38 @@ import logging
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from tasks.artifacts import write_array, write_record
+from tasks.backbones.launch import run_in_processes
+from tasks.backbones.processes import ALONE, Processes, join_processes
 from tasks.backbones.runtime import configure_torch, find_device
-from tasks.entry import read_paths, run_stage
+from tasks.entry import read_paths
 from tasks.machine import Machine, read_machine
 from tasks.params import FinetuneParams, load_params
-from tasks.records import Finetuned, Phase, RangeTest
-from tasks.statistics import accuracy_interval
 from tasks.training.checkpoints import CheckpointFolder
 from tasks.training.classifier import Classifier, write_classifier
 from tasks.training.fingerprint import fingerprint
 from tasks.training.freezing import TrainingGroup, training_groups
-from tasks.training.gate import RESAMPLES
 from tasks.training.history import write_history
 from tasks.training.inputs import FinetuneInputs, read_inputs
-from tasks.training.interpolation import Candidate, Chosen, choose_weights, explain_choice
+from tasks.training.interpolation import Chosen, choose_weights, explain_choice
 from tasks.training.loop import Trainer
-from tasks.training.losses import right_images
-from tasks.training.lr_range import RangeTester, describe_range_test
+from tasks.training.lr_range import RangeTester
+from tasks.training.lr_suggestion import describe_range_test
 from tasks.training.mixing import check_mixing
-from tasks.training.parts import BackboneParts
+from tasks.training.outcome import START, FinetunedModel, summarize
+from tasks.training.parts import BackboneParts, CachePlan
 from tasks.training.phases import phase_cuts, plan_phases
 from tasks.training.start import start_classifier
-from tasks.training.state import HistoryRow, Logits, Tensors, TrainState, copy_tensors
-from tasks.training.verdicts import note_overfitting, val_loss
+from tasks.training.state import Tensors, TrainState, copy_tensors
+from tasks.training.verdicts import note_overfitting
 from tasks.training.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-CONFIDENCE = 0.95  # of the interval of the val accuracy
-START = Candidate(0.0)
 CODE = Path(__file__).parent
 READS = (
     "manifest",
@@ -57,20 +54,6 @@ READS = (
 )
 
 
-@dataclass(frozen=True)
-class FinetunedModel:
-    """The final classifier, how it came about, and its logits on val, float32 (N_val, C)."""
-
-    classifier: Classifier
-    groups: Sequence[TrainingGroup]
-    history: Sequence[HistoryRow]
-    phases: Sequence[Phase]
-    weights: Candidate
-    val_logits: Logits
-    notes: Sequence[str]
-    range_test: RangeTest | None = None
-
-
 def finetune(
     inputs: FinetuneInputs,
     params: FinetuneParams,
@@ -78,6 +61,7 @@ def finetune(
     seed: int,
     machine: Machine,
     workspace: Workspace,
+    processes: Processes = ALONE,
 ) -> FinetunedModel:
     """Train the phases of the decision and choose the final weights on val.
 
@@ -87,6 +71,7 @@ def finetune(
         seed: The run's seed.
         machine: Device, threads and engine.
         workspace: Where checkpoints and activations are kept while it runs.
+        processes: Train together, each on its part of every batch; all end with the same model.
     """
     classifier = start_classifier(
         inputs.backbone, inputs.baseline, inputs.head, arm=inputs.decision.arm, seed=seed
@@ -96,15 +81,17 @@ def finetune(
     if not phase_cuts(inputs.decision, groups):
         note = "The decision was to train nothing but the head: the model is the frozen baseline."
         return FinetunedModel(classifier, groups, (), (), START, inputs.baseline_logits, [note])
-    parts = _open_parts(classifier, groups, inputs, params, machine, workspace)
+    parts = _open_parts(classifier, groups, inputs, params, machine, workspace, processes)
     theta_0 = copy_tensors(classifier, list(classifier.state_dict()))
     found = None
     if params.head_lr == "auto" and inputs.decision.arm != "scratch":
-        tester = RangeTester(classifier, groups, inputs.examples(), params, seed=seed)
+        tester = RangeTester(
+            classifier, groups, inputs.examples(), params, seed=seed, processes=processes
+        )
         found = tester.run_once(parts, inputs.decision.phases[0], folder=workspace.checkpoints)
-    trainer = Trainer(classifier, groups, inputs.examples(), params, seed=seed)
+    trainer = Trainer(classifier, groups, inputs.examples(), params, seed=seed, processes=processes)
     plans = plan_phases(inputs.decision, groups, params, found=found)
-    state = trainer.run_phases(plans, parts, CheckpointFolder(workspace.checkpoints))
+    state = trainer.run_phases(plans, parts, CheckpointFolder(workspace.checkpoints, processes))
     chosen = _choose_weights(classifier, trainer, parts, state, theta_0, inputs, params)
     return FinetunedModel(
         classifier,
@@ -118,34 +105,6 @@ def finetune(
     )
 
 
-def summarize(model: FinetunedModel, inputs: FinetuneInputs, *, seed: int) -> Finetuned:
-    """Describe a fine-tuned model."""
-    baseline, val = inputs.baseline, inputs.examples().val
-    return Finetuned(
-        arm=inputs.decision.arm,
-        backbone=inputs.backbone.name,
-        input=inputs.backbone.input,
-        head=baseline.head,
-        hidden=baseline.hidden,
-        dropout=baseline.dropout,
-        feature_dim=baseline.feature_dim,
-        classes=baseline.classes,
-        phases=list(model.phases),
-        interpolation=model.weights.alpha,
-        averaged=model.weights.averaged,
-        range_test=model.range_test,
-        val_accuracy=accuracy_interval(
-            right_images(model.val_logits, val.labels),
-            val.groups,
-            confidence=CONFIDENCE,
-            resamples=RESAMPLES,
-            seed=seed,
-        ),
-        val_loss=val_loss(model.val_logits, val),
-        notes=list(model.notes),
-    )
-
-
 def _open_parts(
     classifier: Classifier,
     groups: list[TrainingGroup],
@@ -153,6 +112,7 @@ def _open_parts(
     params: FinetuneParams,
     machine: Machine,
     workspace: Workspace,
+    processes: Processes,
 ) -> BackboneParts:
     """Prepare the cuts; refuse mixing that a phase cannot have before anything is computed."""
     parts = BackboneParts(
@@ -161,8 +121,8 @@ def _open_parts(
         inputs.stores,
         inputs.backbone.input,
         machine,
-        folder=workspace.activations,
-        cache_gb=params.cache_gb,
+        CachePlan(workspace.activations, params.cache_gb, inputs.decision.phases),
+        processes,
     )
     if params.cutmix_alpha:
         for cut in inputs.decision.phases:
@@ -216,18 +176,33 @@ def main(argv: Sequence[str] | None) -> None:
     )
     params = load_params(paths.params)
     machine = read_machine()
-    configure_torch(machine, params.seed)
     inputs = read_inputs(paths)
     workspace = _open_workspace(paths, params.finetune, machine, seed=params.seed)
-    model = finetune(
-        inputs, params.finetune, seed=params.seed, machine=machine, workspace=workspace
-    )
-    summary = summarize(model, inputs, seed=params.seed)
+    with join_processes(machine) as processes, workspace.saying_where_to_go_on():
+        configure_torch(machine, params.seed)
+        if processes.first:
+            workspace.mention_others()
+        model = finetune(
+            inputs,
+            params.finetune,
+            seed=params.seed,
+            machine=machine,
+            workspace=workspace,
+            processes=processes,
+        )
+        if processes.first:
+            _write(paths, model, inputs, seed=params.seed)
+    if processes.first:
+        workspace.remove()
+
+
+def _write(paths: Namespace, model: FinetunedModel, inputs: FinetuneInputs, *, seed: int) -> None:
+    """Write the model and all about it, and log the outcome."""
+    summary = summarize(model, inputs, seed=seed)
     write_classifier(paths.model, model.classifier)
     write_history(paths.history, model.history, model.groups)
     write_array(paths.val_logits, model.val_logits)
     write_record(paths.summary, summary)
-    workspace.remove()
     for note in summary.notes:
         log.info("%s", note)
     log.info(
@@ -242,4 +217,4 @@ def main(argv: Sequence[str] | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_stage("finetune", main))
+    sys.exit(run_in_processes("finetune", main))

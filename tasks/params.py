@@ -318,7 +318,10 @@ class BaselineParams(Block):
 class FinetuneParams(Block):
     """Gradual unfreezing with discriminative learning rates."""
 
-    epochs: int = Field(ge=1, le=10_000, description="Most epochs a phase.")
+    early_epochs: int = Field(
+        ge=1, le=10_000, description="Most epochs of every phase before the last."
+    )
+    epochs: int = Field(ge=1, le=10_000, description="Most epochs of the last phase.")
     batch_size: int = Field(ge=2, le=65_536, description="Images a training step.")
     head_lr: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
         description="Peak learning rate of the head, a step (AdamW). auto: found by a range test "

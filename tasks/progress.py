@@ -33,8 +33,11 @@ class Meter(Protocol):
 
 @contextmanager
 def progress(what: str, total: int, unit: str = "images") -> Iterator[Meter]:
-    """Show how far a loop of `total` units is, while the block runs."""
-    if sys.stderr.isatty():
+    """Show how far a loop of `total` units is, while the block runs.
+
+    Nothing is shown where the log is quiet.
+    """
+    if sys.stderr.isatty() and log.isEnabledFor(logging.INFO):
         with _Bar(what, total, unit) as bar:
             yield bar
     else:

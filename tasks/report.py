@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from tasks.artifacts import read_record, write_text
+from tasks.artifacts import read_record
 from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.runtime import configure_torch
 from tasks.entry import read_paths, run_stage
 from tasks.errors import ArtifactError, WeightsError
+from tasks.files import write_text
 from tasks.machine import read_machine
 from tasks.params import Params, load_params
 from tasks.records import (

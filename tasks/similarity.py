@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.artifacts import read_record, write_record, write_table
-from tasks.backbones.cards import SourceCard, find_card
+from tasks.backbones.source_cards import SourceCard, find_card
 from tasks.entry import read_paths, run_stage
 from tasks.errors import ArtifactError
 from tasks.params import SimilarityParams, load_params

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse, stats
+from scipy import sparse, special
 
 from tasks.records import Estimate
 
@@ -91,7 +91,7 @@ def wilson_interval(successes: float, n: float, *, confidence: float) -> Interva
     """
     if n <= 0:
         return Interval(0.0, 1.0)
-    z = float(stats.norm.isf((1 - confidence) / 2))
+    z = -float(special.ndtri((1 - confidence) / 2))
     share, spread = successes / n, z * z / n
     center = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * float(np.sqrt(share * (1 - share) / n + spread / (4 * n)))
@@ -235,7 +235,7 @@ def difference_interval(
     proportions based on paired data; its variance replaced by that of the resamples.
     """
     center = value * worth / (worth + 2)
-    z = float(stats.norm.isf((1 - confidence) / 2)) * _few_groups_factor(bootstrap, confidence)
+    z = -float(special.ndtri((1 - confidence) / 2)) * _few_groups_factor(bootstrap, confidence)
     half = z * float(np.sqrt(variance + 2 / (worth + 2) ** 2))
     return Interval(max(-1.0, min(value, center - half)), min(1.0, max(value, center + half)))
 
@@ -243,8 +243,8 @@ def difference_interval(
 def _few_groups_factor(bootstrap: GroupBootstrap, confidence: float) -> float:
     """How much wider an interval is because groups vary, not images; 1 where they are the same."""
     tail = (1 - confidence) / 2
-    by_group = stats.t.isf(tail, max(bootstrap.groups - 1, 1))
-    by_image = stats.t.isf(tail, max(bootstrap.images - 1, 1))
+    by_group = special.stdtrit(max(bootstrap.groups - 1, 1), tail)
+    by_image = special.stdtrit(max(bootstrap.images - 1, 1), tail)
     return float(by_group / by_image)
 
 

@@ -15,7 +15,14 @@ from tasks.images.store import Pixels
 from tasks.records import InputSpec
 from tasks.training import activations
 from tasks.training.activations import CachedRows
-from tasks.training.rows import ComputedRows, PixelRows, Stores, affordable_views, open_rows
+from tasks.training.rows import (
+    ComputedRows,
+    PixelRows,
+    Stores,
+    affordable_views,
+    cache_together,
+    open_rows,
+)
 
 VIEWS = 2
 ROW_BYTES = 3 * 4 * 2  # of the activation below, as float16
@@ -33,6 +40,14 @@ class Frozen:
         self.rows += len(pixels)
         means = pixels.reshape(len(pixels), 4, -1, 3).mean(axis=2)
         return (self.scale * means.transpose(0, 2, 1).astype(np.float32) / 7,)
+
+
+class TwoFrozen(Frozen):
+    """Gives two activations: that of `Frozen`, and one of 40 numbers an image."""
+
+    def __call__(self, pixels: Pixels) -> tuple[np.ndarray, ...]:
+        (first,) = super().__call__(pixels)
+        return first, np.tile(first.mean(axis=(1, 2))[:, None], 40)
 
 
 @pytest.fixture
@@ -138,6 +153,50 @@ def test_a_disk_without_room_is_named_before_anything_is_computed(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
     with pytest.raises(TrainingError, match="REGRAFT_SCRATCH"):
         open_rows(stores, Frozen(), folder=tmp_path / "cache", budget_gb=1)
+
+
+def test_several_caches_are_filled_in_one_pass_with_the_bytes_of_each_alone(
+    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(activations, "SHARD_BYTES", 32 * ROW_BYTES)  # shards of unequal lengths
+    frozen, folders = TwoFrozen(), {0: tmp_path / "both" / "0", 1: tmp_path / "both" / "1"}
+    rows = cache_together(stores, frozen, folders, budget_gb=1)
+    sample = 30
+    assert frozen.rows == sample + IMAGES * (VIEWS + 1) + VAL
+    open_rows(stores, Frozen(), folder=tmp_path / "alone", budget_gb=1)
+    for path in (tmp_path / "alone").rglob("*.npy"):
+        together = folders[0] / path.relative_to(tmp_path / "alone")
+        assert together.read_bytes() == path.read_bytes()
+    exact = frozen(stores.train.rows(np.arange(5)))[1]
+    assert torch.equal(rows[1].train.read(np.arange(5)), torch.from_numpy(exact).half().float())
+
+
+def test_an_interrupted_pass_goes_on_with_the_shards_that_are_missing(
+    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(activations, "SHARD_BYTES", 1)
+    folders = {0: tmp_path / "0", 1: tmp_path / "1"}
+    cache_together(stores, TwoFrozen(), folders, budget_gb=1)
+    expected = {path: path.read_bytes() for path in tmp_path.rglob("[01]/*/*.npy")}
+    (folders[0] / "train" / "000001.npy").unlink()
+    (folders[1] / "train" / "000002.npy").unlink()
+    (folders[1] / "val" / "000000.npy").unlink()
+    frozen = TwoFrozen()
+    cache_together(stores, frozen, folders, budget_gb=1)
+    assert frozen.rows == 30 + 32 + 26 + VAL
+    assert {path: path.read_bytes() for path in expected} == expected
+
+
+def test_caches_that_do_not_fit_together_are_left_to_each_phase(
+    stores: Stores, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO)
+    together = (ROW_BYTES + 80) * (IMAGES * (VIEWS + 1) + VAL) / 1e9
+    folders = {1: tmp_path / "cache"}
+    assert cache_together(stores, TwoFrozen(), folders, budget_gb=0.999 * together) == {}
+    assert "each phase runs its frozen layers anew" in caplog.text
+    assert not (tmp_path / "cache").exists()
+    assert list(cache_together(stores, TwoFrozen(), folders, budget_gb=together)) == [1]
 
 
 def test_removed_rows_leave_nothing_behind(stores: Stores, tmp_path: Path):

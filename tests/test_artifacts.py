@@ -5,11 +5,12 @@ import subprocess
 import sys
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks import artifacts
+from tasks import files
 from tasks.artifacts import (
     MANIFEST_COLUMNS,
     Manifest,
@@ -21,19 +22,17 @@ from tasks.artifacts import (
     read_table,
     read_tensors,
     read_tensors_note,
-    replacing_file,
-    replacing_folder,
+    release_pages,
     write_array,
-    write_bytes,
     write_json,
     write_manifest,
     write_record,
     write_rejected,
     write_table,
     write_tensors,
-    write_text,
 )
 from tasks.errors import ArtifactError
+from tasks.files import replacing_file, replacing_folder, write_bytes, write_text
 from tasks.records import Estimate, ImageSource, ManifestRow, Rejected
 
 STRANGE_NAMES = [
@@ -89,7 +88,7 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path, monkeypatch, call
     def fail(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(artifacts.os, call, fail)
+    monkeypatch.setattr(files.os, call, fail)
     with pytest.raises(ArtifactError, match=r"file\.bin: cannot be written \(No space left"):
         write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
@@ -99,8 +98,8 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path, monkeypatch, call
 def test_the_file_is_synced_before_it_gets_its_name(tmp_path, monkeypatch):
     events = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(artifacts.os, "fsync", lambda fd: (events.append("sync"), fsync(fd)))
-    monkeypatch.setattr(artifacts.os, "replace", lambda *a: (events.append("name"), replace(*a)))
+    monkeypatch.setattr(files.os, "fsync", lambda fd: (events.append("sync"), fsync(fd)))
+    monkeypatch.setattr(files.os, "replace", lambda *a: (events.append("name"), replace(*a)))
     write_bytes(tmp_path / "file.bin", b"new")
     assert events == ["sync", "name", "sync"]
 
@@ -114,7 +113,7 @@ def test_a_path_below_a_file_cannot_be_written(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tasks.artifacts import replacing_file, replacing_folder
+from tasks.files import replacing_file, replacing_folder
 path = Path(sys.argv[1])
 with {writer}(path) as temporary:
     (temporary / "half" if temporary.is_dir() else temporary).write_bytes(b"half")
@@ -189,7 +188,7 @@ def test_a_folder_that_cannot_get_its_name_leaves_the_old_one(tmp_path, monkeypa
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         replace(source, target)
 
-    monkeypatch.setattr(artifacts.os, "replace", fail_once)
+    monkeypatch.setattr(files.os, "replace", fail_once)
     with (
         pytest.raises(ArtifactError, match=r"No space left.*nothing was changed"),
         replacing_folder(path) as temporary,
@@ -459,3 +458,15 @@ def test_damaged_tensors_say_which_file(tmp_path, read, keep):
 def test_missing_tensors_say_which_file(tmp_path, read):
     with pytest.raises(ArtifactError, match=r"t\.safetensors: cannot be read"):
         read(tmp_path / "t.safetensors")
+
+
+def test_released_pages_leave_the_process_and_can_be_read_again(tmp_path):
+    written = np.arange(8_000_000)
+    write_array(tmp_path / "large.npy", written)
+    mapped = read_array(tmp_path / "large.npy")
+    assert mapped.sum() == written.sum()
+    resident = psutil.Process().memory_info().rss
+    release_pages(mapped)
+    assert psutil.Process().memory_info().rss < resident - 60_000_000
+    assert (mapped[-3:] == written[-3:]).all()
+    release_pages(written)  # not mapped: nothing to release

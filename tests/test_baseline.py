@@ -136,12 +136,12 @@ def test_the_first_head_stays_unless_a_later_one_is_better(params: BaselineParam
 
 
 def make_directions(images: int, seed: int = 0) -> Labelled:
-    """Classes that differ in direction alone; lengths are from 0.1 to 10, and one class is rare."""
+    """Classes that differ in direction alone: lengths are from 0.03 to 30. One class is rare."""
     rng = np.random.default_rng(seed)
     centers = np.random.default_rng(99).normal(size=(3, D))
     labels = np.where(np.arange(images) % 10 == 9, 2, np.arange(images) % 2)
-    lengths = 10 ** rng.uniform(-1, 1, (images, 1))
-    features = lengths * (centers[labels] + 0.7 * rng.normal(size=(images, D)))
+    lengths = 10 ** rng.uniform(-1.5, 1.5, (images, 1))
+    features = lengths * (centers[labels] + 0.5 * rng.normal(size=(images, D)))
     return Labelled(
         features[:, None].astype(np.float32), labels, [f"{seed}-{n}" for n in range(images)]
     )
@@ -161,7 +161,7 @@ def test_a_cosine_head_starts_at_the_mean_directions_of_the_classes(params: Base
     train, val = make_labelled(60, views=2), make_labelled(30, seed=1)
     moments = measure_moments(train, np.arange(60))
     head = fit_cosine(train, val, moments, few, classes=4, seed=1).head
-    rows = (train.features - moments.mean) / np.sqrt(moments.scale**2 + 1e-5)
+    rows = (train.features - moments.mean) / np.sqrt(moments.deviation**2 + 1e-5)
     units = rows / np.linalg.norm(rows, axis=2, keepdims=True)
     for label in range(3):
         mean = units[train.labels == label].sum(axis=(0, 1))

@@ -8,18 +8,17 @@ import pytest
 from PIL import Image
 
 from tasks.artifacts import read_tensors, write_tensors
-from tasks.backbones.cards import (
-    Provenance,
-    SourceCard,
-    find_card,
-    list_source_images,
-    main,
-    read_card,
-    write_card,
-)
+from tasks.backbones.cards import list_source_images, main
 from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.features import PooledFeatures
 from tasks.backbones.runtime import normalize
+from tasks.backbones.source_cards import (
+    Provenance,
+    SourceCard,
+    find_card,
+    read_card,
+    write_card,
+)
 from tasks.errors import ArtifactError, DataError
 from tasks.images.frames import read_clean_view
 from tasks.records import InputSpec

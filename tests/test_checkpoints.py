@@ -1,7 +1,7 @@
 """A checkpoint gives back the very state, or is recognized as damaged or of another training."""
 
 import hashlib
-import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,16 +53,13 @@ def make_state(phase: int = 1, epoch: int = 2, *, best: bool = True) -> TrainSta
         history=(row,),
         finished=(done,),
         phase_average=tensors(4),
+        micro_batch=8 if best else None,
     )
 
 
 def assert_same(one: TrainState, other: TrainState) -> None:
-    assert (one.phase, one.epoch, one.history, one.finished) == (
-        other.phase,
-        other.epoch,
-        other.history,
-        other.finished,
-    )
+    for name in ("phase", "epoch", "history", "finished", "micro_batch"):
+        assert getattr(one, name) == getattr(other, name)
     for name in ("weights", "average", "moments", "phase_average"):
         assert_same_tensors(getattr(one, name), getattr(other, name))
     assert (one.best is None) == (other.best is None)
@@ -116,26 +113,65 @@ def test_no_folder_is_no_state(tmp_path: Path):
     assert CheckpointFolder(tmp_path / "none").latest() is None
 
 
-@pytest.mark.parametrize("position", [3, 100, -5, "half", "cut", "empty"])
+def flip(content: bytes, position: int) -> bytes:
+    damaged = bytearray(content)
+    damaged[position] ^= 1
+    return bytes(damaged)
+
+
+def digest_in(content: bytes) -> bytes:
+    return content.partition(b'"digest":"')[2][:64]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "length of the header": lambda content: flip(content, 3),
+    "header": lambda content: flip(content, 100),
+    "a byte in the middle": lambda content: flip(content, len(content) // 2),
+    "one of the last bytes": lambda content: flip(content, -5),
+    "cut by a byte": lambda content: content[:-1],
+    "cut in half": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "zeros": lambda content: bytes(len(content)),
+    "wrong digest": lambda content: content.replace(digest_in(content), b"0" * 64),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_newest_file_falls_back_to_the_one_before_and_says_so(
-    tmp_path: Path, position: int | str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ):
     folder = CheckpointFolder(tmp_path / "one")
     for epoch in (1, 2):
         folder.save(make_state(1, epoch))
     newest = tmp_path / "one" / "phase-001-epoch-000002.safetensors"
-    content = bytearray(newest.read_bytes())
-    if position == "cut":
-        content = content[:-1]
-    elif position == "empty":
-        content = bytearray()
-    else:
-        content[len(content) // 2 if position == "half" else int(position)] ^= 1
-    newest.write_bytes(content)
+    content = newest.read_bytes()
+    newest.write_bytes(DAMAGES[damage](content))
+    assert newest.read_bytes() != content
     latest = folder.latest()
     assert latest is not None
-    assert latest.epoch == 1
-    assert "going on from the checkpoint before it" in caplog.text
+    assert_same(latest, make_state(1, 1))
+    (record,) = caplog.records
+    assert record.message.startswith(f"{newest}: ")
+    assert record.message.endswith("; going on from phase-001-epoch-000001")
+
+
+def test_a_folder_of_damaged_files_is_no_state(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    folder = CheckpointFolder(tmp_path / "one")
+    for epoch in (1, 2):
+        folder.save(make_state(1, epoch))
+    for path in (tmp_path / "one").iterdir():
+        path.write_bytes(b"")
+    assert folder.latest() is None
+    assert len(caplog.records) == 2
+    assert caplog.messages[1].endswith("; going on from the start of training")
+
+
+def test_the_newest_file_is_known_without_reading_it(tmp_path: Path):
+    folder = CheckpointFolder(tmp_path / "one")
+    assert folder.newest() is None
+    for phase, epoch in [(1, 10), (2, 0)]:
+        folder.save(make_state(phase, epoch))
+    assert folder.newest() == (2, 0)
 
 
 def test_every_flipped_byte_is_noticed(tmp_path: Path):
@@ -157,13 +193,9 @@ def test_a_whole_file_that_is_no_checkpoint_is_refused(tmp_path: Path):
         read_state(path)
 
 
-def test_states_of_another_training_are_left_alone_and_mentioned(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
+def test_states_of_another_training_are_not_read(tmp_path: Path):
     CheckpointFolder(tmp_path / "one").save(make_state())
-    with caplog.at_level(logging.INFO):
-        assert CheckpointFolder(tmp_path / "other").latest() is None
-    assert "starting afresh" in caplog.text
+    assert CheckpointFolder(tmp_path / "other").latest() is None
     assert CheckpointFolder(tmp_path / "one").latest() is not None
 
 

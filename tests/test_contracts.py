@@ -20,6 +20,7 @@ STAGES = list(GRAPH)
 
 RANKS = [
     {"errors", "records"},
+    {"files"},
     {"params", "machine", "artifacts", "progress", "statistics"},
     {"entry", "images"},
     {"backbones"},

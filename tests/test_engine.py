@@ -16,12 +16,14 @@ from tasks.backbones.engine import make_engine
 from tasks.backbones.features import FeaturesAndLogits, PooledFeatures
 from tasks.backbones.onnx_export import export_onnx
 from tasks.backbones.runtime import normalize
-from tasks.backbones.split import split_at
+from tasks.backbones.split import prefixes_at, split_at
+from tasks.backbones.torch_engine import COMPILED_ROWS, make_gpu_engine
 from tasks.errors import EngineError
 from tasks.machine import Machine
 from tasks.records import InputSpec
 
 ONNX = Machine(device="cpu", threads=1, engine="onnxruntime")
+COMPILED = Machine(device="cpu", threads=1, engine="compiled")
 TORCH = Machine(device="cpu", threads=1, engine="torch")
 AUTO = Machine(device="cpu", threads=1)
 
@@ -79,6 +81,17 @@ def test_the_frozen_part_of_a_cut_backbone_runs_in_onnxruntime():
     engine = make_engine(prefix, spec_of(32), ONNX, draw(3, 32))
     pixels = draw(5, 32, seed=2)
     np.testing.assert_allclose(engine(pixels)[0], in_torch(prefix, pixels), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("machine", [ONNX, TORCH], ids=["onnxruntime", "torch"])
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_convnext"])
+def test_two_cuts_in_one_pass_give_the_bytes_of_each_alone(name, machine):
+    model = build(name)
+    pixels = draw(6, 32)
+    together = make_engine(prefixes_at(model, [4, 2]), spec_of(32), machine, pixels)(pixels)
+    for cut, found in zip([4, 2], together, strict=True):
+        alone = make_engine(split_at(model, cut)[0], spec_of(32), machine, pixels)(pixels)
+        assert found.tobytes() == alone[0].tobytes(), cut
 
 
 @pytest.mark.parametrize("machine", [ONNX, TORCH], ids=["onnxruntime", "torch"])
@@ -197,3 +210,123 @@ def test_no_padding_is_left_in_the_exported_graph():
     assert not kinds & {"Pad", "Slice", "Shape", "BatchNormalization"}
     assert [graph.input[0].name, graph.output[0].name] == ["images", "features"]
     assert graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+# compiled, and on a GPU --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bfloat16(monkeypatch):
+    """As on a GPU that computes in bfloat16."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+
+
+def on_gpu(module: nn.Module, rows: int) -> tuple:
+    """Make the engine of a GPU; torch computes bfloat16 on a CPU too, slowly."""
+    return make_gpu_engine(module, spec_of(32), torch.device("cpu"), draw(4, 32), rows=rows)
+
+
+def fail_to_compile(module, **options):
+    def run(pixels):
+        raise RuntimeError("no compiler here\nand more")
+
+    return run
+
+
+@pytest.mark.usefixtures("bfloat16")
+def test_a_gpu_computes_in_bfloat16_and_measures_how_far_that_is_off(caplog):
+    module = PooledFeatures(build("test_efficientnet"))
+    engine, why = on_gpu(module, rows=1000)
+    assert (engine.name, why) == ("torch-bfloat16", "compiling does not pay for 1,000 images")
+    assert 1e-4 < engine.parity < 0.05
+    pixels = draw(5, 32, seed=2)
+    expected = in_torch(module, pixels).numpy()
+    np.testing.assert_allclose(engine(pixels)[0], expected, atol=0.05 * np.abs(expected).max())
+    assert engine(pixels)[0].dtype == np.float32
+    assert caplog.text == ""
+
+
+@pytest.mark.usefixtures("bfloat16")
+def test_a_gpu_compiles_where_many_images_pay_for_it(monkeypatch):
+    compiled = []
+
+    def compile_nothing(module, **options):
+        compiled.append(options)
+        return module
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    engine, why = on_gpu(PooledFeatures(build("test_resnet")), rows=COMPILED_ROWS)
+    assert (engine.name, why) == ("torch-compiled-bfloat16", "compiling pays for 100,000 images")
+    assert compiled == [{"options": {"deterministic": True}}]
+
+
+@pytest.mark.usefixtures("bfloat16")
+def test_a_network_that_cannot_be_compiled_runs_as_it_stands_with_one_warning(monkeypatch, caplog):
+    monkeypatch.setattr(torch, "compile", fail_to_compile)
+    engine, _ = on_gpu(PooledFeatures(build("test_resnet")), rows=COMPILED_ROWS)
+    assert engine.name == "torch-bfloat16"
+    (warning,) = caplog.messages
+    assert warning == (
+        "torch-compiled-bfloat16 cannot run this network (RuntimeError: no compiler here)"
+    )
+
+
+@pytest.mark.usefixtures("bfloat16")
+def test_a_network_that_bfloat16_distorts_runs_in_float32_with_a_warning(caplog):
+    engine, why = on_gpu(Drifting(), rows=10)
+    assert (engine.name, why, engine.parity) == ("torch", "no faster engine can run it", None)
+    assert "torch-bfloat16 cannot run this network (EngineError: it differs from" in caplog.text
+
+
+@pytest.mark.parametrize(("machine", "name"), [(AUTO, "onnxruntime"), (TORCH, "torch")])
+def test_the_log_says_which_engine_runs_and_why(machine, name, caplog):
+    caplog.set_level(logging.INFO)
+    make_engine(PooledFeatures(build("test_resnet")), spec_of(32), machine, draw(2, 32))
+    reason = "the fastest on a CPU; within" if machine is AUTO else "as REGRAFT_ENGINE says"
+    assert f"frozen layers run in {name} on cpu: {reason}" in caplog.text
+
+
+def test_a_forced_compiler_that_fails_stops(monkeypatch):
+    monkeypatch.setattr(torch, "compile", fail_to_compile)
+    with pytest.raises(EngineError, match=r"REGRAFT_ENGINE is compiled, .*no compiler here\)"):
+        make_engine(PooledFeatures(build("test_resnet")), spec_of(32), COMPILED, draw(2, 32))
+
+
+@pytest.mark.slow
+def test_a_compiled_network_gives_the_values_of_torch():
+    module = PooledFeatures(build("test_resnet"))
+    engine = make_engine(module, spec_of(32), COMPILED, draw(4, 32))
+    assert (engine.name, engine.parity < 1e-4) == ("torch-compiled", True)
+    for count in (1, 5, 8):
+        pixels = draw(count, 32, seed=2)
+        np.testing.assert_allclose(
+            engine(pixels)[0], in_torch(module, pixels), rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_vit", "test_convnext"])
+def test_a_gpu_engine_is_near_torch_in_float32_compiled_or_not(name):
+    options = {"img_size": 32} if name == "test_vit" else {}
+    module = PooledFeatures(build(name, **options))
+    gpu, pixels = Machine(device="cuda"), draw(32, 32)
+    expected = in_torch(module, pixels).numpy()
+    for rows, kind in ((1000, "torch-bfloat16"), (COMPILED_ROWS, "torch-compiled-bfloat16")):
+        engine = make_engine(module, spec_of(32), gpu, pixels[:4], rows=rows)
+        assert engine.name == kind
+        for count in (32, 7):
+            found = engine(pixels[:count])[0]
+            np.testing.assert_allclose(
+                found, expected[:count], atol=0.05 * np.abs(expected).max(), rtol=0.05
+            )
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_bytes_twice():
+    module = PooledFeatures(build("test_efficientnet"))
+    for rows in (1000, COMPILED_ROWS):
+        first, second = (
+            make_engine(module, spec_of(32), Machine(device="cuda"), draw(4, 32), rows=rows)
+            for _ in range(2)
+        )
+        assert first(draw(8, 32))[0].tobytes() == second(draw(8, 32))[0].tobytes()

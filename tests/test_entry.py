@@ -16,7 +16,7 @@ from tasks.errors import DataError
 STAGE = """
 import logging, sys, time
 from pathlib import Path
-from tasks.artifacts import replacing_file
+from tasks.files import replacing_file
 from tasks.entry import run_stage
 from tasks.errors import DataError
 log = logging.getLogger("tasks.toy")

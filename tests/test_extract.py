@@ -10,19 +10,21 @@ from ruamel.yaml import YAML
 
 from tasks.artifacts import read_array, read_record, read_tensors, read_tensors_note
 from tasks.backbones.catalogue import Backbone, load_backbone
+from tasks.backbones.feature_files import write_features
 from tasks.backbones.features import PooledFeatures
 from tasks.backbones.groups import group_numbers
 from tasks.backbones.normalization import fit_running_statistics
 from tasks.backbones.probe import choose_probe_images, sample_pixels
 from tasks.backbones.runtime import normalize
 from tasks.errors import ArtifactError, WeightsError
-from tasks.extract import main, write_features
+from tasks.extract import main
 from tasks.images.store import PixelStore, StoreWriter, store_info
 from tasks.params import Params
 from tasks.progress import progress
-from tasks.records import BackboneInfo
+from tasks.records import BackboneInfo, InputSpec
 
 SPLITS = ("train", "val", "test")
+SPEC = InputSpec(image_px=16, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 
 
 def fill_store(folder: Path, count: int, views: int, *, px: int = 32, seed: int = 0) -> PixelStore:
@@ -188,6 +190,16 @@ def test_a_small_set_is_probed_whole(stores, tiny_params):
     images = choose_probe_images(stores["val"], tiny_params.extract, 0)
     assert images.rows.tolist() == list(range(9))
     assert sorted(images.mixed.tolist()) == list(range(9))
+
+
+def test_untrained_statistics_are_never_fitted_on_a_single_image(tmp_path, tiny_params):
+    store = fill_store(tmp_path / "odd", 33, 0, px=16)
+    wide = tiny_params.extract.model_copy(update={"shift_images": 100})
+    assert wide.batch_size == 16
+    images = choose_probe_images(store, wide, 0)
+    assert len(images.rows) == 33
+    sizes = [len(batch) for batch in images.normalized(SPEC, mixed=True)]
+    assert sizes == [16, 16]
 
 
 def test_engine_samples_are_clean_views_from_the_whole_store(stores):

@@ -3,10 +3,11 @@
 import hashlib
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from tasks.backbones.runtime import normalize
 from tasks.errors import ArtifactError, TrainingError
 from tasks.params import Params
 from tasks.records import Arm, Decision, Finetuned
-from tasks.training import lr_range
+from tasks.training import lr_suggestion
 from tasks.training.classifier import load_finetuned
 from tasks.training.heads import apply_head, write_head
 from tasks.training.inputs import FinetuneInputs
@@ -58,7 +59,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shorter_range_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lr_range, "STEPS", 25)
+    monkeypatch.setattr(lr_suggestion, "STEPS", 25)
 
 
 def set_machine(monkeypatch: pytest.MonkeyPatch, scratch: Path) -> None:
@@ -357,98 +358,207 @@ def test_a_phase_that_learns_by_heart_is_told(project: Project, monkeypatch: pyt
 
 # killed and run again ----------------------------------------------------------------------------
 
-# Forks a run for every line of its input, and lets it kill itself at the given call of a function.
+# Forks a run for every line of its input, which kills itself at a call of a function: the one after
+# `before` others that had `text` in their arguments, as paths or as open files.
 KILLING = """
-import json, os, signal, sys
-import tasks.artifacts, tasks.training.checkpoints, tasks.training.parts, tasks.training.steps
+import json, os, pathlib, shutil, signal, sys
+import torch
 from tasks import finetune
+from tasks.training import activations, epochs, interpolation, loop, parts
 
 OWNERS = {
-    "step": (tasks.training.steps.Stepper, "train"),
-    "checkpoint": (tasks.training.checkpoints, "write_tensors"),
-    "rename": (tasks.artifacts.os, "replace"),
-    "cut": (tasks.training.parts, "open_rows"),
+    "cut": (parts, "cache_together"),
+    "shard": (activations, "write_array"),
+    "read": (activations.CachedRows, "read"),
+    "step": (torch.optim.AdamW, "step"),
+    "count": (epochs.Tally, "add"),
+    "end": (loop, "end_phase"),
+    "mix": (interpolation, "interpolate"),
     "model": (finetune, "write_classifier"),
     "history": (finetune, "write_history"),
+    "logits": (finetune, "write_array"),
+    "sync": (os, "fsync"),
+    "rename": (os, "replace"),
+    "delete": (pathlib.Path, "unlink"),
+    "clear": (shutil, "rmtree"),
 }
 
-def kill_at(owner, name, calls):
+def names(arguments):
+    for one in arguments:
+        yield os.readlink(f"/proc/self/fd/{one}") if isinstance(one, int) else str(one)
+
+def kill_at(owner, name, text, calls):
     real = getattr(owner, name)
     def call(*args, **named):
-        calls.pop() if calls else os.kill(os.getpid(), signal.SIGKILL)
+        if not text or text in " ".join(names(args)):
+            calls.pop() if calls else os.kill(os.getpid(), signal.SIGKILL)
         return real(*args, **named)
     setattr(owner, name, call)
 
 for line in sys.stdin:
-    point, before, scratch, arguments = json.loads(line)
+    function, text, before, arguments, environment = json.loads(line)
     child = os.fork()
     if child == 0:
-        os.environ["REGRAFT_SCRATCH"] = scratch
-        kill_at(*OWNERS[point], [None] * before)
+        os.environ.update(environment)
+        kill_at(*OWNERS[function], text, [None] * before)
         finetune.main(arguments)
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
-POINTS = [
-    ("step", 2),
-    ("step", 6),
-    ("step", 13),
-    ("checkpoint", 0),
-    ("checkpoint", 2),
-    ("rename", 2),
-    ("rename", 4),
-    ("rename", 7),
-    ("cut", 1),
-    ("model", 0),
-    ("history", 0),
-]
+# Two phases of two epochs of four steps; a look at val reads twice. What is called, with which text
+# in its arguments, after how many such calls; and the last state that is on disk then.
+POINTS = {
+    "nothing cached": ("cut", "", 0, ""),
+    "one shard written": ("shard", "", 1, ""),
+    "all shards but one": ("shard", "", 3, ""),
+    "first look at val": ("read", "", 1, ""),
+    "before a step": ("step", "", 1, "phase 1, epoch 0"),
+    "step not counted": ("count", "", 5, "phase 1, epoch 1"),
+    "look at val": ("read", "", 7, "phase 1, epoch 0"),
+    "checkpoint not synced": ("sync", "/.phase-001-epoch-000001", 0, "phase 1, epoch 0"),
+    "checkpoint not renamed": ("rename", "phase-001-epoch-000002", 0, "phase 1, epoch 1"),
+    "checkpoint renamed": ("sync", "/checkpoints/", 3, "phase 1, epoch 1"),
+    "old checkpoint kept": ("delete", "/phase-001-epoch-000000", 0, "phase 1, epoch 2"),
+    "phase not closed": ("end", "", 0, "phase 1, epoch 2"),
+    "cache half deleted": ("clear", "/activations/", 1, "phase 1, epoch 2"),
+    "phase not begun": ("rename", "phase-002-epoch-000000", 0, "phase 1, epoch 2"),
+    "second phase": ("step", "", 9, "phase 2, epoch 0"),
+    "last epoch": ("step", "", 13, "phase 2, epoch 1"),
+    "interpolation": ("mix", "", 2, "phase 2, epoch 2"),
+    "look at an interpolation": ("read", "", 31, "phase 2, epoch 2"),
+    "nothing written": ("model", "", 0, "phase 2, epoch 2"),
+    "model not renamed": ("rename", "model.safetensors", 0, "phase 2, epoch 2"),
+    "model written": ("history", "", 0, "phase 2, epoch 2"),
+    "history written": ("logits", "", 0, "phase 2, epoch 2"),
+    "summary not renamed": ("rename", "finetune.json", 0, "phase 2, epoch 2"),
+    "scratch half deleted": ("clear", "/activations/", 2, ""),
+}
+QUICK = {  # one of each kind; the others are slow together
+    "one shard written",
+    "before a step",
+    "look at val",
+    "checkpoint not synced",
+    "checkpoint renamed",
+    "phase not closed",
+    "last epoch",
+    "look at an interpolation",
+    "summary not renamed",
+}
+
+
+class Killer:
+    """Runs the stage in forks of one process that has imported everything."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", KILLING],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+
+    def run(self, point: tuple[str, str, int], arguments: list[str]) -> int:
+        """Run until the point, on the machine that this process is set to; give the exit code."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        machine = {name: value for name, value in os.environ.items() if name.startswith("REGRAFT")}
+        self.process.stdin.write(json.dumps([*point, arguments, machine]) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory, default_params: Params) -> Project:
-    """Runs killed at every point, each in a folder named after it, and a whole one."""
-    project = Project(tmp_path_factory.mktemp("killed"), default_params)
+def whole(tmp_path_factory: pytest.TempPathFactory, default_params: Params) -> Project:
+    """A run that nobody disturbed, in the folder `whole`."""
+    project = Project(tmp_path_factory.mktemp("project"), default_params)
     with pytest.MonkeyPatch.context() as patch:
-        set_machine(patch, project.root / "scratch-whole")
-        arguments = project.arguments()
-        project.run(arguments, "whole")
-        lines = [
-            json.dumps(
-                [
-                    point,
-                    before,
-                    str(project.root / f"scratch-{point}-{before}"),
-                    arguments + outputs(project.root / f"{point}-{before}"),
-                ]
-            )
-            for point, before in POINTS
-        ]
-        done = subprocess.run(
-            [sys.executable, "-c", KILLING],
-            input="\n".join(lines),
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            check=True,
-        )
-    assert done.stdout.split() == [str(-signal.SIGKILL)] * len(POINTS), done.stderr
+        set_machine(patch, project.root / "scratch")
+        project.run(project.arguments(), "whole")
     return project
 
 
-@pytest.mark.parametrize(("point", "before"), POINTS)
-def test_a_killed_stage_run_again_writes_the_same_bytes(
-    killed: Project, monkeypatch: pytest.MonkeyPatch, point: str, before: int
-):
-    name = f"{point}-{before}"
-    scratch = killed.root / f"scratch-{name}"
-    assert list(scratch.rglob("*.safetensors*")) or (point, before) == ("checkpoint", 0)
-    set_machine(monkeypatch, scratch)
-    assert killed.inputs is not None
-    killed.run(arguments_in(killed.root / "in"), name)
-    assert digests(killed.root / name) == digests(killed.root / "whole")
+@pytest.fixture(scope="module")
+def killer() -> Iterator[Killer]:
+    """One for all points: importing everything takes longer than a run."""
+    killer = Killer()
+    yield killer
+    killer.process.communicate()
+
+
+def assert_goes_on(project: Project, name: str, scratch: Path) -> None:
+    """The stage run again writes what the undisturbed run wrote, and leaves no scratch."""
+    project.run(arguments_in(project.root / "in"), name)
+    assert digests(project.root / name) == digests(project.root / "whole")
     assert not list(scratch.rglob("*.safetensors"))
     assert not list(scratch.rglob("*.npy"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in POINTS],
+)
+def test_a_killed_stage_run_again_writes_the_same_bytes(
+    whole: Project, killer: Killer, machine: Path, caplog: pytest.LogCaptureFixture, name: str
+):
+    *point, state = POINTS[name]
+    arguments = arguments_in(whole.root / "in") + outputs(whole.root / name)
+    assert killer.run(tuple(point), arguments) == -signal.SIGKILL
+    caplog.set_level("INFO")
+    assert_goes_on(whole, name, machine)
+    resumed = [line for line in caplog.messages if line.startswith("resumed")]
+    assert resumed == ([f"resumed from {state}"] if state else [])
+
+
+# Waits in the second step of the second epoch.
+WAITING = """
+import sys, time
+from tasks import finetune
+from tasks.entry import run_stage
+from tasks.training.epochs import Tally
+
+add, counted = Tally.add, []
+def wait(*args):
+    counted.append(add(*args))
+    if len(counted) == 6:
+        print("ready", flush=True)
+        time.sleep(60)
+
+Tally.add = wait
+sys.exit(run_stage("finetune", lambda _: finetune.main(sys.argv[1:])))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
+)
+def test_a_stopped_stage_says_where_the_next_run_goes_on(
+    whole: Project, machine: Path, number: signal.Signals, status: int
+):
+    name = f"stopped by {number.name}"
+    arguments = arguments_in(whole.root / "in")
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING, *arguments, *outputs(whole.root / name)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        # A test run in the background ignores Ctrl-C, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == status
+    place = "from the end of epoch 1 of phase 1"
+    assert errors.splitlines()[-1] == f"finetune: stopped; the next run goes on {place}"
+    assert errors.count("stopped") == 1
+    assert "Traceback" not in errors
+    newest = max(path.name for path in machine.rglob("phase-*"))
+    assert newest == "phase-001-epoch-000001.safetensors"
+    assert_goes_on(whole, name, machine)
 
 
 def test_a_checkpoint_of_other_rates_is_not_resumed(
@@ -470,7 +580,7 @@ def test_a_checkpoint_of_other_rates_is_not_resumed(
     caplog.clear()
     project.run(arguments)
     assert "resumed" not in caplog.text
-    assert "starting afresh" in caplog.text
+    assert "left behind by trainings of other inputs, values or code" in caplog.text
     assert "phase 1 of 2, epoch 1:" in caplog.text
 
 

@@ -30,7 +30,7 @@ from tasks.training.gate import ValSet
 from tasks.training.inputs import FinetuneInputs
 from tasks.training.loop import Trainer
 from tasks.training.mixing import Mix, draw_mix
-from tasks.training.parts import BackboneParts
+from tasks.training.parts import BackboneParts, CachePlan
 from tasks.training.phases import PhasePlan, plan_phases
 from tasks.training.sampling import Indices
 from tasks.training.start import start_classifier
@@ -81,6 +81,7 @@ def setting(default_params: Params) -> Setting:
 
     def make(**values: object) -> FinetuneParams:
         fast = {
+            "early_epochs": 3,
             "epochs": 3,
             "batch_size": 8,
             "head_lr": 0.01,
@@ -110,23 +111,28 @@ def make_run(
         val=ValSet(manifest.labels("val"), manifest.groups("val")),
         classes=3,
     )
+    plans = plan_phases(made.decision, groups, params)
     parts = BackboneParts(
         classifier,
         groups,
         made.stores,
         made.backbone.input,
         MACHINE,
-        folder=folder / "activations",
-        cache_gb=params.cache_gb,
+        CachePlan(folder / "activations", params.cache_gb, [plan.unfrozen_from for plan in plans]),
     )
     trainer = Trainer(classifier, groups, examples, params, seed=17)
-    return Run(trainer, plan_phases(made.decision, groups, params), parts, classifier, groups)
+    return Run(trainer, plans, parts, classifier, groups)
 
 
 def assert_equal(one: Tensors, other: Tensors) -> None:
     assert one.keys() == other.keys()
     unequal = [name for name in one if not torch.equal(one[name], other[name])]
     assert not unequal
+
+
+def test_only_the_last_phase_is_long(tmp_path: Path, setting: Setting):
+    plans = make_run(tmp_path, setting(early_epochs=2, epochs=7), phases=[5, 4, 2]).plans
+    assert [plan.epochs for plan in plans] == [2, 2, 7]
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp"])
@@ -218,6 +224,34 @@ def test_a_run_stopped_after_any_checkpoint_ends_as_if_never_stopped(
     assert_equal(whole.weights(), resumed.weights())
 
 
+def starve(run: Run) -> None:
+    """Let memory run out in the first step, and never again."""
+    head, before = run.classifier.get_submodule("head"), []
+
+    def refuse(layer: torch.nn.Module, inputs: object) -> None:
+        if layer.training and not before:
+            before.append(inputs)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    head.register_forward_pre_hook(refuse)
+
+
+def test_a_run_that_goes_on_cuts_batches_as_the_one_before(tmp_path: Path, setting: Setting):
+    whole = make_run(tmp_path / "whole", setting())
+    starve(whole)
+    expected = whole.go()
+    cut = make_run(tmp_path / "cut", setting())
+    starve(cut)
+    stopped = Memory(stop_after=3)
+    with pytest.raises(InterruptedError):
+        cut.go(stopped)
+    resumed = make_run(tmp_path / "resumed", setting())
+    state = resumed.go(Memory(state=stopped.latest()))
+    assert expected.micro_batch == state.micro_batch == 4
+    assert state.history == expected.history
+    assert_equal(whole.weights(), resumed.weights())
+
+
 def test_a_resumed_run_says_where_it_goes_on(
     tmp_path: Path, setting: Setting, caplog: pytest.LogCaptureFixture
 ):
@@ -284,7 +318,7 @@ def test_a_phase_that_makes_val_worse_is_rolled_back_and_the_next_starts_before_
     tmp_path: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch
 ):
     memory = Memory()
-    run = make_run(tmp_path, setting(epochs=2))
+    run = make_run(tmp_path, setting(early_epochs=2, epochs=2))
     before = run.weights()
     script_val(monkeypatch, np.arange(12) % 3, [0.2, 2.5, 2.6, 0.2, 0.15, 0.1])
     first, second = run.go(memory).finished
@@ -484,7 +518,7 @@ def test_every_step_of_training_is_mixed_by_its_own_draw(
         return real(self, *batch)
 
     monkeypatch.setattr(Stepper, "train", train)
-    params = setting(mixup_alpha=0.4, cutmix_alpha=1.0, epochs=2)
+    params = setting(mixup_alpha=0.4, cutmix_alpha=1.0, early_epochs=2, epochs=2)
     make_run(tmp_path, params).go()
     assert seen == [
         draw_mix(params, seed=17, phase=phase, epoch=epoch, step=step)
@@ -528,7 +562,7 @@ def test_the_kept_phases_are_averaged_on_the_way(tmp_path: Path, setting: Settin
 def test_a_phase_that_is_rolled_back_is_not_averaged(
     tmp_path: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch
 ):
-    run = make_run(tmp_path, setting(epochs=2))
+    run = make_run(tmp_path, setting(early_epochs=2, epochs=2))
     script_val(monkeypatch, np.arange(12) % 3, [0.2, 2.5, 2.6, 0.2, 0.15, 0.1])
     state = run.go()
     assert [phase.kept for phase in state.finished] == [False, True]

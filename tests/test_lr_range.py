@@ -14,9 +14,9 @@ from tasks.artifacts import read_record
 from tasks.errors import TrainingError
 from tasks.params import FinetuneParams, Params
 from tasks.records import RangeTest
-from tasks.training import lr_range
-from tasks.training.lr_range import (
-    RangeTester,
+from tasks.training import lr_range, lr_suggestion
+from tasks.training.lr_range import RangeTester
+from tasks.training.lr_suggestion import (
     describe_range_test,
     rates_tried,
     smooth_losses,
@@ -30,7 +30,7 @@ Setting = Callable[..., FinetuneParams]
 @pytest.fixture
 def setting(default_params: Params, monkeypatch: pytest.MonkeyPatch) -> Setting:
     """Make a `finetune` block; the range test, which reads no head_lr, is made shorter."""
-    monkeypatch.setattr(lr_range, "STEPS", 30)
+    monkeypatch.setattr(lr_suggestion, "STEPS", 30)
 
     def make(**values: object) -> FinetuneParams:
         asked = {"head_lr": 0.01, "batch_size": 8, "label_smoothing": 0.0, "cache_gb": 1.0}

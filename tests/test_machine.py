@@ -6,15 +6,17 @@ import pytest
 
 from tasks import machine as module
 from tasks.errors import ParamsError
-from tasks.machine import Machine, prepare_memory, read_machine
+from tasks.machine import Machine, prepare_memory, read_machine, read_place
 
 GLIBC_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "LD_PRELOAD")
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+UNSET = (*GLIBC_VARIABLES, *TORCHRUN_VARIABLES, "THP_MEM_ALLOC_ENABLE")
 
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch):
     for name in [*os.environ]:
-        if name.startswith("REGRAFT_") or name in (*GLIBC_VARIABLES, "THP_MEM_ALLOC_ENABLE"):
+        if name.startswith("REGRAFT_") or name in UNSET:
             monkeypatch.delenv(name)
 
 
@@ -44,9 +46,38 @@ def test_threads_are_all_cores_where_the_system_cannot_tell(monkeypatch):
     assert Machine().compute_threads == 1
 
 
+def test_processes_on_a_host_share_its_threads(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("REGRAFT_THREADS", "5")
+    assert (read_machine().compute_threads, read_machine().decode_workers) == (2, 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert read_machine().compute_threads == 1
+
+
+def test_without_torchrun_a_process_is_the_only_one():
+    place = read_place()
+    assert (place.rank, place.world_size, place.launched) == (0, 1, False)
+
+
+def test_torchrun_tells_the_place(monkeypatch):
+    for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    place = read_place()
+    assert (place.rank, place.world_size, place.local_rank, place.launched) == (5, 8, 1, True)
+    monkeypatch.setenv("RANK", "gold")
+    with pytest.raises(ParamsError, match="environment variable RANK is 'gold'; "):
+        read_place()
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("DEVICE", "tpu"), ("THREADS", "-1"), ("THREADS", "many"), ("ENGINE", "fast")],
+    [
+        ("PROCESSES", "0"),
+        ("DEVICE", "tpu"),
+        ("THREADS", "-1"),
+        ("THREADS", "many"),
+        ("ENGINE", "fast"),
+    ],
 )
 def test_a_wrong_variable_is_named_with_its_value(monkeypatch, name, value):
     monkeypatch.setenv(f"REGRAFT_{name}", value)
@@ -75,7 +106,7 @@ def test_memory_is_kept_and_huge_pages_are_asked_for(monkeypatch):
     monkeypatch.setattr(module.ctypes, "CDLL", lambda name: library)
     prepare_memory()
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
-    assert {option for option, _ in library.calls} == {-1, -2, -3}
+    assert {option for option, _ in library.calls} == {-1, -2, -3, -8}
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
 
 

@@ -3,7 +3,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from tasks.artifacts import read_record
-from tasks.backbones import cards
+from tasks.backbones import cards, source_cards
 from tasks.backbones.catalogue import load_backbone
 from tasks.errors import ArtifactError, DataError
 from tasks.images.sources import list_images
@@ -84,7 +84,7 @@ def test_a_set_is_measured_as_the_similarity_stage_measures_new_data(
     main(arguments(folder_of_cards, params_file, f"known={known}"))
     found = read_record(folder_of_cards / "ruler.json", Ruler).sets[0]
     seen = see(read_set(known, tiny_params, images=99), backbone, tiny_params, machine)
-    card = cards.find_card(folder_of_cards, backbone.weights_sha256)
+    card = source_cards.find_card(folder_of_cards, backbone.weights_sha256)
     expected = measure_mmd(
         card.features, seen.features, [str(i) for i in range(16)],
         params=tiny_params.similarity, seed=tiny_params.seed,

@@ -17,14 +17,16 @@ from tasks.errors import TrainingError
 from tasks.params import FinetuneParams, Params
 from tasks.training.classifier import Classifier
 from tasks.training.mixing import (
+    Blend,
     Mix,
-    blend_batch,
+    TrainBatch,
     blended_cross_entropy,
     check_mixing,
     draw_mix,
     find_box,
 )
-from tasks.training.parts import BackboneParts
+from tasks.training.parts import BackboneParts, CachePlan
+from tasks.training.sampling import Indices
 
 IMAGES = torch.randn((5, 3, 9, 9), generator=torch.Generator().manual_seed(1))
 LABELS = torch.tensor([0, 1, 2, 1, 0])
@@ -32,6 +34,27 @@ LOGITS = torch.randn((5, 3), generator=torch.Generator().manual_seed(2))
 PLACE = {"seed": 1, "phase": 1, "epoch": 1, "step": 1}
 
 Setting = Callable[[float, float], FinetuneParams]
+
+
+class Source:
+    """Gives rows of a tensor and remembers which were read."""
+
+    views = 0
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values, self.read_rows = values, np.array([])
+
+    def read(self, rows: Indices) -> torch.Tensor:
+        self.read_rows = rows
+        return self.values[torch.from_numpy(rows)]
+
+    def remove(self) -> None: ...
+
+
+def shown(mix: Mix | None, inputs: torch.Tensor = IMAGES) -> Blend:
+    """Mix all images with one another."""
+    batch = TrainBatch.of(np.arange(5), LABELS.numpy(), mix)
+    return batch.read(Source(inputs), torch.device("cpu"))
 
 
 @pytest.fixture
@@ -50,8 +73,8 @@ def setting(default_params: Params) -> Setting:
 
 def test_nothing_is_mixed_by_default(default_params: Params):
     assert draw_mix(default_params.finetune, **PLACE) is None
-    blend = blend_batch(IMAGES, LABELS, None)
-    assert blend.inputs is IMAGES
+    blend = shown(None)
+    assert torch.equal(blend.inputs, IMAGES)
     assert (blend.share, blend.labels is blend.partners) == (1.0, True)
 
 
@@ -92,18 +115,18 @@ def test_shares_have_the_moments_of_the_beta_distribution(setting: Setting, alph
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_the_whole_share_is_no_mixing(kind: Any):
-    blend = blend_batch(IMAGES, LABELS, Mix(kind, 1.0, (0.5, 0.5)))
+    blend = shown(Mix(kind, 1.0, (0.5, 0.5)))
     assert torch.equal(blend.inputs, IMAGES)
     assert blend.share == 1
     options = {"smoothing": 0.1, "weights": torch.tensor([1.0, 2.0, 0.5])}
-    plain = blended_cross_entropy(LOGITS, blend_batch(IMAGES, LABELS, None), **options)
+    plain = blended_cross_entropy(LOGITS, shown(None), **options)
     assert torch.equal(blended_cross_entropy(LOGITS, blend, **options), plain)
 
 
 @pytest.mark.parametrize("shape", [(5, 3, 9, 9), (5, 7, 4), (5, 6)], ids=["map", "tokens", "flat"])
 def test_mixup_blends_every_image_with_the_one_before_it(shape: tuple[int, ...]):
     inputs = torch.randn(shape)
-    blend = blend_batch(inputs, LABELS, Mix("mixup", 0.3, (0.0, 0.0)))
+    blend = shown(Mix("mixup", 0.3, (0.0, 0.0)), inputs)
     for place in range(5):
         expected = 0.3 * inputs[place] + 0.7 * inputs[place - 1]
         torch.testing.assert_close(blend.inputs[place], expected)
@@ -113,7 +136,7 @@ def test_mixup_blends_every_image_with_the_one_before_it(shape: tuple[int, ...])
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("center", [(0.0, 0.0), (0.5, 0.5), (0.99, 0.3)])
 def test_cutmix_mixes_labels_exactly_as_the_pixels(share: float, center: tuple[float, float]):
-    blend = blend_batch(IMAGES, LABELS, Mix("cutmix", share, center))
+    blend = shown(Mix("cutmix", share, center))
     own = (blend.inputs == IMAGES).all(dim=1)
     other = (blend.inputs == IMAGES.roll(1, 0)).all(dim=1)
     assert torch.equal(own, ~other)
@@ -137,10 +160,24 @@ def test_boxes_are_those_of_timm(share: float, monkeypatch: pytest.MonkeyPatch):
         assert 1 - (found[1] - found[0]) * (found[3] - found[2]) / 126 == pytest.approx(lam)
 
 
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_parts_of_a_batch_are_mixed_as_the_whole_is(kind: Any):
+    mix = Mix(kind, 0.3, (0.5, 0.5))
+    batch = TrainBatch.of(np.arange(5), LABELS.numpy(), mix)
+    whole, source = shown(mix), Source(IMAGES)
+    parts = []
+    for chosen in (slice(0, 2), slice(2, 5)):
+        parts.append(batch.at(chosen).read(source, torch.device("cpu")))
+        assert len(source.read_rows) == chosen.stop - chosen.start + 1
+    assert torch.equal(torch.cat([part.inputs for part in parts]), whole.inputs)
+    assert torch.equal(torch.cat([part.partners for part in parts]), whole.partners)
+    assert {part.share for part in parts} == {whole.share}
+
+
 def test_the_inputs_are_left_alone():
     before = IMAGES.clone()
-    blend_batch(IMAGES, LABELS, Mix("cutmix", 0.2, (0.5, 0.5)))
-    blend_batch(IMAGES, LABELS, Mix("mixup", 0.2, (0.5, 0.5)))
+    shown(Mix("cutmix", 0.2, (0.5, 0.5)))
+    shown(Mix("mixup", 0.2, (0.5, 0.5)))
     assert torch.equal(IMAGES, before)
 
 
@@ -149,7 +186,7 @@ def test_the_inputs_are_left_alone():
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_loss_is_that_of_both_labels_by_their_shares(smoothing: float):
-    blend = blend_batch(IMAGES, LABELS, Mix("mixup", 0.3, (0.0, 0.0)))
+    blend = shown(Mix("mixup", 0.3, (0.0, 0.0)))
     soft = timm_mixup.mixup_target(LABELS, 3, 1.0, smoothing)
     soft = 0.3 * soft + 0.7 * soft.roll(1, 0)
     expected = -(soft * functional.log_softmax(LOGITS, dim=1)).sum(dim=1).mean()
@@ -159,7 +196,7 @@ def test_the_loss_is_that_of_both_labels_by_their_shares(smoothing: float):
 
 def test_each_label_counts_by_the_weight_of_its_class():
     weights = torch.tensor([1.0, 3.0, 0.5])
-    blend = blend_batch(IMAGES, LABELS, Mix("mixup", 0.3, (0.0, 0.0)))
+    blend = shown(Mix("mixup", 0.3, (0.0, 0.0)))
     partners = LABELS.roll(1)
     own = functional.cross_entropy(LOGITS, LABELS, reduction="none") * weights[LABELS]
     other = functional.cross_entropy(LOGITS, partners, reduction="none") * weights[partners]
@@ -169,7 +206,7 @@ def test_each_label_counts_by_the_weight_of_its_class():
 
 @pytest.mark.parametrize(("share", "own"), [(0.7, True), (0.5, True), (0.3, False)])
 def test_an_image_is_of_the_class_of_which_it_shows_more(share: float, own: bool):
-    blend = blend_batch(IMAGES, LABELS, Mix("mixup", share, (0.0, 0.0)))
+    blend = shown(Mix("mixup", share, (0.0, 0.0)))
     assert torch.equal(blend.dominant, LABELS if own else LABELS.roll(1))
 
 
@@ -198,7 +235,8 @@ def test_networks_are_cut_into_maps_or_tokens(
     setting: Setting, tmp_path: Path, name: str, cut: int, maps: bool
 ):
     classifier = Classifier(create_architecture(name), nn.Identity())
-    parts = BackboneParts(classifier, [], None, None, None, folder=tmp_path, cache_gb=0)  # type: ignore[arg-type]
+    cache = CachePlan(tmp_path, 0, [])
+    parts = BackboneParts(classifier, [], None, None, None, cache)  # type: ignore[arg-type]
     shape = parts.input_shape(cut)
     assert (len(shape) == 3) == maps
     if maps:

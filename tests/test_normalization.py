@@ -116,6 +116,28 @@ def test_fitting_averages_over_batches_and_forgets_what_was_before():
     torch.testing.assert_close(model.bn1.running_mean, stem.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
 
 
+def test_fitted_statistics_are_those_of_a_training_pass_whatever_the_workers():
+    batches = images(24).split(8)
+    fitted, expected = build(), build()
+    fit_running_statistics(fitted, batches, workers=3)
+    for module in expected.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.train().reset_running_stats()
+            module.momentum = None  # the plain average over the batches
+    with torch.no_grad():
+        for batch in batches:
+            expected(batch)
+    for (name, one), other in zip(fitted.named_buffers(), expected.buffers(), strict=True):
+        if "num_batches" not in name:
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    alone = build()
+    fit_running_statistics(alone, batches)
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(fitted.buffers(), alone.buffers(), strict=True)
+    )
+
+
 def test_fitting_leaves_momentum_and_eval_mode():
     model = build()
     fit_running_statistics(model, [images(4)])

@@ -56,7 +56,17 @@ def test_a_short_loop_says_nothing(clock, caplog, monkeypatch):
     assert caplog.records == []
 
 
-def test_a_terminal_shows_a_bar(monkeypatch):
+def test_a_quiet_log_shows_no_bar(monkeypatch, caplog):
+    stream = Stream(terminal=True)
+    monkeypatch.setattr(sys, "stderr", stream)
+    caplog.set_level(logging.WARNING)
+    with progress("features", 4) as meter:
+        meter.advance(4)
+    assert stream.getvalue() == ""
+
+
+def test_a_terminal_shows_a_bar(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
     stream = Stream(terminal=True)
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr(sys, "stdout", stream)
@@ -70,7 +80,8 @@ def test_a_terminal_shows_a_bar(monkeypatch):
     assert "rows/s" in shown
 
 
-def test_an_error_inside_gets_out_and_ends_the_bar(monkeypatch):
+def test_an_error_inside_gets_out_and_ends_the_bar(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
     stream = Stream(terminal=True)
     monkeypatch.setattr(sys, "stderr", stream)
     with pytest.raises(RuntimeError, match="inside"), progress("features", 4):

@@ -2,7 +2,7 @@
 
 from conftest import ROOT
 
-from tasks.backbones.cards import find_card, read_card
+from tasks.backbones.source_cards import find_card, read_card
 from tasks.params import load_params
 from tasks.transferability.ruler import find_ruler
 from tasks.transferability.rules import Evidence, domain_by_mmd, domain_by_shift

@@ -13,7 +13,7 @@ from tasks.artifacts import (
     write_record,
     write_tensors,
 )
-from tasks.backbones.cards import Provenance, SourceCard, write_card
+from tasks.backbones.source_cards import Provenance, SourceCard, write_card
 from tasks.errors import ArtifactError
 from tasks.records import BackboneInfo, InputSpec, KnownSet, LayerGroup, ManifestRow, Similarity
 from tasks.similarity import Reference, main, measure_similarity, project

@@ -10,7 +10,8 @@ from torch import nn
 from tasks.backbones.catalogue import create_architecture
 from tasks.backbones.features import PooledFeatures
 from tasks.backbones.groups import group_numbers, layer_groups
-from tasks.backbones.split import example_images, split_at
+from tasks.backbones.recording import example_images
+from tasks.backbones.split import prefixes_at, split_at
 from tasks.errors import EngineError
 
 # name -> side of the images; vision transformers are built for it
@@ -37,6 +38,17 @@ def test_both_parts_together_equal_the_whole_at_every_group(name):
         for group in range(len(layer_groups(model)) + 1):
             prefix, suffix = split_at(model, group)
             assert torch.equal(suffix(prefix(images)), expected), group
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_one_pass_gives_the_activations_at_every_cut(name):
+    model = build(name)
+    images = torch.randn(3, 3, SIZES[name], SIZES[name], generator=torch.manual_seed(1))
+    cuts = list(range(len(layer_groups(model)), 0, -1))
+    with torch.inference_mode():
+        together = prefixes_at(model, cuts)(images)
+        for cut, found in zip(cuts, together, strict=True):
+            assert torch.equal(found, split_at(model, cut)[0](images)), cut
 
 
 @pytest.mark.slow

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.artifacts import read_array, read_record, replacing_folder
+from tasks.artifacts import read_array, read_record
 from tasks.errors import ArtifactError
+from tasks.files import replacing_folder
 from tasks.images import store as store_module
 from tasks.images.store import PixelStore, StoreWriter, bytes_of, store_info
 from tasks.records import StoreInfo

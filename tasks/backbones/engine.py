@@ -1,11 +1,11 @@
-"""Engines run a frozen network over packed pixels: onnxruntime on a CPU, torch on a GPU.
+"""Engines run a frozen network over packed pixels: onnxruntime on a CPU, compiled torch on a GPU.
 
 An engine is a snapshot: training the module afterwards does not change what the engine computes.
 """
 
-import copy
 import logging
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import onnxruntime
@@ -13,25 +13,30 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from tasks.backbones.memory import MicroBatches
 from tasks.backbones.onnx_export import export_onnx
-from tasks.backbones.runtime import find_device, normalize, single_thread
+from tasks.backbones.parity import TOLERANCE, Outputs, Pixels, difference, refuse_difference
+from tasks.backbones.runtime import find_device, single_thread
+from tasks.backbones.torch_engine import (
+    FromPixels,
+    TorchEngine,
+    first_line,
+    make_gpu_engine,
+    measure_parity,
+)
 from tasks.errors import EngineError
 from tasks.machine import Machine
 from tasks.records import InputSpec
 
 log = logging.getLogger(__name__)
 
-TOLERANCE = 1e-4  # largest difference between engine and torch, relative to torch's largest value
 TRACED_ROWS = 2
-
-Pixels = NDArray[np.uint8]
-Outputs = tuple[NDArray[np.float32], ...]
 
 
 class Engine(Protocol):
     """Runs one frozen network."""
 
-    name: str  # onnxruntime or torch
+    name: str  # onnxruntime; or torch, with what it was speeded up by
     parity: float | None  # largest relative difference to torch in float32; None where it is that
 
     def __call__(self, pixels: Pixels) -> Outputs:
@@ -39,83 +44,99 @@ class Engine(Protocol):
 
 
 def make_engine(
-    module: nn.Module, spec: InputSpec, machine: Machine, sample: NDArray[np.uint8]
+    module: nn.Module,
+    spec: InputSpec,
+    machine: Machine,
+    sample: NDArray[np.uint8],
+    *,
+    rows: int = 0,
 ) -> Engine:
     """Make the engine of a frozen network for this machine.
 
-    With REGRAFT_ENGINE auto, a CPU gets onnxruntime if it agrees with torch on the sample within
-    `TOLERANCE`, otherwise torch, with a warning; a GPU gets torch.
+    With REGRAFT_ENGINE auto, a CPU gets onnxruntime and a GPU torch in bfloat16, compiled where
+    that pays, if they agree with torch in float32 on the sample; otherwise the next slower one,
+    with a warning. The log says which one runs and why. Where memory runs out later, it takes fewer
+    images at once.
 
     Args:
         module: Normalized images -> one tensor or a tuple of tensors with N rows each.
         spec: The images it expects.
         machine: Device, threads and engine.
         sample: uint8 (n, R, R, 3), some typical images.
+        rows: Images that it will run over, as far as known.
 
     Raises:
-        EngineError: REGRAFT_ENGINE forces onnxruntime and it cannot run the network, or the device
+        EngineError: REGRAFT_ENGINE forces an engine that cannot run the network, or the device
             asked for is missing.
     """
     device = find_device(machine)
-    wanted = machine.engine
-    if wanted == "torch" or (wanted == "auto" and device.type == "cuda"):
-        return _TorchEngine(module, spec, device, sample)
+    if machine.engine == "auto":
+        choose = _choose_on_cpu if device.type == "cpu" else _choose_on_gpu
+        engine, why = choose(module, spec, machine, sample, rows)
+    else:
+        engine = _force(module, spec, machine, sample)
+        why = "as REGRAFT_ENGINE says"
+    parity = "" if engine.parity is None else f"; within {engine.parity:.0e} of torch in float32"
+    log.info("frozen layers run in %s on %s: %s%s", engine.name, device.type, why, parity)
+    return _PatientEngine(engine)
+
+
+def _choose_on_cpu(
+    module: nn.Module, spec: InputSpec, machine: Machine, sample: Pixels, rows: int
+) -> tuple[Engine, str]:
     try:
-        return _OnnxEngine(module, spec, machine.compute_threads, sample)
+        return _OnnxEngine(module, spec, machine.compute_threads, sample), "the fastest on a CPU"
     except Exception as err:  # exporter and runtime raise errors of many kinds
-        reason = f"{type(err).__name__}: {str(err).partition(chr(10))[0]}"
-        if wanted == "onnxruntime":
-            raise EngineError(
-                f"REGRAFT_ENGINE is onnxruntime, which cannot run this network ({reason}); "
-                "set it to auto or torch"
-            ) from err
-        log.warning("onnxruntime cannot run this network (%s); torch runs it, more slowly", reason)
-        return _TorchEngine(module, spec, device, sample)
+        log.warning(
+            "onnxruntime cannot run this network (%s); torch runs it, more slowly", first_line(err)
+        )
+        return TorchEngine(module, spec, torch.device("cpu")), "no faster engine can run it"
 
 
-class _FromPixels(nn.Module):
-    """A module with the normalization of its input in front."""
-
-    def __init__(self, module: nn.Module, spec: InputSpec) -> None:
-        super().__init__()
-        self.module = module
-        self.spec = spec
-
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        outputs = self.module(normalize(pixels, self.spec))
-        return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
+def _choose_on_gpu(
+    module: nn.Module, spec: InputSpec, machine: Machine, sample: Pixels, rows: int
+) -> tuple[Engine, str]:
+    return make_gpu_engine(module, spec, find_device(machine), sample, rows=rows)
 
 
-class _TorchEngine:
-    name = "torch"
+def _force(module: nn.Module, spec: InputSpec, machine: Machine, sample: Pixels) -> Engine:
+    """Make the engine that REGRAFT_ENGINE names, or fail."""
+    device = find_device(machine)
+    reference = TorchEngine(module, spec, device)
+    if machine.engine == "torch":
+        return reference
+    try:
+        if machine.engine == "onnxruntime":
+            return _OnnxEngine(module, spec, machine.compute_threads, sample)
+        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        engine = TorchEngine(module, spec, device, half=half, compiled=True)
+        engine.parity = measure_parity(engine, reference, sample)
+        return engine
+    except Exception as err:
+        raise EngineError(
+            f"REGRAFT_ENGINE is {machine.engine}, which cannot run this network "
+            f"({first_line(err)}); set it to auto or torch"
+        ) from err
 
-    def __init__(
-        self, module: nn.Module, spec: InputSpec, device: torch.device, sample: Pixels
-    ) -> None:
-        whole = _FromPixels(copy.deepcopy(module), spec).eval().requires_grad_(False)
-        untyped: Any = whole.to(device)
-        self._module: nn.Module = untyped.to(memory_format=torch.channels_last)
-        self._device = device
-        self._half = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        self.parity: float | None = (
-            _difference(self._run(sample, half=True), self._run(sample, half=False))
-            if self._half
-            else None
+
+class _PatientEngine:
+    """Runs an engine over fewer images at once where memory runs out."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.name, self.parity = engine.name, engine.parity
+        self._engine = engine
+        self._batches = MicroBatches(
+            "frozen layers", EngineError, "lower augment.image_px or use a machine with more memory"
         )
 
     def __call__(self, pixels: Pixels) -> Outputs:
-        return self._run(pixels, half=self._half)
+        return self._batches.run(lambda parts: self._run(pixels, parts), len(pixels))
 
-    def _run(self, pixels: Pixels, *, half: bool) -> Outputs:
-        batch = torch.tensor(pixels, device=self._device)
-        with (
-            torch.inference_mode(),
-            torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=half),
-        ):
-            outputs = self._module(batch)
-        return tuple(
-            np.ascontiguousarray(output.to("cpu", torch.float32).numpy()) for output in outputs
-        )
+    def _run(self, pixels: Pixels, parts: Sequence[slice]) -> Outputs:
+        first, *rest = [self._engine(pixels[part]) for part in parts]
+        if not rest:
+            return first
+        return tuple(np.concatenate(outputs) for outputs in zip(first, *rest, strict=True))
 
 
 class _OnnxEngine:
@@ -127,21 +148,16 @@ class _OnnxEngine:
         rows = max(len(sample), TRACED_ROWS + 1)
         checked = np.resize(sample, (rows, *sample.shape[1:]))
         with single_thread():  # so that the measured parity does not depend on how many there are
-            expected = _TorchEngine(module, spec, torch.device("cpu"), sample)(checked)
+            expected = TorchEngine(module, spec, torch.device("cpu"))(checked)
         blob = export_onnx(
-            _FromPixels(module, spec),
+            FromPixels(module, spec),
             torch.tensor(checked[:TRACED_ROWS]),
             input_name="pixels",
             output_names=[f"output_{number}" for number in range(len(expected))],
         )
         self._session = _start_session(blob, threads)
-        difference = _difference(self(checked), expected)
-        if not difference <= TOLERANCE:
-            raise EngineError(
-                f"it differs from torch by {difference:.1e} of the largest value, allowed: "
-                f"{TOLERANCE:g}"
-            )
-        self.parity: float | None = difference
+        self.parity: float | None = difference(self(checked), expected)
+        refuse_difference(self.parity, TOLERANCE)
 
     def __call__(self, pixels: Pixels) -> Outputs:
         return tuple(self._session.run(None, {"pixels": np.ascontiguousarray(pixels)}))
@@ -155,12 +171,3 @@ def _start_session(blob: bytes, threads: int) -> onnxruntime.InferenceSession:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors only
     return onnxruntime.InferenceSession(blob, options, providers=["CPUExecutionProvider"])
-
-
-def _difference(found: Outputs, expected: Outputs) -> float:
-    """Largest absolute difference of any output, relative to that output's largest value."""
-    differences = [
-        np.abs(one - other).max(initial=0.0) / max(np.abs(other).max(initial=0.0), 1e-12)
-        for one, other in zip(found, expected, strict=True)
-    ]
-    return float(max(differences))

@@ -17,6 +17,8 @@ from tasks.backbones.groups import group_numbers
 from tasks.backbones.runtime import single_thread
 from tasks.images.parallel import map_in_order
 
+IMAGES_AT_ONCE = 8  # of a pass that measures: what larger ones allocate is mapped anew every time
+
 Vector = NDArray[np.float64]
 
 
@@ -58,8 +60,13 @@ def measure_inputs(
     """
     layers = _layers(model)
     moments: dict[str, _Moments] = {}
+    small = (
+        batch[start : start + IMAGES_AT_ONCE]
+        for batch in batches
+        for start in range(0, len(batch), IMAGES_AT_ONCE)
+    )
     with _recording(layers) as run, single_thread():
-        for parts in map_in_order(partial(run, model), batches, workers=workers):
+        for parts in map_in_order(partial(run, model), small, workers=workers):
             for name, part in parts:
                 moments[name] = moments[name].merge(part) if name in moments else part
     groups = group_numbers(model)
@@ -77,7 +84,9 @@ def measure_inputs(
     ]
 
 
-def fit_running_statistics(model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+def fit_running_statistics(
+    model: nn.Module, batches: Iterable[torch.Tensor], *, workers: int = 1
+) -> None:
     """Set the running statistics of every batch-norm layer to those of some images, in place.
 
     With the initial statistics (0 and 1) an untrained network normalizes nothing: values shrink or
@@ -85,24 +94,40 @@ def fit_running_statistics(model: nn.Module, batches: Iterable[torch.Tensor]) ->
 
     Args:
         model: A timm model; left in eval mode.
-        batches: Normalized images, float32 (N, 3, R, R) each; every batch counts the same.
+        batches: Normalized images, float32 (N, 3, R, R) each, more than one in each; every batch
+            counts the same.
+        workers: Batches computed side by side, in one thread each. Changes no result.
     """
-    layers = list(_layers(model).values())
+    model.eval()
+    layers = _layers(model)
     if not layers:
         return
-    momenta = [layer.momentum for layer in layers]
-    model.eval()
-    device = _device(model)
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # the plain average over the batches
-        layer.train()
-    with torch.inference_mode(), single_thread():
-        for batch in batches:
-            model(batch.to(device))
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
-    model.eval()
+    sums = {name: np.zeros((2, layer.num_features)) for name, layer in layers.items()}
+    count = 0
+    with _by_batch(layers.values()), _recording(layers) as run, single_thread():
+        for parts in map_in_order(partial(run, model), batches, workers=workers):
+            count += 1
+            for name, seen in parts:
+                sums[name] += np.stack([seen.mean, seen.squares / (seen.count - 1)])
+    for name, layer in layers.items():
+        mean, var = torch.from_numpy(sums[name] / max(count, 1))
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(var)
+
+
+@contextmanager
+def _by_batch(layers: Iterable[_BatchNorm]) -> Iterator[None]:
+    """Let batch-norm layers normalize by the batch and leave their running statistics alone."""
+    kept = [(layer, layer.running_mean, layer.running_var) for layer in layers]
+    for layer, _, _ in kept:
+        layer.running_mean = layer.running_var = None
+    try:
+        yield
+    finally:
+        for layer, mean, var in kept:
+            layer.running_mean, layer.running_var = mean, var
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +139,11 @@ class _Moments:
     squares: Vector
 
     @classmethod
-    def of(cls, rows: torch.Tensor) -> Self:
-        """Measure rows (n, C)."""
-        mean = rows.mean(dim=0)
-        squares = (rows - mean).square_().sum(dim=0)
-        return cls(len(rows), _to_vector(mean), _to_vector(squares))
+    def of(cls, inputs: torch.Tensor) -> Self:
+        """Measure the channels of a layer's input, (n, C, ...), in two passes of torch's kernel."""
+        mean, var = torch.batch_norm_update_stats(inputs, None, None, 0.0)
+        count = inputs.numel() // inputs.shape[1]
+        return cls(count, _to_vector(mean), _to_vector(var) * count)
 
     def merge(self, other: Self) -> "_Moments":
         """Give the moments of both together, without losing digits.
@@ -148,8 +173,7 @@ def _recording(
     here = threading.local()
 
     def record(name: str, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        rows = inputs[0].movedim(1, -1).flatten(end_dim=-2)
-        here.parts.append((name, _Moments.of(rows)))
+        here.parts.append((name, _Moments.of(inputs[0])))
 
     def run(model: nn.Module, batch: torch.Tensor) -> Parts:
         here.parts = []

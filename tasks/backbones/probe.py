@@ -42,7 +42,8 @@ class ProbeImages:
     Attributes:
         store: Packed training pixels.
         rows: Image numbers, ascending: (n,).
-        mixed: Some of them in random order, on which untrained statistics are fitted.
+        mixed: Some of them in random order, on which untrained statistics are fitted; they leave no
+            last batch of one image, which has no variance where a layer sees one position.
         batch_size: Images a forward pass.
     """
 
@@ -84,7 +85,9 @@ def choose_probe_images(store: PixelStore, params: ExtractParams, seed: int) -> 
     """
     keys = np.random.default_rng([seed, PROBE_PURPOSE]).random(store.info.count)
     chosen = np.argsort(keys, kind="stable")[: params.shift_images]
-    return ProbeImages(store, np.sort(chosen), chosen[:FITTED_IMAGES], params.batch_size)
+    fitted = min(len(chosen), FITTED_IMAGES)
+    fitted -= fitted > 1 and fitted % params.batch_size == 1
+    return ProbeImages(store, np.sort(chosen), chosen[:fitted], params.batch_size)
 
 
 def measure_probe(
@@ -100,16 +103,18 @@ def measure_probe(
         machine: Device, threads and engine.
     """
     device = find_device(machine)
+    workers = 1 if device.type == "cuda" else min(machine.compute_threads, MOST_WORKERS)
     total = 2 * len(images.rows) + len(images.mixed)
     with progress("probe", total) as meter:
         layers = measure_inputs(
             backbone.model.to(device),
             _metered(images.normalized(backbone.input), meter),
-            workers=1 if device.type == "cuda" else min(machine.compute_threads, MOST_WORKERS),
+            workers=workers,
         )
         fit_running_statistics(
             untrained.model.to(device),
             _metered(images.normalized(untrained.input, mixed=True), meter),
+            workers=workers,
         )
         module = PooledFeatures(untrained.model.cpu())
         engine = make_engine(module, untrained.input, machine, sample_pixels(images.store))

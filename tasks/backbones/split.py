@@ -5,18 +5,16 @@ Those stay whole, so that residual connections, dropout and padding inside them 
 code.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
-from timm.layers import get_notrace_functions, get_notrace_modules
 from torch import fx, nn
 
-from tasks.backbones.features import PooledFeatures, untyped
-from tasks.backbones.groups import classifier_names, group_numbers, parameter_names
+from tasks.backbones.features import PooledFeatures
+from tasks.backbones.groups import group_numbers, parameter_names
+from tasks.backbones.recording import example_images, in_eval_mode, record_features
 from tasks.errors import EngineError
 
-_HEAD = -2  # stands for the pretrained classifier where group numbers are compared
 _NO_GROUP = -1  # of operations without parameters
 
 
@@ -47,105 +45,31 @@ def split_at(model: nn.Module, group: int) -> tuple[nn.Module, nn.Module]:
         return nn.Identity(), PooledFeatures(model)
     if group == groups:
         return PooledFeatures(model), nn.Identity()
-    graph = _record(model)
+    graph = record_features(model)
     crossing = _find_crossing(model, group, graph)
     source = next(node for node in graph.nodes if node.op == "placeholder")
-    prefix = _build(model, source, crossing)
-    suffix = _build(model, crossing, _result(graph))
+    prefix = _build(model, source, [crossing])
+    suffix = _build(model, crossing, [_result(graph)])
     _check(model, group, prefix, suffix)
     return prefix, suffix
 
 
-def example_images(model: nn.Module, count: int) -> torch.Tensor:
-    """Give noise of the size that a timm model takes: float32 (count, 3, R, R) on its device."""
-    size = tuple(untyped(model).pretrained_cfg["input_size"])
-    noise = torch.randn(count, *size, generator=torch.Generator().manual_seed(0))
-    return noise.to(next(model.parameters()).device)
+def prefixes_at(model: nn.Module, groups: Sequence[int]) -> nn.Module:
+    """Give what `split_at` gives as prefix for several layer groups, in one pass over the images.
 
+    Args:
+        model: A timm model; the module shares its layers.
+        groups: Each from 1 to the number of groups.
 
-class _QuestionError(Exception):
-    """The forward pass branches on a recorded value."""
+    Returns:
+        Normalized images (N, 3, R, R) -> a tuple of activations, in the order of `groups`.
 
-    def __init__(self, node: fx.Node) -> None:
-        super().__init__()
-        self.node = node
-
-
-class _Recorder(fx.Tracer):
-    """Records a forward pass; modules that lie in one layer group are recorded as one call."""
-
-    def __init__(self, whole: set[str], answers: list[bool]) -> None:
-        super().__init__(autowrap_functions=tuple(get_notrace_functions()))
-        self._whole = whole
-        self._answers = list(answers)
-
-    def to_bool(self, obj: fx.Proxy) -> bool:
-        """Answer an `if` on a recorded value, or ask for its answer."""
-        if not self._answers:
-            raise _QuestionError(obj.node)
-        return self._answers.pop(0)
-
-    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return (
-            qualified_name in self._whole
-            or isinstance(module, tuple(get_notrace_modules()))
-            or super().is_leaf_module(module, qualified_name)
-        )
-
-
-def _record(model: nn.Module) -> fx.Graph:
-    """Record how the pooled features come about; targets are named as in `model`."""
-    numbers = {**group_numbers(model), **dict.fromkeys(classifier_names(model), _HEAD)}
-    whole = set()
-    for name, module in model.named_modules():
-        inside = {numbers[f"{name}.{key}"] for key in module.state_dict()} if name else {0, 1}
-        if len(inside) <= 1 and _HEAD not in inside:
-            whole.add(f"model.{name}")
-    try:
-        with _in_eval_mode(
-            model
-        ):  # flags of the model's own forward pass are recorded as they are now
-            graph = _trace(PooledFeatures(model), whole)
-    except Exception as err:
-        raise EngineError(
-            f"{type(model).__name__} cannot be cut at a layer group: its forward pass cannot be "
-            f"recorded ({type(err).__name__}: {str(err).partition(chr(10))[0]})"
-        ) from err
-    for node in graph.nodes:
-        if node.op in ("call_module", "get_attr"):
-            node.target = str(node.target).removeprefix("model.")
-    return graph
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _trace(root: PooledFeatures, whole: set[str]) -> fx.Graph:
-    """Record a forward pass. Branches on a size are taken as for images of the model's own size."""
-    answers: list[bool] = []
-    while True:
-        try:
-            return _Recorder(whole, answers).trace(root)
-        except _QuestionError as question:
-            answers.append(_answer(root, question.node))
-
-
-def _answer(root: PooledFeatures, asked: fx.Node) -> bool:
-    """Compute what was recorded until a question, on example images."""
-    runner = fx.Interpreter(root, graph=asked.graph)
-    runner.args_iter = iter([example_images(root.model, count=2)])
-    with torch.no_grad():
-        for node in asked.graph.nodes:
-            runner.env[node] = runner.run_node(node)
-    return bool(runner.env[asked])
+    Raises:
+        EngineError: The model cannot be cut at one of them.
+    """
+    graph = record_features(model)
+    source = next(node for node in graph.nodes if node.op == "placeholder")
+    return _build(model, source, [_find_crossing(model, group, graph) for group in groups])
 
 
 def _levels(graph: fx.Graph, model: nn.Module) -> dict[fx.Node, int]:
@@ -167,7 +91,9 @@ def _levels(graph: fx.Graph, model: nn.Module) -> dict[fx.Node, int]:
 
 
 def _find_crossing(model: nn.Module, group: int, graph: fx.Graph) -> fx.Node:
-    """Find the one result of the groups below that the groups above need."""
+    """Find the one result of the groups below that the groups above, or the caller, need."""
+    if group == len(parameter_names(model)):
+        return _result(graph)
     levels = _levels(graph, model)
     from_images = _from_images(graph)
     crossing = [
@@ -202,30 +128,31 @@ def _result(graph: fx.Graph) -> fx.Node:
     return result
 
 
-def _build(model: nn.Module, source: fx.Node, result: fx.Node) -> fx.GraphModule:
-    """Make a module of the operations that lead from one recorded value to another.
+def _build(model: nn.Module, source: fx.Node, results: Sequence[fx.Node]) -> fx.GraphModule:
+    """Make a module of the operations that lead from one recorded value to one or several others.
 
     It refers to the modules and parameters of `model`.
     """
     graph = fx.Graph()
     made = {source: graph.placeholder("activation")}
-    for node in _between(source, result):
+    for node in _between(source, results):
         made[node] = graph.node_copy(node, lambda given: made[given])
-    graph.output(made[result])
+    found = tuple(made[result] for result in results)
+    graph.output(found if len(found) > 1 else found[0])
     graph.lint()
     return fx.GraphModule(model, graph)
 
 
-def _between(source: fx.Node, result: fx.Node) -> list[fx.Node]:
-    """Operations that `result` needs once `source` is given, in forward order."""
+def _between(source: fx.Node, results: Sequence[fx.Node]) -> list[fx.Node]:
+    """Operations that the results need once `source` is given, in forward order."""
     needed: set[fx.Node] = set()
-    open_ends = [result]
+    open_ends = list(results)
     while open_ends:
         node = open_ends.pop()
         if node is not source and node not in needed:
             needed.add(node)
             open_ends.extend(node.all_input_nodes)
-    return [node for node in result.graph.nodes if node in needed]
+    return [node for node in source.graph.nodes if node in needed]
 
 
 def _check(model: nn.Module, group: int, prefix: nn.Module, suffix: nn.Module) -> None:
@@ -235,7 +162,7 @@ def _check(model: nn.Module, group: int, prefix: nn.Module, suffix: nn.Module) -
     owner = {id(by_name[name]): number for name, number in numbers.items() if name in by_name}
     wrong = [owner[id(one)] for one in prefix.parameters() if owner[id(one)] >= group]
     wrong += [owner[id(one)] for one in suffix.parameters() if owner[id(one)] < group]
-    with torch.no_grad(), _in_eval_mode(model):
+    with torch.no_grad(), in_eval_mode(model):
         images = example_images(model, count=3)
         expected, found = PooledFeatures(model)(images), suffix(prefix(images))
     same = expected.shape == found.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-4)

@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tasks.artifacts import replacing_folder, write_table
+from tasks.artifacts import write_table
 from tasks.evaluation.judged import Judged, confidence_of
 from tasks.evaluation.metrics import Floats, Ints
+from tasks.files import replacing_folder
 
 JPEG_QUALITY = 90
 INDEX_COLUMNS = ["file", "path", "label", "predicted", "probability", "loss"]

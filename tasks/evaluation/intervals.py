@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse, stats
+from scipy import sparse, special
 
 from tasks.evaluation.calibration import equal_mass_bins
 from tasks.evaluation.judged import Judged, confidence_of
@@ -112,9 +112,8 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
     Source: McNemar 1947, Note on the sampling error of the difference between correlated
     proportions or percentages; the binomial instead of its normal limit.
     """
-    if only_a + only_b == 0:
-        return 1.0
-    return float(stats.binomtest(only_a, only_a + only_b).pvalue)
+    tail = special.bdtr(min(only_a, only_b), only_a + only_b, 0.5)
+    return min(1.0, 2 * float(tail))
 
 
 def _shares(by_class: Floats) -> Floats:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from tasks.artifacts import read_array, read_record, write_record
+from tasks.artifacts import read_array, read_record, release_pages, write_record
 from tasks.errors import ArtifactError
 from tasks.records import StoreInfo
 
@@ -183,7 +183,9 @@ class PixelStore:
         shards, offsets = np.divmod(wanted, self.info.shard_rows)
         for number in np.unique(shards):
             at = np.flatnonzero(shards == number)
-            out[at] = self._shard(int(number))[offsets[at]]
+            shard = self._shard(int(number))
+            out[at] = shard[offsets[at]]
+            release_pages(shard)
         return out
 
     def batches(self, rows: Sequence[int] | Rows, batch_size: int) -> Iterator[Pixels]:

@@ -16,8 +16,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from tasks.artifacts import replacing_folder, write_json, write_tensors
+from tasks.artifacts import write_json, write_tensors
 from tasks.errors import ArtifactError
+from tasks.files import replacing_folder
 from tasks.records import InputSpec
 from tasks.reporting.provenance import hash_file
 

@@ -9,6 +9,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from tasks.artifacts import Array, read_tensors, read_tensors_note, write_tensors
+from tasks.backbones.processes import ALONE, Processes
 from tasks.errors import ArtifactError
 from tasks.records import Phase, Record
 from tasks.training.state import HistoryRow, Snapshot, Tensors, TrainState
@@ -34,17 +36,21 @@ class _Position(Record):
     best_epoch: int | None
     history: list[HistoryRow]
     finished: list[Phase]
+    micro_batch: int | None
 
 
 class CheckpointFolder:
     """Keeps the newest states of one training in a folder.
 
+    Of several processes, which are all in the same state, the first one writes and deletes.
+
     Args:
-        folder: Its name is the fingerprint of the training.
+        folder: Its name is the fingerprint of the training; all processes can read it.
+        processes: Save and ask for the latest state together.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, processes: Processes = ALONE) -> None:
+        self._folder, self._processes = folder, processes
 
     def save(self, state: TrainState) -> None:
         """Write a state and delete all but the newest two.
@@ -52,6 +58,8 @@ class CheckpointFolder:
         Raises:
             ArtifactError: The file cannot be written, for example because the disk is full.
         """
+        if not self._processes.first:
+            return
         write_state(
             self._folder / f"phase-{state.phase:03d}-epoch-{state.epoch:06d}.safetensors", state
         )
@@ -59,20 +67,37 @@ class CheckpointFolder:
             path.unlink(missing_ok=True)
 
     def latest(self) -> TrainState | None:
-        """Read the newest state that is whole; None where there is none."""
-        for path in self._newest_first():
-            try:
-                return read_state(path)
-            except ArtifactError as err:
-                log.warning("%s; going on from the checkpoint before it", err)
-        others = self._others()
-        if others:
-            log.info(
-                "starting afresh: the %d folders beside %s are of other inputs, values or code",
-                len(others),
-                self._folder,
-            )
+        """Read the newest state that is whole; None where there is none.
+
+        The first process finds it; the others read the same one.
+
+        Raises:
+            ArtifactError: This is not the first process, and it cannot read the first one's file.
+        """
+        name, state = self._newest_whole() if self._processes.first else (None, None)
+        name = self._processes.tell(name)
+        if name is not None and state is None:
+            state = read_state(self._folder / name)
+        self._processes.wait()  # before the first one can delete it
+        return state
+
+    def newest(self) -> tuple[int, int] | None:
+        """Phase and epoch of the newest file, whole or not; None where there is none."""
+        for path in self._newest_first()[:1]:
+            _, phase, _, epoch = path.stem.split("-")
+            return int(phase), int(epoch)
         return None
+
+    def _newest_whole(self) -> tuple[str | None, TrainState | None]:
+        paths = self._newest_first()
+        for path, before in zip_longest(paths, paths[1:]):
+            try:
+                return path.name, read_state(path)
+            except ArtifactError as err:
+                log.warning(
+                    "%s; going on from %s", err, before.stem if before else "the start of training"
+                )
+        return None, None
 
     def remove(self) -> None:
         """Delete the folder."""
@@ -80,10 +105,6 @@ class CheckpointFolder:
 
     def _newest_first(self) -> list[Path]:
         return sorted(self._folder.glob("phase-*.safetensors"), reverse=True)
-
-    def _others(self) -> list[Path]:
-        beside = self._folder.parent
-        return [path for path in beside.glob("*") if path != self._folder]
 
 
 def write_state(path: Path, state: TrainState) -> None:
@@ -102,6 +123,7 @@ def write_state(path: Path, state: TrainState) -> None:
         best_epoch=state.best.epoch if state.best else None,
         history=list(state.history),
         finished=list(state.finished),
+        micro_batch=state.micro_batch,
     ).model_dump_json()
     note = {"position": position, "digest": _digest(arrays, position)}
     write_tensors(path, arrays, note)
@@ -133,6 +155,7 @@ def read_state(path: Path) -> TrainState:
         history=tuple(position.history),
         finished=tuple(position.finished),
         phase_average=_tensors(arrays, "phase-average"),
+        micro_batch=position.micro_batch,
     )
 
 

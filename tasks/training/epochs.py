@@ -13,7 +13,7 @@ from tasks.training.gate import ValSet
 from tasks.training.phases import PhasePlan
 from tasks.training.sampling import Indices
 from tasks.training.state import HistoryRow, Logits, TrainState
-from tasks.training.steps import StepResult
+from tasks.training.trained_part import StepResult
 from tasks.training.verdicts import val_accuracy, val_loss
 
 log = logging.getLogger(__name__)

@@ -117,6 +117,12 @@ def set_training_mode(
             module.training = False
 
 
+def adapting_norms(trained: nn.Module) -> list[nn.Module]:
+    """Norm layers that normalize by the batch and update their statistics, as they are set now."""
+    layers = trained.modules()
+    return [layer for layer in layers if isinstance(layer, StoredStatisticsNorm) and layer.training]
+
+
 def _owns_tensors(module: nn.Module) -> bool:
     own = chain(module.parameters(recurse=False), module.buffers(recurse=False))
     return next(own, None) is not None

@@ -1,6 +1,6 @@
-"""Multinomial logistic regression on standardized features, for a path of L2 strengths.
+"""Multinomial logistic regression on centered and scaled features, for a path of L2 strengths.
 
-Features stay on disk: rows are standardized block by block, and kept only where they are few. The
+Features stay on disk: rows are scaled block by block, and kept only where they are few. The
 objective is our own: sklearn's copies all rows and drops classes without training images.
 """
 
@@ -15,7 +15,7 @@ from scipy.special import logsumexp
 from tasks.training.sampling import Indices
 
 ROWS_AT_ONCE = 4096
-KEPT_BYTES = 1 << 30  # standardized rows up to this size stay in memory
+KEPT_BYTES = 1 << 30  # scaled rows up to this size stay in memory
 ITERATIONS = 500
 LOSS_TOLERANCE = 1e-6  # relative gain an iteration below which a fit ends; float32 allows no less
 
@@ -34,10 +34,15 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and standard deviation of every feature, float64 (D,); 1 where it is constant."""
+    """Mean and standard deviation of every feature, float64 (D,); 0 where it is constant."""
 
     mean: Doubles
-    scale: Doubles
+    deviation: Doubles
+
+    @property
+    def spread(self) -> float:
+        """Root mean square of the deviations; 1 where every feature is constant."""
+        return float(np.sqrt(np.square(self.deviation).mean())) or 1.0
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,12 @@ class LinearFit:
         return np.asarray(features @ self.weight.T + self.bias, dtype=np.float32)
 
 
-class StandardizedRows:
-    """Rows of chosen images in all of their views, standardized by their own mean and deviation.
+class ScaledRows:
+    """Rows of chosen images in all of their views, centered and divided by one number for all.
+
+    A scale of its own would give a feature that hardly varies a huge weight: it costs accuracy, and
+    where fine-tuning then moves the backbone a little, the logits jump. With one scale for all, the
+    penalty does not depend on a rotation of the features either.
 
     Args:
         data: Raw features and labels.
@@ -70,12 +79,12 @@ class StandardizedRows:
         self._blocks = list(self._read()) if kept else None
 
     def blocks(self) -> Iterator[tuple[Floats, Indices]]:
-        """Yield standardized rows (r, D) and their labels (r,)."""
+        """Yield scaled rows (r, D) and their labels (r,)."""
         return self._read() if self._blocks is None else iter(self._blocks)
 
     def _read(self) -> Iterator[tuple[Floats, Indices]]:
         mean = self.moments.mean.astype(np.float32)
-        inverse = (1 / self.moments.scale).astype(np.float32)
+        inverse = np.float32(1 / self.moments.spread)
         for rows, images in _read_rows(self._data, self._chosen):
             yield (rows - mean) * inverse, np.repeat(self._data.labels[images], self.views)
 
@@ -90,7 +99,7 @@ def measure_moments(data: Labelled, images: Indices) -> Moments:
     mean = total / count
     squares = sum(np.square(rows - mean).sum(axis=0) for rows, _ in _read_rows(data, images))
     scale = np.sqrt(squares / count)
-    return Moments(mean, np.where(scale > 1e-6 * np.abs(mean), scale, 1.0))
+    return Moments(mean, np.where(scale > 1e-6 * np.abs(mean), scale, 0.0))
 
 
 def _read_rows(data: Labelled, images: Indices) -> Iterator[tuple[Floats, Indices]]:
@@ -102,24 +111,22 @@ def _read_rows(data: Labelled, images: Indices) -> Iterator[tuple[Floats, Indice
         yield np.asarray(data.features[some], dtype=np.float32).reshape(-1, dim), some
 
 
-def fit_path(
-    rows: StandardizedRows, classes: int, strengths: Sequence[float]
-) -> Iterator[LinearFit]:
+def fit_path(rows: ScaledRows, classes: int, strengths: Sequence[float]) -> Iterator[LinearFit]:
     """Yield one fit for each L2 strength, strongest first, each started from the one before.
 
     Minimizes mean over images of the cross-entropy (views of an image share its weight) plus
-    strength / 2 * |W|^2, where W acts on standardized features and the bias is free.
+    strength / 2 * |W|^2, where W acts on the scaled features and the bias is free.
     """
     start = np.zeros(classes * (rows.dim + 1))
     for strength in sorted(strengths, reverse=True):
         start = _minimize(rows, classes, strength, start)
         parts = start.reshape(classes, rows.dim + 1)
-        weight = parts[:, :-1] / rows.moments.scale
+        weight = parts[:, :-1] / rows.moments.spread
         bias = parts[:, -1] - weight @ rows.moments.mean
         yield LinearFit(strength, weight.astype(np.float32), bias.astype(np.float32))
 
 
-def _minimize(rows: StandardizedRows, classes: int, strength: float, start: Doubles) -> Doubles:
+def _minimize(rows: ScaledRows, classes: int, strength: float, start: Doubles) -> Doubles:
     found = minimize(
         _objective,
         start,
@@ -133,7 +140,7 @@ def _minimize(rows: StandardizedRows, classes: int, strength: float, start: Doub
 
 
 def _objective(
-    flat: Doubles, rows: StandardizedRows, classes: int, strength: float
+    flat: Doubles, rows: ScaledRows, classes: int, strength: float
 ) -> tuple[float, Doubles]:
     """Loss and its gradient; products in float32, sums over blocks in float64."""
     parts = flat.reshape(classes, rows.dim + 1)

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from tasks.backbones.processes import ALONE, Processes
 from tasks.params import FinetuneParams
 from tasks.progress import progress
 from tasks.training.averaging import update_average
@@ -47,7 +48,8 @@ from tasks.training.state import (
     load_moments,
     load_tensors,
 )
-from tasks.training.steps import Parts, Stepper, TrainedPart
+from tasks.training.steps import Stepper
+from tasks.training.trained_part import Parts, TrainedPart
 from tasks.training.verdicts import end_phase, state_after, val_loss
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ class Trainer:
         examples: What is learned, and what judges.
         params: The `finetune` block.
         seed: The run's seed.
+        processes: Share every batch.
     """
 
     def __init__(
@@ -72,11 +75,12 @@ class Trainer:
         params: FinetuneParams,
         *,
         seed: int,
+        processes: Processes = ALONE,
     ) -> None:
         self._classifier, self._groups, self._examples = classifier, groups, examples
         self._patience, self._confidence = params.patience, params.gate_confidence
         self._batch_size, self._warmup_fraction = params.batch_size, params.warmup_fraction
-        self._ema_decay, self._seed = params.ema_decay, seed
+        self._ema_decay, self._seed, self._rank = params.ema_decay, seed, processes.rank
         self._draw_mix = partial(draw_mix, params, seed=seed)
         self._optimizer = build_optimizer(classifier, groups, weight_decay=params.weight_decay)
         weights = class_weights(examples.labels, examples.classes)
@@ -85,6 +89,7 @@ class Trainer:
             self._optimizer,
             params,
             class_weights=weights if params.class_balanced else None,
+            processes=processes,
         )
         self._epoch_steps = count_steps(len(examples.labels), params.batch_size)
 
@@ -118,6 +123,7 @@ class Trainer:
             checkpoints.save(state)
         load_tensors(self._classifier, state.weights)
         load_moments(self._classifier, self._optimizer, state.moments)
+        self._stepper.micro_batches.largest = state.micro_batch
         diverged = None
         try:
             while not self._is_over(plan, state):
@@ -135,16 +141,11 @@ class Trainer:
             DivergedError: Training broke down in this epoch.
         """
         number, images = state.epoch + 1, len(self._examples.labels)
-        torch.manual_seed(layer_seed(self._seed, phase=plan.number, epoch=number))
+        # Dropout draws anew in each process: it alone depends on how many there are.
+        torch.manual_seed(layer_seed(self._seed, phase=plan.number, epoch=number) + self._rank)
         set_training_mode(self._classifier, part.module, part.names, adapt_norm=plan.adapt_norm)
-        batches = epoch_batches(
-            images,
-            part.rows.train.views,
-            self._batch_size,
-            seed=self._seed,
-            phase=plan.number,
-            epoch=number,
-        )
+        place = {"seed": self._seed, "phase": plan.number, "epoch": number}
+        batches = epoch_batches(images, part.rows.train.views, self._batch_size, **place)
         average = {name: tensor.clone() for name, tensor in state.average.items()}
         tally = Tally()
         with progress(f"phase {plan.number} of {plan.of}, epoch {number}", images) as meter:
@@ -162,11 +163,8 @@ class Trainer:
         Raises:
             DivergedError: The loss or the gradient is not finite.
         """
-        share = warmup_cosine(
-            step,
-            steps=plan.epochs * self._epoch_steps,
-            warmup_fraction=self._warmup_fraction,
-        )
+        steps = plan.epochs * self._epoch_steps
+        share = warmup_cosine(step, steps=steps, warmup_fraction=self._warmup_fraction)
         set_rates(self._optimizer, plan.rates, share)
         epoch = step // self._epoch_steps + 1
         mix = self._draw_mix(phase=plan.number, epoch=epoch, step=step % self._epoch_steps)
@@ -195,6 +193,7 @@ class Trainer:
             history=before.history if before else (),
             finished=before.finished if before else (),
             phase_average=before.phase_average if before else {},
+            micro_batch=self._stepper.micro_batches.largest,
         )
 
     def _is_over(self, plan: PhasePlan, state: TrainState) -> bool:
@@ -228,6 +227,7 @@ class Trainer:
             average=average,
             moments=copy_moments(self._classifier, self._optimizer),
             history=(*state.history, row),
+            micro_batch=self._stepper.micro_batches.largest,
         )
 
     def predict_val(self, part: TrainedPart) -> Logits:

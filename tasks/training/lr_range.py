@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from tasks.artifacts import read_record, write_record
-from tasks.errors import ArtifactError, TrainingError
+from tasks.backbones.processes import ALONE, Processes
+from tasks.errors import ArtifactError
 from tasks.params import FinetuneParams
 from tasks.progress import Meter, progress
 from tasks.records import RangeTest
@@ -29,23 +29,18 @@ from tasks.training.freezing import (
     unfreeze_from,
 )
 from tasks.training.losses import class_weights
+from tasks.training.lr_suggestion import Doubles, rates_tried, smooth_losses, suggest_rate
 from tasks.training.mixing import draw_mix
 from tasks.training.phases import peak_rates
 from tasks.training.sampling import Batch, epoch_batches, layer_seed
 from tasks.training.state import copy_tensors, load_tensors
-from tasks.training.steps import Parts, Stepper, TrainedPart
+from tasks.training.steps import Stepper
+from tasks.training.trained_part import Parts, TrainedPart
 
 log = logging.getLogger(__name__)
 
-FIRST, LAST, STEPS = 1e-7, 10.0, 100
-SMOOTHING = 0.98  # share of the old average that stays
 STOP = 4.0  # smoothed loss, as a multiple of its lowest value, at which the test ends
-FALL = 0.01  # of the first loss: a smaller fall does not tell one rate from another
-RISE = 1.1  # smoothed loss, as a multiple of its lowest value, that no rate may cause
-SMALLEST = 1e-6  # nats; corrected losses may end below 0
 PHASE = 0  # of the random numbers: phases count from 1
-
-Doubles = NDArray[np.float64]
 
 
 class RangeTester:
@@ -66,6 +61,7 @@ class RangeTester:
         examples: What is learned.
         params: The `finetune` block.
         seed: The run's seed.
+        processes: Share every batch; all find the same.
 
     Source: Smith 2017, 1506.01186, section 3.3; rates, smoothing and end are those of fastai's
     lr_find.
@@ -79,7 +75,9 @@ class RangeTester:
         params: FinetuneParams,
         *,
         seed: int,
+        processes: Processes = ALONE,
     ) -> None:
+        self._processes, self._rates = processes, rates_tried()
         self._classifier, self._groups, self._examples = classifier, groups, examples
         self._batch_size, self._seed = params.batch_size, seed
         self._peak_rates = partial(peak_rates, groups, params=params)
@@ -91,15 +89,18 @@ class RangeTester:
             self._optimizer,
             params,
             class_weights=weights if params.class_balanced else None,
+            processes=processes,
         )
 
     def run_once(self, parts: Parts, unfrozen_from: int, *, folder: Path) -> RangeTest:
         """Run the test on a cut, or read what it left in this training's folder before a kill."""
         path = folder / "range_test.json"
-        with suppress(ArtifactError):
-            return read_record(path, RangeTest)
+        left = self._processes.tell(_read_result(path) if self._processes.first else None)
+        if left is not None:
+            return RangeTest.model_validate_json(left)
         found = self.run(parts.open(unfrozen_from), unfrozen_from)
-        write_record(path, found)
+        if self._processes.first:
+            write_record(path, found)
         log.info("learning-rate range test: %.2g for the head", found.suggested)
         return found
 
@@ -120,7 +121,7 @@ class RangeTester:
         try:
             with (
                 torch.random.fork_rng([device] if device.type == "cuda" else []),
-                progress("learning-rate range test", 2 * STEPS, "steps") as meter,
+                progress("learning-rate range test", 2 * len(self._rates), "steps") as meter,
             ):
                 before = self._start_losses(part, meter)
                 losses = self._train(part, unfrozen_from, before, meter)
@@ -128,7 +129,7 @@ class RangeTester:
             load_tensors(self._classifier, start)
             self._optimizer.zero_grad()
             self._classifier.eval()
-        return suggest_rate(rates_tried()[: len(losses)], smooth_losses(losses))
+        return suggest_rate(self._rates[: len(losses)], smooth_losses(losses))
 
     def _start_losses(self, part: TrainedPart, meter: Meter) -> Doubles:
         """Give the loss of the start weights on the batch of every step."""
@@ -144,7 +145,7 @@ class RangeTester:
         """Give the corrected loss of every step until the end of the test."""
         losses: list[float] = []
         for step, batch in enumerate(self._batches(part)):
-            rates = self._peak_rates(unfrozen_from, head_lr=float(rates_tried()[step]))
+            rates = self._peak_rates(unfrozen_from, head_lr=float(self._rates[step]))
             set_rates(self._optimizer, rates, 1.0)
             loss = self._step(part, batch, step, learn=True)
             if not np.isfinite(loss):
@@ -165,82 +166,19 @@ class RangeTester:
             )
             for epoch in count(1)
         )
-        return islice((batch for epoch in epochs for batch in epoch), STEPS)
+        return islice((batch for epoch in epochs for batch in epoch), len(self._rates))
 
     def _step(self, part: TrainedPart, batch: Batch, step: int, *, learn: bool) -> float:
         """Give the loss of a batch, NaN where it breaks down; dropout and mixing are the step's."""
-        torch.manual_seed(layer_seed(self._seed, phase=PHASE, epoch=step))
+        drawn = layer_seed(self._seed, phase=PHASE, epoch=step)
+        torch.manual_seed(drawn + self._processes.rank)  # dropout is each process's own
         take = self._stepper.train if learn else self._stepper.measure
         labels = self._examples.labels[batch.images]
         result = take(part, batch.rows, labels, self._draw_mix(epoch=0, step=step))
         return result.loss if result.is_finite else float("nan")
 
 
-def rates_tried() -> Doubles:
-    """Rate of the head at every step, rising by a constant factor, float64 (STEPS,)."""
-    rates: Doubles = FIRST * (LAST / FIRST) ** (np.arange(STEPS) / STEPS)
-    return rates
-
-
-def smooth_losses(losses: Sequence[float]) -> Doubles:
-    """Moving average of losses, corrected for its start at 0; the same length, at least 1e-6."""
-    average, smoothed = 0.0, []
-    for number, loss in enumerate(losses, start=1):
-        average = SMOOTHING * average + (1 - SMOOTHING) * loss
-        smoothed.append(average / (1 - SMOOTHING**number))
-    return np.maximum(smoothed, SMALLEST)
-
-
-def suggest_rate(rates: Doubles, curve: Doubles) -> RangeTest:
-    """Suggest the rate at which the loss falls steepest before its minimum.
-
-    Where it does not fall by a hundredth, no rate is better than the others in so few steps: then
-    the highest rate is suggested that does not make it rise by a tenth.
-
-    Args:
-        rates: Tried, at constant ratios, (n,).
-        curve: Smoothed loss at each, (n,).
-
-    Raises:
-        TrainingError: There are not two rates to compare.
-
-    Source: steepest descent over the logarithm of the rate is fastai's `steep`.
-    """
-    if len(curve) < 2:
-        raise TrainingError(
-            "finetune.head_lr is auto, but training breaks down at once, even at a rate of "
-            f"{FIRST:g}: the weights or the images are damaged"
-        )
-    lowest = int(curve.argmin())
-    falls = curve[lowest] <= (1 - FALL) * curve[0]
-    if falls:
-        suggested = int(np.diff(curve[: lowest + 1]).argmin())
-    else:
-        suggested = int(np.argmax([*(curve > RISE * curve[lowest]), True])) - 1
-    return RangeTest(
-        suggested=float(rates[suggested]),
-        falls=bool(falls),
-        steps=len(curve),
-        first_loss=float(curve[0]),
-        lowest_loss=float(curve[lowest]),
-        lowest_at=float(rates[lowest]),
-    )
-
-
-def describe_range_test(test: RangeTest | None, params: FinetuneParams) -> list[str]:
-    """Say in words what was found, if there was a test."""
-    if test is None:
-        return []
-    saw = (
-        f"the loss falls steepest there, from {test.first_loss:.3f} to {test.lowest_loss:.3f} at "
-        f"{test.lowest_at:.2g}"
-        if test.falls
-        else f"no rate lowers the loss of {test.first_loss:.3f} by a hundredth, and above this one "
-        "it rises by a tenth"
-    )
-    lowered = params.backbone_lr > test.suggested
-    return [
-        f"The learning-rate range test suggests {test.suggested:.2g} for the head: {saw} "
-        f"({test.steps} steps)."
-        + (f" The backbone's rate of {params.backbone_lr:.2g} is lowered to it." * lowered)
-    ]
+def _read_result(path: Path) -> str | None:
+    with suppress(ArtifactError):
+        return read_record(path, RangeTest).model_dump_json()
+    return None

@@ -15,6 +15,8 @@ from torch import Tensor
 from tasks.errors import TrainingError
 from tasks.params import FinetuneParams
 from tasks.training.losses import smoothed_cross_entropy
+from tasks.training.rows import RowSource
+from tasks.training.sampling import Indices
 
 MIXING = 0x4D58  # purpose of the random numbers drawn here
 CUTMIX_SHARE = 0.5  # of the steps, where both are on
@@ -50,6 +52,48 @@ class Blend:
         return self.labels if self.share >= 0.5 else self.partners
 
 
+@dataclass(frozen=True, slots=True)
+class TrainBatch:
+    """What a step shows: rows, their classes, int64 (n,) both, and how they are mixed.
+
+    Each row is mixed with the one before it in the batch of all processes; so a part of the batch
+    is mixed as the whole is.
+    """
+
+    rows: Indices
+    labels: Indices
+    other_rows: Indices
+    other_labels: Indices
+    mix: Mix | None
+
+    @classmethod
+    def of(cls, rows: Indices, labels: Indices, mix: Mix | None) -> "TrainBatch":
+        """Pair the rows of a whole batch."""
+        return cls(rows, labels, np.roll(rows, 1), np.roll(labels, 1), mix)
+
+    def at(self, chosen: slice) -> "TrainBatch":
+        """Give a part of the batch."""
+        return TrainBatch(
+            self.rows[chosen],
+            self.labels[chosen],
+            self.other_rows[chosen],
+            self.other_labels[chosen],
+            self.mix,
+        )
+
+    def read(self, source: RowSource, device: torch.device) -> Blend:
+        """Read every row that is needed once, and mix."""
+        labels = torch.from_numpy(self.labels).to(device)
+        if self.mix is None:
+            return Blend(source.read(self.rows).to(device), labels, labels, 1.0)
+        pairs = np.concatenate([self.rows, self.other_rows])
+        needed, places = np.unique(pairs, return_inverse=True)
+        inputs = source.read(needed).to(device)[torch.from_numpy(places).to(device)]
+        partners = torch.from_numpy(self.other_labels).to(device)
+        own, others = inputs.chunk(2)
+        return blend_batch(own, others, labels, partners, self.mix)
+
+
 def draw_mix(params: FinetuneParams, *, seed: int, phase: int, epoch: int, step: int) -> Mix | None:
     """Draw how a step is mixed; None where both options are off.
 
@@ -76,20 +120,21 @@ def draw_mix(params: FinetuneParams, *, seed: int, phase: int, epoch: int, step:
     return Mix("cutmix" if cuts else "mixup", share, (float(row), float(column)))
 
 
-def blend_batch(inputs: Tensor, labels: Tensor, mix: Mix | None) -> Blend:
-    """Mix a batch as drawn; without a draw it stays as it is.
+def blend_batch(
+    inputs: Tensor, others: Tensor, labels: Tensor, partners: Tensor, mix: Mix
+) -> Blend:
+    """Mix a batch as drawn.
 
     Args:
         inputs: Images or activations, (N, ...); for cutmix maps, (N, C, H, W).
-        labels: int64 (N,).
+        others: What each is mixed with, (N, ...).
+        labels: Classes of the inputs, int64 (N,).
+        partners: Classes of the others, int64 (N,).
         mix: What was drawn.
 
     Source: Verma et al. 2019, 1806.05236 (manifold mixup: inputs may be activations; here they are
     always those at the cut, not of a layer drawn anew in every step).
     """
-    if mix is None:
-        return Blend(inputs, labels, labels, 1.0)
-    others, partners = inputs.roll(1, 0), labels.roll(1, 0)
     if mix.kind == "mixup":
         return Blend(torch.lerp(others, inputs, mix.share), labels, partners, mix.share)
     height, width = inputs.shape[2:]

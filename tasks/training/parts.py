@@ -1,35 +1,58 @@
 """Cuts a classifier at a layer group: frozen below, and what the trained part above reads."""
 
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from tasks.backbones.engine import make_engine
-from tasks.backbones.split import example_images, split_at
+from tasks.backbones.engine import Engine, make_engine
+from tasks.backbones.processes import ALONE, Processes
+from tasks.backbones.recording import example_images
+from tasks.backbones.split import prefixes_at, split_at
 from tasks.machine import Machine
 from tasks.records import InputSpec
 from tasks.training.classifier import Classifier
 from tasks.training.freezing import TrainingGroup, tensors_from
-from tasks.training.rows import PixelRows, Rows, Stores, open_rows
-from tasks.training.steps import TrainedPart
+from tasks.training.rows import PixelRows, Rows, Stores, cache_together, open_rows
+from tasks.training.trained_part import TrainedPart
 
 SAMPLE_ROWS = 8  # images on which an engine is compared with torch
 
 
-class BackboneParts:
-    """Opens the trained part above a cut; at most one cut's cache is on disk at a time.
+@dataclass(frozen=True)
+class CachePlan:
+    """What may be cached.
 
-    The layers below a cut must not have been trained yet: the plan unfreezes from the top down.
+    Attributes:
+        folder: Where activations go.
+        budget_gb: Disk that they may take, GB; 0: none.
+        cuts: Lowest trained layer group of each planned phase, falling.
+    """
+
+    folder: Path
+    budget_gb: float
+    cuts: Sequence[int]
+
+
+class BackboneParts:
+    """Opens the trained part above a cut.
+
+    The layers below a cut must not have been trained yet: the plan unfreezes from the top down. So
+    the activations at all planned cuts are known before the first phase, and are cached in one pass
+    over the pixels where they fit together. Otherwise one cut's cache is on disk at a time. What is
+    cached does not depend on where an interrupted run goes on.
 
     Args:
-        classifier: What is cut; the parts share its layers.
+        classifier: What is cut; the parts share its layers. None of them has been trained yet.
         groups: Its layer groups, the head last.
         stores: Pixels of train and val.
         spec: What the backbone expects.
         machine: What runs the frozen layers.
-        folder: Where activations may be cached.
-        cache_gb: Disk that they may take, GB.
+        cache: Where activations may be cached, and for which cuts.
+        processes: Open the same cuts in the same order and fill the caches together.
     """
 
     def __init__(
@@ -39,15 +62,18 @@ class BackboneParts:
         stores: Stores,
         spec: InputSpec,
         machine: Machine,
-        *,
-        folder: Path,
-        cache_gb: float,
+        cache: CachePlan,
+        processes: Processes = ALONE,
     ) -> None:
         self._classifier, self._groups, self._stores = classifier, groups, stores
         self._spec, self._machine = spec, machine
-        self._folder, self._cache_gb = folder, cache_gb
+        self._cache, self._processes = cache, processes
         self._cut: int | None = None
         self._part: TrainedPart | None = None
+        self._cuts = [cut for cut in cache.cuts if cut > 0]
+        several = cache.budget_gb > 0 and len(self._cuts) > 1
+        self._pretrained = copy.deepcopy(classifier.backbone) if several else None
+        self._ahead: dict[int, Rows] = {}  # cached for later phases
 
     def open(self, unfrozen_from: int) -> TrainedPart:
         """Give the part from a layer group on; what an earlier cut had cached is deleted.
@@ -69,7 +95,7 @@ class BackboneParts:
         return tuple(prefix(example_images(backbone, count=2)).shape[1:])
 
     def close(self) -> None:
-        """Delete what was cached."""
+        """Delete what was cached for the open part."""
         if self._part is not None:
             self._part.rows.remove()
             self._part = None
@@ -87,11 +113,40 @@ class BackboneParts:
         train, val = self._stores.train, self._stores.val
         if unfrozen_from == 0:
             return Rows(PixelRows(train, self._spec), PixelRows(val, self._spec))
-        sample = train.rows(train.clean_rows()[:SAMPLE_ROWS])
-        engine = make_engine(prefix, self._spec, self._machine, sample)
+        if self._pretrained is not None:
+            self._ahead = self._cache_from(self._pretrained, unfrozen_from)
+            self._pretrained = None
+        if unfrozen_from in self._ahead:
+            return self._ahead.pop(unfrozen_from)
+        engine = self._engine(prefix)
         return open_rows(
             self._stores,
             engine,
-            folder=self._folder / f"group-{unfrozen_from}-{engine.name}",
-            budget_gb=self._cache_gb,
+            folder=self._cache.folder / f"group-{unfrozen_from}-{engine.name}",
+            budget_gb=self._cache.budget_gb,
+            processes=self._processes,
         )
+
+    def _cache_from(self, backbone: nn.Module, highest: int) -> dict[int, Rows]:
+        """Cache the activations at all planned cuts up to a layer group; none where too large."""
+        engine = self._engine(prefixes_at(backbone, self._cuts))
+        name = f"groups-{'-'.join(map(str, self._cuts))}-{engine.name}"
+        folders = {
+            number: self._cache.folder / name / str(cut)
+            for number, cut in enumerate(self._cuts)
+            if cut <= highest
+        }
+        rows = cache_together(
+            self._stores,
+            engine,
+            folders,
+            budget_gb=self._cache.budget_gb,
+            processes=self._processes,
+        )
+        return {self._cuts[number]: one for number, one in rows.items()}
+
+    def _engine(self, frozen: nn.Module) -> Engine:
+        train, val = self._stores.train, self._stores.val
+        sample = train.rows(train.clean_rows()[:SAMPLE_ROWS])
+        rows = train.info.count * (train.info.views + 1) + val.info.count
+        return make_engine(frozen, self._spec, self._machine, sample, rows=rows)

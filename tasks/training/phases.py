@@ -81,7 +81,7 @@ def plan_phases(
             of=len(cuts),
             name="from scratch" if scratch else f"unfrozen from {groups[cut].name}",
             unfrozen_from=cut,
-            epochs=params.scratch_epochs if scratch else params.epochs,
+            epochs=_most_epochs(params, scratch=scratch, last=number == len(cuts)),
             rates=_scratch_rates(groups, params)
             if scratch
             else peak_rates(groups, cut, params, head_lr=_head_lr(params, found)),
@@ -107,6 +107,12 @@ def peak_rates(
         for depth, group in enumerate(reversed(backbone[unfrozen_from:]))
     }
     return {head.name: head_lr, **rates}
+
+
+def _most_epochs(params: FinetuneParams, *, scratch: bool, last: bool) -> int:
+    if scratch:
+        return params.scratch_epochs
+    return params.epochs if last else params.early_epochs
 
 
 def _head_lr(params: FinetuneParams, found: RangeTest | None) -> float:

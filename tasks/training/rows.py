@@ -2,19 +2,27 @@
 
 import logging
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from tasks.artifacts import Array
+from tasks.backbones.processes import ALONE, Processes
 from tasks.backbones.runtime import normalize
 from tasks.errors import TrainingError
-from tasks.images.store import PixelStore
+from tasks.images.store import Pixels, PixelStore
 from tasks.records import InputSpec
-from tasks.training.activations import CachedRows, Frozen, measure_activation, run_frozen
+from tasks.training.activations import (
+    Activation,
+    CachedRows,
+    Frozen,
+    fill_caches,
+    measure_activations,
+)
 from tasks.training.sampling import Indices
 
 log = logging.getLogger(__name__)
@@ -77,13 +85,20 @@ class ComputedRows:
 
     def read(self, rows: Indices) -> Tensor:
         """Run the frozen part over rows of the pixel store."""
-        return torch.from_numpy(run_frozen(self._frozen, self._store, rows))
+        return torch.from_numpy(self._frozen(self._store.rows(rows))[0])
 
     def remove(self) -> None:
         """Nothing was stored."""
 
 
-def open_rows(stores: Stores, frozen: Frozen, *, folder: Path, budget_gb: float) -> Rows:
+def open_rows(
+    stores: Stores,
+    frozen: Frozen,
+    *,
+    folder: Path,
+    budget_gb: float,
+    processes: Processes = ALONE,
+) -> Rows:
     """Cache the activations of all images, or compute them on the fly where they do not fit.
 
     Args:
@@ -91,6 +106,7 @@ def open_rows(stores: Stores, frozen: Frozen, *, folder: Path, budget_gb: float)
         frozen: The frozen part.
         folder: Of the cache; its name tells all that the activations depend on.
         budget_gb: Disk that the cache may take, GB; 0: no cache.
+        processes: Fill the cache together.
 
     Raises:
         TrainingError: The disk has less room than the cache needs, or activations cannot be stored.
@@ -98,11 +114,10 @@ def open_rows(stores: Stores, frozen: Frozen, *, folder: Path, budget_gb: float)
     computed = Rows(ComputedRows(stores.train, frozen), ComputedRows(stores.val, frozen))
     if budget_gb == 0:
         return computed
-    shape, dtype = measure_activation(frozen, stores.train)
-    row_bytes = int(np.prod(shape)) * dtype.itemsize
-    images, views = stores.train.info.count, stores.train.info.views
-    fitting = affordable_views(row_bytes, stores, budget_gb * 1e9)
-    needed = row_bytes * (images * (views + 1) + stores.val.info.count) / 1e9
+    activation = measure_activations(frozen, stores.train)[0]
+    views = stores.train.info.views
+    fitting = affordable_views(activation.row_bytes, stores, budget_gb * 1e9)
+    needed = _bytes_of_all(activation, stores) / 1e9
     if fitting < min(views, 1):
         log.warning(
             "the activations of all %d views would take %.1f GB, and finetune.cache_gb is %g: the "
@@ -121,12 +136,90 @@ def open_rows(stores: Stores, frozen: Frozen, *, folder: Path, budget_gb: float)
             budget_gb,
             fitting,
         )
-    train = CachedRows(folder / "train", stores.train, shape, dtype=dtype, views=fitting)
-    val = CachedRows(folder / "val", stores.val, shape, dtype=dtype, views=0)
-    _check_room(folder, train.missing_bytes() + val.missing_bytes())
-    train.fill(frozen, "frozen layers over train")
-    val.fill(frozen, "frozen layers over val")
-    return Rows(train, val)
+    rows = _CachedRows.at(folder, activation, stores, views=fitting)
+    _fill([rows], stores, frozen, processes)
+    return rows
+
+
+def cache_together(
+    stores: Stores,
+    frozen: Frozen,
+    folders: Mapping[int, Path],
+    *,
+    budget_gb: float,
+    processes: Processes = ALONE,
+) -> dict[int, Rows]:
+    """Cache several outputs of the frozen part in one pass over the pixels.
+
+    Args:
+        stores: The pixels.
+        frozen: The frozen part.
+        folders: Of the cache of each output that is wanted, by the output's number.
+        budget_gb: Disk that the caches of all outputs, wanted or not, may take together, GB.
+        processes: Fill the caches together.
+
+    Returns:
+        Rows of each wanted output; none where those of all views do not fit together.
+
+    Raises:
+        TrainingError: The disk has less room than the caches need, or activations cannot be stored.
+    """
+    activations = measure_activations(frozen, stores.train)
+    needed = sum(_bytes_of_all(activation, stores) for activation in activations) / 1e9
+    if needed > budget_gb:
+        log.info(
+            "the activations of %d phases would take %.1f GB together, and finetune.cache_gb is "
+            "%g: each phase runs its frozen layers anew",
+            len(activations),
+            needed,
+            budget_gb,
+        )
+        return {}
+    views = stores.train.info.views
+    rows = {
+        number: _CachedRows.at(folder, activations[number], stores, views=views)
+        for number, folder in folders.items()
+    }
+
+    def wanted(pixels: Pixels) -> tuple[Array, ...]:
+        outputs = frozen(pixels)
+        return tuple(outputs[number] for number in rows)
+
+    _fill(list(rows.values()), stores, wanted, processes)
+    return dict(rows)
+
+
+def _bytes_of_all(activation: Activation, stores: Stores) -> int:
+    train, val = stores.train.info, stores.val.info
+    return activation.row_bytes * (train.count * (train.views + 1) + val.count)
+
+
+@dataclass(frozen=True)
+class _CachedRows(Rows):
+    """Rows that are both cached."""
+
+    train: CachedRows
+    val: CachedRows
+    folder: Path
+
+    @classmethod
+    def at(cls, folder: Path, activation: Activation, stores: Stores, *, views: int) -> Self:
+        train, val = stores.train.info.count, stores.val.info.count
+        return cls(
+            CachedRows(folder / "train", activation, images=train, views=views),
+            CachedRows(folder / "val", activation, images=val, views=0),
+            folder,
+        )
+
+
+def _fill(
+    rows: Sequence[_CachedRows], stores: Stores, frozen: Frozen, processes: Processes
+) -> None:
+    missing = sum(one.train.missing_bytes() + one.val.missing_bytes() for one in rows)
+    _check_room(rows[0].folder, missing)
+    train, val = [one.train for one in rows], [one.val for one in rows]
+    fill_caches(train, stores.train, frozen, "frozen layers over train", processes)
+    fill_caches(val, stores.val, frozen, "frozen layers over val", processes)
 
 
 def affordable_views(row_bytes: int, stores: Stores, budget: float) -> int:

@@ -53,6 +53,7 @@ class TrainState:
         history: All epochs of all phases.
         finished: Records of the phases before this one.
         phase_average: Uniform average of what the kept ones among them ended with.
+        micro_batch: Images that memory allows at once in a step; None: all of a batch.
     """
 
     phase: int
@@ -65,6 +66,7 @@ class TrainState:
     history: tuple[HistoryRow, ...]
     finished: tuple[Phase, ...]
     phase_average: Tensors
+    micro_batch: int | None = None
 
 
 class Checkpoints(Protocol):

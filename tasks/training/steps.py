@@ -1,62 +1,37 @@
-"""The lowest rungs of training: one step of the optimizer, and one look at val."""
+"""The lowest rungs of training: one step of the optimizer, and one look at val.
+
+Several processes share each batch. Every one computes the gradient of its own images and then holds
+the sum over all, so that all take the same step. One sum over one flat bucket does that. torch's
+DistributedDataParallel would have to be built anew, with new hooks, for every phase and every cut,
+because it cannot be told of layers that freeze and unfreeze.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from tasks.backbones.memory import MicroBatches, explaining_memory, remember_forward
+from tasks.backbones.processes import ALONE, Processes
+from tasks.errors import TrainingError
 from tasks.params import FinetuneParams
 from tasks.training.classifier import BACKBONE, Classifier
+from tasks.training.freezing import adapting_norms
 from tasks.training.losses import distance_to_start
-from tasks.training.mixing import Mix, blend_batch, blended_cross_entropy
-from tasks.training.rows import Rows
+from tasks.training.mixing import Mix, TrainBatch, blended_cross_entropy
 from tasks.training.sampling import Indices
+from tasks.training.shared_norm import SharedBatchNorm
 from tasks.training.state import Logits
+from tasks.training.trained_part import StepResult, TrainedPart
 
-
-@dataclass(frozen=True)
-class TrainedPart:
-    """The layers above a cut: activations to logits.
-
-    Attributes:
-        module: Shares its layers with the classifier.
-        names: Names, in the classifier, of all parameters and buffers of these layers.
-        rows: What the module reads.
-    """
-
-    module: nn.Module
-    names: Sequence[str]
-    rows: Rows
-
-
-class Parts(Protocol):
-    """Cuts the classifier; one cut is open at a time."""
-
-    def open(self, unfrozen_from: int) -> TrainedPart:
-        """Give the part from a layer group on."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What a step saw: mean loss over its images, how many were right, and the gradient's norm.
-
-    A mixed image is right where the model names the label of which it shows more.
-    """
-
-    loss: float
-    right: int
-    images: int
-    norm: float
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether the step made sense; if not, the weights were left alone."""
-        return math.isfinite(self.loss) and math.isfinite(self.norm)
+ADVICE = (
+    "lower augment.image_px, unfreeze fewer layers (decide.depth_*, or decide.arm: "
+    "feature_extraction), or use a machine with more memory"
+)
 
 
 class Stepper:
@@ -67,6 +42,10 @@ class Stepper:
         optimizer: Over all of its parameters.
         params: The `finetune` block.
         class_weights: Weight of an image by its class, (C,); None weighs all the same.
+        processes: Share the images of a batch; each has the same classifier.
+
+    Attributes:
+        micro_batches: How batches are cut where memory has run out.
     """
 
     def __init__(
@@ -76,65 +55,170 @@ class Stepper:
         params: FinetuneParams,
         *,
         class_weights: Tensor | None,
+        processes: Processes = ALONE,
     ) -> None:
+        self._processes = processes
         self._classifier, self._optimizer = classifier, optimizer
         self._smoothing, self._clip_norm = params.label_smoothing, params.clip_norm
         self._batch_size, self._l2_sp = params.batch_size, params.l2_sp
         self._device = next(classifier.parameters()).device
         self._class_weights = None if class_weights is None else class_weights.to(self._device)
         self._pretrained = _copy_backbone(classifier) if params.l2_sp else {}
+        self.micro_batches = MicroBatches("training step", TrainingError, ADVICE)
+        self._looks = MicroBatches("look at val", TrainingError, ADVICE)
 
     def train(
-        self, part: TrainedPart, rows: Indices, labels: Indices, mix: Mix | None
+        self, part: TrainedPart, rows: Indices, labels: Indices, mix: Mix | None = None
     ) -> StepResult:
         """Take one step on some training rows, unless its loss or gradient is not finite.
 
+        Where memory runs out, the gradient is summed over micro-batches: the same step but
+        for rounding and the masks of dropout.
+
         Args:
             part: What is trained, in training mode.
-            rows: Rows of the part's source, int64 (n,).
+            rows: Rows of the part's source, int64 (n,), of all processes together.
             labels: Their classes, int64 (n,).
             mix: How they are mixed, if at all.
+
+        Raises:
+            TrainingError: Memory runs out with the smallest micro-batch, or for the optimizer.
         """
-        self._optimizer.zero_grad()
-        loss, right = self._judge(part, rows, labels, mix)
-        torch.autograd.backward(loss + self._pull(part))
-        result = StepResult(float(loss.detach()), right, images=len(labels), norm=self._clip())
+        loss, right = self._run(part, TrainBatch.of(rows, labels, mix), learn=True)
+        result = StepResult(loss=loss, right=right, images=len(labels), norm=self._clip())
         if result.is_finite:
-            self._optimizer.step()
+            with explaining_memory("optimizer step", TrainingError, ADVICE):
+                self._optimizer.step()
         return result
 
     @torch.no_grad()
     def measure(
-        self, part: TrainedPart, rows: Indices, labels: Indices, mix: Mix | None
+        self, part: TrainedPart, rows: Indices, labels: Indices, mix: Mix | None = None
     ) -> StepResult:
-        """Give what `train` would see, but change nothing; the norm of no gradient is 0."""
-        loss, right = self._judge(part, rows, labels, mix)
-        return StepResult(float(loss), right, images=len(labels), norm=0.0)
+        """Give what `train` would see, but change nothing; no gradient has the norm 0.
+
+        Raises:
+            TrainingError: Memory runs out with the smallest micro-batch.
+        """
+        loss, right = self._run(part, TrainBatch.of(rows, labels, mix), learn=False)
+        return StepResult(loss=loss, right=right, images=len(labels), norm=0.0)
+
+    def _run(self, part: TrainedPart, batch: TrainBatch, *, learn: bool) -> tuple[float, int]:
+        """Give mean loss and right images of a batch of all processes; the gradient is summed."""
+        own, share = self._own_share(len(batch.rows))
+        mine = batch.at(own)
+        norms = adapting_norms(part.module)
+        with self._sharing_batch_norm(share):
+            loss, right = self.micro_batches.run(
+                lambda parts: self._accumulate(part, mine, parts, share, learn=learn),
+                len(mine.rows),
+                smallest=self._fewest_at_once(len(mine.rows), adapting=bool(norms)),
+                undo=remember_forward(norms, self._device),
+                remark=", and norm layers normalize over so many" if norms else "",
+            )
+        return self._add_up(loss, right)
+
+    def _accumulate(
+        self,
+        part: TrainedPart,
+        batch: TrainBatch,
+        micro_batches: Sequence[slice],
+        share: float,
+        *,
+        learn: bool,
+    ) -> tuple[float, int]:
+        """Sum the gradient of this process's images, which weigh `share` in the mean of the batch.
+
+        Returns:
+            Their part of the batch's mean loss, and how many of them were right.
+        """
+        self._optimizer.zero_grad()
+        loss, right = 0.0, 0
+        for chosen in micro_batches:
+            shown = batch.at(chosen).read(part.rows.train, self._device)
+            logits = self._infer(part, shown.inputs)
+            mean = blended_cross_entropy(
+                logits, shown, smoothing=self._smoothing, weights=self._class_weights
+            )
+            weighted = mean * (share * len(shown.labels) / len(batch.rows))
+            if learn:
+                pull = self._pull(part) * share if chosen.start == 0 else 0.0
+                torch.autograd.backward(weighted + pull)
+            loss += float(weighted.detach())
+            right += int((logits.argmax(dim=1) == shown.dominant).sum()) if share else 0
+        return loss, right
+
+    def _fewest_at_once(self, images: int, *, adapting: bool) -> int:
+        """Give the smallest micro-batch of this process.
+
+        Norm layers that adapt need two images. Where they look at the images of all processes, one
+        cannot cut its batch alone.
+        """
+        if adapting and self._processes.world > 1:
+            return images
+        return 2 if adapting else 1
 
     @torch.inference_mode()
     def predict_val(self, part: TrainedPart, count: int) -> Logits:
-        """Give the logits of the val images, float32 (count, C), everything in eval mode."""
+        """Give the logits of the val images, float32 (count, C), everything in eval mode.
+
+        Raises:
+            TrainingError: Memory runs out with a single image.
+        """
         self._classifier.eval()
         part.module.eval()
         images, size = np.arange(count), self._batch_size
         batches = [images[start : start + size] for start in range(0, count, size)]
-        logits = [
-            self._infer(part, part.rows.val.read(rows).to(self._device)).float().cpu()
-            for rows in batches
-        ]
-        return torch.cat(logits).numpy()
+        # Every batch is some process's, whole: the logits are those that one process would give.
+        own, share = self._own_share(len(batches))
+        logits = [self._look(part, rows) for rows in batches[own]]
+        everyone = torch.zeros(count, logits[0].shape[1])
+        if share:
+            everyone[own.start * size : own.stop * size] = torch.cat(logits)
+        return self._processes.add(everyone).numpy()
 
-    def _judge(
-        self, part: TrainedPart, rows: Indices, labels: Indices, mix: Mix | None
-    ) -> tuple[Tensor, int]:
-        """Give the loss of some training rows and how many are right."""
-        inputs = part.rows.train.read(rows).to(self._device)
-        batch = blend_batch(inputs, torch.from_numpy(labels).to(self._device), mix)
-        logits = self._infer(part, batch.inputs)
-        loss = blended_cross_entropy(
-            logits, batch, smoothing=self._smoothing, weights=self._class_weights
-        )
-        return loss, int((logits.argmax(dim=1) == batch.dominant).sum())
+    def _look(self, part: TrainedPart, rows: Indices) -> Tensor:
+        """Give the logits of some val images, on the CPU."""
+
+        def infer(micro_batches: Sequence[slice]) -> Tensor:
+            inputs = (part.rows.val.read(rows[chosen]) for chosen in micro_batches)
+            logits = [self._infer(part, one.to(self._device)) for one in inputs]
+            return torch.cat(logits).float().cpu()
+
+        return self._looks.run(infer, len(rows))
+
+    def _own_share(self, count: int) -> tuple[slice, float]:
+        """Give this process's part of the images of a batch, and its weight in their mean.
+
+        Where there are fewer images than processes, those without run the first one at weight 0:
+        layers that look at the whole batch find all processes there, and none sees an empty batch.
+        """
+        own = self._processes.share(count)
+        mine = own.stop - own.start
+        return (own, mine / count) if mine else (slice(0, 1), 0.0)
+
+    @contextmanager
+    def _sharing_batch_norm(self, share: float) -> Iterator[None]:
+        """Let norm layers that adapt normalize by the batch of all processes."""
+        if self._processes.world == 1:
+            yield
+            return
+        with SharedBatchNorm(self._processes, weight=float(share > 0)):
+            yield
+
+    def _add_up(self, loss: float, right: int) -> tuple[float, int]:
+        """Sum loss, right images and, in place, the gradients over all processes."""
+        if self._processes.world == 1:
+            return loss, right
+        gradients = [p.grad for p in self._classifier.parameters() if p.grad is not None]
+        seen = torch.tensor([loss, right], dtype=torch.float32, device=self._device)
+        bucket = self._processes.add(torch.cat([seen, *(g.flatten() for g in gradients)]))
+        sizes = [2, *(gradient.numel() for gradient in gradients)]
+        seen, *pieces = torch.split(bucket, sizes)
+        for gradient, piece in zip(gradients, pieces, strict=True):
+            gradient.copy_(piece.view_as(gradient))
+        mean_loss, all_right = seen.tolist()
+        return mean_loss, round(all_right)
 
     def _infer(self, part: TrainedPart, inputs: Tensor) -> Tensor:
         if inputs.ndim == 4:

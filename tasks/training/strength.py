@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
-from tasks.training.logistic import Labelled, LinearFit, StandardizedRows, fit_path
+from tasks.training.logistic import Labelled, LinearFit, ScaledRows, fit_path
 from tasks.training.losses import image_losses
 from tasks.training.sampling import Indices
 
@@ -32,7 +32,7 @@ def choose_linear(
     With fewer than 50 training images a class, val holds only a few of each: then the loss over
     held-out folds of the training images decides, no group in two folds.
     """
-    rows = StandardizedRows(train, np.arange(len(train.labels)))
+    rows = ScaledRows(train, np.arange(len(train.labels)))
     folds = _folds(train, seed) if len(train.labels) < FEW_IMAGES * classes else []
     if not folds:
         fits = list(_until_hopeless(fit_path(rows, classes, strengths), val))
@@ -79,6 +79,6 @@ def _held_out_losses(
     totals = dict.fromkeys(strengths, 0.0)
     for fitted, held_out in folds:
         clean, labels = train.features[held_out, 0], train.labels[held_out]
-        for fit in fit_path(StandardizedRows(train, fitted), classes, strengths):
+        for fit in fit_path(ScaledRows(train, fitted), classes, strengths):
             totals[fit.strength] += float(image_losses(fit.logits(clean), labels).sum())
     return totals

@@ -104,7 +104,8 @@ def _standardize(head: nn.Module, moments: Moments) -> None:
     norm = head.get_submodule("norm")
     assert isinstance(norm, nn.BatchNorm1d)
     norm.running_mean = torch.from_numpy(moments.mean).float()
-    norm.running_var = torch.from_numpy(np.square(moments.scale)).float()
+    variance = np.where(moments.deviation > 0, np.square(moments.deviation), 1.0)
+    norm.running_var = torch.from_numpy(variance).float()
 
 
 @torch.no_grad()

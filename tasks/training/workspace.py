@@ -1,13 +1,23 @@
 """Where an interrupted training leaves what the next one goes on from."""
 
+import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from tasks.training.checkpoints import CheckpointFolder
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Folders for what an interrupted run can go on from."""
+    """Folders for what an interrupted run can go on from.
+
+    Both are named by the fingerprint of the training; beside them lie those of other trainings.
+    """
 
     checkpoints: Path
     activations: Path
@@ -16,3 +26,41 @@ class Workspace:
         """Delete both."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         shutil.rmtree(self.activations, ignore_errors=True)
+
+    def mention_others(self) -> None:
+        """Say what other trainings have left: it is never used here, and never deleted."""
+        own = (self.checkpoints, self.activations)
+        others = [path for one in own for path in sorted(one.parent.glob("*")) if path not in own]
+        if others:
+            log.info(
+                "%s: left behind by trainings of other inputs, values or code, %.1f MB in all; not "
+                "used here, and may be deleted if none of them is still running",
+                ", ".join(map(str, others)),
+                sum(map(_size, others)) / 1e6,
+            )
+
+    @contextmanager
+    def saying_where_to_go_on(self) -> Iterator[None]:
+        """When a signal stops the training, say from where the next run goes on."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            log.warning("stopped; the next run goes on %s", self._place())
+            raise
+
+    def _place(self) -> str:
+        newest = CheckpointFolder(self.checkpoints).newest()
+        if newest is None:
+            return "from the start: no epoch was finished"
+        phase, epoch = newest
+        if epoch == 0:
+            return f"from the start of phase {phase}"
+        return f"from the end of epoch {epoch} of phase {phase}"
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # a training that is running deletes files of its own
+            total += path.stat().st_size if path.is_file() else 0
+    return total

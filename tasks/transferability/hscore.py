@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
-from scipy import sparse, stats
+from scipy import sparse, special
 
 from tasks.records import Estimate
 from tasks.transferability.sampling import number_groups
@@ -52,7 +52,7 @@ def estimate_h_score(
     folds = units % count
     values = np.array([_h_score(_without(whole, folds == fold)) for fold in range(count)])
     error = float(np.sqrt((count - 1) / count * np.sum((values - values.mean()) ** 2)))
-    half = error * float(stats.t.isf((1 - confidence) / 2, count - 1))
+    half = -error * float(special.stdtrit(count - 1, (1 - confidence) / 2))
     value = _h_score(whole)
     return Estimate(value=value, low=value - half, high=value + half, n=len(labels))
 

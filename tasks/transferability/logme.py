@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from tasks.records import Estimate
 from tasks.transferability.sampling import number_groups
@@ -49,7 +49,7 @@ def estimate_logme(
     by_unit = np.bincount(units, result.influences - result.influences.mean())
     count = len(by_unit)
     error = float(np.sqrt(np.sum(by_unit**2) * count / max(count - 1, 1)))
-    half = error * float(stats.t.isf((1 - confidence) / 2, max(count - 1, 1)))
+    half = -error * float(special.stdtrit(max(count - 1, 1), (1 - confidence) / 2))
     return Estimate(
         value=result.value, low=result.value - half, high=result.value + half, n=len(labels)
     )

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.artifacts import write_record
-from tasks.backbones.cards import SourceCard, find_card
 from tasks.backbones.catalogue import Backbone, load_backbone
 from tasks.backbones.engine import make_engine
 from tasks.backbones.features import PooledFeatures
 from tasks.backbones.probe import Probe, choose_probe_images, measure_probe, sample_pixels
 from tasks.backbones.runtime import configure_torch
+from tasks.backbones.source_cards import SourceCard, find_card
 from tasks.entry import run_stage
 from tasks.errors import ArtifactError, DataError
 from tasks.images.frames import Pixels, read_clean_view

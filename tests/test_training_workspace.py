@@ -1,0 +1,81 @@
+"""What other trainings left is mentioned, never touched; a stopped one says where it goes on."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from tasks.training.workspace import Workspace
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "checkpoints" / "own", tmp_path / "activations" / "own")
+
+
+def leave(path: Path, count: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(count))
+
+
+def test_what_other_trainings_left_is_mentioned_once_with_its_size_and_kept(
+    workspace: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO)
+    others = [
+        tmp_path / "checkpoints" / "other" / "phase-001-epoch-000001.safetensors",
+        tmp_path / "activations" / "other" / "group-5-torch" / "train" / "000000.npy",
+    ]
+    for path in others:
+        leave(path, 1_300_000)
+    leave(workspace.checkpoints / "phase-001-epoch-000001.safetensors", 10_000_000)
+    workspace.mention_others()
+    (message,) = caplog.messages
+    assert message == (
+        f"{tmp_path / 'checkpoints' / 'other'}, {tmp_path / 'activations' / 'other'}: left behind "
+        "by trainings of other inputs, values or code, 2.6 MB in all; not used here, and may be "
+        "deleted if none of them is still running"
+    )
+    workspace.remove()
+    assert all(path.exists() for path in others)
+    assert not workspace.checkpoints.exists()
+
+
+def test_nothing_left_is_not_mentioned(workspace: Workspace, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    workspace.mention_others()
+    leave(workspace.checkpoints / "phase-001-epoch-000001.safetensors", 10)
+    workspace.mention_others()
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("names", "place"),
+    [
+        ([], "from the start: no epoch was finished"),
+        (["phase-001-epoch-000000"], "from the start of phase 1"),
+        (["phase-001-epoch-000009", "phase-001-epoch-000010"], "from the end of epoch 10 of phase"),
+    ],
+)
+@pytest.mark.parametrize("signal", [KeyboardInterrupt(), SystemExit(143)], ids=["INT", "TERM"])
+def test_a_stopped_training_says_in_one_line_where_the_next_goes_on(
+    workspace: Workspace,
+    caplog: pytest.LogCaptureFixture,
+    names: list[str],
+    place: str,
+    signal: BaseException,
+):
+    for name in names:
+        leave(workspace.checkpoints / f"{name}.safetensors", 10)
+    with pytest.raises(type(signal)), workspace.saying_where_to_go_on():
+        raise signal
+    (message,) = caplog.messages
+    assert message.startswith(f"stopped; the next run goes on {place}")
+
+
+def test_a_training_that_fails_says_nothing_about_going_on(
+    workspace: Workspace, caplog: pytest.LogCaptureFixture
+):
+    with pytest.raises(ValueError, match="rates"), workspace.saying_where_to_go_on():
+        raise ValueError("rates")
+    assert caplog.messages == []
