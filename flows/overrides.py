@@ -6,7 +6,7 @@ It has no default values: what is left out keeps the value of params.yaml when t
 
 import io
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -85,13 +85,19 @@ def _for_the_form(schema: dict[str, Any]) -> None:
 
 def _describe(field: FieldInfo) -> str | None:
     """Add the bounds to a description: the form shows descriptions, bounds only after a mistake."""
+    options = get_args(field.annotation)  # of a value that may have several types
+    inside = [info for option in options for info in getattr(option, "__metadata__", ())]
     bounds = [
         words.format(getattr(bound, name))
-        for bound in field.metadata
+        for bound in [*field.metadata, *(bound for info in inside for bound in info.metadata)]
         for name, words in BOUNDS.items()
         if getattr(bound, name, None) is not None
     ]
-    return f"{field.description} Allowed: {', '.join(bounds)}." if bounds else field.description
+    words = [
+        word for option in options if get_origin(option) is Literal for word in get_args(option)
+    ]
+    allowed = [", ".join(bounds), *words] if bounds else []
+    return f"{field.description} Allowed: {', or '.join(allowed)}." if bounds else field.description
 
 
 if TYPE_CHECKING:

@@ -1,7 +1,8 @@
-"""Train a new head on the frozen features: logistic regression, and an MLP where asked for.
+"""Train new heads on the frozen features: logistic regression, an MLP, a cosine head.
 
-Val chooses. The linear head stays unless the MLP is better beyond doubt: it has fewer ways to be
-wrong, and a model that ends in it can be exported as a plain timm model.
+Val chooses. The first head of baseline.heads stays unless a later one is better beyond doubt. That
+is the linear one by default: it has fewer ways to be wrong, and a model that ends in it can be
+exported as a plain timm model.
 """
 
 import logging
@@ -26,22 +27,22 @@ from tasks.entry import read_paths, run_stage
 from tasks.errors import ArtifactError
 from tasks.machine import read_machine
 from tasks.params import BaselineParams, load_params
-from tasks.records import Baseline, Candidate, Split
+from tasks.records import Baseline, Candidate, HeadKind, Split
 from tasks.statistics import accuracy_interval
 from tasks.training.gate import RESAMPLES, ValSet, judge_change
-from tasks.training.heads import HeadKind, apply_head, build_head, write_head
+from tasks.training.heads import apply_head, build_head, write_head
 from tasks.training.logistic import Labelled, LinearFit, measure_moments
 from tasks.training.losses import image_losses, right_images
-from tasks.training.mlp import fit_mlp
+from tasks.training.overfitting import describe_gap, describe_overfitting
 from tasks.training.state import Logits
 from tasks.training.strength import choose_linear
+from tasks.training.trained_heads import fit_cosine, fit_mlp
 
 log = logging.getLogger(__name__)
 
 CONFIDENCE = 0.95  # of the interval of the val accuracy
-MLP_CONFIDENCE = 0.9  # with which the MLP must be better to be chosen
-OVERFIT_GAP = 0.1  # train minus val accuracy that is worth a note
-OVERFIT_RISE = 1.02  # val loss over its lowest value that is worth a note
+LATER_CONFIDENCE = 0.9  # with which a later head must be better to be chosen
+NAMES: dict[HeadKind, str] = {"linear": "linear head", "mlp": "MLP", "cosine": "cosine head"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Trained:
     head: nn.Module
     train_accuracy: float
     val_logits: Logits
+    hidden: int = 0
     notes: Sequence[str] = ()
 
 
@@ -77,25 +79,28 @@ def train_baseline(
         class_names: A label is an index into it.
         seed: The run's seed.
     """
-    classes = len(class_names)
-    tried, chosen = _train_linear(train, val, params, classes=classes, seed=seed)
+    classes, (first, *later) = len(class_names), params.heads
+    tried, chosen = _train(first, train, val, params, classes=classes, seed=seed)
     notes = list(chosen.notes)
-    if params.mlp:
-        mlp = _train_mlp(train, val, params, classes=classes, seed=seed)
-        tried = [*tried, mlp]
+    for kind in later:
+        more, rival = _train(kind, train, val, params, classes=classes, seed=seed)
+        tried = [*tried, *more]
         verdict = judge_change(
             chosen.val_logits,
-            mlp.val_logits,
+            rival.val_logits,
             ValSet(val.labels, val.groups),
-            confidence=MLP_CONFIDENCE,
+            confidence=LATER_CONFIDENCE,
             seed=seed,
         )
-        chosen = mlp if verdict.better else chosen
-        notes += [*mlp.notes, f"From the linear head to the MLP, {verdict.reason}."]
-    notes += _note_overfit(chosen, val)
+        change = f"From the {NAMES[chosen.kind]} to the {NAMES[kind]}, {verdict.reason}."
+        notes += [*rival.notes, change]
+        chosen = rival if verdict.better else chosen
+    val_accuracy = float(right_images(chosen.val_logits, val.labels).mean())
+    gap = describe_gap(chosen.train_accuracy, val_accuracy)
+    notes += [gap] if gap else []
     summary = Baseline(
         head=chosen.kind,
-        hidden=params.mlp_hidden if chosen.kind == "mlp" else 0,
+        hidden=chosen.hidden,
         dropout=params.mlp_dropout if chosen.kind == "mlp" else 0.0,
         feature_dim=train.features.shape[2],
         classes=class_names,
@@ -112,6 +117,31 @@ def train_baseline(
         notes=notes,
     )
     return FrozenBaseline(chosen.head, summary, chosen.val_logits)
+
+
+def _train(
+    kind: HeadKind,
+    train: Labelled,
+    val: Labelled,
+    params: BaselineParams,
+    *,
+    classes: int,
+    seed: int,
+) -> tuple[list[Trained], Trained]:
+    """Train heads of a kind; give all of them and the chosen one."""
+    if kind == "linear":
+        return _train_linear(train, val, params, classes=classes, seed=seed)
+    moments = measure_moments(train, np.arange(len(train.labels)))
+    fit_head = fit_mlp if kind == "mlp" else fit_cosine
+    fit = fit_head(train, val, moments, params, classes=classes, seed=seed)
+    width = f"{fit.hidden} hidden units, " if fit.hidden else ""
+    setting = f"{width}epoch {fit.best_epoch} of {len(fit.epochs)}"
+    outcome = f"epoch {fit.best_epoch} was kept"
+    note = describe_overfitting(f"The {NAMES[kind]}", fit.epochs, fit.best_epoch, outcome)
+    trained = replace(
+        _judge(kind, setting, fit.head, train, val), hidden=fit.hidden, notes=[note] if note else []
+    )
+    return [trained], trained
 
 
 def _train_linear(
@@ -141,23 +171,6 @@ def _linear_head(fit: LinearFit) -> nn.Module:
     return head
 
 
-def _train_mlp(
-    train: Labelled, val: Labelled, params: BaselineParams, *, classes: int, seed: int
-) -> Trained:
-    moments = measure_moments(train, np.arange(len(train.labels)))
-    fit = fit_mlp(train, val, moments, params, classes=classes, seed=seed)
-    setting = f"{params.mlp_hidden} hidden units, epoch {fit.best_epoch} of {len(fit.epochs)}"
-    last, best = fit.epochs[-1], fit.epochs[fit.best_epoch - 1]
-    notes = []
-    if last.train_loss < best.train_loss and last.val_loss > OVERFIT_RISE * best.val_loss:
-        notes.append(
-            f"The MLP overfits after epoch {fit.best_epoch}: train loss fell from "
-            f"{best.train_loss:.3f} to {last.train_loss:.3f} while val loss rose from "
-            f"{best.val_loss:.3f} to {last.val_loss:.3f}; epoch {fit.best_epoch} was kept."
-        )
-    return replace(_judge("mlp", setting, fit.head, train, val), notes=notes)
-
-
 def _judge(
     kind: HeadKind, setting: str, head: nn.Module, train: Labelled, val: Labelled
 ) -> Trained:
@@ -174,16 +187,6 @@ def _describe(trained: Trained, val: Labelled, *, chosen: bool) -> Candidate:
         train_accuracy=trained.train_accuracy,
         chosen=chosen,
     )
-
-
-def _note_overfit(chosen: Trained, val: Labelled) -> list[str]:
-    val_accuracy = float(right_images(chosen.val_logits, val.labels).mean())
-    if chosen.train_accuracy - val_accuracy < OVERFIT_GAP:
-        return []
-    return [
-        f"The head overfits: accuracy {chosen.train_accuracy:.3f} on train, {val_accuracy:.3f} on "
-        "val. More images or views, or fine-tuning, may help more than another head."
-    ]
 
 
 def read_features(folder: Path, manifest: Manifest, split: Split) -> Labelled:

@@ -1,64 +1,57 @@
 """Fine-tune as the decision says: gradual unfreezing, or from scratch, or not at all.
 
 Starts from the pretrained backbone and the baseline's head, keeps what val does not speak against,
-and ends between start and end where val is best. Killed and run again, it goes on where it was.
+and ends between start and end, or with the average of its phases, where val is best. Killed and run
+again, it goes on where it was.
 """
 
 import logging
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from tasks.artifacts import (
-    write_array,
-    write_record,
-)
+from tasks.artifacts import write_array, write_record
 from tasks.backbones.launch import run_in_processes
 from tasks.backbones.processes import ALONE, Processes, join_processes
 from tasks.backbones.runtime import configure_torch, find_device
 from tasks.entry import read_paths
 from tasks.machine import Machine, read_machine
 from tasks.params import FinetuneParams, load_params
-from tasks.records import Finetuned, Phase
-from tasks.statistics import accuracy_interval
 from tasks.training.checkpoints import CheckpointFolder
 from tasks.training.classifier import Classifier, write_classifier
 from tasks.training.fingerprint import fingerprint
 from tasks.training.freezing import TrainingGroup, training_groups
-from tasks.training.gate import RESAMPLES
 from tasks.training.history import write_history
 from tasks.training.inputs import FinetuneInputs, read_inputs
-from tasks.training.interpolation import Interpolated, choose_interpolation
+from tasks.training.interpolation import Chosen, choose_weights, explain_choice
 from tasks.training.loop import Trainer
-from tasks.training.losses import right_images
+from tasks.training.lr_range import RangeTester
+from tasks.training.lr_suggestion import describe_range_test
+from tasks.training.mixing import check_mixing
+from tasks.training.outcome import START, FinetunedModel, summarize
 from tasks.training.parts import BackboneParts, CachePlan
-from tasks.training.phases import plan_phases
+from tasks.training.phases import phase_cuts, plan_phases
 from tasks.training.start import start_classifier
-from tasks.training.state import HistoryRow, Logits, copy_tensors
-from tasks.training.verdicts import val_loss
+from tasks.training.state import Tensors, TrainState, copy_tensors
+from tasks.training.verdicts import note_overfitting
 from tasks.training.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-CONFIDENCE = 0.95  # of the interval of the val accuracy
 CODE = Path(__file__).parent
-
-
-@dataclass(frozen=True)
-class FinetunedModel:
-    """The final classifier, how it came about, and its logits on val, float32 (N_val, C)."""
-
-    classifier: Classifier
-    groups: Sequence[TrainingGroup]
-    history: Sequence[HistoryRow]
-    phases: Sequence[Phase]
-    interpolation: float
-    val_logits: Logits
-    notes: Sequence[str]
+READS = (
+    "manifest",
+    "train",
+    "val",
+    "decision",
+    "backbone",
+    "head",
+    "baseline",
+    "baseline-logits",
+)
 
 
 def finetune(
@@ -85,93 +78,88 @@ def finetune(
     )
     classifier.to(find_device(machine)).to(memory_format=torch.channels_last)
     groups = training_groups(classifier)
-    plans = plan_phases(inputs.decision, groups, params)
-    if not plans:
+    if not phase_cuts(inputs.decision, groups):
         note = "The decision was to train nothing but the head: the model is the frozen baseline."
-        return FinetunedModel(classifier, groups, (), (), 0.0, inputs.baseline_logits, [note])
+        return FinetunedModel(classifier, groups, (), (), START, inputs.baseline_logits, [note])
+    parts = _open_parts(classifier, groups, inputs, params, machine, workspace, processes)
     theta_0 = copy_tensors(classifier, list(classifier.state_dict()))
+    found = None
+    if params.head_lr == "auto" and inputs.decision.arm != "scratch":
+        tester = RangeTester(
+            classifier, groups, inputs.examples(), params, seed=seed, processes=processes
+        )
+        found = tester.run_once(parts, inputs.decision.phases[0], folder=workspace.checkpoints)
     trainer = Trainer(classifier, groups, inputs.examples(), params, seed=seed, processes=processes)
+    plans = plan_phases(inputs.decision, groups, params, found=found)
+    state = trainer.run_phases(plans, parts, CheckpointFolder(workspace.checkpoints, processes))
+    chosen = _choose_weights(classifier, trainer, parts, state, theta_0, inputs, params)
+    return FinetunedModel(
+        classifier,
+        groups,
+        state.history,
+        state.finished,
+        chosen.best if chosen else START,
+        chosen.val_logits if chosen else inputs.baseline_logits,
+        [*describe_range_test(found, params), *note_overfitting(state), *explain_choice(chosen)],
+        found,
+    )
+
+
+def _open_parts(
+    classifier: Classifier,
+    groups: list[TrainingGroup],
+    inputs: FinetuneInputs,
+    params: FinetuneParams,
+    machine: Machine,
+    workspace: Workspace,
+    processes: Processes,
+) -> BackboneParts:
+    """Prepare the cuts; refuse mixing that a phase cannot have before anything is computed."""
     parts = BackboneParts(
         classifier,
         groups,
         inputs.stores,
         inputs.backbone.input,
         machine,
-        CachePlan(workspace.activations, params.cache_gb, [plan.unfrozen_from for plan in plans]),
+        CachePlan(workspace.activations, params.cache_gb, inputs.decision.phases),
         processes,
     )
-    state = trainer.run_phases(plans, parts, CheckpointFolder(workspace.checkpoints, processes))
-    trained = FinetunedModel(
-        classifier, groups, state.history, state.finished, 0.0, inputs.baseline_logits, []
-    )
-    if not any(phase.kept for phase in state.finished):
-        note = "Every phase was rolled back: the model is the frozen baseline."
-        return replace(trained, notes=[note])
-    part = parts.open(plans[-1].unfrozen_from)
-    chosen = choose_interpolation(
+    if params.cutmix_alpha:
+        for cut in inputs.decision.phases:
+            check_mixing(parts.input_shape(cut), params)
+    return parts
+
+
+def _choose_weights(
+    classifier: Classifier,
+    trainer: Trainer,
+    parts: BackboneParts,
+    state: TrainState,
+    theta_0: Tensors,
+    inputs: FinetuneInputs,
+    params: FinetuneParams,
+) -> Chosen | None:
+    """Choose between start, end and the average of the kept phases; None where none was kept."""
+    kept = sum(phase.kept for phase in state.finished)
+    if not kept:
+        return None
+    part = parts.open(inputs.decision.phases[-1])
+    return choose_weights(
         classifier,
         {name: theta_0[name] for name in part.names},
         copy_tensors(classifier, part.names),
         shares=[1.0] if inputs.decision.arm == "scratch" else params.interpolation,
+        average=state.phase_average if kept > 1 else None,
         predict_val=lambda: trainer.predict_val(part),
         val=inputs.examples().val,
     )
-    return replace(
-        trained,
-        interpolation=chosen.alpha,
-        val_logits=chosen.val_logits,
-        notes=_explain_interpolation(chosen),
-    )
-
-
-def summarize(model: FinetunedModel, inputs: FinetuneInputs, *, seed: int) -> Finetuned:
-    """Describe a fine-tuned model."""
-    baseline, val = inputs.baseline, inputs.examples().val
-    return Finetuned(
-        arm=inputs.decision.arm,
-        backbone=inputs.backbone.name,
-        input=inputs.backbone.input,
-        head=baseline.head,
-        hidden=baseline.hidden,
-        dropout=baseline.dropout,
-        feature_dim=baseline.feature_dim,
-        classes=baseline.classes,
-        phases=list(model.phases),
-        interpolation=model.interpolation,
-        val_accuracy=accuracy_interval(
-            right_images(model.val_logits, val.labels),
-            val.groups,
-            confidence=CONFIDENCE,
-            resamples=RESAMPLES,
-            seed=seed,
-        ),
-        val_loss=val_loss(model.val_logits, val),
-        notes=list(model.notes),
-    )
-
-
-def _explain_interpolation(chosen: Interpolated) -> list[str]:
-    if len(chosen.val_losses) == 1:
-        return []
-    tried = ", ".join(f"{alpha:g}: {loss:.4f}" for alpha, loss in chosen.val_losses.items())
-    return [
-        f"Of the shares of fine-tuned weights, {chosen.alpha:g} has the lowest val loss ({tried})."
-    ]
 
 
 def _open_workspace(
     paths: Namespace, params: FinetuneParams, machine: Machine, *, seed: int
 ) -> Workspace:
     """Name the folders of this very training in the scratch folder."""
-    reads = [
-        paths.manifest,
-        paths.train,
-        paths.val,
-        paths.decision,
-        paths.backbone,
-        paths.head,
-        paths.baseline,
-    ]
+    reads = [getattr(paths, name.replace("-", "_")) for name in READS]
     code = [CODE / "training", CODE / "backbones", CODE / "finetune.py"]
     key = fingerprint(reads, [str(params), str(seed)], code)
     return Workspace(machine.scratch / "checkpoints" / key, machine.scratch / "activations" / key)
@@ -183,16 +171,7 @@ def main(argv: Sequence[str] | None) -> None:
         "finetune",
         "Unfreeze from the top down with discriminative learning rates",
         argv,
-        reads=[
-            "manifest",
-            "train",
-            "val",
-            "decision",
-            "backbone",
-            "head",
-            "baseline",
-            "baseline-logits",
-        ],
+        reads=READS,
         writes=["model", "summary", "history", "val-logits"],
     )
     params = load_params(paths.params)

@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -272,16 +272,39 @@ class BaselineParams(Block):
     l2_strengths: list[float] = Field(
         min_length=1, description="Penalties of the logistic regression that val chooses from."
     )
-    mlp: bool = Field(description="Whether a head with one hidden layer is trained too.")
-    mlp_hidden: int = Field(ge=2, le=8192, description="Width of the hidden layer.")
-    mlp_dropout: float = Field(ge=0, lt=1, description="Dropout before the last layer.")
-    mlp_lr: float = Field(gt=0, le=1, description="Peak learning rate of the MLP head (AdamW).")
-    mlp_weight_decay: float = Field(ge=0, le=1, description="Weight decay of the MLP head.")
-    mlp_epochs: int = Field(ge=1, le=10_000, description="Most epochs of the MLP head.")
-    mlp_patience: int = Field(
-        ge=1, le=1_000, description="Epochs without a better val loss that end it."
+    heads: list[Literal["linear", "mlp", "cosine"]] = Field(
+        min_length=1,
+        description="Heads to train: linear (logistic regression), mlp (one hidden layer), cosine "
+        "(angles to one direction a class). The first stays unless a later one is better on val "
+        "beyond doubt.",
     )
-    batch_size: int = Field(ge=2, le=65_536, description="Feature rows a step of the MLP head.")
+    mlp_hidden: Annotated[int, Field(ge=2, le=8192)] | Literal["auto"] = Field(
+        description="Width of the MLP's hidden layer. auto: the largest power of two, from 16 to "
+        "1024, with at most 256 weights a training image."
+    )
+    mlp_dropout: float = Field(ge=0, lt=1, description="Dropout before the MLP's last layer.")
+    mlp_lr: float = Field(
+        gt=0, le=1, description="Peak learning rate of the MLP and of the cosine head (AdamW)."
+    )
+    mlp_weight_decay: float = Field(
+        ge=0, le=1, description="Weight decay of the MLP and of the cosine head."
+    )
+    mlp_epochs: int = Field(
+        ge=1, le=10_000, description="Most epochs of the MLP and of the cosine head."
+    )
+    mlp_patience: int = Field(
+        ge=1, le=1_000, description="Epochs without a better val loss that end them."
+    )
+    batch_size: int = Field(
+        ge=2, le=65_536, description="Feature rows a step of the MLP and of the cosine head."
+    )
+
+    @model_validator(mode="after")
+    def check_heads_differ(self) -> Self:
+        """Refuse a head that is named twice."""
+        if len(set(self.heads)) < len(self.heads):
+            raise ValueError(f"heads is {self.heads}; allowed: each head once")
+        return self
 
     @model_validator(mode="after")
     def check_strengths_positive(self) -> Self:
@@ -300,8 +323,9 @@ class FinetuneParams(Block):
     )
     epochs: int = Field(ge=1, le=10_000, description="Most epochs of the last phase.")
     batch_size: int = Field(ge=2, le=65_536, description="Images a training step.")
-    head_lr: float = Field(
-        gt=0, le=1, description="Peak learning rate of the head, a step (AdamW)."
+    head_lr: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
+        description="Peak learning rate of the head, a step (AdamW). auto: found by a range test "
+        "before the first phase; backbone_lr then stays as it is, but never above the found rate."
     )
     backbone_lr: float = Field(
         gt=0, le=1, description="Peak learning rate of the topmost backbone group, at most head_lr."
@@ -313,6 +337,16 @@ class FinetuneParams(Block):
     weight_decay: float = Field(ge=0, le=1, description="AdamW weight decay.")
     label_smoothing: float = Field(
         ge=0, lt=1, description="Share of the label given to all classes."
+    )
+    mixup_alpha: float = Field(
+        ge=0,
+        le=100,
+        description="Beta(alpha, alpha) draws the shares by which images are blended; 0 is off.",
+    )
+    cutmix_alpha: float = Field(
+        ge=0,
+        le=100,
+        description="The same for the area of a box taken from another image; 0 is off.",
     )
     l2_sp: float = Field(ge=0, le=10, description="Strength of the pull towards the start weights.")
     ema_decay: float = Field(ge=0, lt=1, description="Decay of the averaged weights; 0 is off.")
@@ -342,7 +376,7 @@ class FinetuneParams(Block):
     @model_validator(mode="after")
     def check_rates_and_shares(self) -> Self:
         """Refuse a backbone rate above the head's and interpolation shares outside [0, 1]."""
-        if self.backbone_lr > self.head_lr:
+        if self.head_lr != "auto" and self.backbone_lr > self.head_lr:
             raise ValueError(
                 f"backbone_lr is {self.backbone_lr:g}; allowed: at most head_lr "
                 f"({self.head_lr:g}), because pretrained layers are destroyed by the rate that a "
@@ -411,7 +445,7 @@ def load_params(path: Path) -> Params:
     except ValidationError as err:
         lines = dict(_lines_of(root))
         problems = [_describe(path, detail, lines) for detail in err.errors()]
-        raise ParamsError("\n".join(problems)) from err
+        raise ParamsError("\n".join(dict.fromkeys(problems))) from err
 
 
 def _read_text(path: Path) -> str:
@@ -454,7 +488,7 @@ def _lines_of(node: Node | None, at: tuple[str, ...] = ()) -> Iterator[tuple[tup
 
 def _describe(path: Path, detail: ErrorDetails, lines: dict[tuple[str, ...], int]) -> str:
     """Turn one pydantic error into file:line: key path, what was found, what is allowed."""
-    where = tuple(str(part) for part in detail["loc"])
+    where = _key_path(detail)
     known = where
     while known and known not in lines:
         known = known[:-1]
@@ -466,6 +500,14 @@ def _describe(path: Path, detail: ErrorDetails, lines: dict[tuple[str, ...], int
     if detail["type"] == "value_error":
         return f"{place}: {detail['msg'].removeprefix('Value error, ')}"
     return f"{place} is {_shown(detail['input'])}; allowed: {_allowed(where)}"
+
+
+def _key_path(detail: ErrorDetails) -> tuple[str, ...]:
+    """Key path of a mistake; where several types are allowed, pydantic names each behind it."""
+    where = tuple(str(part) for part in detail["loc"])
+    leaves = (where[:end] for end in range(1, len(where) + 1))
+    leaf = next((path for path in leaves if ".".join(path) in leaf_paths()), where)
+    return leaf + tuple(part for part in where[len(leaf) :] if part.isdigit())
 
 
 def _shown(value: object) -> str:
@@ -524,6 +566,12 @@ def _schema_of(where: tuple[str, ...]) -> dict[str, Any]:
 def _allowed(where: tuple[str, ...]) -> str:
     """Say in words what a key path allows: type, bounds, choices, and its description."""
     schema = _schema_of(where)
+    kinds = " | ".join(_kind(option) for option in schema.get("anyOf", [schema]))
+    description = schema.get("description", "")
+    return kinds + (f" ({description})" if description else "")
+
+
+def _kind(schema: dict[str, Any]) -> str:
     bounds = [
         f"{word} {schema[key]}"
         for key, word in (
@@ -537,7 +585,6 @@ def _allowed(where: tuple[str, ...]) -> str:
         )
         if key in schema
     ]
-    choices = schema.get("enum")
+    choices = [schema["const"]] if "const" in schema else schema.get("enum")
     kind = " | ".join(choices) if choices else KINDS.get(schema["type"], schema["type"])
-    description = schema.get("description", "")
-    return ", ".join([kind, *bounds]) + (f" ({description})" if description else "")
+    return ", ".join([kind, *bounds])

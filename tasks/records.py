@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Arm = Literal["scratch", "feature_extraction", "fine_tune"]
+HeadKind = Literal["linear", "mlp", "cosine"]
 
 
 class Record(BaseModel):
@@ -238,7 +239,7 @@ class Decision(Record):
 class Candidate(Record):
     """One head that was tried on the frozen features, judged on val."""
 
-    head: Literal["linear", "mlp"]
+    head: HeadKind
     setting: str
     val_loss: float
     val_accuracy: float
@@ -249,8 +250,8 @@ class Candidate(Record):
 class Baseline(Record):
     """The frozen baseline (baseline.json); its head is head.safetensors beside it."""
 
-    head: Literal["linear", "mlp"]
-    hidden: int  # 0 for the linear head
+    head: HeadKind
+    hidden: int  # 0 for heads without a hidden layer
     dropout: float
     feature_dim: int
     classes: list[str]
@@ -276,6 +277,17 @@ class Phase(Record):
     reason: str
 
 
+class RangeTest(Record):
+    """A learning-rate range test; losses are smoothed and corrected for the batches' difficulty."""
+
+    suggested: float  # peak rate of the head
+    falls: bool  # whether the loss falls at some rate; if not, it is the highest that does no harm
+    steps: int
+    first_loss: float
+    lowest_loss: float
+    lowest_at: float  # rate of the head
+
+
 class Finetuned(Record):
     """The fine-tuned model (finetune.json); weights in model.safetensors beside it.
 
@@ -285,13 +297,15 @@ class Finetuned(Record):
     arm: Arm
     backbone: str
     input: InputSpec
-    head: Literal["linear", "mlp"]
+    head: HeadKind
     hidden: int
     dropout: float
     feature_dim: int
     classes: list[str]
     phases: list[Phase]
     interpolation: float  # share of the fine-tuned weights in the final ones
+    averaged: bool = False  # whether these are the average of what the kept phases ended with
+    range_test: RangeTest | None = None  # where finetune.head_lr is auto
     val_accuracy: Estimate
     val_loss: float
     notes: list[str]

@@ -35,6 +35,7 @@ from tasks.records import (
     Estimate,
     Finetuned,
     GroupShift,
+    HeadKind,
     Health,
     ImageSource,
     InputSpec,
@@ -79,7 +80,7 @@ class Shape:
     baseline_wrong: int = 7
     arm: Literal["scratch", "feature_extraction", "fine_tune"] = "fine_tune"
     shipped: Literal["baseline", "finetuned"] = "finetuned"
-    head: Literal["linear", "mlp"] = "linear"
+    head: HeadKind = "linear"
     backbone: str = "test_efficientnet"
     weights: str = "random"
     image_px: int = 32

@@ -25,8 +25,8 @@ from tasks.training.gate import Verdict
 from tasks.training.heads import apply_head, load_head
 from tasks.training.logistic import Labelled, measure_moments
 from tasks.training.losses import image_losses
-from tasks.training.mlp import fit_mlp
 from tasks.training.strength import choose_linear
+from tasks.training.trained_heads import fit_cosine, fit_mlp, mlp_width
 
 D = 8
 NAMES = ["a", "b", "c"]
@@ -114,16 +114,94 @@ def test_an_mlp_that_is_better_only_by_luck_is_not_chosen(
     assert any(note.startswith("From the linear head to the MLP") for note in summary.notes)
 
 
-def test_without_mlp_only_linear_heads_are_tried(default_params: Params):
-    params = with_values(default_params, {"baseline.mlp": False}).baseline
+@pytest.mark.parametrize("heads", [["linear"], ["mlp"], ["cosine"], ["linear", "mlp", "cosine"]])
+def test_only_the_heads_asked_for_are_tried(params: BaselineParams, heads: list[str]):
+    few = params.model_copy(update={"heads": heads, "mlp_epochs": 2})
     train, val = make_labelled(160), make_labelled(30, seed=1)
+    found = train_baseline(train, val, few, class_names=NAMES, seed=1)
+    assert {one.head for one in found.summary.candidates} == set(heads)
+    assert found.summary.head in heads
+    assert sum(one.chosen for one in found.summary.candidates) == 1
+    np.testing.assert_array_equal(found.val_logits, apply_head(found.head, val.features[:, 0]))
+
+
+def test_the_first_head_stays_unless_a_later_one_is_better(params: BaselineParams):
+    train, val = make_labelled(240, noise=0.3), make_labelled(60, seed=1, noise=0.3)
+    for first, second in [("mlp", "cosine"), ("cosine", "linear")]:
+        two = params.model_copy(update={"heads": [first, second]})
+        summary = train_baseline(train, val, two, class_names=NAMES, seed=1).summary
+        assert summary.head == first
+        assert (summary.hidden, summary.dropout) == ((32, 0.1) if first == "mlp" else (0, 0.0))
+        assert any(f"to the {stage.NAMES[second]}, val" in note for note in summary.notes)
+
+
+def make_directions(images: int, seed: int = 0) -> Labelled:
+    """Classes that differ in direction alone: lengths are from 0.03 to 30. One class is rare."""
+    rng = np.random.default_rng(seed)
+    centers = np.random.default_rng(99).normal(size=(3, D))
+    labels = np.where(np.arange(images) % 10 == 9, 2, np.arange(images) % 2)
+    lengths = 10 ** rng.uniform(-1.5, 1.5, (images, 1))
+    features = lengths * (centers[labels] + 0.5 * rng.normal(size=(images, D)))
+    return Labelled(
+        features[:, None].astype(np.float32), labels, [f"{seed}-{n}" for n in range(images)]
+    )
+
+
+def test_a_cosine_head_is_chosen_where_only_directions_count(params: BaselineParams):
+    params = params.model_copy(update={"heads": ["linear", "cosine"]})
+    train, val = make_directions(300), make_directions(300, seed=1)
     summary = train_baseline(train, val, params, class_names=NAMES, seed=1).summary
-    assert {one.head for one in summary.candidates} == {"linear"}
+    assert (summary.head, summary.hidden, summary.dropout) == ("cosine", 0, 0.0)
+    accuracy = {one.head: one.val_accuracy for one in summary.candidates}
+    assert accuracy["cosine"] > accuracy["linear"]
+
+
+def test_a_cosine_head_starts_at_the_mean_directions_of_the_classes(params: BaselineParams):
+    few = params.model_copy(update={"mlp_lr": 1e-12, "mlp_epochs": 1})
+    train, val = make_labelled(60, views=2), make_labelled(30, seed=1)
+    moments = measure_moments(train, np.arange(60))
+    head = fit_cosine(train, val, moments, few, classes=4, seed=1).head
+    rows = (train.features - moments.mean) / np.sqrt(moments.deviation**2 + 1e-5)
+    units = rows / np.linalg.norm(rows, axis=2, keepdims=True)
+    for label in range(3):
+        mean = units[train.labels == label].sum(axis=(0, 1))
+        found = head.get_parameter("weight")[label].detach().numpy()
+        np.testing.assert_allclose(found, mean / np.linalg.norm(mean), atol=1e-4)
+    absent = head.get_parameter("weight")[3].detach()
+    assert float(absent.norm()) == pytest.approx(1)
+
+
+def test_the_scale_of_a_cosine_head_is_learned(params: BaselineParams):
+    train, val = make_labelled(240, noise=0.3), make_labelled(60, seed=1, noise=0.3)
+    moments = measure_moments(train, np.arange(240))
+    fit = fit_cosine(train, val, moments, params, classes=3, seed=1)
+    assert float(fit.head.get_parameter("log_scale").detach().exp()) > 1.5 * 10
+
+
+@pytest.mark.parametrize(
+    ("images", "feature_dim", "classes", "width"),
+    [
+        (1778, 1280, 2, 256),  # the embedded default
+        (1281, 1280, 2, 128),
+        (1282, 1280, 2, 256),
+        (2563, 1280, 2, 256),
+        (2564, 1280, 2, 512),
+        (20, 1280, 2, 16),
+        (10**6, 1280, 1000, 1024),
+    ],
+)
+def test_the_width_of_the_mlp_follows_the_number_of_images(
+    default_params: Params, images: int, feature_dim: int, classes: int, width: int
+):
+    sizes = {"images": images, "feature_dim": feature_dim, "classes": classes}
+    assert mlp_width(default_params.baseline, **sizes) == width
+    given = with_values(default_params, {"baseline.mlp_hidden": 300}).baseline
+    assert mlp_width(given, **sizes) == 300
 
 
 def test_a_head_that_learned_noise_by_heart_is_reported(default_params: Params):
     rng = np.random.default_rng(0)
-    values = {"baseline.mlp": False, "baseline.l2_strengths": [0.003]}
+    values = {"baseline.heads": ["linear"], "baseline.l2_strengths": [0.003]}
     params = with_values(default_params, values).baseline
 
     def noise(images: int) -> Labelled:

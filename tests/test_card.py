@@ -133,3 +133,23 @@ def test_where_nothing_was_fine_tuned_one_model_stands_in_the_table(
     card = render(fake_findings(tmp_path, shape, default_params))
     assert "| frozen baseline (shipped) |" in card
     assert "| fine-tuned" not in card
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"interpolation": 0.75}, "are 75 % fine-tuned and 25 % start weights"),
+        ({"interpolation": 1.0, "averaged": True}, "are the average of what the kept phases"),
+        ({"interpolation": 1.0}, None),
+    ],
+    ids=["interpolated", "averaged", "end"],
+)
+def test_the_card_says_what_the_final_weights_are(
+    findings: Findings, changes: dict[str, Any], words: str | None
+) -> None:
+    tuned = replace(findings, finetuned=findings.finetuned.model_copy(update=changes))
+    card = render(tuned).replace("\N{NO-BREAK SPACE}", " ")
+    assert ("The final weights" in card) == (words is not None)
+    assert words is None or words in card
+    frozen = replace(tuned, metrics=tuned.metrics.model_copy(update={"shipped": "baseline"}))
+    assert "The final weights" not in render(frozen)

@@ -52,6 +52,7 @@ def make_state(phase: int = 1, epoch: int = 2, *, best: bool = True) -> TrainSta
         moments={"head.bias.exp_avg": torch.ones(3), "head.bias.step": torch.tensor(7.0)},
         history=(row,),
         finished=(done,),
+        phase_average=tensors(4),
         micro_batch=8 if best else None,
     )
 
@@ -59,7 +60,7 @@ def make_state(phase: int = 1, epoch: int = 2, *, best: bool = True) -> TrainSta
 def assert_same(one: TrainState, other: TrainState) -> None:
     for name in ("phase", "epoch", "history", "finished", "micro_batch"):
         assert getattr(one, name) == getattr(other, name)
-    for name in ("weights", "average", "moments"):
+    for name in ("weights", "average", "moments", "phase_average"):
         assert_same_tensors(getattr(one, name), getattr(other, name))
     assert (one.best is None) == (other.best is None)
     pairs = [(one.start, other.start)]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -30,12 +31,14 @@ from tasks.artifacts import (
 )
 from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.runtime import normalize
-from tasks.errors import ArtifactError
+from tasks.errors import ArtifactError, TrainingError
 from tasks.params import Params
 from tasks.records import Arm, Decision, Finetuned
+from tasks.training import lr_suggestion
 from tasks.training.classifier import load_finetuned
 from tasks.training.heads import apply_head, write_head
 from tasks.training.inputs import FinetuneInputs
+from tasks.training.interpolation import Chosen
 
 FAST = {
     "finetune.epochs": 2,
@@ -52,6 +55,11 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A scratch folder of its own."""
     set_machine(monkeypatch, tmp_path / "scratch")
     return tmp_path / "scratch"
+
+
+@pytest.fixture
+def shorter_range_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lr_suggestion, "STEPS", 25)
 
 
 def set_machine(monkeypatch: pytest.MonkeyPatch, scratch: Path) -> None:
@@ -150,7 +158,7 @@ def project(tmp_path: Path, default_params: Params) -> Project:
     return Project(tmp_path, default_params)
 
 
-@pytest.mark.parametrize("head", ["linear", "mlp"])
+@pytest.mark.parametrize("head", ["linear", "mlp", "cosine"])
 def test_the_written_model_gives_the_written_logits(project: Project, head: str):
     summary = project.run(project.arguments(head=head))
     written = read_array(project.root / "out" / "val_logits.npy")
@@ -159,6 +167,7 @@ def test_the_written_model_gives_the_written_logits(project: Project, head: str)
     assert summary.val_accuracy.value == np.mean(written.argmax(axis=1) == labels)
     assert [phase.kept for phase in summary.phases] == [True, True]
     assert summary.interpolation in (0.25, 0.5, 0.75, 1.0)
+    assert summary.range_test is None
     assert summary.backbone == BACKBONE
 
 
@@ -224,10 +233,10 @@ def test_phases_that_all_break_down_leave_the_baseline(
 ):
     real = stage.plan_phases
 
-    def plan(*args: object) -> list[object]:
+    def plan(*args: object, **named: object) -> list[object]:
         return [
             replace(one, rates=dict.fromkeys(one.rates, 1e30))
-            for one in real(*args)  # type: ignore[arg-type]
+            for one in real(*args, **named)  # type: ignore[arg-type]
         ]
 
     monkeypatch.setattr(stage, "plan_phases", plan)
@@ -247,6 +256,104 @@ def test_the_same_inputs_give_the_same_bytes_and_leave_no_scratch(project: Proje
     project.run(arguments, "two")
     assert digests(project.root / "one") == digests(project.root / "two")
     assert len(digests(project.root / "one")) == 4
+
+
+def test_the_average_of_the_kept_phases_may_be_the_final_model(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+):
+    real, asked = stage.choose_weights, []
+
+    def choose(*args: object, **named: object) -> Chosen:
+        asked.append(named["average"])
+        return real(*args, **{**named, "shares": [0.0]})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stage, "choose_weights", choose)
+    summary = project.run(project.arguments())
+    assert (summary.averaged, summary.interpolation) == (True, 1.0)
+    assert [phase.kept for phase in summary.phases] == [True, True]
+    written = read_tensors(project.root / "out" / "model.safetensors")
+    for name, tensor in asked[0].items():
+        np.testing.assert_array_equal(written[name], tensor.numpy())
+    assert "the average of the phases has the lowest loss (0: " in summary.notes[-1]
+    logits = read_array(project.root / "out" / "val_logits.npy")
+    np.testing.assert_allclose(project.logits_of_model(summary), logits, atol=1e-2)
+
+
+def test_one_kept_phase_is_not_averaged(project: Project):
+    summary = project.run(project.arguments(phases=[5]))
+    assert not summary.averaged
+    assert "average" not in summary.notes[-1]
+
+
+def test_a_found_rate_is_the_heads_and_is_written_down(
+    project: Project, caplog: pytest.LogCaptureFixture, shorter_range_test: None
+):
+    caplog.set_level("INFO")
+    values = {"finetune.head_lr": "auto", "finetune.warmup_fraction": 0.0}
+    summary = project.run(project.arguments(values=values))
+    assert summary.range_test is not None
+    found = summary.range_test.suggested
+    assert f"learning-rate range test: {found:.2g} for the head" in caplog.text
+    assert summary.notes[0].startswith(f"The learning-rate range test suggests {found:.2g}")
+    row = read_table(project.root / "out" / "history.csv")[0]
+    shares = [0.5 * (1 + math.cos(math.pi * step / 8)) for step in range(4)]
+    assert float(row["lr_head"]) == pytest.approx(found * np.mean(shares))
+    assert project.inputs is not None
+    top = project.inputs.backbone.groups[5].name
+    assert float(row[f"lr_{top}"]) == pytest.approx(min(0.003, found) * np.mean(shares))
+
+
+def test_training_from_scratch_needs_no_range_test(project: Project):
+    summary = project.run(project.arguments("scratch", {"finetune.head_lr": "auto"}))
+    assert summary.range_test is None
+
+
+@pytest.mark.parametrize("left", [True, False], ids=["with its result", "without"])
+def test_a_stage_killed_after_its_range_test_ends_in_the_same_bytes(
+    project: Project,
+    machine: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shorter_range_test: None,
+    left: bool,
+):
+    arguments = project.arguments(values={"finetune.head_lr": "auto", "finetune.cutmix_alpha": 1.0})
+    project.run(arguments, "whole")
+
+    def stop(*args: object) -> None:
+        raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "_choose_weights", stop)
+        with pytest.raises(InterruptedError):
+            project.run(arguments, "again")
+    (found,) = machine.rglob("range_test.json")
+    if not left:
+        found.unlink()
+    project.run(arguments, "again")
+    assert digests(project.root / "whole") == digests(project.root / "again")
+    assert not list(machine.rglob("range_test.json"))
+
+
+def test_a_phase_that_learns_by_heart_is_told(project: Project, monkeypatch: pytest.MonkeyPatch):
+    real = stage.Trainer.run_phases
+
+    def run_phases(*args: object) -> object:
+        state = real(*args)  # type: ignore[arg-type]
+        losses = [(0.9, 0.8), (0.5, 0.6), (0.2, 0.9), (0.1, 0.95)]
+        rows = [
+            replace(row, phase=2, train_loss=train, val_loss=val)
+            for row, (train, val) in zip(state.history, losses, strict=True)
+        ]
+        changes = {"stopped": "patience", "best_epoch": 2}
+        second = state.finished[1].model_copy(update=changes)
+        return replace(state, history=rows, finished=(state.finished[0], second))
+
+    monkeypatch.setattr(stage.Trainer, "run_phases", run_phases)
+    summary = project.run(project.arguments())
+    assert summary.notes[0] == (
+        "Phase 2 overfits after epoch 2: train loss fell from 0.500 to 0.100 while val loss rose "
+        "from 0.600 to 0.950; epoch 2 was kept."
+    )
 
 
 # killed and run again ----------------------------------------------------------------------------
@@ -487,6 +594,15 @@ def test_weights_that_did_not_make_the_features_are_refused(project: Project):
     write_record(project.root / "in" / "backbone.json", other)
     with pytest.raises(ArtifactError, match=r"ffffffffffff.*rerun extract"):
         project.run(arguments)
+
+
+def test_cutmix_of_tokens_is_refused_before_anything_is_computed(
+    project: Project, machine: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(stage.BackboneParts, "input_shape", lambda self, cut: (17, 64))
+    with pytest.raises(TrainingError, match=r"shape \(17, 64\) an image; cutmix needs maps"):
+        project.run(project.arguments(values={"finetune.cutmix_alpha": 1.0}))
+    assert not list(machine.rglob("*.npy"))
 
 
 @pytest.mark.parametrize("phases", [[], [4, 5], [5, 5], [99], [-1]])

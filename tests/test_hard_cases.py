@@ -28,7 +28,7 @@ from tasks.training.workspace import Workspace
 MACHINE = Machine(device="cpu", threads=1, engine="torch")
 FAST = {
     "seed": 17,
-    "baseline.mlp": False,
+    "baseline.heads": ["linear"],
     "baseline.l2_strengths": [0.1, 1.0],
     "finetune.epochs": 1,
     "finetune.batch_size": 8,
@@ -139,7 +139,7 @@ def test_five_images_a_class_are_learned_by_cross_validation(
     tmp_path: Path, default_params: Params
 ):
     task = Task(tmp_path, repeat(3, 5), repeat(3, 2), views=1)
-    params = with_values(params_with(default_params), {"baseline.mlp": True})
+    params = with_values(params_with(default_params), {"baseline.heads": ["linear", "mlp"]})
     baseline, model = learn(task, params)
     assert "5-fold cross-validation over train" in " ".join(baseline.summary.notes)
     assert accuracy(baseline.val_logits, repeat(3, 2)) == 1

@@ -164,6 +164,13 @@ def test_decision_and_phases_are_told_with_their_reasons(tuned: Findings) -> Non
     assert "75 % fine-tuned and 25 % start weights" in text
 
 
+def test_an_average_of_the_phases_is_told(tuned: Findings) -> None:
+    averaged = tuned.finetuned.model_copy(update={"interpolation": 1.0, "averaged": True})
+    text = Page(render(replace(tuned, finetuned=averaged))).text
+    assert "The final weights are the average of what the kept phases ended with" in text
+    assert "start weights" not in text
+
+
 def test_learning_rates_are_the_highest_of_each_phase(tuned: Findings) -> None:
     rates = html._peak_rates(tuned.history)
     assert [phase for phase, _ in rates] == [1, 2, 3]

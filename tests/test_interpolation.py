@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from tasks.training.gate import ValSet
-from tasks.training.interpolation import choose_interpolation, interpolate
+from tasks.training.interpolation import (
+    Candidate,
+    Chosen,
+    choose_weights,
+    explain_choice,
+    interpolate,
+)
 from tasks.training.state import copy_tensors
 
 VAL = ValSet(np.array([0, 1, 0]), ["a", "b", "c"])
@@ -46,18 +52,61 @@ def logits_with_loss(loss: float) -> np.ndarray:
     return table[VAL.labels]
 
 
-@pytest.mark.parametrize("best", [0.25, 0.5, 1.0])
-def test_the_share_with_the_lowest_val_loss_ends_in_the_model(best: float):
-    norm = torch.nn.BatchNorm1d(2)
-    chosen = choose_interpolation(
+def choose(
+    norm: torch.nn.BatchNorm1d, best: float, average: dict[str, torch.Tensor] | None = None
+) -> Chosen:
+    """Choose among shares of weights 0 to 1 where val likes a weight of `best`."""
+    return choose_weights(
         norm,
         state_of(0.0, 1),
         state_of(1.0, 2),
         shares=[0.25, 0.5, 0.75, 1.0],
+        average=average,
         predict_val=lambda: logits_with_loss(0.1 + abs(float(norm.weight[0].detach()) - best)),
         val=VAL,
     )
-    assert chosen.alpha == best
+
+
+@pytest.mark.parametrize("best", [0.25, 0.5, 1.0])
+def test_the_share_with_the_lowest_val_loss_ends_in_the_model(best: float):
+    norm = torch.nn.BatchNorm1d(2)
+    chosen = choose(norm, best)
+    assert chosen.best == Candidate(best)
     assert norm.weight.tolist() == pytest.approx([best, best])
-    assert chosen.val_losses[best] == pytest.approx(0.1, rel=1e-4)
+    assert chosen.val_losses[Candidate(best)] == pytest.approx(0.1, rel=1e-4)
     np.testing.assert_allclose(chosen.val_logits, logits_with_loss(0.1), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("best", "averaged"), [(0.6, True), (0.75, False)], ids=["average", "share"]
+)
+def test_the_average_of_phases_wins_only_where_val_likes_it_best(best: float, averaged: bool):
+    norm = torch.nn.BatchNorm1d(2)
+    average = {"weight": torch.full((2,), 0.6)}
+    chosen = choose(norm, best, average)
+    assert chosen.best == (Candidate(1.0, averaged=True) if averaged else Candidate(best))
+    assert norm.weight.tolist() == pytest.approx([best, best])
+    assert len(chosen.val_losses) == 5
+    assert norm.num_batches_tracked == 2
+
+
+def test_tensors_outside_the_average_are_those_of_the_end():
+    norm = torch.nn.BatchNorm1d(2)
+    choose(norm, 0.6, {"weight": torch.full((2,), 0.6)})
+    assert norm.running_mean is not None
+    assert norm.running_mean.tolist() == pytest.approx([10.0, 10.0])
+
+
+def test_of_equally_good_candidates_the_first_is_kept():
+    norm = torch.nn.BatchNorm1d(2)
+    assert choose(norm, 1.0, {"weight": torch.ones(2)}).best == Candidate(1.0)
+
+
+def test_the_choice_is_told_with_every_loss():
+    norm = torch.nn.BatchNorm1d(2)
+    (note,) = explain_choice(choose(norm, 0.6, {"weight": torch.full((2,), 0.6)}))
+    assert "the average of the phases has the lowest loss" in note
+    assert "0.25: 0.4500, 0.5: 0.2000" in note
+    assert explain_choice(None) == [
+        "Every phase was rolled back: the model is the frozen baseline."
+    ]

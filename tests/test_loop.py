@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,17 +18,23 @@ from tasks.errors import TrainingError
 from tasks.machine import Machine
 from tasks.params import FinetuneParams, Params
 from tasks.records import Arm
-from tasks.training.averaging import update_average
 from tasks.training.epochs import Examples
-from tasks.training.freezing import TrainingGroup, training_groups
+from tasks.training.freezing import (
+    TrainingGroup,
+    set_rates,
+    set_training_mode,
+    training_groups,
+    unfreeze_from,
+)
 from tasks.training.gate import ValSet
 from tasks.training.inputs import FinetuneInputs
 from tasks.training.loop import Trainer
+from tasks.training.mixing import Mix, draw_mix
 from tasks.training.parts import BackboneParts, CachePlan
 from tasks.training.phases import PhasePlan, plan_phases
 from tasks.training.sampling import Indices
 from tasks.training.start import start_classifier
-from tasks.training.state import TrainState, copy_tensors
+from tasks.training.state import Tensors, TrainState, copy_tensors
 from tasks.training.steps import Stepper, StepResult, TrainedPart
 
 MACHINE = Machine(device="cpu", engine="torch")
@@ -117,7 +124,7 @@ def make_run(
     return Run(trainer, plans, parts, classifier, groups)
 
 
-def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+def assert_equal(one: Tensors, other: Tensors) -> None:
     assert one.keys() == other.keys()
     unequal = [name for name in one if not torch.equal(one[name], other[name])]
     assert not unequal
@@ -190,12 +197,20 @@ def test_two_runs_are_equal_to_the_last_bit(tmp_path: Path, setting: Setting):
 
 
 @pytest.mark.parametrize(
-    ("saves", "ema_decay"), [(1, 0.0), (3, 0.0), (4, 0.0), (5, 0.0), (6, 0.9), (8, 0.0)]
+    ("saves", "values"),
+    [
+        (1, {}),
+        (3, {}),
+        (4, {"mixup_alpha": 0.4, "cutmix_alpha": 1.0}),
+        (5, {}),
+        (6, {"ema_decay": 0.9}),
+        (8, {"gate_confidence": 0.99}),
+    ],
 )
 def test_a_run_stopped_after_any_checkpoint_ends_as_if_never_stopped(
-    tmp_path: Path, setting: Setting, saves: int, ema_decay: float
+    tmp_path: Path, setting: Setting, saves: int, values: dict[str, float]
 ):
-    params = setting(ema_decay=ema_decay)
+    params = setting(**values)
     whole = make_run(tmp_path / "whole", params, head="mlp")
     expected = whole.go()
     stopped = Memory(stop_after=saves)
@@ -205,6 +220,7 @@ def test_a_run_stopped_after_any_checkpoint_ends_as_if_never_stopped(
     state = resumed.go(Memory(state=stopped.latest()))
     assert state.history == expected.history
     assert state.finished == expected.finished
+    assert_equal(state.phase_average, expected.phase_average)
     assert_equal(whole.weights(), resumed.weights())
 
 
@@ -371,9 +387,9 @@ def break_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Let every step after so many see a loss that is not a number."""
     real, taken = Stepper.train, []
 
-    def train(self: Stepper, part: TrainedPart, rows: Indices, labels: Indices) -> StepResult:
+    def train(self: Stepper, part: TrainedPart, rows: Indices, *batch: object) -> StepResult:
         taken.append(rows)
-        result = real(self, part, rows, labels)
+        result = real(self, part, rows, *batch)
         if len(taken) <= steps:
             return result
         return StepResult(math.nan, result.right, result.images, result.norm)
@@ -441,6 +457,118 @@ def test_the_pull_to_the_start_keeps_the_backbone_near_it(tmp_path: Path, settin
     assert distances[1] < 0.7 * distances[0]
 
 
+def test_the_pull_is_half_the_squared_distance_to_the_pretrained_weights(
+    tmp_path: Path, setting: Setting
+):
+    run = make_run(tmp_path, setting(l2_sp=0.5), phases=[5])
+    part, stepper = run.parts.open(5), run.trainer._stepper
+    parameters = dict(run.classifier.named_parameters())
+    moved = [parameters[name] for name in part.names if name in parameters]
+    with torch.no_grad():
+        assert float(stepper._pull(part)) == 0
+        for parameter in moved:
+            parameter.add_(0.1)
+        pull = float(stepper._pull(part))
+    count = sum(p.numel() for p in moved) - run.classifier.head.weight.numel() - 3
+    assert count > 1000
+    assert pull == pytest.approx(0.5 * 0.5 * 0.01 * count, rel=1e-4)
+
+
+def test_a_huge_pull_holds_the_backbone_and_lets_the_head_learn(tmp_path: Path, setting: Setting):
+    farthest = []
+    for pull in (0.0, 1e6):
+        params = setting(clip_norm=0.0, weight_decay=0.0, warmup_fraction=0.0)
+        params = params.model_copy(update={"l2_sp": pull})
+        run = make_run(tmp_path / str(pull), params, phases=[5])
+        before, after = run.weights(), (run.go(), run.weights())[1]
+        moved = {name: float((after[name] - before[name]).abs().max()) for name in before}
+        farthest.append(max(moved[name] for name in run.groups[5].tensors))
+        assert moved["head.weight"] > 0.005
+    assert farthest[1] < 2 * 0.003 < farthest[0]
+
+
+def first_step(run: Run, mix: Mix | None) -> StepResult:
+    """Take one step of the first phase."""
+    plan, part = run.plans[0], run.parts.open(run.plans[0].unfrozen_from)
+    unfreeze_from(run.classifier, run.groups, plan.unfrozen_from)
+    set_training_mode(run.classifier, part.module, part.names, adapt_norm=False)
+    set_rates(run.trainer._optimizer, plan.rates, 1.0)
+    rows = np.arange(8)
+    return run.trainer._stepper.train(part, rows * (part.rows.train.views + 1), rows % 3, mix)
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_a_step_with_the_whole_share_is_a_step_without_mixing(
+    tmp_path: Path, setting: Setting, kind: Any
+):
+    plain, mixed, half = (make_run(tmp_path / name, setting(), phases=[4]) for name in "abc")
+    expected = first_step(plain, None)
+    assert first_step(mixed, Mix(kind, 1.0, (0.5, 0.5))) == expected
+    assert_equal(plain.weights(), mixed.weights())
+    assert first_step(half, Mix(kind, 0.5, (0.5, 0.5))).loss != expected.loss
+
+
+def test_every_step_of_training_is_mixed_by_its_own_draw(
+    tmp_path: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch
+):
+    real, seen = Stepper.train, []
+
+    def train(self: Stepper, *batch: Any) -> StepResult:
+        seen.append(batch[-1])
+        return real(self, *batch)
+
+    monkeypatch.setattr(Stepper, "train", train)
+    params = setting(mixup_alpha=0.4, cutmix_alpha=1.0, early_epochs=2, epochs=2)
+    make_run(tmp_path, params).go()
+    assert seen == [
+        draw_mix(params, seed=17, phase=phase, epoch=epoch, step=step)
+        for phase in (1, 2)
+        for epoch in (1, 2)
+        for step in range(4)
+    ]
+
+
+@pytest.mark.parametrize("cut", [0, 4, 5])
+def test_the_shape_of_what_is_trained_on_is_known_before_it_is_computed(
+    tmp_path: Path, setting: Setting, cut: int
+):
+    parts = make_run(tmp_path, setting(), phases=[cut]).parts
+    shape = parts.input_shape(cut)
+    assert not (tmp_path / "activations").exists()
+    assert parts.open(cut).rows.train.read(np.arange(2)).shape == (2, *shape)
+
+
+def test_training_images_are_learned_from_mixtures(tmp_path: Path, setting: Setting):
+    params = setting(epochs=20, backbone_lr=0.01, mixup_alpha=0.2, cutmix_alpha=1.0)
+    history = make_run(tmp_path, params, phases=[4], views=0).go().history
+    assert max(row.val_accuracy for row in history) > 0.9
+    assert history[-1].train_loss < 0.8 * history[0].train_loss
+
+
+def test_the_kept_phases_are_averaged_on_the_way(tmp_path: Path, setting: Setting):
+    memory = Memory()
+    run = make_run(tmp_path, setting(gate_confidence=0.99))
+    state = run.go(memory)
+    assert [phase.kept for phase in state.finished] == [True, True]
+    first = next(one for one in memory.states if one.phase == 2)
+    assert_equal(first.phase_average, {n: first.start.weights[n] for n in first.phase_average})
+    assert first.phase_average.keys() < first.weights.keys() == state.phase_average.keys()
+    for name, mean in state.phase_average.items():
+        if mean.is_floating_point():
+            expected = (first.start.weights[name] + state.weights[name]) / 2
+            torch.testing.assert_close(mean, expected)
+
+
+def test_a_phase_that_is_rolled_back_is_not_averaged(
+    tmp_path: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch
+):
+    run = make_run(tmp_path, setting(early_epochs=2, epochs=2))
+    script_val(monkeypatch, np.arange(12) % 3, [0.2, 2.5, 2.6, 0.2, 0.15, 0.1])
+    state = run.go()
+    assert [phase.kept for phase in state.finished] == [False, True]
+    assert_equal(state.phase_average, state.weights)
+
+
 def test_the_gradient_is_limited_to_the_norm_asked_for(tmp_path: Path, setting: Setting):
     run = make_run(tmp_path, setting(clip_norm=0.01), phases=[5])
     norms: list[float] = []
@@ -473,19 +601,3 @@ def test_averaged_weights_are_judged_and_kept(tmp_path: Path, setting: Setting):
     assert last.best.epoch == last.epoch
     assert not torch.equal(last.weights["head.weight"], last.average["head.weight"])
     assert torch.equal(run.weights()["head.weight"], last.average["head.weight"])
-
-
-def test_an_average_follows_its_formula_and_copies_whole_numbers():
-    module = torch.nn.BatchNorm1d(2)
-    average = copy_tensors(module, list(module.state_dict()))
-    expected = 1.0
-    for step, value in enumerate([3.0, 5.0]):
-        with torch.no_grad():
-            module.weight.fill_(value)
-            assert module.num_batches_tracked is not None
-            module.num_batches_tracked += 1
-        update_average(average, module, 0.15, step=step)
-        kept = min(0.15, (1 + step) / (10 + step))
-        expected = kept * expected + (1 - kept) * value
-    assert average["weight"].tolist() == pytest.approx([expected, expected])
-    assert average["num_batches_tracked"] == 2

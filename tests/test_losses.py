@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.utils.class_weight import compute_class_weight
+from torch.nn import functional
 
 from tasks.training.losses import (
     class_weights,
@@ -33,6 +35,19 @@ def test_class_weights_make_every_class_count_the_same():
     by_class = [losses[labels == label].mean() for label in range(3)]
     loss = smoothed_cross_entropy(LOGITS, LABELS, smoothing=0.0, weights=weights)
     assert float(loss) == pytest.approx(np.mean(by_class), rel=1e-6)
+
+
+def test_balanced_classes_are_those_of_sklearn():
+    labels = np.repeat([0, 1, 3], [50, 8, 2])
+    expected = compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=labels)
+    weights = class_weights(labels, 4)
+    assert weights[[0, 1, 3]].tolist() == pytest.approx(expected.tolist())
+    assert weights[2] == 0
+    logits = torch.randn((60, 4), generator=torch.Generator().manual_seed(3))
+    wanted = torch.from_numpy(labels)
+    loss = smoothed_cross_entropy(logits, wanted, smoothing=0.0, weights=weights)
+    theirs = functional.cross_entropy(logits, wanted, weight=weights)
+    assert float(loss) == pytest.approx(float(theirs), rel=1e-6)
 
 
 def test_losses_of_images_are_exact_for_large_logits():

@@ -16,6 +16,7 @@ from tasks.params import Params, leaf_paths, load_params
 
 TEXT = (ROOT / "params.yaml").read_text()
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minItems", "enum", "type")
+BOUNDS += ("anyOf", "items")
 
 
 def leaves(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -53,7 +54,8 @@ def test_the_form_has_every_leaf_of_params_with_the_same_bounds() -> None:
 
 def test_bounds_are_said_in_the_description() -> None:
     schema = dict(leaves(ParamsOverrides.model_json_schema()))
-    assert schema["finetune.head_lr"]["description"].endswith("Allowed: above 0, at most 1.")
+    assert schema["finetune.scratch_lr"]["description"].endswith("Allowed: above 0, at most 1.")
+    assert schema["finetune.head_lr"]["description"].endswith("above 0, at most 1, or auto.")
     assert schema["ingest.val_fraction"]["description"].endswith("Allowed: above 0, below 0.5.")
 
 
@@ -88,7 +90,9 @@ def test_what_is_set_comes_by_its_key_path() -> None:
         ("finetune.head_lr", "0.1"),
         ("finetune.heed_lr", 0.1),
         ("decide.arm", "magic"),
-        ("baseline.mlp", 1),
+        ("finetune.class_balanced", 1),
+        ("baseline.heads", ["linear", "svm"]),
+        ("baseline.mlp_hidden", "wide"),
         ("seed", -1),
         ("finetune.interpolation", []),
     ],

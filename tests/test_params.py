@@ -74,8 +74,14 @@ MISTAKES = {
     "not a number": ("finetune.head_lr", ".nan", "is nan; allowed: number"),
     "infinite": ("decide.far_mmd", ".inf", "is inf; allowed: number"),
     "no choice": ("augment.fit", "stretch", r"is 'stretch'; allowed: squash \| crop \| pad"),
-    "YAML 1.1 boolean": ("baseline.mlp", "yes", "is 'yes'; allowed: true or false"),
-    "number as boolean": ("baseline.mlp", "1", "is 1; allowed: true or false"),
+    "YAML 1.1 boolean": ("finetune.class_balanced", "yes", "is 'yes'; allowed: true or false"),
+    "number as boolean": ("finetune.class_balanced", "1", "is 1; allowed: true or false"),
+    "neither number nor word": (
+        "finetune.head_lr",
+        "automatic",
+        r"is 'automatic'; allowed: number, greater than 0, at most 1 \| auto \(",
+    ),
+    "fraction or word": ("baseline.mlp_hidden", "1.5", r"is 1.5; allowed: integer, .* \| auto \("),
     "boolean as number": ("finetune.epochs", "true", "is True; allowed: integer"),
     "fraction as integer": ("finetune.epochs", "2.5", "is 2.5; allowed: integer, at least 1"),
     "text as number": ("finetune.epochs", "'3'", "is '3'; allowed: integer"),
@@ -104,6 +110,25 @@ def test_a_wrong_item_of_a_list_is_named(params_file):
     text, line = with_value("finetune.interpolation", "[0.5, much]")
     with pytest.raises(ParamsError, match=rf":{line}: finetune\.interpolation\.1 is 'much'"):
         load_params(params_file(text))
+
+
+def test_a_wrong_word_of_a_list_is_named_with_the_choices(params_file):
+    text, line = with_value("baseline.heads", "[linear, svm]")
+    message = rf":{line}: baseline\.heads\.1 is 'svm'; allowed: linear \| mlp \| cosine"
+    with pytest.raises(ParamsError, match=message):
+        load_params(params_file(text))
+
+
+def test_a_value_of_several_types_gets_one_line(params_file):
+    with pytest.raises(ParamsError) as caught:
+        load_params(params_file(with_value("finetune.head_lr", "fast")[0]))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(("written", "value"), [("auto", "auto"), ("1e-3", 0.001), ("1", 1.0)])
+def test_a_rate_may_be_a_number_or_auto(params_file, written, value):
+    text, _ = with_value("finetune.head_lr", written)
+    assert load_params(params_file(text)).finetune.head_lr == value
 
 
 def test_every_mistake_gets_its_line(params_file):
@@ -155,6 +180,11 @@ RULES = {
     "levels": ("decide.depth_images_per_class", "[1]", r"decide: .* are \[20, 1\]; allowed: asc"),
     "depths": ("decide.depth_far", "[0.5]", r"decide: depth_far is \[0.5\]; allowed: \d shares"),
     "rates": ("finetune.backbone_lr", "0.5", "finetune: backbone_lr is 0.5; allowed: at most head"),
+    "heads": (
+        "baseline.heads",
+        "[mlp, mlp]",
+        r"baseline: heads is \['mlp', 'mlp'\]; allowed: each",
+    ),
     "strengths": ("baseline.l2_strengths", "[1.0, 0.0]", "baseline: l2_strengths holds 0; allowed"),
     "interpolation": (
         "finetune.interpolation",

@@ -26,9 +26,16 @@ from tasks.errors import EngineError
 from tasks.images.store import StoreWriter, store_info
 from tasks.machine import Machine
 from tasks.params import Params
+from tasks.records import Arm
 
 SETTINGS = {"REGRAFT_DEVICE": "cpu", "REGRAFT_ENGINE": "torch", "REGRAFT_THREADS": "2"}
 UNEVEN = {"finetune.batch_size": 7}  # of 30 images
+MIXED = {**UNEVEN, "finetune.mixup_alpha": 0.4, "finetune.cutmix_alpha": 1.0}
+CASES: dict[str, tuple[Arm, dict[str, float]]] = {
+    "fine_tune": ("fine_tune", UNEVEN),
+    "scratch": ("scratch", UNEVEN),
+    "mixed": ("fine_tune", MIXED),
+}
 
 
 def start(command: list[str], **variables: str) -> subprocess.Popen[str]:
@@ -146,10 +153,10 @@ class Compared:
 
     def __init__(self, root: Path, defaults: Params, tiny: Params) -> None:
         self.root = root
-        for arm in ("fine_tune", "scratch"):
-            (root / arm).mkdir()
-            self.project = Project(root / arm, defaults)
-            self.project.arguments(arm, UNEVEN)
+        for name, (arm, values) in CASES.items():
+            (root / name).mkdir()
+            self.project = Project(root / name, defaults)
+            self.project.arguments(arm, values)
         with (root / "params.yaml").open("w") as file:
             YAML().dump(with_values(tiny, {"extract.batch_size": 4}).model_dump(mode="json"), file)
         self.pixels = [f"--params={root / 'params.yaml'}", *make_pixels(root / "pixels")]
@@ -161,8 +168,11 @@ class Compared:
             ("norm", [str(self.root / f"{name}.npz")]),
             ("extract", self.pixels + features_in(self.root / name / "extract")),
             *(
-                ("finetune", arguments_in(self.root / arm / "in") + outputs(self.root / name / arm))
-                for arm in ("fine_tune", "scratch")
+                (
+                    "finetune",
+                    arguments_in(self.root / case / "in") + outputs(self.root / name / case),
+                )
+                for case in CASES
             ),
         ]
         (self.root / "jobs.json").write_text(json.dumps([[s, free_port(), a] for s, a in jobs]))
@@ -191,11 +201,11 @@ def compared(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", ["fine_tune", "scratch"])
+@pytest.mark.parametrize("case", CASES)
 def test_the_curve_does_not_depend_on_how_many_processes_share_a_batch(
-    compared: Compared, arm: str
+    compared: Compared, case: str
 ):
-    one, three = (compared.root / name / arm for name in ("one", "three"))
+    one, three = (compared.root / name / case for name in ("one", "three"))
     for single, shared in zip(
         read_table(one / "history.csv"), read_table(three / "history.csv"), strict=True
     ):
@@ -260,7 +270,8 @@ def wait_for(condition: Callable[[], object], seconds: float = 100) -> None:
 def test_a_killed_stage_of_two_processes_run_again_writes_the_same_bytes(
     tmp_path: Path, default_params: Params
 ):
-    arguments = Project(tmp_path, default_params).arguments(values={"finetune.epochs": 6})
+    values = {"finetune.epochs": 6, "finetune.head_lr": "auto"}
+    arguments = Project(tmp_path, default_params).arguments(values=values)
     scratch = tmp_path / "scratch"
 
     def stage(name: str) -> subprocess.Popen[str]:

@@ -19,6 +19,7 @@ from tasks.records import (
     Similarity,
 )
 from tasks.reporting.tables import Bin, ClassResult, Epoch, HardImage, LayerShift, Place
+from tasks.reporting.text import percent
 
 
 @dataclass(frozen=True)
@@ -66,5 +67,21 @@ class Findings:
 
     @property
     def shipped_head(self) -> str:
-        """Whether the head of the shipped model is linear or an mlp."""
+        """Whether the head of the shipped model is linear, an mlp or cosine."""
         return (self.baseline if self.metrics.shipped == "baseline" else self.finetuned).head
+
+    @property
+    def final_weights(self) -> str:
+        """What the weights of the fine-tuned model are, in a sentence; empty: those of its end."""
+        share = self.finetuned.interpolation
+        if self.finetuned.averaged:
+            return (
+                "The final weights are the average of what the kept phases ended with, chosen on "
+                "val."
+            )
+        if 0 < share < 1:
+            return (
+                f"The final weights are {percent(share, 0)} fine-tuned and {percent(1 - share, 0)} "
+                "start weights, a share chosen on val."
+            )
+        return ""

@@ -113,6 +113,7 @@ def write_state(path: Path, state: TrainState) -> None:
         **_named("weights", state.weights),
         **_named("average", state.average),
         **_named("moments", state.moments),
+        **_named("phase-average", state.phase_average),
         **_named_snapshot("start", state.start),
         **(_named_snapshot("best", state.best) if state.best else {}),
     }
@@ -153,6 +154,7 @@ def read_state(path: Path) -> TrainState:
         moments=_tensors(arrays, "moments"),
         history=tuple(position.history),
         finished=tuple(position.finished),
+        phase_average=_tensors(arrays, "phase-average"),
         micro_batch=position.micro_batch,
     )
 

@@ -13,7 +13,7 @@ from tasks.training.gate import ValSet
 from tasks.training.phases import PhasePlan
 from tasks.training.sampling import Indices
 from tasks.training.state import HistoryRow, Logits, TrainState
-from tasks.training.steps import StepResult
+from tasks.training.trained_part import StepResult
 from tasks.training.verdicts import val_accuracy, val_loss
 
 log = logging.getLogger(__name__)
@@ -110,6 +110,18 @@ def close_epoch(
             f"val loss {row.val_loss:.3g}, where guessing gives {guessing:.3g}; {_advise(plan)}"
         )
     return row
+
+
+def log_start(plan: PhasePlan, val_logits: Logits, val: ValSet) -> None:
+    """Log one line about a phase before its first step."""
+    log.info(
+        "phase %d of %d, %s: starts at val loss %.3f, val accuracy %.3f",
+        plan.number,
+        plan.of,
+        plan.name,
+        val_loss(val_logits, val),
+        val_accuracy(val_logits, val),
+    )
 
 
 def log_epoch(plan: PhasePlan, epoch: int, row: HistoryRow) -> None:

@@ -1,4 +1,7 @@
-"""Weights between the start and the end of fine-tuning; val chooses how far to go."""
+"""The final weights: between the start and the end of fine-tuning, or the average of its phases.
+
+Val chooses.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,14 +13,42 @@ from tasks.training.state import Logits, Tensors, load_tensors
 from tasks.training.verdicts import val_loss
 
 
-@dataclass(frozen=True)
-class Interpolated:
-    """Weights at the chosen share of the fine-tuned ones, and the val loss of every share tried."""
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Weights that val judges.
+
+    Attributes:
+        alpha: Share of the fine-tuned weights, in [0, 1]; 1 for the average.
+        averaged: Whether they are the average of the kept phases.
+    """
 
     alpha: float
-    weights: Tensors
+    averaged: bool = False
+
+    @property
+    def name(self) -> str:
+        """The share, or what the average is called."""
+        return "the average of the phases" if self.averaged else f"{self.alpha:g}"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The candidate with the lowest val loss, its logits, and the val loss of every one."""
+
+    best: Candidate
     val_logits: Logits
-    val_losses: dict[float, float]
+    val_losses: dict[Candidate, float]
+
+
+def explain_choice(chosen: Chosen | None) -> list[str]:
+    """Say in words what was chosen; None where no phase was kept."""
+    if chosen is None:
+        return ["Every phase was rolled back: the model is the frozen baseline."]
+    if len(chosen.val_losses) == 1:
+        return []
+    tried = ", ".join(f"{one.name}: {loss:.4f}" for one, loss in chosen.val_losses.items())
+    best = chosen.best.name if chosen.best.averaged else f"the share {chosen.best.name}"
+    return [f"Of the fine-tuned weights tried on val, {best} has the lowest loss ({tried})."]
 
 
 def interpolate(theta_0: Tensors, theta_1: Tensors, alpha: float) -> dict[str, Tensor]:
@@ -31,31 +62,41 @@ def interpolate(theta_0: Tensors, theta_1: Tensors, alpha: float) -> dict[str, T
     }
 
 
-def choose_interpolation(
+def choose_weights(
     classifier: nn.Module,
     theta_0: Tensors,
     theta_1: Tensors,
     *,
     shares: Sequence[float],
+    average: Tensors | None,
     predict_val: Callable[[], Logits],
     val: ValSet,
-) -> Interpolated:
-    """Try shares of the fine-tuned weights; the classifier gets those with the lowest val loss.
+) -> Chosen:
+    """Try shares of the fine-tuned weights, then the average; the lowest val loss wins.
 
     Args:
-        classifier: Is changed in place.
+        classifier: Is changed in place; ends with the chosen weights.
         theta_0: Its tensors before fine-tuning.
         theta_1: The same after it.
-        shares: Values of alpha, in [0, 1]; of equally good ones the first counts.
+        shares: Values of alpha, in [0, 1]; of equally good candidates the first counts.
+        average: The average of what kept phases ended with, of some of the same tensors; the
+            others are as in theta_1. None where there is nothing to average.
         predict_val: Gives the logits of the classifier as it is.
         val: Labels and groups of the val images.
     """
-    tried: dict[float, Logits] = {}
-    for alpha in shares:
-        load_tensors(classifier, interpolate(theta_0, theta_1, alpha))
-        tried[alpha] = predict_val()
-    losses = {alpha: val_loss(logits, val) for alpha, logits in tried.items()}
-    best = min(losses, key=lambda alpha: losses[alpha])
-    weights = interpolate(theta_0, theta_1, best)
-    load_tensors(classifier, weights)
-    return Interpolated(best, weights, tried[best], losses)
+
+    def load(candidate: Candidate) -> None:
+        ends = interpolate(theta_0, theta_1, candidate.alpha)
+        load_tensors(classifier, {**ends, **(average or {})} if candidate.averaged else ends)
+
+    candidates = [Candidate(alpha) for alpha in shares]
+    if average is not None:
+        candidates.append(Candidate(1.0, averaged=True))
+    tried: dict[Candidate, Logits] = {}
+    for candidate in candidates:
+        load(candidate)
+        tried[candidate] = predict_val()
+    losses = {candidate: val_loss(logits, val) for candidate, logits in tried.items()}
+    best = min(losses, key=lambda candidate: losses[candidate])
+    load(best)
+    return Chosen(best, tried[best], losses)

@@ -7,6 +7,7 @@ that goes on from a state ends with the same weights as one that was never inter
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from tasks.training.epochs import (
     check_step,
     close_epoch,
     log_epoch,
+    log_start,
 )
 from tasks.training.freezing import (
     TrainingGroup,
@@ -32,6 +34,7 @@ from tasks.training.freezing import (
     unfreeze_from,
 )
 from tasks.training.losses import class_weights
+from tasks.training.mixing import draw_mix
 from tasks.training.phases import PhasePlan
 from tasks.training.sampling import Batch, count_steps, epoch_batches, layer_seed
 from tasks.training.schedule import warmup_cosine
@@ -45,8 +48,9 @@ from tasks.training.state import (
     load_moments,
     load_tensors,
 )
-from tasks.training.steps import Parts, Stepper, TrainedPart
-from tasks.training.verdicts import end_phase, val_accuracy, val_loss
+from tasks.training.steps import Stepper
+from tasks.training.trained_part import Parts, TrainedPart
+from tasks.training.verdicts import end_phase, state_after, val_loss
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +81,7 @@ class Trainer:
         self._patience, self._confidence = params.patience, params.gate_confidence
         self._batch_size, self._warmup_fraction = params.batch_size, params.warmup_fraction
         self._ema_decay, self._seed, self._rank = params.ema_decay, seed, processes.rank
+        self._draw_mix = partial(draw_mix, params, seed=seed)
         self._optimizer = build_optimizer(classifier, groups, weight_decay=params.weight_decay)
         weights = class_weights(examples.labels, examples.classes)
         self._stepper = Stepper(
@@ -138,14 +143,8 @@ class Trainer:
         number, images = state.epoch + 1, len(self._examples.labels)
         torch.manual_seed(layer_seed(self._seed, phase=plan.number, epoch=number) + self._rank)
         set_training_mode(self._classifier, part.module, part.names, adapt_norm=plan.adapt_norm)
-        batches = epoch_batches(
-            images,
-            part.rows.train.views,
-            self._batch_size,
-            seed=self._seed,
-            phase=plan.number,
-            epoch=number,
-        )
+        place = {"seed": self._seed, "phase": plan.number, "epoch": number}
+        batches = epoch_batches(images, part.rows.train.views, self._batch_size, **place)
         average = {name: tensor.clone() for name, tensor in state.average.items()}
         tally = Tally()
         with progress(f"phase {plan.number} of {plan.of}, epoch {number}", images) as meter:
@@ -166,10 +165,12 @@ class Trainer:
         steps = plan.epochs * self._epoch_steps
         share = warmup_cosine(step, steps=steps, warmup_fraction=self._warmup_fraction)
         set_rates(self._optimizer, plan.rates, share)
-        result = self._stepper.train(part, batch.rows, self._examples.labels[batch.images])
+        epoch = step // self._epoch_steps + 1
+        mix = self._draw_mix(phase=plan.number, epoch=epoch, step=step % self._epoch_steps)
+        result = self._stepper.train(part, batch.rows, self._examples.labels[batch.images], mix)
         check_step(
             plan,
-            f"epoch {step // self._epoch_steps + 1}, step {step + 1}, {share:.0%} of the peak rate",
+            f"epoch {epoch}, step {step + 1}, {share:.0%} of the peak rate",
             result,
             [self._examples.names[image] for image in batch.images],
         )
@@ -179,14 +180,7 @@ class Trainer:
         """Look at val before the first step."""
         weights = copy_tensors(self._classifier, part.names)
         start = Snapshot(0, weights, self.predict_val(part))
-        log.info(
-            "phase %d of %d, %s: starts at val loss %.3f, val accuracy %.3f",
-            plan.number,
-            plan.of,
-            plan.name,
-            val_loss(start.val_logits, self._examples.val),
-            val_accuracy(start.val_logits, self._examples.val),
-        )
+        log_start(plan, start.val_logits, self._examples.val)
         return TrainState(
             phase=plan.number,
             epoch=0,
@@ -197,6 +191,7 @@ class Trainer:
             moments={},
             history=before.history if before else (),
             finished=before.finished if before else (),
+            phase_average=before.phase_average if before else {},
             micro_batch=self._stepper.micro_batches.largest,
         )
 
@@ -250,4 +245,4 @@ class Trainer:
         )
         load_tensors(self._classifier, end.kept.weights)
         log.info("phase %d of %d %s", plan.number, plan.of, end.record.reason)
-        return replace(state, weights=end.kept.weights, finished=(*state.finished, end.record))
+        return state_after(state, end)

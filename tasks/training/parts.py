@@ -5,17 +5,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from tasks.backbones.engine import Engine, make_engine
 from tasks.backbones.processes import ALONE, Processes
+from tasks.backbones.recording import example_images
 from tasks.backbones.split import prefixes_at, split_at
 from tasks.machine import Machine
 from tasks.records import InputSpec
 from tasks.training.classifier import Classifier
 from tasks.training.freezing import TrainingGroup, tensors_from
 from tasks.training.rows import PixelRows, Rows, Stores, cache_together, open_rows
-from tasks.training.steps import TrainedPart
+from tasks.training.trained_part import TrainedPart
 
 SAMPLE_ROWS = 8  # images on which an engine is compared with torch
 
@@ -84,6 +86,13 @@ class BackboneParts:
             self.close()
             self._part, self._cut = self._make(unfrozen_from), unfrozen_from
         return self._part
+
+    @torch.no_grad()
+    def input_shape(self, unfrozen_from: int) -> tuple[int, ...]:
+        """Shape of what the part from a layer group on reads of one image; nothing is cached."""
+        backbone = self._classifier.eval().backbone
+        prefix, _ = split_at(backbone, unfrozen_from)
+        return tuple(prefix(example_images(backbone, count=2)).shape[1:])
 
     def close(self) -> None:
         """Delete what was cached for the open part."""

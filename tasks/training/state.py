@@ -52,6 +52,7 @@ class TrainState:
         moments: The optimizer's memory, `<parameter>.<name>`.
         history: All epochs of all phases.
         finished: Records of the phases before this one.
+        phase_average: Uniform average of what the kept ones among them ended with.
         micro_batch: Images that memory allows at once in a step; None: all of a batch.
     """
 
@@ -64,6 +65,7 @@ class TrainState:
     moments: Tensors
     history: tuple[HistoryRow, ...]
     finished: tuple[Phase, ...]
+    phase_average: Tensors
     micro_batch: int | None = None
 
 

@@ -9,8 +9,6 @@ because it cannot be told of layers that freeze and unfreeze.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,53 +21,17 @@ from tasks.errors import TrainingError
 from tasks.params import FinetuneParams
 from tasks.training.classifier import BACKBONE, Classifier
 from tasks.training.freezing import adapting_norms
-from tasks.training.losses import distance_to_start, smoothed_cross_entropy
-from tasks.training.rows import Rows, RowSource
+from tasks.training.losses import distance_to_start
+from tasks.training.mixing import Mix, TrainBatch, blended_cross_entropy
 from tasks.training.sampling import Indices
 from tasks.training.shared_norm import SharedBatchNorm
 from tasks.training.state import Logits
+from tasks.training.trained_part import StepResult, TrainedPart
 
 ADVICE = (
     "lower augment.image_px, unfreeze fewer layers (decide.depth_*, or decide.arm: "
     "feature_extraction), or use a machine with more memory"
 )
-
-
-@dataclass(frozen=True)
-class TrainedPart:
-    """The layers above a cut: activations to logits.
-
-    Attributes:
-        module: Shares its layers with the classifier.
-        names: Names, in the classifier, of all parameters and buffers of these layers.
-        rows: What the module reads.
-    """
-
-    module: nn.Module
-    names: Sequence[str]
-    rows: Rows
-
-
-class Parts(Protocol):
-    """Cuts the classifier; one cut is open at a time."""
-
-    def open(self, unfrozen_from: int) -> TrainedPart:
-        """Give the part from a layer group on."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What a step saw: mean loss over its images, how many were right, and the gradient's norm."""
-
-    loss: float
-    right: int
-    images: int
-    norm: float
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether the step made sense; if not, the weights were left alone."""
-        return math.isfinite(self.loss) and math.isfinite(self.norm)
 
 
 class Stepper:
@@ -105,7 +67,9 @@ class Stepper:
         self.micro_batches = MicroBatches("training step", TrainingError, ADVICE)
         self._looks = MicroBatches("look at val", TrainingError, ADVICE)
 
-    def train(self, part: TrainedPart, rows: Indices, labels: Indices) -> StepResult:
+    def train(
+        self, part: TrainedPart, rows: Indices, labels: Indices, mix: Mix | None = None
+    ) -> StepResult:
         """Take one step on some training rows, unless its loss or gradient is not finite.
 
         Where memory runs out, the gradient is summed over micro-batches: the same step but
@@ -115,34 +79,53 @@ class Stepper:
             part: What is trained, in training mode.
             rows: Rows of the part's source, int64 (n,), of all processes together.
             labels: Their classes, int64 (n,).
+            mix: How they are mixed, if at all.
 
         Raises:
             TrainingError: Memory runs out with the smallest micro-batch, or for the optimizer.
         """
-        own, share = self._own_share(len(rows))
-        norms = adapting_norms(part.module)
-        with self._sharing_batch_norm(share):
-            loss, right = self.micro_batches.run(
-                lambda parts: self._accumulate(part, rows[own], labels[own], parts, share),
-                len(labels[own]),
-                smallest=self._fewest_at_once(len(labels[own]), adapting=bool(norms)),
-                undo=remember_forward(norms, self._device),
-                remark=", and norm layers normalize over so many" if norms else "",
-            )
-        loss, right = self._add_up(loss, right)
+        loss, right = self._run(part, TrainBatch.of(rows, labels, mix), learn=True)
         result = StepResult(loss=loss, right=right, images=len(labels), norm=self._clip())
         if result.is_finite:
             with explaining_memory("optimizer step", TrainingError, ADVICE):
                 self._optimizer.step()
         return result
 
+    @torch.no_grad()
+    def measure(
+        self, part: TrainedPart, rows: Indices, labels: Indices, mix: Mix | None = None
+    ) -> StepResult:
+        """Give what `train` would see, but change nothing; no gradient has the norm 0.
+
+        Raises:
+            TrainingError: Memory runs out with the smallest micro-batch.
+        """
+        loss, right = self._run(part, TrainBatch.of(rows, labels, mix), learn=False)
+        return StepResult(loss=loss, right=right, images=len(labels), norm=0.0)
+
+    def _run(self, part: TrainedPart, batch: TrainBatch, *, learn: bool) -> tuple[float, int]:
+        """Give mean loss and right images of a batch of all processes; the gradient is summed."""
+        own, share = self._own_share(len(batch.rows))
+        mine = batch.at(own)
+        norms = adapting_norms(part.module)
+        with self._sharing_batch_norm(share):
+            loss, right = self.micro_batches.run(
+                lambda parts: self._accumulate(part, mine, parts, share, learn=learn),
+                len(mine.rows),
+                smallest=self._fewest_at_once(len(mine.rows), adapting=bool(norms)),
+                undo=remember_forward(norms, self._device),
+                remark=", and norm layers normalize over so many" if norms else "",
+            )
+        return self._add_up(loss, right)
+
     def _accumulate(
         self,
         part: TrainedPart,
-        rows: Indices,
-        labels: Indices,
+        batch: TrainBatch,
         micro_batches: Sequence[slice],
         share: float,
+        *,
+        learn: bool,
     ) -> tuple[float, int]:
         """Sum the gradient of this process's images, which weigh `share` in the mean of the batch.
 
@@ -152,16 +135,17 @@ class Stepper:
         self._optimizer.zero_grad()
         loss, right = 0.0, 0
         for chosen in micro_batches:
-            wanted = torch.from_numpy(labels[chosen]).to(self._device)
-            logits = self._infer(part, part.rows.train, rows[chosen])
-            mean = smoothed_cross_entropy(
-                logits, wanted, smoothing=self._smoothing, weights=self._class_weights
+            shown = batch.at(chosen).read(part.rows.train, self._device)
+            logits = self._infer(part, shown.inputs)
+            mean = blended_cross_entropy(
+                logits, shown, smoothing=self._smoothing, weights=self._class_weights
             )
-            weighted = mean * (share * len(wanted) / len(labels))
-            pull = self._pull(part) * share if chosen.start == 0 else 0.0
-            torch.autograd.backward(weighted + pull)
+            weighted = mean * (share * len(shown.labels) / len(batch.rows))
+            if learn:
+                pull = self._pull(part) * share if chosen.start == 0 else 0.0
+                torch.autograd.backward(weighted + pull)
             loss += float(weighted.detach())
-            right += int((logits.argmax(dim=1) == wanted).sum()) if share else 0
+            right += int((logits.argmax(dim=1) == shown.dominant).sum()) if share else 0
         return loss, right
 
     def _fewest_at_once(self, images: int, *, adapting: bool) -> int:
@@ -197,7 +181,8 @@ class Stepper:
         """Give the logits of some val images, on the CPU."""
 
         def infer(micro_batches: Sequence[slice]) -> Tensor:
-            logits = [self._infer(part, part.rows.val, rows[chosen]) for chosen in micro_batches]
+            inputs = (part.rows.val.read(rows[chosen]) for chosen in micro_batches)
+            logits = [self._infer(part, one.to(self._device)) for one in inputs]
             return torch.cat(logits).float().cpu()
 
         return self._looks.run(infer, len(rows))
@@ -235,8 +220,7 @@ class Stepper:
         mean_loss, all_right = seen.tolist()
         return mean_loss, round(all_right)
 
-    def _infer(self, part: TrainedPart, source: RowSource, rows: Indices) -> Tensor:
-        inputs = source.read(rows).to(self._device)
+    def _infer(self, part: TrainedPart, inputs: Tensor) -> Tensor:
         if inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         on_gpu = self._device.type == "cuda"

@@ -1,12 +1,14 @@
 """What becomes of a phase when it ends: its best epoch is kept, or all of it is rolled back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tasks.errors import TrainingError
 from tasks.records import Phase
+from tasks.training.averaging import average_in
 from tasks.training.gate import ValSet, judge_change
 from tasks.training.losses import image_losses, right_images
+from tasks.training.overfitting import EpochLosses, describe_overfitting
 from tasks.training.phases import PhasePlan
 from tasks.training.state import Logits, Snapshot, TrainState
 
@@ -67,6 +69,32 @@ def end_phase(
         reason=f"{'kept' if kept else 'rolled back'}: {diverged or verdict.reason}",
     )
     return PhaseEnd(shown if kept else state.start, record)
+
+
+def state_after(state: TrainState, end: PhaseEnd) -> TrainState:
+    """Give the state when a phase has ended: its weights count in the average where they stay."""
+    weights, average = end.kept.weights, state.phase_average
+    if end.record.kept:
+        count = 1 + sum(phase.kept for phase in state.finished)
+        average = average_in(average, state.start.weights, weights, count=count)
+    return replace(
+        state, weights=weights, finished=(*state.finished, end.record), phase_average=average
+    )
+
+
+def note_overfitting(state: TrainState) -> list[str]:
+    """Say of which phases patience ended because they learned the training images by heart."""
+    notes = []
+    for number, phase in enumerate(state.finished, start=1):
+        if phase.stopped == "patience":
+            epochs = [
+                EpochLosses(row.train_loss, row.val_loss)
+                for row in state.history
+                if row.phase == number
+            ]
+            outcome = f"epoch {phase.best_epoch} was kept" if phase.kept else "it was rolled back"
+            notes.append(describe_overfitting(f"Phase {number}", epochs, phase.best_epoch, outcome))
+    return [note for note in notes if note]
 
 
 def val_loss(logits: Logits, val: ValSet) -> float:
