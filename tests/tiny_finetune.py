@@ -8,6 +8,7 @@ import torch
 from tasks.artifacts import Manifest
 from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.groups import layer_groups
+from tasks.backbones.normalization import norm_kind
 from tasks.images.store import PixelStore, StoreWriter, store_info
 from tasks.records import (
     Arm,
@@ -81,7 +82,7 @@ def make_info(name: str = BACKBONE) -> tuple[BackboneInfo, int]:
         groups=layer_groups(backbone.model),
         feature_dim=backbone.feature_dim,
         source_classes=0,
-        norm="batch",
+        norm=norm_kind(backbone.model),
         engine="torch",
         parity=None,
     )
@@ -110,9 +111,10 @@ def make_inputs(
     phases: list[int] | None = None,
     views: int = 1,
     head: HeadKind = "linear",
+    backbone: str = BACKBONE,
 ) -> FinetuneInputs:
     """Everything that finetune reads; by default the top group and then the top two are trained."""
-    info, groups = make_info()
+    info, groups = make_info(backbone)
     torch.manual_seed(5)
     hidden, dropout = (8, 0.2) if head == "mlp" else (0, 0.0)
     baseline = Baseline(

@@ -1,0 +1,187 @@
+"""Every family of networks: cut, run, trained and judged by what it is made of, not by its name."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import with_values
+from ruamel.yaml import YAML
+from test_extract import fill_store
+from timm.models import register_model
+from timm.models.swin_transformer import SwinTransformer
+from tiny_finetune import SIDE, make_inputs, make_manifest
+
+from tasks import decide, extract, similarity
+from tasks.artifacts import read_array, read_record, read_table, write_manifest
+from tasks.backbones.cards import Provenance, SourceCard, write_card
+from tasks.backbones.catalogue import load_backbone
+from tasks.backbones.engine import make_engine
+from tasks.backbones.groups import layer_groups
+from tasks.backbones.runtime import normalize
+from tasks.backbones.split import prefixes_at, split_at
+from tasks.machine import Machine
+from tasks.params import Params
+from tasks.records import BackboneInfo, Decision, Similarity
+from tasks.training.epochs import Examples
+from tasks.training.freezing import training_groups
+from tasks.training.gate import ValSet
+from tasks.training.loop import Trainer
+from tasks.training.parts import BackboneParts, CachePlan
+from tasks.training.phases import plan_phases
+from tasks.training.start import start_classifier
+from tasks.training.state import TrainState, copy_tensors
+
+MACHINE = Machine(device="cpu", threads=1)
+
+# name -> what its norm layers are
+FAMILIES = {
+    "resnet10t": "batch",
+    "test_efficientnet": "batch",
+    "mobilenetv3_small_050": "batch",
+    "convnext_atto": "other",
+    "test_vit": "other",
+    "tiny_swin": "other",
+    "test_efficientnet_ln": "other",
+    "test_nfnet": "other",
+}
+
+
+@register_model
+def tiny_swin(pretrained: bool = False, **options: object) -> SwinTransformer:
+    """A shifted-window transformer for images of 32 pixels."""
+    known = {key: options[key] for key in ("num_classes",) if key in options}
+    model = SwinTransformer(
+        img_size=SIDE, patch_size=2, window_size=4, embed_dim=16, depths=(1, 2, 1),
+        num_heads=(1, 2, 2), **known,
+    )  # fmt: skip
+    model.pretrained_cfg = {"input_size": (3, SIDE, SIDE), "classifier": "head.fc"}
+    return model
+
+
+def draw(count: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "tiny_swin", "test_nfnet"])
+def test_a_network_can_be_cut_at_every_group(name: str):
+    model = load_backbone(name, "random", image_px=SIDE, seed=0).model
+    images = torch.randn(4, 3, SIDE, SIDE, generator=torch.manual_seed(1))
+    with torch.inference_mode():
+        expected = model(images)
+        for group in range(len(layer_groups(model)) + 1):
+            prefix, suffix = split_at(model, group)
+            assert torch.equal(suffix(prefix(images)), expected), group
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_frozen_parts_of_two_phases_run_in_onnxruntime_as_in_torch(name: str):
+    backbone = load_backbone(name, "random", image_px=SIDE, seed=0)
+    groups = len(layer_groups(backbone.model))
+    prefix = prefixes_at(backbone.model, [groups - 1, groups // 2])
+    pixels = draw(5)
+    engine = make_engine(prefix, backbone.input, MACHINE, pixels[:3])
+    assert engine.name == "onnxruntime"
+    with torch.inference_mode():
+        expected = prefix(normalize(torch.from_numpy(pixels), backbone.input))
+    for found, wanted in zip(engine(pixels), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-4 * float(wanted.abs().max()))
+
+
+class Memory:
+    """Checkpoints that nobody reads."""
+
+    def save(self, state: TrainState) -> None:
+        pass
+
+    def latest(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_phase_changes_exactly_the_groups_that_it_trains(
+    name: str, tmp_path: Path, default_params: Params
+):
+    inputs = make_inputs(tmp_path, backbone=name, views=0)
+    assert inputs.backbone.norm == FAMILIES[name]
+    values = {"epochs": 1, "batch_size": 16, "head_lr": 0.01, "backbone_lr": 0.01}
+    params = with_values(
+        default_params, {f"finetune.{key}": value for key, value in values.items()}
+    ).finetune
+    classifier = start_classifier(
+        inputs.backbone, inputs.baseline, inputs.head, arm="fine_tune", seed=17
+    )
+    groups = training_groups(classifier)
+    (plan, _) = plan_phases(inputs.decision, groups, params)
+    parts = BackboneParts(
+        classifier, groups, inputs.stores, inputs.backbone.input, MACHINE,
+        CachePlan(tmp_path / "cache", 1.0, [plan.unfrozen_from, plan.unfrozen_from - 1]),
+    )  # fmt: skip
+    before = copy_tensors(classifier, list(classifier.state_dict()))
+    val = ValSet(inputs.manifest.labels("val"), inputs.manifest.groups("val"))
+    examples = Examples(inputs.manifest.labels("train"), ["an image"] * 30, val, 3)
+    trainer = Trainer(classifier, groups, examples, params, seed=17)
+    state = trainer.run_phase(plan, None, parts, Memory())
+    after = classifier.state_dict()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    trained = {key for group in groups[plan.unfrozen_from :] for key in group.tensors}
+    parameters = {key for key, _ in classifier.named_parameters()} & trained
+    assert np.isfinite(state.history[0].train_loss)
+    if state.finished[0].kept:
+        assert changed <= trained
+        assert len(changed) > 0.8 * len(parameters)  # a bias before a norm layer has no gradient
+        assert changed <= parameters  # the statistics of norm layers stay
+    else:
+        assert changed == set()
+
+
+@pytest.mark.parametrize("with_card", [True, False], ids=["card", "no card"])
+def test_a_network_without_running_statistics_is_judged_by_its_source_card(
+    tmp_path: Path, tiny_params: Params, with_card: bool
+):
+    params = with_values(tiny_params, {"backbone.name": "test_vit"})
+    with (tmp_path / "params.yaml").open("w") as file:
+        YAML(typ="safe").dump(params.model_dump(), file)
+    manifest = make_manifest()
+    write_manifest(tmp_path / "manifest.csv", manifest)
+    for split, count in (("train", 30), ("val", 12), ("test", 5)):
+        fill_store(tmp_path / "pixels" / split, count, 0, px=SIDE)
+    extract.main(arguments(tmp_path, train="pixels/train", val="pixels/val", test="pixels/test",
+        train_features="train", val_features="val", test_features="test",
+        probe="probe.safetensors", backbone="backbone.json"))  # fmt: skip
+    info = read_record(tmp_path / "backbone.json", BackboneInfo)
+    features = np.array(read_array(tmp_path / "train" / "features.npy"))[:, 0]
+    (tmp_path / "cards").mkdir()
+    if with_card:
+        provenance = Provenance(
+            name="shifted", source="", license=None, images=30, backbone="test_vit",
+            weights_sha256=info.weights_sha256, weights_license=None, input=info.input,
+            fit="crop", command="",
+        )  # fmt: skip
+        write_card(tmp_path / "cards" / "card.safetensors", SourceCard(features + 3, provenance))
+    similarity.main(arguments(tmp_path, manifest="manifest.csv", features="train",
+        probe="probe.safetensors", backbone="backbone.json", cards="cards",
+        similarity="similarity.json", profile="profile.csv",
+        projection="projection.csv"))  # fmt: skip
+    decide.main(arguments(tmp_path, manifest="manifest.csv", similarity="similarity.json",
+        backbone="backbone.json", decision="decision.json", words="decision.md"))  # fmt: skip
+    found = read_record(tmp_path / "similarity.json", Similarity)
+    decision = read_record(tmp_path / "decision.json", Decision)
+    assert (info.norm, found.shift, found.shift_groups) == ("other", None, [])
+    assert "test_vit has no batch-norm layer, so there is no shift profile." in found.notes
+    assert read_table(tmp_path / "profile.csv") == []
+    if with_card:
+        assert found.mmd is not None
+        assert found.mmd.value > params.decide.far_mmd
+        assert decision.domain == "far"
+        assert "from shifted" in found.summary
+    else:
+        assert found.mmd is None
+        assert decision.domain == "intermediate"
+        assert "neither a source card nor a batch-norm layer" in found.summary
+
+
+def arguments(folder: Path, **paths: str) -> list[str]:
+    """A stage's arguments; paths are relative to the folder."""
+    named = [f"--{name.replace('_', '-')}={folder / path}" for name, path in paths.items()]
+    return [f"--params={folder / 'params.yaml'}", *named]
