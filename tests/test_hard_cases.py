@@ -139,7 +139,8 @@ def test_five_images_a_class_are_learned_by_cross_validation(
     tmp_path: Path, default_params: Params
 ):
     task = Task(tmp_path, repeat(3, 5), repeat(3, 2), views=1)
-    baseline, model = learn(task, params_with(default_params))
+    params = with_values(params_with(default_params), {"baseline.mlp": True})
+    baseline, model = learn(task, params)
     assert "5-fold cross-validation over train" in " ".join(baseline.summary.notes)
     assert accuracy(baseline.val_logits, repeat(3, 2)) == 1
     assert accuracy(model.val_logits, repeat(3, 2)) == 1
@@ -165,6 +166,7 @@ def test_a_class_with_a_thousandth_of_the_images_is_still_learned(
     assert rare.argmax(axis=1).tolist() == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_a_thousand_classes_of_two_images(tmp_path: Path, default_params: Params):
     task = Task(tmp_path, repeat(1000, 2), repeat(1000, 1), side=16)
     params = with_values(
