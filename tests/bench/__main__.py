@@ -63,12 +63,12 @@ class Bench:
     def run(self) -> Results:
         """Measure everything that is asked for."""
         options = self.options
-        shown = ["peers", "seeds", "epochs", "px", "images", "threads", "rates"]
+        shown = ["peers", "seeds", "epochs", "px", "threads", "rates"]
         results = Results(
             command=f"make bench BENCH='{' '.join(sys.argv[1:])}'",
             machine=describe_machine(options.python),
             data=f"Images: {options.data.name if options.data else 'ELPV, as packaged'}.",
-            options={name: str(getattr(options, name)) for name in shown},
+            options={name: show(getattr(options, name)) for name in shown},
         )
         for seed in options.seeds:
             copy = self.prepare(seed)
@@ -139,6 +139,13 @@ class Bench:
     def _epochs(self, task: Path) -> int:
         """As many as a phase of Regraft may have."""
         return Copy(task.parent, "", {}).params().finetune.epochs
+
+
+def show(value: object) -> str:
+    """Write an option in words."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "as params.yaml" if value is None else str(value)
 
 
 def describe_machine(peers_python: str) -> dict[str, str]:

@@ -22,7 +22,8 @@ weights, images and splits. A peer follows its documentation; of three learning 
 one with the best val accuracy. Test images are looked at once, by the model that val chose.
 Intervals are 95 %, by groups of images; where there are several seeds, their test images are
 pooled and an image counts once however often it was drawn. Wall time is that of the whole process
-at the chosen rate; the search is what all three took. Memory is that of the process tree."""
+at the chosen rate, for Regraft that of all stages after ingest; the search is what all rates took.
+Training images are those shown while training. Memory is that of the process tree."""
 
 
 @dataclass(frozen=True)
