@@ -65,7 +65,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             rows.append(len(pixels))
             return self.engine(pixels)
 
-    monkeypatch.setattr(parts_module, "make_engine", lambda *args: Counting(real(*args)))
+    monkeypatch.setattr(
+        parts_module, "make_engine", lambda *args, **named: Counting(real(*args, **named))
+    )
     return rows
 
 
