@@ -1,9 +1,10 @@
 # What README and CI call. Everything is installed into .venv, in the versions of constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help run test slow check ui clean
+.PHONY: help run test slow check ui bench clean
 
 PYTHON ?= python3
 VENV := .venv
+BENCH_VENV := .venv-bench
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -39,8 +40,11 @@ check: $(VENV)/.installed-dev ## ruff, ruff format, mypy --strict
 ui: $(VENV)/.installed ## serve the flows on a Prefect server at 127.0.0.1
 	@python -m flows.serve
 
-clean: ## remove the environment, caches and checkpoints; data, results and DVC's cache stay
-	rm -rf $(VENV) .regraft .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* *.egg-info
+bench: $(VENV)/.installed $(BENCH_VENV)/.installed ## compare with other libraries (BENCH=--help for options); writes docs/benchmarks.md
+	@PYTHONPATH=tests python -m bench $(BENCH)
+
+clean: ## remove the environments, caches and checkpoints; data, results and DVC's cache stay
+	rm -rf $(VENV) $(BENCH_VENV) .regraft .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* *.egg-info
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -54,4 +58,11 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(PIP_INSTALL) --editable ".[bundled,dev]"
+	@touch $@
+
+# The peers never enter Regraft's own environment.
+$(BENCH_VENV)/.installed: tests/bench/requirements.txt constraints.txt
+	@$(PYTHON) -m venv $(BENCH_VENV)
+	@$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --requirement tests/bench/requirements.txt
 	@touch $@

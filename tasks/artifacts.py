@@ -7,7 +7,8 @@ import csv
 import io
 import json
 import mmap
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, fields
 from functools import cached_property
 from pathlib import Path
@@ -98,27 +99,36 @@ def read_table(path: Path, header: Sequence[str] | None = None) -> list[dict[str
         ArtifactError: The file is missing or empty, has other columns, or a row has more or fewer
             cells than there are columns.
     """
+    return list(_rows_of(path, header))
+
+
+def _rows_of(path: Path, header: Sequence[str] | None) -> Iterator[dict[str, str]]:
+    """Yield what `read_table` reads, so that a long table need not stand in memory twice."""
     text = read_bytes(path).decode("utf-8", "surrogateescape")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        found, *rows = list(reader) or [[]]
+        found = next(reader, [])
+        _check_columns(path, found, header)
+        for number, row in enumerate(reader, start=1):
+            if len(row) != len(found):
+                raise ArtifactError(
+                    f"{path}: row {number} has {len(row)} cells, expected {len(found)} "
+                    f"({','.join(found)}); run the stage that writes it again"
+                )
+            yield dict(zip(found, row, strict=True))
     except csv.Error as err:
         raise ArtifactError(
             f"{path}:{reader.line_num}: {err}; run the stage that writes it again"
         ) from err
-    if not found or (header is not None and found != list(header)):
+
+
+def _check_columns(path: Path, found: Sequence[str], header: Sequence[str] | None) -> None:
+    if not found or (header is not None and list(found) != list(header)):
         wanted = f", expected {','.join(header)}" if header else ""
         raise ArtifactError(
             f"{path}: has the columns {','.join(found) or '(none)'}{wanted}; "
             "run the stage that writes it again"
         )
-    for number, row in enumerate(rows, start=1):
-        if len(row) != len(found):
-            raise ArtifactError(
-                f"{path}: row {number} has {len(row)} cells, expected {len(found)} "
-                f"({','.join(found)}); run the stage that writes it again"
-            )
-    return [dict(zip(found, row, strict=True)) for row in rows]
 
 
 class Manifest:
@@ -165,7 +175,7 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         ArtifactError: The file is missing or no manifest.
     """
-    return Manifest([_manifest_row(path, row) for row in read_table(path, MANIFEST_COLUMNS)])
+    return Manifest([_manifest_row(path, row) for row in _rows_of(path, MANIFEST_COLUMNS)])
 
 
 def _manifest_row(path: Path, row: dict[str, str]) -> ManifestRow:
@@ -174,13 +184,13 @@ def _manifest_row(path: Path, row: dict[str, str]) -> ManifestRow:
         raise ArtifactError(f"{path}: row of {row['path']!r} is damaged; rerun ingest")
     return ManifestRow(
         path=row["path"],
-        label=row["label"],
+        label=sys.intern(row["label"]),  # one string for all images of a class
         split=split,
         group=row["group"],
         sha256=row["sha256"],
         width=int(row["width"]),
         height=int(row["height"]),
-        mode=row["mode"],
+        mode=sys.intern(row["mode"]),
     )
 
 

@@ -15,13 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tasks.artifacts import (
-    Manifest,
-    read_array,
-    read_manifest,
-    write_array,
-    write_record,
-)
+from tasks.artifacts import Manifest, read_array, read_manifest, write_array, write_record
 from tasks.backbones.runtime import configure_torch
 from tasks.entry import read_paths, run_stage
 from tasks.errors import ArtifactError
@@ -30,7 +24,7 @@ from tasks.params import BaselineParams, load_params
 from tasks.records import Baseline, Candidate, HeadKind, Split
 from tasks.statistics import accuracy_interval
 from tasks.training.gate import RESAMPLES, ValSet, judge_change
-from tasks.training.heads import apply_head, build_head, write_head
+from tasks.training.heads import ROWS_AT_ONCE, apply_head, build_head, write_head
 from tasks.training.logistic import Labelled, LinearFit, measure_moments
 from tasks.training.losses import image_losses, right_images
 from tasks.training.overfitting import describe_gap, describe_overfitting
@@ -174,8 +168,20 @@ def _linear_head(fit: LinearFit) -> nn.Module:
 def _judge(
     kind: HeadKind, setting: str, head: nn.Module, train: Labelled, val: Labelled
 ) -> Trained:
-    right = right_images(apply_head(head, train.features[:, 0]), train.labels)
-    return Trained(kind, setting, head, float(right.mean()), apply_head(head, val.features[:, 0]))
+    return Trained(
+        kind, setting, head, _accuracy(head, train), apply_head(head, val.features[:, 0])
+    )
+
+
+def _accuracy(head: nn.Module, data: Labelled) -> float:
+    """Accuracy on clean views; logits of many images and classes never stand in memory at once."""
+    right = 0
+    for start in range(0, len(data.labels), ROWS_AT_ONCE):
+        some = slice(start, start + ROWS_AT_ONCE)
+        right += int(
+            right_images(apply_head(head, data.features[some, 0]), data.labels[some]).sum()
+        )
+    return right / len(data.labels)
 
 
 def _describe(trained: Trained, val: Labelled, *, chosen: bool) -> Candidate:

@@ -1,0 +1,195 @@
+"""`make bench`: Regraft and its peers on the same data, splits, seeds and machine, and a page.
+
+Writes docs/benchmarks.md and, beside it, the raw numbers that the page is made of.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+from bench.page import REGRAFT, write_page
+from bench.processes import run_measured, thread_limits
+from bench.results import Results, Trial, write_results
+from bench.scratch import ROOT, Copy, answers_of, link_images, run_regraft, write_task
+from bench.speed import measure_speeds
+
+from tasks.machine import read_machine
+
+PEERS = {  # name -> script, and the rates that val chooses from; the documented one among them
+    "timm loop": ("peer_timm.py", (1e-4, 3e-4, 1e-3)),
+    "fastai fine_tune": ("peer_fastai.py", (1e-3, 2e-3, 5e-3)),
+    "Lightning BackboneFinetuning": ("peer_lightning.py", (3e-4, 1e-3, 3e-3)),
+}
+SCRIPTS = Path(__file__).parent
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the options."""
+    parser = argparse.ArgumentParser(prog="make bench BENCH=...", description=__doc__)
+    parser.add_argument("--data", type=Path, help="folder of class folders (default: ELPV)")
+    parser.add_argument("--images", type=int, help="use only about so many of its images")
+    parser.add_argument("--px", type=int, help="side of the images (default: as params.yaml)")
+    parser.add_argument("--epochs", type=int, help="of each peer and of each of Regraft's phases")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[17])
+    parser.add_argument("--peers", nargs="*", choices=[*PEERS, "none"], default=list(PEERS))
+    parser.add_argument("--rates", type=int, default=3, help="learning rates tried by each peer")
+    parser.add_argument("--threads", type=int, default=read_machine().compute_threads)
+    parser.add_argument("--no-regraft", action="store_true", help="run the peers only")
+    parser.add_argument("--no-speed", action="store_true", help="do not measure single parts")
+    parser.add_argument("--python", default=".venv-bench/bin/python", help="of the peers")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="where the page goes")
+    return parser.parse_args(argv)
+
+
+class Bench:
+    """One run of the benchmark.
+
+    Args:
+        options: As parsed.
+        folder: Scratch folder.
+    """
+
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self.options, self.folder = options, folder
+        self.environment = thread_limits(options.threads)
+
+    def run(self) -> Results:
+        """Measure everything that is asked for."""
+        options = self.options
+        shown = ["peers", "seeds", "epochs", "px", "threads", "rates"]
+        results = Results(
+            command=f"make bench BENCH='{' '.join(sys.argv[1:])}'",
+            machine=describe_machine(options.python),
+            data=f"Images: {options.data.name if options.data else 'ELPV, as packaged'}.",
+            options={name: show(getattr(options, name)) for name in shown},
+        )
+        for seed in options.seeds:
+            copy = self.prepare(seed)
+            results.test_sets[str(seed)] = answers_of(copy.manifest())
+            if not options.no_regraft:
+                say(f"{REGRAFT}, seed {seed}")
+                results.trials.append(run_regraft(copy, seed=seed))
+            results.trials.extend(self.run_peers(copy, seed))
+        if not options.no_speed:
+            say("speed of the parts")
+            results.speeds.update(measure_speeds(self.folder / "speed", self.environment))
+        return results
+
+    def prepare(self, seed: int) -> Copy:
+        """Copy the project and let it split the images."""
+        values: dict[str, object] = {"seed": seed}
+        given = {"augment.image_px": self.options.px, "finetune.epochs": self.options.epochs}
+        values |= {key: value for key, value in given.items() if value is not None}
+        if self.options.data:
+            values["ingest.source"] = str(self.options.data.absolute())
+        copy = self._copy(f"seed-{seed}", values)
+        if self.options.images:
+            chosen = link_images(copy, self.options.images, self.folder / f"images-{seed}")
+            copy = self._copy(f"seed-{seed}-few", {**values, "ingest.source": str(chosen)})
+        return copy
+
+    def _copy(self, name: str, values: dict[str, object]) -> Copy:
+        copy = Copy.make(
+            self.folder / name, values, python=sys.executable, environment=self.environment
+        )
+        copy.run("ingest")
+        return copy
+
+    def run_peers(self, copy: Copy, seed: int) -> list[Trial]:
+        """Train every peer at every rate."""
+        chosen = [name for name in self.options.peers if name != "none"]
+        if not chosen:
+            return []
+        batch_size = copy.params().finetune.batch_size
+        task = write_task(copy, copy.root, batch_size=batch_size, threads=self.options.threads)
+        return [
+            self.run_peer(name, task, rate=rate, seed=seed)
+            for name in chosen
+            for rate in PEERS[name][1][: self.options.rates]
+        ]
+
+    def run_peer(self, name: str, task: Path, *, rate: float, seed: int) -> Trial:
+        """Train a peer at one rate, in a process of its own."""
+        say(f"{name}, seed {seed}, rate {rate:g}")
+        answer = task.parent / f"answer-{name.partition(' ')[0]}-{rate:g}.json"
+        epochs = self.options.epochs or self._epochs(task)
+        python = str((ROOT / self.options.python).absolute())
+        command = [python, str(SCRIPTS / PEERS[name][0]), str(task), str(answer)]
+        command += [f"--rate={rate!r}", f"--epochs={epochs}", f"--seed={seed}"]
+        measured = run_measured(
+            command, cwd=task.parent, environment=self.environment, log=task.parent / "peers.log"
+        )
+        found = json.loads(answer.read_text())
+        return Trial(
+            method=name,
+            seed=seed,
+            rate=rate,
+            seconds=measured.seconds,
+            peak_bytes=measured.peak_bytes,
+            **found,
+        )
+
+    def _epochs(self, task: Path) -> int:
+        """As many as a phase of Regraft may have."""
+        return Copy(task.parent, "", {}).params().finetune.epochs
+
+
+def show(value: object) -> str:
+    """Write an option in words."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "as params.yaml" if value is None else str(value)
+
+
+def describe_machine(peers_python: str) -> dict[str, str]:
+    """Name what times depend on."""
+    packages = ("torch", "timm", "onnxruntime", "numpy")
+    facts = {
+        "processor": _processor(),
+        "cores": str(read_machine().compute_threads),
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "system": platform.platform(),
+        "Python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+    asked = "from importlib.metadata import version as v; print(v('fastai'), v('lightning'))"
+    told = subprocess.run(
+        [str(ROOT / peers_python), "-c", asked], capture_output=True, text=True, check=False
+    ) if (ROOT / peers_python).exists() else None  # fmt: skip
+    if told and told.returncode == 0:
+        facts["fastai"], facts["lightning"] = told.stdout.split()
+    return facts
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def say(text: str) -> None:
+    """Tell what runs now."""
+    print(f"bench: {text}", file=sys.stderr, flush=True)  # noqa: T201 - a command line tool
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run and write the page."""
+    options = parse(argv)
+    with tempfile.TemporaryDirectory(prefix="regraft-bench-") as folder:
+        results = Bench(options, Path(folder)).run()
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_results(options.out / "benchmarks.json", results)
+    (options.out / "benchmarks.md").write_text(write_page(results))
+    say(f"wrote {options.out / 'benchmarks.md'}")
+
+
+if __name__ == "__main__":
+    main()

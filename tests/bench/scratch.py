@@ -1,0 +1,186 @@
+"""Regraft itself, as its command lines run it, in a scratch copy; and the task that peers get."""
+
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.page import REGRAFT
+from bench.processes import Measured, run_measured
+from bench.results import Answers, Trial
+from ruamel.yaml import YAML
+
+from tasks.artifacts import Manifest, read_manifest, read_record, read_table, write_tensors
+from tasks.backbones.catalogue import load_backbone
+from tasks.images.sources import resolve_root
+from tasks.params import Params, load_params
+from tasks.records import Finetuned, ImageSource
+from tasks.training.tensors import to_arrays
+
+ROOT = Path(__file__).parent.parent.parent
+COPIED = ("dvc.yaml", "params.yaml", "constraints.txt", "data/cards", "data/sources", "tasks")
+STAGES = (
+    "ingest",
+    "augment",
+    "extract",
+    "similarity",
+    "decide",
+    "baseline",
+    "finetune",
+    "evaluate",
+)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A copy of the project in which one seed is run.
+
+    Attributes:
+        root: Its folder.
+        python: Interpreter with Regraft's packages.
+        environment: Variables that its stages see.
+    """
+
+    root: Path
+    python: str
+    environment: Mapping[str, str]
+
+    @classmethod
+    def make(
+        cls,
+        root: Path,
+        values: Mapping[str, object],
+        *,
+        python: str,
+        environment: Mapping[str, str],
+    ) -> "Copy":
+        """Copy the project; `values` replace those of params.yaml, by key path."""
+        root.mkdir(parents=True)
+        for name in COPIED:
+            source, target = ROOT / name, root / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+        (root / "data" / "groups.csv").write_text("path,group\n")
+        set_values(root / "params.yaml", values)
+        own = {**environment, "PYTHONPATH": str(root), "REGRAFT_SCRATCH": str(root / ".regraft")}
+        return cls(root, python, own)
+
+    def params(self) -> Params:
+        """Its parameters."""
+        return load_params(self.root / "params.yaml")
+
+    def run(self, stage: str) -> Measured:
+        """Run a stage by the command that dvc.yaml gives it."""
+        text = YAML(typ="safe").load(self.root / "dvc.yaml")["stages"][stage]["cmd"]
+        params = self.params()
+        for name, value in (("source", params.ingest.source), ("groups", params.ingest.groups)):
+            text = text.replace(f'"${{ingest.{name}}}"', str(value))
+        _, *arguments = text.split()
+        return run_measured(
+            [self.python, *arguments],
+            cwd=self.root,
+            environment=self.environment,
+            log=self.root / "log.txt",
+        )
+
+    def manifest(self) -> Manifest:
+        """What ingest listed."""
+        return read_manifest(self.root / "data/ingest/manifest.csv")
+
+    def image_root(self) -> Path:
+        """Folder that the manifest's paths start from."""
+        origin = read_record(self.root / "data/ingest/source.json", ImageSource)
+        found = resolve_root(origin)
+        return found if found.is_absolute() else self.root / found
+
+
+def set_values(path: Path, values: Mapping[str, object]) -> None:
+    """Replace values of a params.yaml by key path."""
+    yaml = YAML()
+    tree = yaml.load(path)
+    for key, value in values.items():
+        *blocks, leaf = key.split(".")
+        node = tree
+        for block in blocks:
+            node = node[block]
+        if leaf not in node:
+            raise KeyError(key)
+        node[leaf] = value
+    yaml.dump(tree, path)
+
+
+def choose_images(manifest: Manifest, count: int) -> list[str]:
+    """Choose about `count` images, each class by its share, those of the smallest sha256 first."""
+    by_class = defaultdict(list)
+    for row in manifest.rows:
+        by_class[row.label].append((row.sha256, row.path))
+    share = min(1.0, count / len(manifest.rows))
+    return [
+        path
+        for label in sorted(by_class)
+        for _, path in sorted(by_class[label])[: max(6, round(share * len(by_class[label])))]
+    ]
+
+
+def link_images(copy: Copy, count: int, folder: Path) -> Path:
+    """Make a folder of class folders that holds some of the images of a copy's source."""
+    labels = {row.path: row.label for row in copy.manifest().rows}
+    for path in choose_images(copy.manifest(), count):
+        target = folder / labels[path] / path.replace("/", "_")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(copy.image_root() / path, target)
+    return folder
+
+
+def answers_of(manifest: Manifest) -> Answers:
+    """Label and group of each test image."""
+    return Answers(manifest.labels("test").tolist(), manifest.groups("test"))
+
+
+def run_regraft(copy: Copy, *, seed: int) -> Trial:
+    """Run every stage after ingest; the shipped model predicts."""
+    measured = {stage: copy.run(stage) for stage in STAGES[1:]}
+    manifest = copy.manifest()
+    index = {name: number for number, name in enumerate(manifest.class_names)}
+    rows = {row["path"]: row for row in read_table(copy.root / "data/evaluate/predictions.csv")}
+    finetuned = read_record(copy.root / "data/finetune/finetune.json", Finetuned)
+    epochs = sum(phase.epochs for phase in finetuned.phases)
+    images = len(manifest.of("train")) * epochs
+    return Trial(
+        method=REGRAFT,
+        seed=seed,
+        rate=None,
+        val_accuracy=finetuned.val_accuracy.value,
+        predictions=[index[rows[row.path]["predicted"]] for row in manifest.of("test")],
+        seconds=sum(one.seconds for one in measured.values()),
+        peak_bytes=max(one.peak_bytes for one in measured.values()),
+        images_per_second=images / measured["finetune"].seconds,
+    )
+
+
+def write_task(copy: Copy, folder: Path, *, batch_size: int, threads: int) -> Path:
+    """Write what a peer needs: images with label and split, weights under timm's names, sizes."""
+    params, manifest, root = copy.params(), copy.manifest(), copy.image_root()
+    name, px = params.backbone.name, params.augment.image_px
+    backbone = load_backbone(name, params.backbone.weights, image_px=px, seed=params.seed)
+    write_tensors(folder / "backbone.safetensors", to_arrays(backbone.model))
+    index = {label: number for number, label in enumerate(manifest.class_names)}
+    images: Sequence[tuple[str, int, str]] = [
+        (str((root / row.path).absolute()), index[row.label], row.split) for row in manifest.rows
+    ]
+    task = {
+        "backbone": name,
+        "weights": str(folder / "backbone.safetensors"),
+        "mean": backbone.input.mean,
+        "std": backbone.input.std,
+        "image_px": px,
+        "batch_size": batch_size,
+        "threads": threads,
+        "classes": manifest.class_names,
+        "images": images,
+    }
+    path = folder / "task.json"
+    path.write_text(json.dumps(task))
+    return path

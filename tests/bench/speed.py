@@ -1,0 +1,141 @@
+"""How fast the parts are, each in a process of its own: engines, stages on files, heads."""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from bench.processes import run_measured
+from PIL import Image
+
+BACKBONE, SIDE, BATCH = "tf_efficientnet_lite0", 224, 32
+WARM_UP, ROUNDS = 2, 8  # batches
+FILES, FILE_SIZE = 192, (500, 375)  # JPEG images on disk, and their width and height
+HEAD_ROWS, HEAD_FEATURES, HEAD_CLASSES = 12_000, 1_280, 10
+
+SCRIPT = Path(__file__)
+
+
+def measure_speeds(folder: Path, environment: Mapping[str, str]) -> dict[str, float]:
+    """Measure every part; images (or rows) a second by name."""
+    folder.mkdir(parents=True)
+    speeds = {}
+    for name, (what, _) in PARTS.items():
+        answer = folder / f"{name}.json"
+        run_measured(
+            [sys.executable, "-m", "bench.speed", name, str(answer)],
+            cwd=folder,
+            environment={**environment, "PYTHONPATH": _paths()},
+            log=folder / "log.txt",
+        )
+        speeds[what] = json.loads(answer.read_text())
+    return speeds
+
+
+def _paths() -> str:
+    tests = SCRIPT.parent.parent
+    return f"{tests}:{tests.parent}"
+
+
+def _rate(run: Callable[[], object]) -> float:
+    """Images a second of something that runs over one batch."""
+    for _ in range(WARM_UP):
+        run()
+    started = time.monotonic()
+    for _ in range(ROUNDS):
+        run()
+    return ROUNDS * BATCH / (time.monotonic() - started)
+
+
+def _pixels() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (BATCH, SIDE, SIDE, 3), dtype=np.uint8)
+
+
+def run_engine() -> float:
+    """The engine that Regraft chooses on this machine, on pixels in memory."""
+    from tasks.machine import prepare_memory, read_machine
+
+    prepare_memory()
+    from tasks.backbones.catalogue import load_backbone
+    from tasks.backbones.engine import make_engine
+    from tasks.backbones.features import PooledFeatures
+
+    backbone = load_backbone(BACKBONE, "packaged", image_px=SIDE, seed=0)
+    pixels = _pixels()
+    engine = make_engine(PooledFeatures(backbone.model), backbone.input, read_machine(), pixels[:8])
+    return _rate(lambda: engine(pixels))
+
+
+def run_timm_loop() -> float:
+    """A plain timm model in eval mode, nothing set, on normalized images in memory."""
+    import timm
+    import torch
+
+    model = timm.create_model(BACKBONE).eval()
+    images = torch.randn(BATCH, 3, SIDE, SIDE)
+    with torch.inference_mode():
+        return _rate(lambda: model(images))
+
+
+def run_files() -> float:
+    """Augment and extract as stages: from JPEG files to features, clean and augmented views."""
+    from bench.scratch import Copy
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_images(Path(folder) / "images")
+        values = {"ingest.source": str(Path(folder) / "images"), "extract.shift_images": 32}
+        copy = Copy.make(Path(folder) / "copy", values, python=sys.executable, environment={})
+        copy.run("ingest")
+        seconds = sum(copy.run(stage).seconds for stage in ("augment", "extract"))
+        manifest, views = copy.manifest(), copy.params().augment.views
+        rows = len(manifest.rows) + views * len(manifest.of("train"))
+    return rows / seconds
+
+
+def write_images(folder: Path) -> None:
+    """Write smooth noise as JPEG files of two classes."""
+    rng = np.random.default_rng(0)
+    for number in range(FILES):
+        small = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        image = Image.fromarray(small).resize(FILE_SIZE, Image.Resampling.BICUBIC)
+        path = folder / f"class-{number % 2}" / f"{number:05d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, quality=90)
+
+
+def run_head() -> float:
+    """One path of logistic regressions (three strengths) over rows of features."""
+    from tasks.machine import prepare_memory
+
+    prepare_memory()
+    from tasks.training.logistic import Labelled, StandardizedRows, fit_path
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, HEAD_CLASSES, HEAD_ROWS)
+    centers = rng.normal(size=(HEAD_CLASSES, HEAD_FEATURES))
+    features = (rng.normal(size=(HEAD_ROWS, HEAD_FEATURES)) + 0.2 * centers[labels])[:, None]
+    data = Labelled(features.astype(np.float32), labels, [str(n) for n in range(HEAD_ROWS)])
+    started = time.monotonic()
+    list(fit_path(StandardizedRows(data, np.arange(HEAD_ROWS)), HEAD_CLASSES, [0.03, 0.3, 3.0]))
+    return HEAD_ROWS / (time.monotonic() - started)
+
+
+PARTS: dict[str, tuple[str, Callable[[], float]]] = {
+    "engine": ("frozen backbone on pixels in memory, images", run_engine),
+    "timm": ("plain timm loop on the same, images", run_timm_loop),
+    "files": ("augment and extract from JPEG files, the probe included, views", run_files),
+    "head": ("logistic head of three strengths, rows of 1,280 features", run_head),
+}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("answer", type=Path)
+    given = parser.parse_args()
+    given.answer.write_text(json.dumps(PARTS[given.part][1]()))

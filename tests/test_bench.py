@@ -1,0 +1,171 @@
+"""The benchmark's pure parts: which rate counts, intervals, tables, the page; no peer runs."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from bench.page import methods_table, summarize, table, write_page
+from bench.processes import run_measured, thread_limits
+from bench.results import Answers, Results, Trial, choose_best, read_results, write_results
+from bench.scratch import STAGES, Copy, choose_images, set_values
+from conftest import ROOT
+from ruamel.yaml import YAML
+from tiny_finetune import make_manifest
+
+from tasks.params import load_params
+from tasks.statistics import wilson_interval
+
+IMAGES = 40
+
+
+def trial(method: str = "Regraft", seed: int = 1, wrong: int = 4, **values: object) -> Trial:
+    """A method that is wrong on the first images; every label is 0."""
+    rate = None if method == "Regraft" else 0.001
+    known = Trial(method, seed, rate, 0.9, [1] * wrong + [0] * (IMAGES - wrong), 10.0, 10**9, 5.0)
+    return replace(known, **values)
+
+
+def results_of(*trials: Trial) -> Results:
+    seeds = {str(one.seed) for one in trials}
+    groups = [f"g{number}" for number in range(IMAGES)]
+    return Results(
+        command="make bench",
+        machine={"cores": "2"},
+        data="Images: made.",
+        options={"seeds": "1"},
+        test_sets={seed: Answers([0] * IMAGES, groups) for seed in sorted(seeds)},
+        trials=list(trials),
+        speeds={"engine, images": 123.4},
+    )
+
+
+def test_val_accuracy_chooses_the_rate_and_the_lower_one_of_equals():
+    trials = [trial("a", rate=rate, val_accuracy=val) for rate, val in ((0.1, 0.8), (0.01, 0.9))]
+    assert choose_best(trials).rate == 0.01
+    assert choose_best([*trials, trial("a", rate=0.001, val_accuracy=0.9)]).rate == 0.001
+
+
+def test_the_best_rate_on_test_does_not_count():
+    lucky = trial("a", wrong=0, val_accuracy=0.5, rate=0.1, seconds=7.0)
+    (_, line) = summarize(results_of(trial(), lucky, trial("a", wrong=10)))
+    assert line.accuracy.value == 0.75
+    assert (line.seconds, line.search_seconds) == (10.0, 17.0)
+
+
+def test_accuracy_has_the_interval_of_wilson_where_every_image_is_its_own_group():
+    (line,) = summarize(results_of(trial(wrong=4)))
+    expected = wilson_interval(36, 40, confidence=0.95)
+    assert line.accuracy.value == 0.9
+    assert line.accuracy.low == pytest.approx(expected.low, abs=0.02)
+    assert line.accuracy.high == pytest.approx(expected.high, abs=0.02)
+    assert line.difference is None
+
+
+def test_differences_are_paired_with_regraft_and_its_row_comes_first():
+    lines = summarize(results_of(trial("a", wrong=10), trial("b", wrong=4), trial()))
+    assert [line.method for line in lines] == ["Regraft", "a", "b"]
+    worse, equal = lines[1].difference, lines[2].difference
+    assert worse is not None
+    assert equal is not None
+    assert (worse.value, equal.value) == (-0.15, 0.0)
+    assert worse.high is not None
+    assert worse.high < 0
+    assert equal.low is not None
+    assert equal.low < 0
+
+
+def test_an_image_drawn_for_two_seeds_counts_once():
+    one = summarize(results_of(trial()))[0].accuracy
+    two = summarize(results_of(trial(), trial(seed=2)))[0].accuracy
+    assert two.n == 2 * one.n
+    assert two.low == pytest.approx(one.low, abs=0.01)
+    assert two.high == pytest.approx(one.high, abs=0.01)
+
+
+def test_a_table_escapes_bars():
+    assert table(["a", "b"], [["1|2", "3"]]) == "| a | b |\n| --- | --- |\n| 1\\|2 | 3 |"
+
+
+def test_the_page_holds_what_was_measured_and_how():
+    page = write_page(results_of(trial("a", wrong=10), trial()))
+    assert "| Regraft | 90.0 [" in page
+    assert "| a | 75.0 [" in page
+    assert "| -15.0 [" in page
+    assert "| 0.001 |" in page
+    assert "| engine, images | 123 |" in page
+    assert "| cores | 2 |" in page
+    assert "`make bench` wrote this page" in page
+
+
+def test_a_page_of_speeds_alone_names_no_method():
+    page = write_page(replace(results_of(trial()), trials=[]))
+    assert "Against other libraries" not in page
+    assert "Speed of the parts" in page
+
+
+def test_the_raw_numbers_give_the_same_page(tmp_path: Path):
+    results = results_of(trial("a", wrong=10), trial())
+    write_results(tmp_path / "raw.json", results)
+    again = read_results(tmp_path / "raw.json")
+    assert again == results
+    assert methods_table(again) == methods_table(results)
+
+
+def test_a_process_is_measured_with_its_children(tmp_path: Path):
+    child = "import time; block = bytearray(120_000_000); time.sleep(1.5)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    found = run_measured(
+        [sys.executable, "-c", parent],
+        cwd=tmp_path,
+        environment=thread_limits(1),
+        log=tmp_path / "log",
+    )
+    assert 1.5 < found.seconds < 60
+    assert 120e6 < found.peak_bytes < 120e6 + psutil.virtual_memory().total / 20
+
+
+def test_a_process_that_fails_says_how(tmp_path: Path):
+    with pytest.raises(RuntimeError, match=r"(?s)failed:.*no such luck"):
+        run_measured(
+            [sys.executable, "-c", "raise SystemExit('no such luck')"],
+            cwd=tmp_path,
+            environment={},
+            log=tmp_path / "log",
+        )
+
+
+def test_values_of_a_copy_are_replaced_by_key_path(tmp_path: Path):
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    set_values(tmp_path / "params.yaml", {"seed": 3, "augment.image_px": 96})
+    params = load_params(tmp_path / "params.yaml")
+    assert (params.seed, params.augment.image_px) == (3, 96)
+    with pytest.raises(KeyError, match=r"augment\.nothing"):
+        set_values(tmp_path / "params.yaml", {"augment.nothing": 1})
+
+
+def test_a_stage_of_a_copy_runs_by_its_command_in_dvc_yaml(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    commands: list[list[str]] = []
+    monkeypatch.setattr("bench.scratch.run_measured", lambda command, **_: commands.append(command))
+    values = {"ingest.source": "somewhere"}
+    copy = Copy.make(tmp_path / "copy", values, python="py", environment={})
+    for stage in STAGES:
+        copy.run(stage)
+    assert commands[0][:6] == ["py", "-m", "tasks.ingest", "--source", "somewhere", "--groups"]
+    assert [command[2] for command in commands] == [f"tasks.{stage}" for stage in STAGES]
+    known = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+    assert set(STAGES) == set(known) - {"report"}
+    assert not any("$" in word for command in commands for word in command)
+
+
+def test_a_small_benchmark_takes_each_class_by_its_share():
+    manifest = make_manifest()
+    chosen = choose_images(manifest, 21)
+    labels = {row.path: row.label for row in manifest.rows}
+    assert np.unique([labels[path] for path in chosen], return_counts=True)[1].tolist() == [7, 7, 7]
+    assert chosen == choose_images(manifest, 21)
+    assert len(choose_images(manifest, 10**6)) == len(manifest.rows)
