@@ -72,10 +72,12 @@ class IngestParams(Block):
         "splits.",
     )
     val_fraction: float = Field(
-        gt=0, lt=0.5, description="Share of the images for val, in (0, 0.5)."
+        gt=0,
+        lt=0.5,
+        description="Share of every class for val, in (0, 0.5); by hash: half to 1.5 times it.",
     )
     test_fraction: float = Field(
-        gt=0, lt=0.5, description="Share of the images for test, in (0, 0.5)."
+        gt=0, lt=0.5, description="Share of every class for test, in (0, 0.5); by hash, as val."
     )
     on_bad: Literal["quarantine", "fail"] = Field(
         description="quarantine leaves bad files out and lists them; fail stops at any bad file."
@@ -358,7 +360,10 @@ class FinetuneParams(Block):
         ge=1, le=1_000, description="Epochs without a better val loss that end a phase."
     )
     gate_confidence: float = Field(
-        ge=0.5, lt=1, description="Confidence on val with which a worse phase is rolled back."
+        ge=0.5,
+        lt=1,
+        description="Confidence of the two-sided intervals on val by which a phase is rolled back: "
+        "accuracy fell, or the loss rose while accuracy did not.",
     )
     interpolation: list[float] = Field(
         min_length=1, description="Shares of the fine-tuned weights tried on val, in [0, 1]."

@@ -1,5 +1,6 @@
 """Splits by group: what is promised holds for any data, and images added later move nothing."""
 
+import math
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import binom, kstest
 
 from tasks.errors import DataError
-from tasks.images.splits import Assignment, assign_splits, position
+from tasks.images.cutting import position
+from tasks.images.splits import Assignment, assign_splits
 from tasks.params import IngestParams, load_params
 from tasks.records import SPLITS, Split
 
@@ -54,12 +56,20 @@ def classes_of(labels: list[str], groups: list[str]) -> dict[str, set[str]]:
     return found
 
 
-def is_mentioned(label: str, *assignments: Assignment) -> bool:
-    return any(
-        label in remark.replace(",", " ").replace(".", " ").split()
-        for assignment in assignments
-        for remark in assignment.remarks
-    )
+def unbalanced(labels: list[str], groups: list[str], seed: int = 17) -> set[str]:
+    """Classes that by hash alone are too large or too small in val or test, or not in train."""
+    found = set()
+    for label in set(labels):
+        own = {group for one, group in zip(labels, groups, strict=True) if one == label}
+        counts = Counter(natural(group, seed) for group in own)
+        for place in ("val", "test"):
+            share = SHARES[place] * len(own)
+            least = max(1, math.ceil(share / 2))
+            if not least <= counts[place] <= max(least, math.floor(share * 1.5)):
+                found.add(label)
+        if not counts["train"]:
+            found.add(label)
+    return found
 
 
 @st.composite
@@ -106,7 +116,7 @@ def test_groups_never_cross_and_every_class_stands_in_every_split(
 
 @settings(max_examples=100, deadline=None)
 @given(images(), st.floats(0.4, 1))
-def test_images_added_later_move_no_group_of_a_class_that_the_guard_left_alone(
+def test_images_added_later_move_no_group_of_a_class_that_is_balanced(
     data: tuple[list[str], list[str]], share: float
 ) -> None:
     labels, groups = data
@@ -114,27 +124,54 @@ def test_images_added_later_move_no_group_of_a_class_that_the_guard_left_alone(
     before = split(labels[:kept], groups[:kept], params=params)
     after = split(labels, groups, params=params)
     later = places(groups, after)
+    touched = unbalanced(labels, groups) | unbalanced(labels[:kept], groups[:kept])
     for group, place in places(groups[:kept], before).items():
-        classes = classes_of(labels, groups)[group]
-        if not any(is_mentioned(label, before, after) for label in classes):
+        if not classes_of(labels, groups)[group] & touched:
             assert place == later[group] == {natural(group)}
 
 
-@settings(max_examples=100, deadline=None)
-@given(images())
-def test_the_guard_moves_at_most_two_groups_of_a_class_it_mentions(
-    data: tuple[list[str], list[str]],
-) -> None:
-    labels, groups = data
-    assignment = split(labels, groups)
-    moved = Counter(
-        label
-        for group, place in places(groups, assignment).items()
-        if place != {natural(group)}
-        for label in classes_of(labels, groups)[group]
+def test_the_guard_moves_groups_of_unbalanced_classes_and_no_others() -> None:
+    seen = set()
+    for seed in range(30):
+        groups = [f"{number % 12}/{number}" for number in range(600)]
+        labels = [f"class{number % 12}" for number in range(600)]
+        moved = {
+            label
+            for label, group, place in zip(
+                labels, groups, split(labels, groups, seed=seed).splits, strict=True
+            )
+            if place != natural(group, seed)
+        }
+        assert moved == unbalanced(labels, groups, seed)
+        seen |= moved
+    assert seen
+
+
+@pytest.mark.parametrize("count", [3, 7, 10, 30, 60, 200])
+def test_val_and_test_keep_near_their_share_of_every_class(count: int) -> None:
+    classes = 40
+    groups = [f"image {number}" for number in range(count * classes)]
+    labels = [f"class{number % classes}" for number in range(count * classes)]
+    counts = Counter(zip(labels, split(labels, groups).splits, strict=True))
+    for place in ("val", "test"):
+        share = SHARES[place] * count
+        found = [counts[f"class{number}", place] for number in range(classes)]
+        assert min(found) >= max(1, share / 2)
+        assert max(found) <= max(1, math.ceil(share / 2), share * 1.5)
+
+
+def test_a_group_of_several_classes_moves_only_within_the_bounds_of_all() -> None:
+    # By hash, test has none of a's ten groups; moving the shared one would give b too many.
+    a = [group for group in map(str, range(400)) if natural(group) == "train"][:9]
+    low, high = (
+        [group for group in map("b{}".format, range(900)) if natural(group) == place]
+        for place in ("train", "test")
     )
-    mentioned = [label for label in set(labels) if is_mentioned(label, assignment)]
-    assert len(mentioned) <= sum(moved.values()) <= 2 * len(mentioned) * len(set(labels))
+    b = [*low[:7], *high[:2], next(g for g in map("v{}".format, range(99)) if natural(g) == "val")]
+    shared = next(g for g in map("s{}".format, range(99)) if natural(g) == "train")
+    assignment = split(["a"] * 10 + ["b"] * 11, [*a, shared, *b, shared])
+    assert assignment.splits[9] == assignment.splits[20] == "train"
+    assert Counter(assignment.splits[:10])["test"] >= 1
 
 
 def test_without_small_classes_the_place_follows_from_name_and_seed_alone() -> None:

@@ -1,20 +1,14 @@
 """Assigns groups to train, val and test by hash, or keeps the splits that the source gives.
 
-Promised when a split is cut: a group lies in one split; its place follows from its name and the
-seed alone, so that images added later move no group, except one that they join and those that
-the guard of small classes moves or lets go. The price: the share of a split is exact in
-expectation only; for the n groups of a class it is binomial, with standard deviation sqrt(share
-* (1 - share) / n). Quotas would be exact, and every new image could move old ones between
-splits.
+Promised when a split is cut: a group lies in one split, and images added later move no group but
+those named in `tasks.images.cutting`.
 """
 
-import hashlib
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tasks.errors import DataError
-from tasks.images.listing import first_of
+from tasks.images.cutting import Cutter
 from tasks.params import IngestParams
 from tasks.records import SPLITS, Split
 
@@ -57,7 +51,7 @@ def assign_splits(
     remarks = []
     if len(wanted) > 1:
         rows = [number for number, split in enumerate(splits) if split == "train"]
-        cutter = _Cutter([labels[n] for n in rows], [groups[n] for n in rows], shares, seed)
+        cutter = Cutter([labels[n] for n in rows], [groups[n] for n in rows], shares, seed)
         remarks += cutter.settle(params)
         for row in rows:
             splits[row] = cutter.place[groups[row]]
@@ -66,12 +60,6 @@ def assign_splits(
         remarks += _given_remarks(labels, splits)
     _check_not_empty(splits)
     return Assignment(tuple(splits), tuple(remarks))
-
-
-def position(group: str, seed: int) -> float:
-    """Place of a group in [0, 1), uniform over group names."""
-    key = f"{seed}:split:{group}".encode("utf-8", "surrogateescape")
-    return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") / 2**64
 
 
 def _shares(params: IngestParams, wanted: Sequence[Split]) -> dict[Split, tuple[float, float]]:
@@ -83,98 +71,6 @@ def _shares(params: IngestParams, wanted: Sequence[Split]) -> dict[Split, tuple[
         shares[split] = (low, high)
         low = high
     return shares
-
-
-class _Cutter:
-    """Places groups in intervals of [0, 1) and keeps every class in every split."""
-
-    def __init__(
-        self,
-        labels: Sequence[str],
-        groups: Sequence[str],
-        shares: Mapping[Split, tuple[float, float]],
-        seed: int,
-    ) -> None:
-        self.shares = shares
-        self.positions = {group: position(group, seed) for group in sorted(set(groups))}
-        self.place: dict[str, Split] = {
-            group: self._natural(at) for group, at in self.positions.items()
-        }
-        self.groups_of = defaultdict[str, set[str]](set)
-        self.labels_of = defaultdict[str, set[str]](set)
-        for label, group in zip(labels, groups, strict=True):
-            self.groups_of[label].add(group)
-            self.labels_of[group].add(label)
-        self.fixed: set[str] = set()
-
-    def _natural(self, at: float) -> Split:
-        return next((split for split, (_, high) in self.shares.items() if at < high), "train")
-
-    def settle(self, params: IngestParams) -> list[str]:
-        """Deal with classes too small for every split, then fill the holes of the others."""
-        remarks = []
-        small = [
-            label for label in self._by_size() if len(self.groups_of[label]) < len(self.shares)
-        ]
-        if small and params.small_class == "fail":
-            raise DataError(self._too_small(small))
-        for label in small:
-            self._train_only(label)
-            remarks.append(
-                f"Class {label} has too few groups for every split ({len(self.groups_of[label])}); "
-                "all of it is in train (ingest.small_class), so that nothing is measured for it."
-            )
-        moved = [label for label in self._by_size() if label not in small and self._fill(label)]
-        if moved:
-            remarks.append(
-                "Small classes had no group in some split by hash; the nearest were moved there: "
-                f"{', '.join(moved)}."
-            )
-        return remarks
-
-    def _by_size(self) -> list[str]:
-        return sorted(self.groups_of, key=lambda label: (len(self.groups_of[label]), label))
-
-    def _train_only(self, label: str) -> None:
-        for group in self.groups_of[label]:
-            self.place[group] = "train"
-            self.fixed.add(group)
-
-    def _fill(self, label: str) -> bool:
-        """Move the nearest group into each split that a class is missing from."""
-        holes = [split for split in self.shares if not self._count(label, split)]
-        for split in holes:
-            movable = [group for group in self.groups_of[label] if self._may_leave(group)]
-            if not movable:
-                raise DataError(self._too_small([label]))
-            low, high = self.shares[split]
-            nearest = min(
-                movable,
-                key=lambda group: (
-                    max(low - self.positions[group], self.positions[group] - high),
-                    group,
-                ),
-            )
-            self.place[nearest] = split
-        return bool(holes)
-
-    def _count(self, label: str, split: Split) -> int:
-        return sum(self.place[group] == split for group in self.groups_of[label])
-
-    def _may_leave(self, group: str) -> bool:
-        """Tell whether every class of a group has another one where it lies now."""
-        here = self.place[group]
-        return group not in self.fixed and all(
-            self._count(label, here) > 1 for label in self.labels_of[group]
-        )
-
-    def _too_small(self, labels: Sequence[str]) -> str:
-        lines = [f"{label}: {len(self.groups_of[label])} group(s)" for label in labels]
-        return (
-            f"classes with too few groups to stand in {', '.join(sorted(self.shares))}; add images "
-            "that are no copies, remove the class, or set ingest.small_class to train_only:"
-            + first_of(lines)
-        )
 
 
 def _cut_remark(split: Split) -> str:
