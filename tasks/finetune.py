@@ -41,7 +41,8 @@ from tasks.training.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-CODE = Path(__file__).parent
+TASKS = Path(__file__).parent
+CONSTRAINTS = TASKS.parent / "constraints.txt"  # versions of all libraries
 READS = (
     "manifest",
     "train",
@@ -160,7 +161,7 @@ def _open_workspace(
 ) -> Workspace:
     """Name the folders of this very training in the scratch folder."""
     reads = [getattr(paths, name.replace("-", "_")) for name in READS]
-    code = [CODE / "training", CODE / "backbones", CODE / "finetune.py"]
+    code = [TASKS, *([CONSTRAINTS] if CONSTRAINTS.exists() else [])]
     key = fingerprint(reads, [str(params), str(seed)], code)
     return Workspace(machine.scratch / "checkpoints" / key, machine.scratch / "activations" / key)
 

@@ -249,6 +249,25 @@ def test_a_fingerprint_changes_with_any_input_and_any_line_of_code(
     assert fingerprint(inputs, ["lr=1"], code) != before
 
 
+@pytest.mark.parametrize("name", ["__pycache__/loop.cpython-311.pyc", "notes.txt"])
+def test_a_fingerprint_ignores_what_is_no_source_beside_the_code(tmp_path: Path, name: str):
+    inputs, code = make_project(tmp_path)
+    before = fingerprint(inputs, ["lr=1"], code)
+    (code[0] / name).parent.mkdir(exist_ok=True)
+    (code[0] / name).write_bytes(b"compiled")
+    assert fingerprint(inputs, ["lr=1"], code) == before
+
+
+def test_a_fingerprint_tells_modules_of_one_name_in_two_packages_apart(tmp_path: Path):
+    prints = set()
+    for package in ("a", "b"):
+        inputs, code = make_project(tmp_path / package)
+        (code[0] / package).mkdir()
+        (code[0] / package / "one.py").write_text("x = 1\n")
+        prints.add(fingerprint(inputs, ["lr=1"], code))
+    assert len(prints) == 2
+
+
 def test_a_fingerprint_changes_with_any_value(tmp_path: Path):
     inputs, code = make_project(tmp_path)
     texts = [["lr=1"], ["lr=2"], ["lr=1", ""], ["l", "r=1"]]

@@ -18,19 +18,24 @@ def fingerprint(inputs: Sequence[Path], values: Sequence[str], code: Sequence[Pa
     Args:
         inputs: Files and folders that training reads, in an order that stays.
         values: Parameters, as text.
-        code: Source files.
+        code: Source files, and folders of which every .py file counts.
     """
     digest = hashlib.sha256()
     for text in [*values, torch.__version__, timm.__version__]:
         digest.update(f"{len(text)}:{text}".encode())
-    for path in [*inputs, *code]:
-        for file in _files(path):
-            digest.update(file.name.encode() + _hash_file(file))
+    for paths, pattern in ((inputs, "*"), (code, "*.py")):
+        for path in paths:
+            for name, file in _files(path, pattern):
+                digest.update(f"{len(name)}:{name}".encode() + _hash_file(file))
     return digest.hexdigest()[:16]
 
 
-def _files(path: Path) -> list[Path]:
-    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+def _files(path: Path, pattern: str) -> list[tuple[str, Path]]:
+    """Give every file below a folder, or the file itself, by its name there."""
+    if not path.is_dir():
+        return [(path.name, path)]
+    files = (file for file in path.rglob(pattern) if file.is_file())
+    return sorted((file.relative_to(path).as_posix(), file) for file in files)
 
 
 def _hash_file(path: Path) -> bytes:
