@@ -256,6 +256,18 @@ def test_a_large_source_is_thinned(params, monkeypatch):
 # test --------------------------------------------------------------------------------------------
 
 
+def test_beyond_its_limit_the_test_sees_images_of_all_classes(params, monkeypatch):
+    # As a manifest lists them: a first class like the source, then one that is far from it.
+    monkeypatch.setattr(mmd_module, "FULL_ROWS", 120)
+    x = normal(60, seed=1)
+    y = np.concatenate([normal(100, seed=2), normal(100, seed=3, shift=2)])
+    params = params.model_copy(update={"permutations": 200})
+    result = measure_mmd(x, y, singletons(y), params=params, seed=0)
+    assert result.p_value < 0.02
+    first_class_only = measure_mmd(x, y[:60], singletons(y[:60]), params=params, seed=0)
+    assert first_class_only.p_value > 0.05
+
+
 def test_p_value_approaches_the_exact_one_of_all_relabelings():
     x, y = normal(4, 2, seed=1).astype(np.float64), normal(4, 2, seed=2, shift=0.8)
     pooled, bandwidths = np.concatenate([x, y]), [1.0]

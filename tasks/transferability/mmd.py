@@ -19,11 +19,8 @@ from tasks.transferability.kernels import gaussian_kernel, median_bandwidths
 from tasks.transferability.permutation import permutation_p_value
 from tasks.transferability.sampling import number_groups
 
-PERMUTING, RESAMPLING, BLOCKING = (
-    0x4D50,
-    0x4D52,
-    0x4D42,
-)  # purposes of the random numbers drawn here
+# purposes of the random numbers drawn here
+RESAMPLING, BLOCKING, DRAWING = 0x4D52, 0x4D42, 0x4D44
 SOURCE_ROWS = 2_500  # most rows of a card that are used
 FULL_ROWS = 5_000  # rows of source and target together that one kernel matrix holds
 
@@ -91,7 +88,7 @@ def measure_mmd(
     value, resampled = float(replicates[0]), replicates[1:]
     tail = (1 - params.confidence) / 2
     low, high = np.nanquantile(resampled, [tail, 1 - tail])
-    one_each = np.unique(units, return_index=True)[1][: FULL_ROWS - len(x)]
+    one_each = _draw_one_each(units, FULL_ROWS - len(x), seed=seed)
     return Mmd(
         value=value,
         low=min(value, float(low)),
@@ -114,6 +111,13 @@ def _deal(units: Ints, source_rows: int, *, params: SimilarityParams, seed: int)
     order = np.argsort(turn[units], kind="stable")
     count = -(-len(units) // params.block_rows)
     return [np.sort(order[first::count]) for first in range(count)]
+
+
+def _draw_one_each(units: Ints, most: int, *, seed: int) -> Ints:
+    """Give the first row of every unit, or of so many units drawn at random, in their order."""
+    first = np.unique(units, return_index=True)[1]
+    drawn = np.random.default_rng([seed, DRAWING]).permutation(first)[:most]
+    return np.sort(drawn)
 
 
 def _replicates(
