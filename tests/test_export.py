@@ -13,6 +13,7 @@ from torch import nn
 
 from tasks.backbones.catalogue import create_architecture
 from tasks.errors import ArtifactError
+from tasks.images.decode import decode_image
 from tasks.images.frames import Fit, clean_view, frame_image
 from tasks.records import InputSpec
 from tasks.reporting import export
@@ -126,6 +127,32 @@ def test_the_printed_code_classifies_as_the_pipeline_does(
         tmp_path / "model", exported, head, tmp_path / "image.png", capsys
     )
     assert name == CLASSES[int(expected.argmax())]
+    assert probability == pytest.approx(float(expected.max()), abs=0.0006)
+
+
+@pytest.mark.parametrize("name", ["turned.jpg", "clear.png"])
+def test_the_printed_code_turns_and_whitens_as_the_pipeline_does(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shipped = shipped_model("test_efficientnet")
+    exported = export_model(tmp_path / "model", shipped, {"temperature": 1.0})
+    # Dark above and clear: neither the picture as it lies nor black behind it looks the same.
+    values = np.full((40, 48, 4), (30, 200, 90, 255), dtype=np.uint8)
+    values[:20, :, :3], values[:, 24:, 3] = 5, 0
+    picture, path = Image.fromarray(values), tmp_path / name
+    if path.suffix == ".jpg":
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned by 90 degrees
+        picture.convert("RGB").save(path, quality=95, exif=exif)
+    else:
+        picture.save(path)
+    decoded = decode_image(path.read_bytes(), max_pixels=10_000).image
+    pixels = clean_view(frame_image(decoded, image_px=SIDE, fit="squash"), SIDE)
+    normalized = ((pixels / 255.0 - shipped.input.mean) / shipped.input.std).astype(np.float32)
+    batch = torch.from_numpy(normalized).permute(2, 0, 1)[None]
+    expected = shipped.logits(batch).softmax(dim=1)[0]
+    found, probability = run_as_printed(tmp_path / "model", exported, "linear", path, capsys)
+    assert found == CLASSES[int(expected.argmax())]
     assert probability == pytest.approx(float(expected.max()), abs=0.0006)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import timm
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 folder = Path("data/report/model")
 about = json.loads((folder / "regraft.json").read_text(encoding="utf-8"))
@@ -71,7 +71,11 @@ model = torch.nn.Sequential(model, head).eval()
     }
 )
 PREDICT = """
-image = prepare(Image.open("image.jpg").convert("RGB"))
+image = ImageOps.exif_transpose(Image.open("image.jpg"))
+if image.has_transparency_data:
+    white = Image.new("RGBA", image.size, "white")
+    image = Image.alpha_composite(white, image.convert("RGBA"))
+image = prepare(image.convert("RGB"))
 with torch.inference_mode():
     logits = model(image[None])
 probabilities = (logits / about["temperature"]).softmax(dim=1)[0]
