@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  Facts of the machine are environment variables and never change a result:"
+	@echo "  Facts of the machine are environment variables; results keep their meaning and change by rounding at most:"
 	@echo "  REGRAFT_DEVICE     auto | cpu | cuda"
 	@echo "  REGRAFT_THREADS    compute threads (0: as many as cores)"
 	@echo "  REGRAFT_WORKERS    image decoding threads (0: as REGRAFT_THREADS)"

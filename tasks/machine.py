@@ -1,4 +1,6 @@
-"""Facts of the machine that change no result: device, threads, processes, engine, allocator.
+"""Facts of the machine: device, threads, processes, engine, allocator.
+
+They change results by rounding at most, as other processors do.
 
 They come from REGRAFT_ environment variables, never from params.yaml; torchrun tells each of
 several processes its place.

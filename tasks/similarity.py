@@ -17,7 +17,7 @@ from tasks.backbones.source_cards import SourceCard, find_card
 from tasks.entry import read_paths, run_stage
 from tasks.errors import ArtifactError
 from tasks.params import SimilarityParams, load_params
-from tasks.records import BackboneInfo, MmdResult, Similarity
+from tasks.records import BackboneInfo, ImageSource, MmdResult, Similarity
 from tasks.transferability.mmd import measure_mmd
 from tasks.transferability.projection import project_to_plane
 from tasks.transferability.ruler import Ruler, find_ruler
@@ -185,15 +185,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         "similarity",
         "Measure how far the data is from the source and what the features are worth.",
         argv,
-        reads=["manifest", "features", "probe", "backbone", "cards"],
+        reads=["manifest", "origin", "features", "probe", "backbone", "cards"],
         writes=["similarity", "profile", "projection"],
     )
     params = load_params(paths.params)
     info = read_record(paths.backbone, BackboneInfo)
     target = read_target(paths.manifest, paths.features, paths.probe)
+    ruler = find_ruler(paths.cards, info.weights_sha256)
     reference = Reference(
         card=find_card(paths.cards, info.weights_sha256),
-        ruler=find_ruler(paths.cards, info.weights_sha256),
+        ruler=ruler and ruler.without(read_record(paths.origin, ImageSource)),
     )
     similarity = measure_similarity(
         target, reference, info, params=params.similarity, seed=params.seed

@@ -15,7 +15,15 @@ from tasks.artifacts import (
 )
 from tasks.backbones.source_cards import Provenance, SourceCard, write_card
 from tasks.errors import ArtifactError
-from tasks.records import BackboneInfo, InputSpec, KnownSet, LayerGroup, ManifestRow, Similarity
+from tasks.records import (
+    BackboneInfo,
+    ImageSource,
+    InputSpec,
+    KnownSet,
+    LayerGroup,
+    ManifestRow,
+    Similarity,
+)
 from tasks.similarity import Reference, main, measure_similarity, project
 from tasks.transferability import scores as scores_module
 from tasks.transferability.mmd import measure_mmd
@@ -253,6 +261,12 @@ def test_plane_shows_source_and_target():
     assert len(project(target_of(), None, limit=60, seed=3)) == 60
 
 
+ORIGIN = ImageSource(
+    kind="folder", name="known", root="images", package=None, license=None, citation=None,
+    label_rule=None,
+)  # fmt: skip
+
+
 @pytest.fixture
 def stage(tmp_path):
     """The files that the stage reads, and its arguments."""
@@ -271,9 +285,10 @@ def stage(tmp_path):
     write_tensors(tmp_path / "probe.safetensors", tensors, {"layers": json.dumps(layers)})
     write_card(tmp_path / "cards/card.safetensors", CARD)
     write_record(tmp_path / "cards/ruler.json", RULER)
+    write_record(tmp_path / "source.json", ORIGIN)
     names = {
-        "manifest": "manifest.csv", "features": "train", "probe": "probe.safetensors",
-        "backbone": "backbone.json", "cards": "cards", "similarity": "out/similarity.json",
+        "manifest": "manifest.csv", "origin": "source.json", "features": "train",
+        "probe": "probe.safetensors", "backbone": "backbone.json", "cards": "cards", "similarity": "out/similarity.json",
         "profile": "out/shift_profile.csv", "projection": "out/projection.csv",
     }  # fmt: skip
     arguments = [f"--{name}={tmp_path / file}" for name, file in names.items()]

@@ -90,6 +90,7 @@ class Descriptor(_Part):
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     license: Text
     citation: Text
+    caution: Text | None = None
 
     @model_validator(mode="after")
     def check_columns(self) -> Self:
@@ -147,6 +148,7 @@ def list_package(source: Path) -> Listing:
         origin=_origin(descriptor),
         images=tuple(sorted(_images(source, descriptor, table), key=lambda image: image.path)),
         pin=Pin(descriptor.sha256, descriptor.table.file, _advice(descriptor)),
+        caution=descriptor.caution,
     )
 
 

@@ -59,6 +59,7 @@ def describe_health(
         warnings=[
             *_about_leaks(leaks, inspection, grouping),
             *_about_labels(grouping),
+            *([listing.caution] if listing.caution else []),
             *remarks,
             *_about_files(listing, inspection),
             *_about_copies(grouping),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.artifacts import read_record
-from tasks.records import KnownSet, Record
+from tasks.records import ImageSource, KnownSet, Record
 
 
 class Ruler(Record):
@@ -16,6 +16,15 @@ class Ruler(Record):
     source: str  # name of the source card
     provenance: str  # the command that measured it
     sets: list[KnownSet]
+
+    def without(self, origin: ImageSource) -> "Ruler":
+        """Give the ruler without the packaged data set that is being measured, if it is on it."""
+        sets = [
+            known
+            for known in self.sets
+            if origin.kind != "package" or f"({origin.name})" not in known.name
+        ]
+        return self.model_copy(update={"sets": sets})
 
 
 def find_ruler(folder: Path, weights_sha256: str) -> Ruler | None:
