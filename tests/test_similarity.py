@@ -288,7 +288,8 @@ def stage(tmp_path):
     write_record(tmp_path / "source.json", ORIGIN)
     names = {
         "manifest": "manifest.csv", "origin": "source.json", "features": "train",
-        "probe": "probe.safetensors", "backbone": "backbone.json", "cards": "cards", "similarity": "out/similarity.json",
+        "probe": "probe.safetensors", "backbone": "backbone.json", "cards": "cards",
+        "similarity": "out/similarity.json",
         "profile": "out/shift_profile.csv", "projection": "out/projection.csv",
     }  # fmt: skip
     arguments = [f"--{name}={tmp_path / file}" for name, file in names.items()]
