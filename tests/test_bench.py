@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from bench import speed
 from bench.page import methods_table, summarize, table, write_page
 from bench.processes import run_measured, thread_limits
 from bench.results import Answers, Results, Trial, choose_best, read_results, write_results
@@ -17,6 +18,7 @@ from tiny_finetune import make_manifest
 
 from tasks.params import load_params
 from tasks.statistics import wilson_interval
+from tasks.training import strength
 
 IMAGES = 40
 
@@ -169,3 +171,17 @@ def test_a_small_benchmark_takes_each_class_by_its_share():
     assert np.unique([labels[path] for path in chosen], return_counts=True)[1].tolist() == [7, 7, 7]
     assert chosen == choose_images(manifest, 21)
     assert len(choose_images(manifest, 10**6)) == len(manifest.rows)
+
+
+def test_the_speed_of_the_head_is_measured_on_what_baseline_runs(monkeypatch: pytest.MonkeyPatch):
+    for name, value in {"HEAD_ROWS": 600, "HEAD_VAL": 60, "HEAD_FEATURES": 8}.items():
+        monkeypatch.setattr(speed, name, value)
+    fitted = []
+    real = strength.choose_linear
+    monkeypatch.setattr(
+        strength, "choose_linear", lambda *given, **more: fitted.append(real(*given, **more))
+    )
+    assert speed.run_head() > 0
+    (path,) = fitted
+    assert len(path.fits) > 1
+    assert path.chosen.weight.shape == (speed.HEAD_CLASSES, 8)

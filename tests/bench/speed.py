@@ -12,10 +12,12 @@ import numpy as np
 from bench.processes import run_measured
 from PIL import Image
 
+ROOT = Path(__file__).parent.parent.parent
+
 BACKBONE, SIDE, BATCH = "tf_efficientnet_lite0", 224, 32
 WARM_UP, ROUNDS = 2, 8  # batches
-FILES, FILE_SIZE = 192, (500, 375)  # JPEG images on disk, and their width and height
-HEAD_ROWS, HEAD_FEATURES, HEAD_CLASSES = 12_000, 1_280, 10
+FILES, FILE_SIZE = 1_200, (500, 375)  # JPEG images on disk, and their width and height
+HEAD_ROWS, HEAD_VAL, HEAD_FEATURES, HEAD_CLASSES = 12_000, 1_000, 1_280, 10
 
 SCRIPT = Path(__file__)
 
@@ -109,19 +111,26 @@ def write_images(folder: Path) -> None:
 
 
 def run_head() -> float:
-    """One path of logistic regressions (three strengths) over rows of features."""
+    """The linear head as `baseline` fits it: a path of strengths, chosen on val."""
     from tasks.machine import prepare_memory
 
     prepare_memory()
-    from tasks.training.logistic import Labelled, StandardizedRows, fit_path
+    from tasks.params import load_params
+    from tasks.training.logistic import Labelled
+    from tasks.training.strength import choose_linear
 
+    params = load_params(ROOT / "params.yaml")
     rng = np.random.default_rng(0)
-    labels = rng.integers(0, HEAD_CLASSES, HEAD_ROWS)
+    labels = rng.integers(0, HEAD_CLASSES, HEAD_ROWS + HEAD_VAL)
     centers = rng.normal(size=(HEAD_CLASSES, HEAD_FEATURES))
-    features = (rng.normal(size=(HEAD_ROWS, HEAD_FEATURES)) + 0.2 * centers[labels])[:, None]
-    data = Labelled(features.astype(np.float32), labels, [str(n) for n in range(HEAD_ROWS)])
+    features = (rng.normal(size=(len(labels), HEAD_FEATURES)) + 0.2 * centers[labels])[:, None]
+    features, groups = features.astype(np.float32), [str(number) for number in range(len(labels))]
+    train, val = (
+        Labelled(features[part], labels[part], groups[part])
+        for part in (slice(HEAD_ROWS), slice(HEAD_ROWS, None))
+    )
     started = time.monotonic()
-    list(fit_path(StandardizedRows(data, np.arange(HEAD_ROWS)), HEAD_CLASSES, [0.03, 0.3, 3.0]))
+    choose_linear(train, val, params.baseline.l2_strengths, classes=HEAD_CLASSES, seed=params.seed)
     return HEAD_ROWS / (time.monotonic() - started)
 
 
@@ -129,7 +138,7 @@ PARTS: dict[str, tuple[str, Callable[[], float]]] = {
     "engine": ("frozen backbone on pixels in memory, images", run_engine),
     "timm": ("plain timm loop on the same, images", run_timm_loop),
     "files": ("augment and extract from JPEG files, the probe included, views", run_files),
-    "head": ("logistic head of three strengths, rows of 1,280 features", run_head),
+    "head": ("linear head at all strengths of params.yaml, rows of 1,280 features", run_head),
 }
 
 
