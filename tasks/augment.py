@@ -163,7 +163,7 @@ def _notes(rows: Sequence[ManifestRow], params: AugmentParams) -> list[str]:
     )
     if params.fit != "pad" and longest > 2:
         what = "stretched" if params.fit == "squash" else "cropped"
-        notes.append(f"the longest image is {longest:.1f} times as long as wide and was {what}")
+        notes.append(f"The longest image is {longest:.1f} times as long as wide and was {what}.")
     return notes
 
 

@@ -172,7 +172,10 @@ def test_policy_says_what_was_done(project: Project) -> None:
 
 @pytest.mark.parametrize(
     ("fit", "note"),
-    [("squash", "longest image is 2.5 times as long as wide and was stretched"), ("pad", None)],
+    [
+        ("squash", "The longest image is 2.5 times as long as wide and was stretched."),
+        ("pad", None),
+    ],
 )
 def test_what_the_fit_does_to_long_images_is_said(
     tiny_params: Params, fit: str, note: str | None

@@ -25,11 +25,12 @@ from tasks.reporting.svg import (
     whisker,
 )
 from tasks.reporting.tables import LayerShift, Place
-from tasks.reporting.text import amount, count, given, plural, printable, shortened
+from tasks.reporting.text import amount, count, fixed, given, plural, printable, shortened
 
 MOST_BARS = 20
 MOST_COLORS = 8
 MOST_PLACES = 6_000
+LONGEST_LABEL, LONGEST_OF_RULER = 22, 34  # characters
 SPLIT_KINDS = ("split-train", "split-val", "split-test")
 
 
@@ -51,7 +52,9 @@ def class_bars(class_counts: Mapping[str, Mapping[str, int]]) -> Drawing:
             gap = f"{plural(left_out, 'class', 'classes')} between these not shown"
             shapes.append(text(left, y + 14, gap, kind="tick"))
             y += 24
-        shapes.append(text(left - 8, y + 14, shortened(name, 22), anchor="end", kind="key"))
+        shapes.append(
+            text(left - 8, y + 14, shortened(name, LONGEST_LABEL), anchor="end", kind="key")
+        )
         shapes.append(_stacked(scale, y, class_counts[name]))
         shapes.append(text(scale(totals[name]) + 6, y + 14, count(totals[name]), kind="tick"))
         y += 24
@@ -59,8 +62,8 @@ def class_bars(class_counts: Mapping[str, Mapping[str, int]]) -> Drawing:
     return Drawing(figure(y + 2, label, shapes), tuple(zip(SPLIT_KINDS, SPLITS, strict=True)))
 
 
-def _label_room(names: Sequence[str]) -> float:
-    return min(175.0, 14 + max(text_width(shortened(name, 22)) for name in names))
+def _label_room(names: Sequence[str], longest: int = LONGEST_LABEL) -> float:
+    return min(8.0 * longest, 14 + max(text_width(shortened(name, longest)) for name in names))
 
 
 def _stacked(scale: Scale, y: float, counts: Mapping[str, int]) -> Markup:
@@ -81,8 +84,9 @@ def ruler(known: Sequence[KnownSet], name: str, ours: MmdResult) -> Drawing:
         name: What this data set is called.
         ours: Its MMD^2 with interval.
     """
-    rows = sorted([(other.mmd, other.name, False) for other in known] + [(ours.value, name, True)])
-    left = _label_room([label for _, label, _ in rows])
+    others = [(other.mmd, other.name.partition(" (")[0], False) for other in known]
+    rows = sorted([*others, (ours.value, name, True)])
+    left = _label_room([label for _, label, _ in rows], LONGEST_OF_RULER)
     values = [value for value, _, _ in rows]
     scale = scale_over([*values, ours.high], left, WIDTH - 56, include=[0])
     bottom = 14.0 + 25 * len(rows)
@@ -92,9 +96,15 @@ def ruler(known: Sequence[KnownSet], name: str, ours: MmdResult) -> Drawing:
         bounds = (ours.low, ours.high) if is_ours else None
         edge = scale(max(ours.high, value) if is_ours else value)
         shapes += [
-            text(left - 10, y + 4, shortened(label, 22), anchor="end", kind=f"key{strong}"),
+            text(
+                left - 10,
+                y + 4,
+                shortened(label, LONGEST_OF_RULER),
+                anchor="end",
+                kind=f"key{strong}",
+            ),
             whisker(scale, y, value, bounds, "finetuned" if is_ours else "known"),
-            text(edge + 9, y + 4, amount(value), kind=f"tick{strong}"),
+            text(edge + 9, y + 4, fixed(value), kind=f"tick{strong}"),
         ]
     label = f"MMD of {printable(name)} among {plural(len(known), 'known data set')}"
     return Drawing(figure(bottom + 40, label, shapes))

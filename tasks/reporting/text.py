@@ -49,6 +49,11 @@ def amount(number: float, digits: int = 3) -> str:
     return _signed(number, max(0, digits - 1 - exponent))
 
 
+def fixed(number: float, digits: int = 3) -> str:
+    """Write a number beside others of its kind, with so many decimals: 0.18604 as `0.186`."""
+    return _signed(number, digits)
+
+
 def given(number: float) -> str:
     """Write a number that was chosen, not measured, as short as it is: 0.5 as `0.5`."""
     return f"{number:g}".replace("-", MINUS)
