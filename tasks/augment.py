@@ -27,7 +27,8 @@ from tasks.images.rendering import render_view
 from tasks.images.sources import resolve_root
 from tasks.images.store import PixelStore, StoreWriter, bytes_of, store_info
 from tasks.machine import read_machine
-from tasks.params import AugmentParams, load_params
+from tasks.params import AugmentParams
+from tasks.params_file import load_params
 from tasks.progress import progress
 from tasks.records import SPLITS, AugmentPolicy, ImageSource, ManifestRow, Split, StoreInfo
 

@@ -20,7 +20,8 @@ from tasks.backbones.runtime import configure_torch
 from tasks.entry import read_paths, run_stage
 from tasks.errors import ArtifactError
 from tasks.machine import read_machine
-from tasks.params import BaselineParams, load_params
+from tasks.params import BaselineParams
+from tasks.params_file import load_params
 from tasks.records import Baseline, Candidate, HeadKind, Split
 from tasks.statistics import accuracy_interval
 from tasks.training.gate import RESAMPLES, ValSet, judge_change

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from tasks.artifacts import read_manifest, read_record, write_record
 from tasks.entry import read_paths, run_stage
 from tasks.files import write_text
-from tasks.params import DecideParams, load_params
+from tasks.params import DecideParams
+from tasks.params_file import load_params
 from tasks.records import BackboneInfo, Decision, Similarity
 from tasks.transferability.decision_words import (
     describe_change,

@@ -39,7 +39,8 @@ from tasks.evaluation.shipping import (
 from tasks.evaluation.words import summarize
 from tasks.images.store import PixelStore
 from tasks.machine import read_machine
-from tasks.params import EvaluateParams, load_params
+from tasks.params import EvaluateParams
+from tasks.params_file import load_params
 from tasks.progress import progress
 from tasks.records import Baseline, Finetuned, InputSpec, Metrics, Split
 from tasks.statistics import GroupBootstrap, accuracy_interval

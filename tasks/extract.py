@@ -27,7 +27,8 @@ from tasks.entry import read_paths
 from tasks.errors import ArtifactError
 from tasks.images.store import PixelStore
 from tasks.machine import Machine, read_machine
-from tasks.params import Params, load_params
+from tasks.params import Params
+from tasks.params_file import load_params
 from tasks.progress import progress
 from tasks.records import SPLITS, BackboneInfo
 

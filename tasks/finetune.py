@@ -19,7 +19,8 @@ from tasks.backbones.processes import ALONE, Processes, join_processes
 from tasks.backbones.runtime import configure_torch, find_device
 from tasks.entry import read_paths
 from tasks.machine import Machine, read_machine
-from tasks.params import FinetuneParams, load_params
+from tasks.params import FinetuneParams
+from tasks.params_file import load_params
 from tasks.training.checkpoints import CheckpointFolder
 from tasks.training.classifier import Classifier, write_classifier
 from tasks.training.fingerprint import fingerprint

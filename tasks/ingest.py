@@ -24,7 +24,8 @@ from tasks.images.validate import (
     inspect_images,
 )
 from tasks.machine import read_machine
-from tasks.params import IngestParams, load_params
+from tasks.params import IngestParams
+from tasks.params_file import load_params
 from tasks.records import Health, ManifestRow
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,8 @@ from tasks.entry import read_paths, run_stage
 from tasks.errors import ArtifactError, WeightsError
 from tasks.files import write_text
 from tasks.machine import read_machine
-from tasks.params import Params, load_params
+from tasks.params import Params
+from tasks.params_file import load_params
 from tasks.records import (
     AugmentPolicy,
     BackboneInfo,

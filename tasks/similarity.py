@@ -16,7 +16,8 @@ from tasks.artifacts import read_record, write_record, write_table
 from tasks.backbones.source_cards import SourceCard, find_card
 from tasks.entry import read_paths, run_stage
 from tasks.errors import ArtifactError
-from tasks.params import SimilarityParams, load_params
+from tasks.params import SimilarityParams
+from tasks.params_file import load_params
 from tasks.records import BackboneInfo, ImageSource, MmdResult, Similarity
 from tasks.transferability.mmd import measure_mmd
 from tasks.transferability.projection import project_to_plane

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.params import Params, load_params
+from tasks.params import Params
+from tasks.params_file import load_params
 
 ROOT = Path(__file__).parent.parent
 

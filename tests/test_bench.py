@@ -16,7 +16,7 @@ from conftest import ROOT
 from ruamel.yaml import YAML
 from tiny_finetune import make_manifest
 
-from tasks.params import load_params
+from tasks.params_file import load_params
 from tasks.statistics import wilson_interval
 from tasks.training import strength
 

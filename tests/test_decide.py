@@ -7,7 +7,7 @@ from test_doubts import measured
 
 from tasks.artifacts import Manifest, read_record, write_manifest, write_record
 from tasks.decide import decide, main
-from tasks.params import load_params
+from tasks.params_file import load_params
 from tasks.records import BackboneInfo, Decision, InputSpec, LayerGroup, ManifestRow
 from tasks.transferability.decision_words import write_page
 

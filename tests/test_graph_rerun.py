@@ -19,7 +19,7 @@ from dvc.repo import Repo
 from ruamel.yaml import YAML
 from test_contracts import ALL_MODULES, STAGES, UNTRACKED, closure, keys_read, templated_keys
 
-from tasks.params import leaf_paths
+from tasks.params_file import leaf_paths
 
 pytestmark = [
     pytest.mark.timeout(900),

@@ -12,7 +12,8 @@ from ruamel.yaml import YAML
 
 from flows.overrides import ParamsOverrides, apply_changes, changes
 from tasks.errors import ParamsError
-from tasks.params import Params, leaf_paths, load_params
+from tasks.params import Params
+from tasks.params_file import leaf_paths, load_params
 
 TEXT = (ROOT / "params.yaml").read_text()
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minItems", "enum", "type")

@@ -4,7 +4,8 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 
 from tasks.errors import ParamsError
-from tasks.params import Block, Params, leaf_paths, load_params
+from tasks.params import Block, Params
+from tasks.params_file import leaf_paths, load_params
 
 TEXT = (ROOT / "params.yaml").read_text()
 

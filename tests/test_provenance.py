@@ -9,7 +9,8 @@ import pytest
 from conftest import ROOT
 
 from tasks.errors import ArtifactError
-from tasks.params import Params, leaf_paths
+from tasks.params import Params
+from tasks.params_file import leaf_paths
 from tasks.reporting import provenance
 from tasks.reporting.provenance import (
     CodeState,

@@ -4,7 +4,7 @@ import pytest
 from conftest import ROOT
 
 from tasks.backbones.source_cards import find_card, read_card
-from tasks.params import load_params
+from tasks.params_file import load_params
 from tasks.records import ImageSource
 from tasks.transferability.ruler import find_ruler
 from tasks.transferability.rules import Evidence, domain_by_mmd, domain_by_shift

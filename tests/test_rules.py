@@ -5,7 +5,7 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.params import load_params
+from tasks.params_file import load_params
 from tasks.transferability.rules import (
     DOMAINS,
     Evidence,

@@ -13,7 +13,8 @@ from scipy.stats import binom, kstest
 from tasks.errors import DataError
 from tasks.images.cutting import position
 from tasks.images.splits import Assignment, assign_splits
-from tasks.params import IngestParams, load_params
+from tasks.params import IngestParams
+from tasks.params_file import load_params
 from tasks.records import SPLITS, Split
 
 PARAMS = load_params(ROOT / "params.yaml")

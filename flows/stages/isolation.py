@@ -17,7 +17,7 @@ from flows.overrides import apply_changes
 from flows.stages.graph import made_paths, read_graph, restore_outs, share_cache, why_stale
 from flows.stages.runner import run_dvc
 from tasks.errors import ParamsError
-from tasks.params import load_params
+from tasks.params_file import load_params
 
 RUNS = Path(".regraft/runs")
 AUTHOR = {

@@ -22,7 +22,7 @@ from tasks.images.formats import SUFFIXES
 from tasks.images.frames import Fit, Pixels, read_clean_view
 from tasks.images.parallel import map_in_order
 from tasks.machine import Machine, read_machine
-from tasks.params import load_params
+from tasks.params_file import load_params
 from tasks.progress import progress
 
 log = logging.getLogger(__name__)

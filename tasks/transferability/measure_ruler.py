@@ -28,7 +28,8 @@ from tasks.images.frames import Pixels, read_clean_view
 from tasks.images.sources import list_images, resolve_root
 from tasks.images.store import PixelStore, StoreWriter, store_info
 from tasks.machine import Machine, read_machine
-from tasks.params import Params, load_params
+from tasks.params import Params
+from tasks.params_file import load_params
 from tasks.records import KnownSet, ManifestRow
 from tasks.transferability.mmd import measure_mmd
 from tasks.transferability.ruler import Ruler

@@ -15,7 +15,8 @@ from ruamel.yaml import YAML
 from tasks.artifacts import Manifest, read_manifest, read_record, read_table, write_tensors
 from tasks.backbones.catalogue import load_backbone
 from tasks.images.sources import resolve_root
-from tasks.params import Params, load_params
+from tasks.params import Params
+from tasks.params_file import load_params
 from tasks.records import Finetuned, ImageSource
 from tasks.training.tensors import to_arrays
 

@@ -115,7 +115,7 @@ def run_head() -> float:
     from tasks.machine import prepare_memory
 
     prepare_memory()
-    from tasks.params import load_params
+    from tasks.params_file import load_params
     from tasks.training.logistic import Labelled
     from tasks.training.strength import choose_linear
 
