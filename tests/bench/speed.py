@@ -15,8 +15,8 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent.parent
 
 BACKBONE, SIDE, BATCH = "tf_efficientnet_lite0", 224, 32
-WARM_UP, ROUNDS = 2, 8  # batches
-FILES, FILE_SIZE = 1_200, (500, 375)  # JPEG images on disk, and their width and height
+WARM_UP, ROUNDS = 4, 32  # batches
+FILES, FILE_SIZE = 3_000, (500, 375)  # JPEG images on disk, and their width and height
 HEAD_ROWS, HEAD_VAL, HEAD_FEATURES, HEAD_CLASSES = 12_000, 1_000, 1_280, 10
 
 SCRIPT = Path(__file__)
