@@ -180,7 +180,10 @@ def main(argv: Sequence[str] | None) -> None:
     machine = read_machine()
     inputs = read_inputs(paths)
     workspace = _open_workspace(paths, params.finetune, machine, seed=params.seed)
-    with join_processes(machine) as processes, workspace.saying_where_to_go_on():
+    with (
+        join_processes(machine) as processes,
+        workspace.saying_where_to_go_on(first=processes.first),
+    ):
         configure_torch(machine, params.seed)
         if processes.first:
             workspace.mention_others()

@@ -14,7 +14,7 @@ from tasks.errors import ArtifactError
 from tasks.records import Estimate, Phase
 from tasks.training.checkpoints import CheckpointFolder, read_state, write_state
 from tasks.training.fingerprint import fingerprint
-from tasks.training.state import HistoryRow, Snapshot, Tensors, TrainState
+from tasks.training.state import HistoryRow, Snapshot, Tally, Tensors, TrainState
 
 
 def tensors(seed: int) -> Tensors:
@@ -27,7 +27,7 @@ def tensors(seed: int) -> Tensors:
     }
 
 
-def make_state(phase: int = 1, epoch: int = 2, *, best: bool = True) -> TrainState:
+def make_state(phase: int = 1, epoch: int = 2, *, best: bool = True, steps: int = 0) -> TrainState:
     logits = np.random.default_rng(phase).normal(size=(5, 3)).astype(np.float32)
     row = HistoryRow(1, 1, {"head": 1 / 3, "blocks.4": 1e-5}, 0.1, 0.2, 0.3, 0.4)
     done = Phase(
@@ -54,11 +54,12 @@ def make_state(phase: int = 1, epoch: int = 2, *, best: bool = True) -> TrainSta
         finished=(done,),
         phase_average=tensors(4),
         micro_batch=8 if best else None,
+        tally=Tally(steps, steps / 3, steps * 0.1, 5 * steps, 8 * steps) if steps else Tally(),
     )
 
 
 def assert_same(one: TrainState, other: TrainState) -> None:
-    for name in ("phase", "epoch", "history", "finished", "micro_batch"):
+    for name in ("phase", "epoch", "history", "finished", "micro_batch", "tally", "place"):
         assert getattr(one, name) == getattr(other, name)
     for name in ("weights", "average", "moments", "phase_average"):
         assert_same_tensors(getattr(one, name), getattr(other, name))
@@ -79,9 +80,9 @@ def assert_same_tensors(one: Tensors, other: Tensors) -> None:
         assert torch.equal(tensor, other[name]), name
 
 
-@pytest.mark.parametrize("best", [True, False])
-def test_a_state_survives_its_file(tmp_path: Path, best: bool):
-    state = make_state(best=best)
+@pytest.mark.parametrize(("best", "steps"), [(True, 0), (False, 0), (True, 7)])
+def test_a_state_survives_its_file(tmp_path: Path, best: bool, steps: int):
+    state = make_state(best=best, steps=steps)
     write_state(tmp_path / "state.safetensors", state)
     assert_same(state, read_state(tmp_path / "state.safetensors"))
 
@@ -107,6 +108,16 @@ def test_epoch_ten_is_newer_than_epoch_nine(tmp_path: Path):
     latest = folder.latest()
     assert latest is not None
     assert latest.epoch == 10
+
+
+def test_a_step_is_newer_than_the_epoch_before_it_and_older_than_its_own(tmp_path: Path):
+    folder = CheckpointFolder(tmp_path / "one")
+    for place in [(1, 0, 4), (1, 1, 0), (1, 1, 9), (1, 1, 10), (1, 2, 0), (2, 0, 0), (2, 0, 1)]:
+        folder.save(make_state(*place[:2], steps=place[2]))
+        assert folder.newest() == place
+        latest = folder.latest()
+        assert latest is not None
+        assert (latest.phase, latest.epoch, latest.tally.steps) == place
 
 
 def test_no_folder_is_no_state(tmp_path: Path):
@@ -155,6 +166,22 @@ def test_a_damaged_newest_file_falls_back_to_the_one_before_and_says_so(
     assert record.message.endswith("; going on from phase-001-epoch-000001")
 
 
+def test_damage_within_an_epoch_falls_back_to_the_step_before_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    folder = CheckpointFolder(tmp_path / "one")
+    for steps in (3, 20):
+        folder.save(make_state(1, 1, steps=steps))
+    newest = tmp_path / "one" / "phase-001-epoch-000001-step-000000020.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    latest = folder.latest()
+    assert latest is not None
+    assert_same(latest, make_state(1, 1, steps=3))
+    (message,) = caplog.messages
+    assert message.startswith(f"{newest}: ")
+    assert message.endswith("; going on from phase-001-epoch-000001-step-000000003")
+
+
 def test_a_folder_of_damaged_files_is_no_state(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     folder = CheckpointFolder(tmp_path / "one")
     for epoch in (1, 2):
@@ -171,7 +198,7 @@ def test_the_newest_file_is_known_without_reading_it(tmp_path: Path):
     assert folder.newest() is None
     for phase, epoch in [(1, 10), (2, 0)]:
         folder.save(make_state(phase, epoch))
-    assert folder.newest() == (2, 0)
+    assert folder.newest() == (2, 0, 0)
 
 
 def test_every_flipped_byte_is_noticed(tmp_path: Path):

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,7 @@ from tasks.backbones.runtime import normalize
 from tasks.errors import ArtifactError, TrainingError
 from tasks.params import Params
 from tasks.records import Arm, Decision, Finetuned
-from tasks.training import lr_suggestion
+from tasks.training import lr_suggestion, passes
 from tasks.training.classifier import load_finetuned
 from tasks.training.heads import apply_head, write_head
 from tasks.training.inputs import FinetuneInputs
@@ -364,14 +365,14 @@ KILLING = """
 import json, os, pathlib, shutil, signal, sys
 import torch
 from tasks import finetune
-from tasks.training import activations, epochs, interpolation, loop, parts
+from tasks.training import activations, interpolation, loop, parts, passes
 
 OWNERS = {
     "cut": (parts, "cache_together"),
     "shard": (activations, "write_array"),
     "read": (activations.CachedRows, "read"),
     "step": (torch.optim.AdamW, "step"),
-    "count": (epochs.Tally, "add"),
+    "count": (passes, "count_step"),
     "end": (loop, "end_phase"),
     "mix": (interpolation, "interpolate"),
     "model": (finetune, "write_classifier"),
@@ -396,10 +397,11 @@ def kill_at(owner, name, text, calls):
     setattr(owner, name, call)
 
 for line in sys.stdin:
-    function, text, before, arguments, environment = json.loads(line)
+    function, text, before, seconds, arguments, environment = json.loads(line)
     child = os.fork()
     if child == 0:
         os.environ.update(environment)
+        passes.SAVE_SECONDS = seconds
         kill_at(*OWNERS[function], text, [None] * before)
         finetune.main(arguments)
         os._exit(0)
@@ -407,7 +409,8 @@ for line in sys.stdin:
 """
 
 # Two phases of two epochs of four steps; a look at val reads twice. What is called, with which text
-# in its arguments, after how many such calls; and the last state that is on disk then.
+# in its arguments, after how many such calls; and the last state that is on disk then. Where that
+# is one within an epoch, every step is saved.
 POINTS = {
     "nothing cached": ("cut", "", 0, ""),
     "one shard written": ("shard", "", 1, ""),
@@ -433,6 +436,10 @@ POINTS = {
     "history written": ("logits", "", 0, "phase 2, epoch 2"),
     "summary not renamed": ("rename", "finetune.json", 0, "phase 2, epoch 2"),
     "scratch half deleted": ("clear", "/activations/", 2, ""),
+    "within an epoch": ("step", "", 6, "phase 1, step 2 of epoch 2"),
+    "within the second phase": ("count", "", 9, "phase 2, step 1 of epoch 1"),
+    "step not renamed": ("rename", "epoch-000000-step-000000003", 0, "phase 1, step 2 of epoch 1"),
+    "look at val after saved steps": ("read", "", 7, "phase 1, step 4 of epoch 1"),
 }
 QUICK = {  # one of each kind; the others are slow together
     "one shard written",
@@ -444,6 +451,7 @@ QUICK = {  # one of each kind; the others are slow together
     "last epoch",
     "look at an interpolation",
     "summary not renamed",
+    "within an epoch",
 }
 
 
@@ -459,12 +467,15 @@ class Killer:
             cwd=ROOT,
         )
 
-    def run(self, point: tuple[str, str, int], arguments: list[str]) -> int:
-        """Run until the point, on the machine that this process is set to; give the exit code."""
+    def run(self, point: tuple[str, str, int], seconds: float, arguments: list[str]) -> int:
+        """Run until the point, on the machine that this process is set to; give the exit code.
+
+        A state is saved after so many seconds within an epoch.
+        """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         machine = {name: value for name, value in os.environ.items() if name.startswith("REGRAFT")}
-        self.process.stdin.write(json.dumps([*point, arguments, machine]) + "\n")
+        self.process.stdin.write(json.dumps([*point, seconds, arguments, machine]) + "\n")
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
 
@@ -504,42 +515,45 @@ def test_a_killed_stage_run_again_writes_the_same_bytes(
 ):
     *point, state = POINTS[name]
     arguments = arguments_in(whole.root / "in") + outputs(whole.root / name)
-    assert killer.run(tuple(point), arguments) == -signal.SIGKILL
+    seconds = 0.0 if "step" in state else passes.SAVE_SECONDS
+    assert killer.run(tuple(point), seconds, arguments) == -signal.SIGKILL
     caplog.set_level("INFO")
     assert_goes_on(whole, name, machine)
     resumed = [line for line in caplog.messages if line.startswith("resumed")]
     assert resumed == ([f"resumed from {state}"] if state else [])
 
 
-# Waits in the second step of the second epoch.
+# Waits in the second step of the second epoch for a line of its input.
 WAITING = """
-import sys, time
+import sys
 from tasks import finetune
 from tasks.entry import run_stage
-from tasks.training.epochs import Tally
+from tasks.training import passes
 
-add, counted = Tally.add, []
+count_step, counted = passes.count_step, []
 def wait(*args):
-    counted.append(add(*args))
+    counted.append(args)
     if len(counted) == 6:
         print("ready", flush=True)
-        time.sleep(60)
+        sys.stdin.readline()
+    return count_step(*args)
 
-Tally.add = wait
+passes.count_step = wait
 sys.exit(run_stage("finetune", lambda _: finetune.main(sys.argv[1:])))
 """
 
 
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
-)
-def test_a_stopped_stage_says_where_the_next_run_goes_on(
-    whole: Project, machine: Path, number: signal.Signals, status: int
-):
-    name = f"stopped by {number.name}"
-    arguments = arguments_in(whole.root / "in")
+def start_waiting(whole: Project, name: str) -> subprocess.Popen[str]:
+    """Start the stage and let it come to its sixth step."""
     process = subprocess.Popen(
-        [sys.executable, "-c", WAITING, *arguments, *outputs(whole.root / name)],
+        [
+            sys.executable,
+            "-c",
+            WAITING,
+            *arguments_in(whole.root / "in"),
+            *outputs(whole.root / name),
+        ],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -549,16 +563,62 @@ def test_a_stopped_stage_says_where_the_next_run_goes_on(
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def count_steps_of(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Give a list that grows by one with every step of training."""
+    real, steps = passes.count_step, []
+
+    def count_step(*args: object) -> object:
+        steps.append(args)
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(passes, "count_step", count_step)
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
+)
+def test_a_stopped_stage_saves_its_steps_and_says_where_the_next_run_goes_on(
+    whole: Project,
+    machine: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    number: signal.Signals,
+    status: int,
+):
+    name = f"stopped by {number.name}"
+    process = start_waiting(whole, name)
     process.send_signal(number)
-    _, errors = process.communicate()
+    _, errors = process.communicate("\n")
     assert process.returncode == status
-    place = "from the end of epoch 1 of phase 1"
+    place = "after step 2 of epoch 2 of phase 1"
     assert errors.splitlines()[-1] == f"finetune: stopped; the next run goes on {place}"
     assert errors.count("stopped") == 1
     assert "Traceback" not in errors
-    newest = max(path.name for path in machine.rglob("phase-*"))
-    assert newest == "phase-001-epoch-000001.safetensors"
+    newest = max(path.stem for path in machine.rglob("phase-*"))
+    assert newest == "phase-001-epoch-000001-step-000000002"
+    caplog.set_level("INFO")
+    steps = count_steps_of(monkeypatch)
     assert_goes_on(whole, name, machine)
+    assert "resumed from phase 1, step 2 of epoch 2" in caplog.text
+    assert len(steps) == 16 - 6
+
+
+@pytest.mark.slow
+def test_a_second_signal_stops_at_once(whole: Project, machine: Path):
+    process = start_waiting(whole, "stopped twice")
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)  # two signals at once would be one
+    _, errors = process.communicate()  # and no line to go on
+    assert process.returncode == 143
+    place = "from the end of epoch 1 of phase 1"
+    assert errors.splitlines()[-1] == f"finetune: stopped; the next run goes on {place}"
+    assert not list(machine.rglob("*step*"))
+    assert_goes_on(whole, "stopped twice", machine)
 
 
 def test_a_checkpoint_of_other_rates_is_not_resumed(

@@ -14,10 +14,11 @@ from conftest import with_values
 from tiny_finetune import make_inputs
 
 from tasks.artifacts import Manifest
-from tasks.errors import TrainingError
+from tasks.errors import ArtifactError, PeerError, TrainingError
 from tasks.machine import Machine
 from tasks.params import FinetuneParams, Params
 from tasks.records import Arm
+from tasks.training import passes
 from tasks.training.epochs import Examples
 from tasks.training.freezing import (
     TrainingGroup,
@@ -34,7 +35,7 @@ from tasks.training.parts import BackboneParts, CachePlan
 from tasks.training.phases import PhasePlan, plan_phases
 from tasks.training.sampling import Indices
 from tasks.training.start import start_classifier
-from tasks.training.state import Tensors, TrainState, copy_tensors
+from tasks.training.state import Tally, Tensors, TrainState, copy_tensors
 from tasks.training.steps import Stepper, StepResult, TrainedPart
 
 MACHINE = Machine(device="cpu", engine="torch")
@@ -222,6 +223,99 @@ def test_a_run_stopped_after_any_checkpoint_ends_as_if_never_stopped(
     assert state.finished == expected.finished
     assert_equal(state.phase_average, expected.phase_average)
     assert_equal(whole.weights(), resumed.weights())
+
+
+def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Give a list that grows by the number of every step that is taken, from 1 in each epoch."""
+    real, steps = passes.count_step, []
+
+    def count_step(tally: Tally, *args: Any) -> Tally:
+        steps.append(tally.steps + 1)
+        return real(tally, *args)
+
+    monkeypatch.setattr(passes, "count_step", count_step)
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("arm", "values"),
+    [
+        ("fine_tune", {"mixup_alpha": 0.4, "ema_decay": 0.9, "epochs": 2}),
+        ("scratch", {"l2_sp": 0.0}),
+    ],
+)
+def test_a_run_killed_within_an_epoch_goes_on_after_its_last_saved_step(
+    tmp_path: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch, arm: Arm, values: Any
+):
+    params = setting(**values)
+    whole = make_run(tmp_path / "whole", params, head="mlp", arm=arm)
+    expected = whole.go()
+    killed = Memory(stop_after=9)  # start, four steps, end of the epoch, three steps
+    with monkeypatch.context() as patch:
+        patch.setattr(passes, "SAVE_SECONDS", 0.0)
+        with pytest.raises(InterruptedError):
+            make_run(tmp_path / "killed", params, head="mlp", arm=arm).go(killed)
+    left = killed.latest()
+    assert left is not None
+    assert left.place == "phase 1, step 3 of epoch 2"
+    steps = count_steps(monkeypatch)
+    resumed = make_run(tmp_path / "resumed", params, head="mlp", arm=arm)
+    state = resumed.go(Memory(state=left))
+    assert steps[:1] == [4]
+    assert state.history == expected.history
+    assert state.finished == expected.finished
+    assert_equal(whole.weights(), resumed.weights())
+
+
+def test_nothing_is_saved_within_an_epoch_before_its_time(tmp_path: Path, setting: Setting):
+    memory = Memory()
+    make_run(tmp_path, setting(), phases=[5]).go(memory)
+    assert [state.place for state in memory.states] == [f"phase 1, epoch {n}" for n in range(4)]
+
+
+@pytest.mark.parametrize("error", [SystemExit(143), KeyboardInterrupt(), PeerError("gone")])
+def test_the_steps_of_an_epoch_are_saved_where_its_look_at_val_is_stopped(
+    tmp_path: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch, error: BaseException
+):
+    stop_look(monkeypatch, error)
+    memory = Memory()
+    with pytest.raises(type(error)):
+        make_run(tmp_path, setting(), phases=[5]).go(memory)
+    assert [state.place for state in memory.states] == [
+        "phase 1, epoch 0",
+        "phase 1, step 4 of epoch 1",
+    ]
+
+
+def stop_look(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Let the second look at val end in an error."""
+    real, looks = Stepper.predict_val, []
+
+    def predict_val(*args: Any) -> np.ndarray:
+        looks.append(args)
+        if len(looks) == 2:
+            raise error
+        return real(*args)
+
+    monkeypatch.setattr(Stepper, "predict_val", predict_val)
+
+
+def test_a_full_disk_does_not_hide_that_a_run_was_stopped(
+    tmp_path: Path,
+    setting: Setting,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    class Full(Memory):
+        def save(self, state: TrainState) -> None:
+            if self.states:
+                raise ArtifactError("no space left")
+            super().save(state)
+
+    stop_look(monkeypatch, SystemExit(143))
+    with pytest.raises(SystemExit):
+        make_run(tmp_path, setting(), phases=[5]).go(Full())
+    assert caplog.messages == ["no space left"]
 
 
 def starve(run: Run) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import ROOT, with_values
 from ruamel.yaml import YAML
-from test_finetune import Project, arguments_in, digests, outputs
+from test_finetune import WAITING, Project, arguments_in, digests, outputs
 from tiny_finetune import COUNTS
 
 from tasks.artifacts import read_array, read_table
@@ -44,6 +44,7 @@ def start(command: list[str], **variables: str) -> subprocess.Popen[str]:
         [sys.executable, *command],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), **SETTINGS, **variables},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -267,10 +268,10 @@ def wait_for(condition: Callable[[], object], seconds: float = 100) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_stage_of_two_processes_run_again_writes_the_same_bytes(
+def test_a_stage_of_two_processes_killed_and_then_stopped_writes_the_same_bytes(
     tmp_path: Path, default_params: Params
 ):
-    values = {"finetune.epochs": 6, "finetune.head_lr": "auto"}
+    values = {"finetune.epochs": 12, "finetune.patience": 12, "finetune.head_lr": "auto"}
     arguments = Project(tmp_path, default_params).arguments(values=values)
     scratch = tmp_path / "scratch"
 
@@ -280,7 +281,7 @@ def test_a_killed_stage_of_two_processes_run_again_writes_the_same_bytes(
 
     whole = finish(stage("whole"))
     assert whole[0] == 0, whole[1]
-    assert whole[1].count("phase 2 of 2, epoch 6:") == 1
+    assert whole[1].count("phase 2 of 2, epoch 12:") == 1
     assert (scratch / "timings" / "finetune.json").is_file()
     killed = stage("again")
     wait_for(lambda: list(scratch.glob("checkpoints/*/phase-002-epoch-000001.safetensors")))
@@ -290,10 +291,56 @@ def test_a_killed_stage_of_two_processes_run_again_writes_the_same_bytes(
     finish(killed)
     wait_for(lambda: not any(worker.is_running() for worker in workers), 20)
     assert not (tmp_path / "again" / "model.safetensors").exists()
+    left = set(scratch.glob("checkpoints/*/phase-*"))
+    stopped = stage("again")
+    wait_for(lambda: set(scratch.glob("checkpoints/*/phase-*.safetensors")) - left)
+    stopped.terminate()
+    status, errors = finish(stopped)
+    assert status == 143
+    assert errors.count("resumed from phase 2") == 1
+    assert errors.count("stopped; the next run goes on") == 1
+    assert "process 1" not in errors
     status, errors = finish(stage("again"))
     assert status == 0, errors
     assert errors.count("resumed from phase 2") == 1
     assert digests(tmp_path / "again") == digests(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_after_the_same_step(
+    tmp_path: Path, default_params: Params
+):
+    arguments = Project(tmp_path, default_params).arguments()
+    scratch, port = tmp_path / "scratch", free_port()
+    command = ["-c", WAITING, *arguments, *outputs(tmp_path / "again")]
+    both = [
+        start(
+            command,
+            RANK=str(rank),
+            WORLD_SIZE="2",
+            LOCAL_RANK=str(rank),
+            LOCAL_WORLD_SIZE="2",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+            REGRAFT_SCRATCH=str(scratch),
+        )
+        for rank in range(2)
+    ]
+    for process in both:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    both[1].terminate()
+    for process in both:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    told = [finish(process)[1] for process in both]
+    assert [process.returncode for process in both] == [143, 143]
+    place = "after step 2 of epoch 2 of phase 1"
+    assert told[0].splitlines()[-1] == f"finetune: stopped; the next run goes on {place}"
+    assert "stopped" not in told[1]
+    names = [path.name for path in scratch.rglob("*step*")]
+    assert names == ["phase-001-epoch-000001-step-000000002.safetensors"]
 
 
 FAILING = """

@@ -14,7 +14,7 @@ from conftest import ROOT
 from toy import STAGES, ToyProject
 
 from flows.errors import GraphError
-from flows.stages import runner
+from flows.stages import guard, runner
 from flows.stages.guard import GRACE_SECONDS
 from flows.stages.runner import Outcome, read_outcome, run_dvc, run_stage
 
@@ -147,6 +147,33 @@ def test_a_stage_whose_flow_is_killed_outright_does_not_live_on(toy: ToyProject)
     flow.send_signal(signal.SIGKILL)
     flow.wait()
     assert wait_until_gone(stage)
+
+
+COUNTING = """
+import pathlib, signal, time
+came = []
+signal.signal(signal.SIGTERM, lambda *args: came.append(args))
+print("ready", flush=True)
+while not came:
+    time.sleep(0.05)
+time.sleep(0.5)
+pathlib.Path({path!r}).write_text(str(len(came)))
+"""
+LEAVING = "import subprocess, sys, time; subprocess.Popen(sys.argv[1:]); time.sleep(60)"
+
+
+def test_a_stage_that_outlives_dvc_gets_one_signal(tmp_path: Path) -> None:
+    stage = [sys.executable, "-c", COUNTING.format(path=str(tmp_path / "count"))]
+    guarded = subprocess.Popen(
+        [sys.executable, guard.__file__, sys.executable, "-c", LEAVING, *stage],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert guarded.stdout is not None
+    assert guarded.stdout.readline() == "ready\n"
+    guarded.communicate()  # closes its input
+    assert (tmp_path / "count").read_text() == "1"
 
 
 @pytest.mark.slow

@@ -1,9 +1,9 @@
-"""An epoch shows every image once; what it shows is a function of seed, phase and epoch."""
+"""An epoch shows every image once; what it shows and drops is a function of its place."""
 
 import numpy as np
 import pytest
 
-from tasks.training.sampling import Batch, count_steps, epoch_batches
+from tasks.training.sampling import Batch, count_steps, epoch_batches, layer_seed
 
 
 def draw(images: int, batch_size: int, views: int = 3, **place: int) -> list[Batch]:
@@ -46,3 +46,10 @@ def test_order_and_views_change_with_seed_phase_and_epoch_and_with_nothing_else(
     assert not np.array_equal(one[0].images, other[0].images)
     by_image = [dict(zip(b.images, b.rows % 4, strict=True)) for b in (one[0], other[0])]
     assert by_image[0] != by_image[1]
+
+
+@pytest.mark.parametrize("changed", ["seed", "phase", "epoch", "step", "process"])
+def test_every_step_of_every_process_drops_by_a_seed_of_its_own(changed: str):
+    place = {"seed": 1, "phase": 1, "epoch": 1, "step": 0, "process": 0}
+    assert layer_seed(**place) == layer_seed(**place)
+    assert layer_seed(**place) != layer_seed(**{**place, changed: 2})

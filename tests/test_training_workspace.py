@@ -55,6 +55,7 @@ def test_nothing_left_is_not_mentioned(workspace: Workspace, caplog: pytest.LogC
         ([], "from the start: no epoch was finished"),
         (["phase-001-epoch-000000"], "from the start of phase 1"),
         (["phase-001-epoch-000009", "phase-001-epoch-000010"], "from the end of epoch 10 of phase"),
+        (["phase-002-epoch-000001-step-000000006"], "after step 6 of epoch 2 of phase 2"),
     ],
 )
 @pytest.mark.parametrize("signal", [KeyboardInterrupt(), SystemExit(143)], ids=["INT", "TERM"])
@@ -71,6 +72,12 @@ def test_a_stopped_training_says_in_one_line_where_the_next_goes_on(
         raise signal
     (message,) = caplog.messages
     assert message.startswith(f"stopped; the next run goes on {place}")
+
+
+def test_only_the_first_process_says_it(workspace: Workspace, caplog: pytest.LogCaptureFixture):
+    with pytest.raises(SystemExit), workspace.saying_where_to_go_on(first=False):
+        raise SystemExit(143)
+    assert caplog.messages == []
 
 
 def test_a_training_that_fails_says_nothing_about_going_on(

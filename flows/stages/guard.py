@@ -13,7 +13,7 @@ import threading
 import time
 from types import FrameType
 
-GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
+GRACE_SECONDS = 30.0  # between SIGTERM and SIGKILL: training saves what it has learned
 PAUSE_SECONDS = 0.05
 
 
@@ -24,11 +24,13 @@ def main(command: list[str]) -> int:
     """
     signal.signal(signal.SIGTERM, _stop)
     running = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-    threading.Thread(target=_end_at_eof, args=(running.pid,), daemon=True).start()
+    ending = threading.Lock()  # a second SIGTERM would not let the stage save
+    threading.Thread(target=_end_at_eof, args=(running.pid, ending), daemon=True).start()
     try:
         return running.wait()
     finally:
-        end_group(running.pid)
+        with ending:
+            end_group(running.pid)
 
 
 def end_group(group: int) -> None:
@@ -44,10 +46,11 @@ def end_group(group: int) -> None:
             return
 
 
-def _end_at_eof(group: int) -> None:
+def _end_at_eof(group: int, ending: threading.Lock) -> None:
     while os.read(0, 1):
         pass
-    end_group(group)
+    with ending:
+        end_group(group)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

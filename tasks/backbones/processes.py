@@ -61,6 +61,14 @@ class Processes:
                 dist.all_reduce(tensor)
         return tensor
 
+    def any(self, mine: bool) -> bool:
+        """Give whether it is so for one process at least.
+
+        Raises:
+            PeerError: Another process has ended or is silent.
+        """
+        return bool(self.add(torch.tensor([float(mine)])) > 0)
+
     def tell(self, text: str | None) -> str | None:
         """Give what the first process says.
 

@@ -1,4 +1,6 @@
-"""Checkpoints: one file after every epoch, outside DVC, which clears a stage's outs before it runs.
+"""Checkpoints: a file after every epoch, and within it where it is long or training is stopped.
+
+They are outside DVC, which clears a stage's outs before it runs.
 
 A file is written whole or not at all and carries a digest of its content. Its folder is named by a
 fingerprint of all that training depends on: only the same training goes on from it.
@@ -20,7 +22,7 @@ from tasks.artifacts import Array, read_tensors, read_tensors_note, write_tensor
 from tasks.backbones.processes import ALONE, Processes
 from tasks.errors import ArtifactError
 from tasks.records import Phase, Record
-from tasks.training.state import HistoryRow, Snapshot, Tensors, TrainState
+from tasks.training.state import HistoryRow, Snapshot, Tally, Tensors, TrainState
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ class _Position(Record):
     history: list[HistoryRow]
     finished: list[Phase]
     micro_batch: int | None
+    tally: Tally
 
 
 class CheckpointFolder:
@@ -60,9 +63,7 @@ class CheckpointFolder:
         """
         if not self._processes.first:
             return
-        write_state(
-            self._folder / f"phase-{state.phase:03d}-epoch-{state.epoch:06d}.safetensors", state
-        )
+        write_state(self._folder / f"{_name(state)}.safetensors", state)
         for path in self._newest_first()[KEPT:]:
             path.unlink(missing_ok=True)
 
@@ -81,11 +82,11 @@ class CheckpointFolder:
         self._processes.wait()  # before the first one can delete it
         return state
 
-    def newest(self) -> tuple[int, int] | None:
-        """Phase and epoch of the newest file, whole or not; None where there is none."""
+    def newest(self) -> tuple[int, int, int] | None:
+        """Phase, epochs and steps after them in the newest file; None where there is no file."""
         for path in self._newest_first()[:1]:
-            _, phase, _, epoch = path.stem.split("-")
-            return int(phase), int(epoch)
+            _, phase, _, epoch, *step = path.stem.split("-")
+            return int(phase), int(epoch), int(step[1]) if step else 0
         return None
 
     def _newest_whole(self) -> tuple[str | None, TrainState | None]:
@@ -104,7 +105,14 @@ class CheckpointFolder:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _newest_first(self) -> list[Path]:
-        return sorted(self._folder.glob("phase-*.safetensors"), reverse=True)
+        paths = self._folder.glob("phase-*.safetensors")
+        return sorted(paths, key=lambda path: path.stem, reverse=True)
+
+
+def _name(state: TrainState) -> str:
+    """Name a state so that later ones sort after it: steps are those after the epoch named."""
+    steps = f"-step-{state.tally.steps:09d}" if state.tally.steps else ""
+    return f"phase-{state.phase:03d}-epoch-{state.epoch:06d}{steps}"
 
 
 def write_state(path: Path, state: TrainState) -> None:
@@ -124,6 +132,7 @@ def write_state(path: Path, state: TrainState) -> None:
         history=list(state.history),
         finished=list(state.finished),
         micro_batch=state.micro_batch,
+        tally=state.tally,
     ).model_dump_json()
     note = {"position": position, "digest": _digest(arrays, position)}
     write_tensors(path, arrays, note)
@@ -156,6 +165,7 @@ def read_state(path: Path) -> TrainState:
         finished=tuple(position.finished),
         phase_average=_tensors(arrays, "phase-average"),
         micro_batch=position.micro_batch,
+        tally=position.tally,
     )
 
 

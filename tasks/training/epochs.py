@@ -3,16 +3,14 @@
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-
-import numpy as np
+from dataclasses import dataclass
 
 from tasks.errors import TrainingError
 from tasks.training.freezing import HEAD_GROUP
 from tasks.training.gate import ValSet
 from tasks.training.phases import PhasePlan
 from tasks.training.sampling import Indices
-from tasks.training.state import HistoryRow, Logits, TrainState
+from tasks.training.state import HistoryRow, Logits, Tally, TrainState
 from tasks.training.trained_part import StepResult
 from tasks.training.verdicts import val_accuracy, val_loss
 
@@ -42,21 +40,15 @@ class DivergedError(TrainingError):
     """A loss or gradient is not a number any more, or the loss is far beyond that of guessing."""
 
 
-@dataclass
-class Tally:
-    """Sums over the steps of an epoch."""
-
-    loss: float = 0.0
-    right: int = 0
-    images: int = 0
-    shares: list[float] = field(default_factory=list)
-
-    def add(self, result: StepResult, share: float) -> None:
-        """Count a step, taken at a share of the peak rates."""
-        self.loss += result.loss * result.images
-        self.right += result.right
-        self.images += result.images
-        self.shares.append(share)
+def count_step(tally: Tally, result: StepResult, share: float) -> Tally:
+    """Add a step, taken at a share of the peak rates, to the sums over those before it."""
+    return Tally(
+        steps=tally.steps + 1,
+        shares=tally.shares + share,
+        loss=tally.loss + result.loss * result.images,
+        right=tally.right + result.right,
+        images=tally.images + result.images,
+    )
 
 
 def check_step(plan: PhasePlan, place: str, result: StepResult, names: list[str]) -> None:
@@ -79,24 +71,24 @@ def check_step(plan: PhasePlan, place: str, result: StepResult, names: list[str]
 
 
 def close_epoch(
-    plan: PhasePlan, before: TrainState, tally: Tally, val_logits: Logits, examples: Examples
+    plan: PhasePlan, taken: TrainState, val_logits: Logits, examples: Examples
 ) -> HistoryRow:
     """Make the row of the history of an epoch.
 
     Args:
         plan: The phase.
-        before: The state before the epoch.
-        tally: Sums over its steps.
-        val_logits: Logits on val after it.
+        taken: The state after the last step of it.
+        val_logits: Logits on val then.
         examples: What is learned, and what judges.
 
     Raises:
         DivergedError: The train loss is far beyond that of guessing, or the val loss is not finite.
     """
-    share = float(np.mean(tally.shares))
+    tally = taken.tally
+    share = tally.shares / tally.steps
     row = HistoryRow(
         phase=plan.number,
-        epoch=len(before.history) + 1,
+        epoch=len(taken.history) + 1,
         rates={name: rate * share for name, rate in plan.rates.items()},
         train_loss=tally.loss / tally.images,
         train_accuracy=tally.right / tally.images,
@@ -106,7 +98,7 @@ def close_epoch(
     guessing = math.log(max(examples.classes, 2))
     if row.train_loss > DIVERGED * guessing or not math.isfinite(row.val_loss):
         raise DivergedError(
-            f"phase {plan.number}, epoch {before.epoch + 1}: train loss {row.train_loss:.3g}, "
+            f"phase {plan.number}, epoch {taken.epoch + 1}: train loss {row.train_loss:.3g}, "
             f"val loss {row.val_loss:.3g}, where guessing gives {guessing:.3g}; {_advise(plan)}"
         )
     return row

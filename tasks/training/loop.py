@@ -1,27 +1,20 @@
 """The upper rungs of training: all phases, one phase, one epoch.
 
-Everything random in an epoch comes from (seed, phase, epoch), and all else is in TrainState: a run
-that goes on from a state ends with the same weights as one that was never interrupted.
+Everything random comes from (seed, phase, epoch, step, process), and all else is in TrainState: a
+run that goes on from a state ends with the same weights as one that was never interrupted.
 """
 
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-
-import torch
-from torch import Tensor
 
 from tasks.backbones.processes import ALONE, Processes
+from tasks.errors import ArtifactError, PeerError
 from tasks.params import FinetuneParams
-from tasks.progress import progress
-from tasks.training.averaging import update_average
 from tasks.training.classifier import Classifier
 from tasks.training.epochs import (
     DivergedError,
     Examples,
-    Tally,
-    check_step,
     close_epoch,
     log_epoch,
     log_start,
@@ -29,21 +22,18 @@ from tasks.training.epochs import (
 from tasks.training.freezing import (
     TrainingGroup,
     build_optimizer,
-    set_rates,
-    set_training_mode,
     unfreeze_from,
 )
 from tasks.training.losses import class_weights
-from tasks.training.mixing import draw_mix
+from tasks.training.passes import TrainingPass
 from tasks.training.phases import PhasePlan
-from tasks.training.sampling import Batch, count_steps, epoch_batches, layer_seed
-from tasks.training.schedule import warmup_cosine
+from tasks.training.signals import holding_signals
 from tasks.training.state import (
     Checkpoints,
     Logits,
     Snapshot,
+    Tally,
     TrainState,
-    copy_moments,
     copy_tensors,
     load_moments,
     load_tensors,
@@ -79,9 +69,7 @@ class Trainer:
     ) -> None:
         self._classifier, self._groups, self._examples = classifier, groups, examples
         self._patience, self._confidence = params.patience, params.gate_confidence
-        self._batch_size, self._warmup_fraction = params.batch_size, params.warmup_fraction
-        self._ema_decay, self._seed, self._rank = params.ema_decay, seed, processes.rank
-        self._draw_mix = partial(draw_mix, params, seed=seed)
+        self._ema_decay, self._seed, self._processes = params.ema_decay, seed, processes
         self._optimizer = build_optimizer(classifier, groups, weight_decay=params.weight_decay)
         weights = class_weights(examples.labels, examples.classes)
         self._stepper = Stepper(
@@ -91,7 +79,9 @@ class Trainer:
             class_weights=weights if params.class_balanced else None,
             processes=processes,
         )
-        self._epoch_steps = count_steps(len(examples.labels), params.batch_size)
+        self._pass = TrainingPass(
+            classifier, self._optimizer, self._stepper, examples, params, seed=seed
+        )
 
     def run_phases(
         self, plans: Sequence[PhasePlan], parts: Parts, checkpoints: Checkpoints
@@ -99,7 +89,7 @@ class Trainer:
         """Run the phases that are not done yet; the classifier ends with the kept weights."""
         state = checkpoints.latest()
         if state is not None:
-            log.info("resumed from phase %d, epoch %d", state.phase, state.epoch)
+            log.info("resumed from %s", state.place)
         for plan in plans:
             if state is None or plan.number >= state.phase:
                 state = self.run_phase(plan, state, parts, checkpoints)
@@ -127,54 +117,34 @@ class Trainer:
         diverged = None
         try:
             while not self._is_over(plan, state):
-                state = self.run_epoch(plan, state, parts.open(plan.unfrozen_from))
+                part = parts.open(plan.unfrozen_from)
+                state = self.run_epoch(plan, state, part, checkpoints)
                 checkpoints.save(state)
         except DivergedError as err:
             log.warning("%s", err)
             diverged = str(err)
         return self._end(plan, state, diverged)
 
-    def run_epoch(self, plan: PhasePlan, state: TrainState, part: TrainedPart) -> TrainState:
-        """Show every training image once, then look at val.
+    def run_epoch(
+        self, plan: PhasePlan, state: TrainState, part: TrainedPart, checkpoints: Checkpoints
+    ) -> TrainState:
+        """Show every training image once, or those that are left of it, then look at val.
+
+        A signal that ends the run, or another process that has ended, finds the steps saved: of a
+        step that is being taken, a first signal waits for the end.
 
         Raises:
             DivergedError: Training broke down in this epoch.
         """
-        number, images = state.epoch + 1, len(self._examples.labels)
-        torch.manual_seed(layer_seed(self._seed, phase=plan.number, epoch=number) + self._rank)
-        set_training_mode(self._classifier, part.module, part.names, adapt_norm=plan.adapt_norm)
-        place = {"seed": self._seed, "phase": plan.number, "epoch": number}
-        batches = epoch_batches(images, part.rows.train.views, self._batch_size, **place)
-        average = {name: tensor.clone() for name, tensor in state.average.items()}
-        tally = Tally()
-        with progress(f"phase {plan.number} of {plan.of}, epoch {number}", images) as meter:
-            for step, batch in enumerate(batches, start=state.epoch * self._epoch_steps):
-                self.run_step(plan, part, batch, step=step, tally=tally)
-                update_average(average, self._classifier, self._ema_decay, step=step)
-                meter.advance(len(batch.images))
-        return self._close_epoch(plan, state, part, average=average, tally=tally)
-
-    def run_step(
-        self, plan: PhasePlan, part: TrainedPart, batch: Batch, *, step: int, tally: Tally
-    ) -> None:
-        """Take one step at its place in the phase and count it.
-
-        Raises:
-            DivergedError: The loss or the gradient is not finite.
-        """
-        steps = plan.epochs * self._epoch_steps
-        share = warmup_cosine(step, steps=steps, warmup_fraction=self._warmup_fraction)
-        set_rates(self._optimizer, plan.rates, share)
-        epoch = step // self._epoch_steps + 1
-        mix = self._draw_mix(phase=plan.number, epoch=epoch, step=step % self._epoch_steps)
-        result = self._stepper.train(part, batch.rows, self._examples.labels[batch.images], mix)
-        check_step(
-            plan,
-            f"epoch {epoch}, step {step + 1}, {share:.0%} of the peak rate",
-            result,
-            [self._examples.names[image] for image in batch.images],
-        )
-        tally.add(result, share)
+        taken = None
+        try:
+            with holding_signals(self._processes) as held:
+                taken = self._pass.take(plan, state, part, checkpoints, held)
+            return self._close_epoch(plan, taken, part)
+        except (SystemExit, KeyboardInterrupt, PeerError):
+            if taken is not None:
+                _save_before_exit(checkpoints, taken)
+            raise
 
     def _begin(self, plan: PhasePlan, before: TrainState | None, part: TrainedPart) -> TrainState:
         """Look at val before the first step."""
@@ -199,34 +169,18 @@ class Trainer:
         stale = state.epoch - (state.best.epoch if state.best else 0)
         return state.epoch >= plan.epochs or stale >= self._patience
 
-    def _close_epoch(
-        self,
-        plan: PhasePlan,
-        state: TrainState,
-        part: TrainedPart,
-        *,
-        average: dict[str, Tensor],
-        tally: Tally,
-    ) -> TrainState:
+    def _close_epoch(self, plan: PhasePlan, taken: TrainState, part: TrainedPart) -> TrainState:
         """Look at val, by the averaged weights where there are any, and make the next state."""
-        weights = copy_tensors(self._classifier, part.names)
-        load_tensors(self._classifier, average)
-        judged = Snapshot(state.epoch + 1, average or weights, self.predict_val(part))
-        load_tensors(self._classifier, weights)
-        row = close_epoch(plan, state, tally, judged.val_logits, self._examples)
+        load_tensors(self._classifier, taken.average)
+        judged = Snapshot(taken.epoch + 1, taken.average or taken.weights, self.predict_val(part))
+        load_tensors(self._classifier, taken.weights)
+        row = close_epoch(plan, taken, judged.val_logits, self._examples)
         log_epoch(plan, judged.epoch, row)
-        best = state.best
+        best = taken.best
         if best is None or row.val_loss < val_loss(best.val_logits, self._examples.val):
             best = judged
         return replace(
-            state,
-            epoch=judged.epoch,
-            best=best,
-            weights=weights,
-            average=average,
-            moments=copy_moments(self._classifier, self._optimizer),
-            history=(*state.history, row),
-            micro_batch=self._stepper.micro_batches.largest,
+            taken, epoch=judged.epoch, best=best, history=(*taken.history, row), tally=Tally()
         )
 
     def predict_val(self, part: TrainedPart) -> Logits:
@@ -246,3 +200,11 @@ class Trainer:
         load_tensors(self._classifier, end.kept.weights)
         log.info("phase %d of %d %s", plan.number, plan.of, end.record.reason)
         return state_after(state, end)
+
+
+def _save_before_exit(checkpoints: Checkpoints, state: TrainState) -> None:
+    """Keep a state; the run ends anyway, so that it cannot be kept is only said."""
+    try:
+        checkpoints.save(state)
+    except ArtifactError as err:
+        log.warning("%s", err)

@@ -170,8 +170,8 @@ class RangeTester:
 
     def _step(self, part: TrainedPart, batch: Batch, step: int, *, learn: bool) -> float:
         """Give the loss of a batch, NaN where it breaks down; dropout and mixing are the step's."""
-        drawn = layer_seed(self._seed, phase=PHASE, epoch=step)
-        torch.manual_seed(drawn + self._processes.rank)  # dropout is each process's own
+        place = {"phase": PHASE, "epoch": 0, "step": step}
+        torch.manual_seed(layer_seed(self._seed, **place, process=self._processes.rank))
         take = self._stepper.train if learn else self._stepper.measure
         labels = self._examples.labels[batch.images]
         result = take(part, batch.rows, labels, self._draw_mix(epoch=0, step=step))

@@ -1,4 +1,7 @@
-"""Which rows a training step sees: order and views are functions of (seed, phase, epoch) alone."""
+"""Which rows a training step sees: order and views are functions of (seed, phase, epoch) alone.
+
+What layers drop in a step is one of (seed, phase, epoch, step, process).
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,9 +51,17 @@ def epoch_batches(
         yield Batch(images=chosen, rows=chosen * (views + 1) + drawn[chosen])
 
 
-def layer_seed(seed: int, *, phase: int, epoch: int) -> int:
-    """Seed of torch's global generator for an epoch: dropout and drop path draw from it.
+def layer_seed(seed: int, *, phase: int, epoch: int, step: int, process: int) -> int:
+    """Seed of torch's global generator for a step: dropout and drop path draw from it.
 
-    Of several processes, each adds its rank: what they drop depends on how many there are.
+    Each process has its own: what is dropped depends on how many there are.
+
+    Args:
+        seed: The run's seed.
+        phase: Number of the phase.
+        epoch: Number of the epoch within the phase.
+        step: Number of the step within the epoch, from 0.
+        process: Number of the process, from 0.
     """
-    return int(np.random.SeedSequence([seed, LAYERS, phase, epoch]).generate_state(1)[0])
+    place = [seed, LAYERS, phase, epoch, step, process]
+    return int(np.random.SeedSequence(place).generate_state(1)[0])

@@ -39,8 +39,27 @@ class HistoryRow:
 
 
 @dataclass(frozen=True)
+class Tally:
+    """Sums over the steps of an epoch so far.
+
+    Attributes:
+        steps: How many there were.
+        shares: Of the peak rates, at which they were taken.
+        loss: Of their images.
+        right: Images that the model got right.
+        images: Images seen.
+    """
+
+    steps: int = 0
+    shares: float = 0.0
+    loss: float = 0.0
+    right: int = 0
+    images: int = 0
+
+
+@dataclass(frozen=True)
 class TrainState:
-    """Where training is after an epoch, or before the first one of a phase (epoch 0).
+    """Where training is: before the first epoch of a phase (epoch 0), after one, or within one.
 
     Attributes:
         phase: Number of the phase, from 1.
@@ -54,6 +73,8 @@ class TrainState:
         finished: Records of the phases before this one.
         phase_average: Uniform average of what the kept ones among them ended with.
         micro_batch: Images that memory allows at once in a step; None: all of a batch.
+        tally: Sums over the steps taken since those epochs. Where there are any, `weights`,
+            `average` and `moments` are those after the last one of them.
     """
 
     phase: int
@@ -67,6 +88,14 @@ class TrainState:
     finished: tuple[Phase, ...]
     phase_average: Tensors
     micro_batch: int | None = None
+    tally: Tally = Tally()
+
+    @property
+    def place(self) -> str:
+        """Say where that is."""
+        if self.tally.steps:
+            return f"phase {self.phase}, step {self.tally.steps} of epoch {self.epoch + 1}"
+        return f"phase {self.phase}, epoch {self.epoch}"
 
 
 class Checkpoints(Protocol):

@@ -57,7 +57,7 @@ class Stepper:
         class_weights: Tensor | None,
         processes: Processes = ALONE,
     ) -> None:
-        self._processes = processes
+        self.processes = processes
         self._classifier, self._optimizer = classifier, optimizer
         self._smoothing, self._clip_norm = params.label_smoothing, params.clip_norm
         self._batch_size, self._l2_sp = params.batch_size, params.l2_sp
@@ -154,7 +154,7 @@ class Stepper:
         Norm layers that adapt need two images. Where they look at the images of all processes, one
         cannot cut its batch alone.
         """
-        if adapting and self._processes.world > 1:
+        if adapting and self.processes.world > 1:
             return images
         return 2 if adapting else 1
 
@@ -175,7 +175,7 @@ class Stepper:
         everyone = torch.zeros(count, logits[0].shape[1])
         if share:
             everyone[own.start * size : own.stop * size] = torch.cat(logits)
-        return self._processes.add(everyone).numpy()
+        return self.processes.add(everyone).numpy()
 
     def _look(self, part: TrainedPart, rows: Indices) -> Tensor:
         """Give the logits of some val images, on the CPU."""
@@ -193,26 +193,26 @@ class Stepper:
         Where there are fewer images than processes, those without run the first one at weight 0:
         layers that look at the whole batch find all processes there, and none sees an empty batch.
         """
-        own = self._processes.share(count)
+        own = self.processes.share(count)
         mine = own.stop - own.start
         return (own, mine / count) if mine else (slice(0, 1), 0.0)
 
     @contextmanager
     def _sharing_batch_norm(self, share: float) -> Iterator[None]:
         """Let norm layers that adapt normalize by the batch of all processes."""
-        if self._processes.world == 1:
+        if self.processes.world == 1:
             yield
             return
-        with SharedBatchNorm(self._processes, weight=float(share > 0)):
+        with SharedBatchNorm(self.processes, weight=float(share > 0)):
             yield
 
     def _add_up(self, loss: float, right: int) -> tuple[float, int]:
         """Sum loss, right images and, in place, the gradients over all processes."""
-        if self._processes.world == 1:
+        if self.processes.world == 1:
             return loss, right
         gradients = [p.grad for p in self._classifier.parameters() if p.grad is not None]
         seen = torch.tensor([loss, right], dtype=torch.float32, device=self._device)
-        bucket = self._processes.add(torch.cat([seen, *(g.flatten() for g in gradients)]))
+        bucket = self.processes.add(torch.cat([seen, *(g.flatten() for g in gradients)]))
         sizes = [2, *(gradient.numel() for gradient in gradients)]
         seen, *pieces = torch.split(bucket, sizes)
         for gradient, piece in zip(gradients, pieces, strict=True):

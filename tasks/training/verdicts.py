@@ -10,7 +10,7 @@ from tasks.training.gate import ValSet, judge_change
 from tasks.training.losses import image_losses, right_images
 from tasks.training.overfitting import EpochLosses, describe_overfitting
 from tasks.training.phases import PhasePlan
-from tasks.training.state import Logits, Snapshot, TrainState
+from tasks.training.state import Logits, Snapshot, Tally, TrainState
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,11 @@ def state_after(state: TrainState, end: PhaseEnd) -> TrainState:
         count = 1 + sum(phase.kept for phase in state.finished)
         average = average_in(average, state.start.weights, weights, count=count)
     return replace(
-        state, weights=weights, finished=(*state.finished, end.record), phase_average=average
+        state,
+        weights=weights,
+        finished=(*state.finished, end.record),
+        phase_average=average,
+        tally=Tally(),
     )
 
 

@@ -40,19 +40,22 @@ class Workspace:
             )
 
     @contextmanager
-    def saying_where_to_go_on(self) -> Iterator[None]:
-        """When a signal stops the training, say from where the next run goes on."""
+    def saying_where_to_go_on(self, *, first: bool = True) -> Iterator[None]:
+        """When a signal stops the training, the first process says where the next run goes on."""
         try:
             yield
         except (KeyboardInterrupt, SystemExit):
-            log.warning("stopped; the next run goes on %s", self._place())
+            if first:
+                log.warning("stopped; the next run goes on %s", self._place())
             raise
 
     def _place(self) -> str:
         newest = CheckpointFolder(self.checkpoints).newest()
         if newest is None:
             return "from the start: no epoch was finished"
-        phase, epoch = newest
+        phase, epoch, step = newest
+        if step:
+            return f"after step {step} of epoch {epoch + 1} of phase {phase}"
         if epoch == 0:
             return f"from the start of phase {phase}"
         return f"from the end of epoch {epoch} of phase {phase}"
