@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from PIL import Image
 
 from tasks.params import Params
 from tasks.params_file import load_params
+from tasks.records import ImageSource
 
 ROOT = Path(__file__).parent.parent
 
@@ -59,6 +60,15 @@ def default_params() -> Params:
 def tiny_params(default_params: Params) -> Params:
     """Parameters small enough for a test."""
     return with_values(default_params, TINY)
+
+
+def make_origin(
+    name: str = "made", kind: Literal["folder", "csv", "package"] = "folder", root: str = "images"
+) -> ImageSource:
+    """Where images lie, with nothing told beside."""
+    return ImageSource(
+        kind=kind, name=name, root=root, package=None, license=None, citation=None, label_rule=None
+    )
 
 
 def draw_image(label: int, number: int, size: tuple[int, int] = (40, 32)) -> Image.Image:

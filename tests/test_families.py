@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import with_values
+from conftest import make_origin, with_values
 from ruamel.yaml import YAML
 from test_extract import fill_store
 from timm.models import register_model
@@ -13,7 +13,7 @@ from timm.models.swin_transformer import SwinTransformer
 from tiny_finetune import SIDE, make_inputs, make_manifest
 
 from tasks import decide, extract, similarity
-from tasks.artifacts import read_array, read_record, read_table, write_manifest
+from tasks.artifacts import read_array, read_record, read_table, write_manifest, write_record
 from tasks.backbones.cards import Provenance, SourceCard, write_card
 from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.engine import make_engine
@@ -159,7 +159,9 @@ def test_a_network_without_running_statistics_is_judged_by_its_source_card(
             fit="crop", command="",
         )  # fmt: skip
         write_card(tmp_path / "cards" / "card.safetensors", SourceCard(features + 3, provenance))
-    similarity.main(arguments(tmp_path, manifest="manifest.csv", features="train",
+    write_record(tmp_path / "source.json", make_origin())
+    similarity.main(arguments(tmp_path, manifest="manifest.csv", origin="source.json",
+        features="train",
         probe="probe.safetensors", backbone="backbone.json", cards="cards",
         similarity="similarity.json", profile="profile.csv",
         projection="projection.csv"))  # fmt: skip

@@ -1,11 +1,10 @@
 """The committed ruler: what the similarity stage tells readers about data sets they know."""
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, make_origin
 
 from tasks.backbones.source_cards import find_card, read_card
 from tasks.params_file import load_params
-from tasks.records import ImageSource
 from tasks.transferability.ruler import find_ruler
 from tasks.transferability.rules import Evidence, domain_by_mmd, domain_by_shift
 
@@ -50,10 +49,7 @@ def test_the_thresholds_stand_between_the_known_sets():
 
 @pytest.mark.parametrize(("kind", "left"), [("package", 7), ("folder", 8)])
 def test_the_packaged_data_set_itself_is_not_among_the_known_sets(kind, left):
-    origin = ImageSource(
-        kind=kind, name="ELPV", root="data", package=None, license=None, citation=None,
-        label_rule=None,
-    )  # fmt: skip
+    origin = make_origin("ELPV", kind)
     names = [known.name for known in committed().without(origin).sets]
     assert len(names) == left
     assert any("ELPV" in name for name in names) == (kind == "folder")

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, make_origin
 
 from tasks.artifacts import (
     Manifest,
@@ -17,7 +17,6 @@ from tasks.backbones.source_cards import Provenance, SourceCard, write_card
 from tasks.errors import ArtifactError
 from tasks.records import (
     BackboneInfo,
-    ImageSource,
     InputSpec,
     KnownSet,
     LayerGroup,
@@ -261,12 +260,6 @@ def test_plane_shows_source_and_target():
     assert len(project(target_of(), None, limit=60, seed=3)) == 60
 
 
-ORIGIN = ImageSource(
-    kind="folder", name="known", root="images", package=None, license=None, citation=None,
-    label_rule=None,
-)  # fmt: skip
-
-
 @pytest.fixture
 def stage(tmp_path):
     """The files that the stage reads, and its arguments."""
@@ -285,7 +278,7 @@ def stage(tmp_path):
     write_tensors(tmp_path / "probe.safetensors", tensors, {"layers": json.dumps(layers)})
     write_card(tmp_path / "cards/card.safetensors", CARD)
     write_record(tmp_path / "cards/ruler.json", RULER)
-    write_record(tmp_path / "source.json", ORIGIN)
+    write_record(tmp_path / "source.json", make_origin("known"))
     names = {
         "manifest": "manifest.csv", "origin": "source.json", "features": "train",
         "probe": "probe.safetensors", "backbone": "backbone.json", "cards": "cards",
