@@ -9,8 +9,10 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import psutil
 import pytest
@@ -119,6 +121,17 @@ class Server:
         raise AssertionError("the server never came")
 
     def api(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Ask; while its database is locked the server answers 503, and Prefect's client waits."""
+        for _ in range(60):
+            try:
+                return self._ask(path, body)
+            except HTTPError as err:
+                if err.code != HTTPStatus.SERVICE_UNAVAILABLE:
+                    raise
+            time.sleep(0.5)
+        raise AssertionError("the database stays locked")
+
+    def _ask(self, path: str, body: dict[str, Any] | None) -> Any:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/api/{path}",
             data=None if body is None else json.dumps(body).encode(),
