@@ -1,6 +1,7 @@
 """Facts of the machine: device, threads, processes, engine, allocator.
 
-They change results by rounding at most, as other processors do.
+They change results by rounding, as other processors do, and by what dropout draws where several
+processes or micro-batches share a batch.
 
 They come from REGRAFT_ environment variables, never from params.yaml; torchrun tells each of
 several processes its place.

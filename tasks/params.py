@@ -334,7 +334,9 @@ class FinetuneParams(Block):
         "accuracy fell, or the loss rose while accuracy did not.",
     )
     interpolation: list[float] = Field(
-        min_length=1, description="Shares of the fine-tuned weights tried on val, in [0, 1]."
+        min_length=1,
+        description="Shares of the fine-tuned weights tried on val, in [0, 1]; the average of "
+        "several kept phases is tried beside them.",
     )
     cache_gb: float = Field(
         ge=0, le=100_000, description="Disk for cached activations, GB; 0 is off."

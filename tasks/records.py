@@ -281,7 +281,8 @@ class RangeTest(Record):
     """A learning-rate range test; losses are smoothed and corrected for the batches' difficulty."""
 
     suggested: float  # peak rate of the head
-    falls: bool  # whether the loss falls at some rate; if not, it is the highest that does no harm
+    falls: bool  # whether the loss falls by a hundredth at some rate
+    rises: bool  # whether it rises by a tenth above its lowest value
     steps: int
     first_loss: float
     lowest_loss: float

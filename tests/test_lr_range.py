@@ -54,17 +54,17 @@ def search(run: Run, params: FinetuneParams, seed: int = 17) -> RangeTest:
 def test_rates_rise_by_a_constant_factor_from_the_lowest():
     rates = rates_tried()
     assert len(rates) == 100
-    assert rates[0] == pytest.approx(1e-7)
-    np.testing.assert_allclose(rates[1:] / rates[:-1], 1e8**0.01)
-    assert rates[-1] < 10
+    assert rates[0] == pytest.approx(1e-6)
+    np.testing.assert_allclose(rates[1:] / rates[:-1], 1e5**0.01)
+    assert rates[-1] < 0.1
 
 
-def test_losses_are_smoothed_as_fastai_does():
+def test_losses_are_smoothed_with_the_correction_of_fastai():
     losses = np.random.default_rng(1).uniform(0.5, 2, 20)
     average, expected = torch.tensor(0.0, dtype=torch.float64), []
     for number, loss in enumerate(torch.from_numpy(losses), start=1):
-        average = torch.lerp(loss, average, 0.98)
-        expected.append(float(average / (1 - 0.98**number)))
+        average = torch.lerp(loss, average, 0.8)
+        expected.append(float(average / (1 - 0.8**number)))
     np.testing.assert_allclose(smooth_losses(list(losses)), expected, rtol=1e-12)
     assert smooth_losses([0.7, 0.7, 0.7]) == pytest.approx([0.7] * 3)
 
@@ -75,31 +75,36 @@ def curve_of(points: Sequence[tuple[float, float]]) -> tuple[np.ndarray, np.ndar
     return 10**powers, np.interp(powers, *zip(*points, strict=True))
 
 
-def test_the_rate_of_the_steepest_descent_before_the_minimum_is_suggested():
+def test_a_tenth_of_the_rate_of_the_lowest_loss_is_suggested():
     rates, curve = curve_of([(-7, 2), (-4, 1.9), (-3, 1.2), (-2, 1), (-1, 1.3), (0, 8), (1, 0.9)])
     found = suggest_rate(rates[:-5], curve[:-5])
-    assert -4.01 < np.log10(found.suggested) < -3.01
-    assert found.falls
+    assert (found.falls, found.rises) == (True, True)
     assert found.lowest_at == pytest.approx(1e-2)
+    assert found.suggested == pytest.approx(1e-3)
     assert (found.first_loss, found.lowest_loss) == pytest.approx((2, 1))
 
 
-def test_a_steeper_descent_after_the_minimum_does_not_count():
-    rates, curve = curve_of([(-7, 2), (-4, 2), (-2, 1), (-1, 5), (-0.9, 1.1), (1, 1.1)])
-    assert -4.01 <= np.log10(suggest_rate(rates, curve).suggested) < -2
-
-
-def test_where_no_rate_helps_the_highest_is_suggested_that_does_no_harm():
+def test_where_no_rate_helps_a_tenth_of_the_highest_harmless_one_is_suggested():
     rates, curve = curve_of([(-7, 1), (-6, 0.995), (-5, 1), (-2, 1.0945), (1, 2)])
     found = suggest_rate(rates, curve)
-    assert not found.falls
-    at = int(np.searchsorted(rates, found.suggested * 1.001)) - 1
+    assert (found.falls, found.rises) == (False, True)
+    at = int(np.searchsorted(rates, 10 * found.suggested * 1.001)) - 1
     assert curve[at] <= 1.1 * 0.995 < curve[at + 1]
     assert found.lowest_loss == pytest.approx(0.995)
 
 
-def test_a_loss_that_never_rises_allows_the_highest_rate_that_was_tried():
-    assert suggest_rate(*curve_of([(-7, 1), (1, 1)])).suggested == pytest.approx(10)
+def test_a_loss_that_was_high_before_its_minimum_has_not_risen():
+    found = suggest_rate(*curve_of([(-7, 1.15), (-5, 1), (1, 1.05)]))
+    assert (found.falls, found.rises) == (True, False)
+
+
+def test_no_suggestion_is_above_a_tenth_of_the_highest_rate_that_is_tried():
+    rates = rates_tried()
+    flat = suggest_rate(rates, np.ones(len(rates)))
+    assert (flat.falls, flat.rises) == (False, False)
+    falling = suggest_rate(rates, np.linspace(2, 1, len(rates)))
+    assert flat.suggested == falling.suggested == pytest.approx(rates[-1] / 10)
+    assert rates[-1] / 10 < 0.01
 
 
 def test_a_single_rate_is_no_test():
@@ -145,7 +150,7 @@ def test_a_new_head_gets_a_rate_at_which_it_learns(tmp_path: Path, setting: Sett
     params = setting(batch_size=16)
     found = search(make_run(tmp_path, params), params)
     assert found.falls
-    assert 1e-5 < found.suggested < found.lowest_at < 10
+    assert 1e-5 < found.suggested == pytest.approx(found.lowest_at / 10)
 
 
 def test_losses_of_the_lowest_rates_are_those_of_the_start(
@@ -196,14 +201,56 @@ def test_what_was_found_is_read_again_or_found_again(tmp_path: Path, setting: Se
     assert make_tester(second, params).run_once(second.parts, 5, folder=folder) == found
 
 
+def test_a_loss_that_is_no_number_from_the_start_stops_the_run(
+    tmp_path: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch
+):
+    params = setting()
+    run = make_run(tmp_path, params)
+    tester = make_tester(run, params)
+    monkeypatch.setattr(tester, "_step", lambda *args, **named: float("nan"))
+    with pytest.raises(TrainingError, match="breaks down at once, even at a rate of 1e-06"):
+        tester.run(run.parts.open(5), 5)
+
+
+@pytest.mark.parametrize(("head", "batch_size"), [("linear", 8), ("cosine", 32)])
+def test_training_at_the_rate_that_was_found_is_not_rolled_back(
+    tmp_path: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch, head: str, batch_size: int
+):
+    monkeypatch.setattr(lr_suggestion, "STEPS", 100)
+    params = setting(batch_size=batch_size)
+    found = search(make_run(tmp_path / "search", params, head=head), params)
+    params = setting(batch_size=batch_size, head_lr=found.suggested, epochs=4, early_epochs=2,
+        backbone_lr=min(2e-4, found.suggested))  # fmt: skip
+    state = make_run(tmp_path / "train", params, head=head).go()
+    assert [phase.kept for phase in state.finished] == [True] * len(state.finished)
+
+
+RANGE_TEST = RangeTest(
+    suggested=1.3e-4,
+    falls=True,
+    rises=True,
+    steps=80,
+    first_loss=0.9,
+    lowest_loss=0.5,
+    lowest_at=1.3e-3,
+)
+
+
 def test_the_words_say_the_rate_and_what_it_lowers(setting: Setting):
-    test = RangeTest(
-        suggested=1.3e-4, falls=True, steps=80, first_loss=0.9, lowest_loss=0.5, lowest_at=2e-3
-    )
-    (words,) = describe_range_test(test, setting(backbone_lr=2e-4))
-    assert "suggests 0.00013 for the head" in words
-    assert "from 0.900 to 0.500 at 0.002" in words
+    (words,) = describe_range_test(RANGE_TEST, setting(backbone_lr=2e-4))
+    assert "suggests 0.00013 for the head, a tenth of 0.0013, where the loss is lowest" in words
+    assert "falling from 0.900 to 0.500 (80 steps)." in words
     assert words.endswith("The backbone's rate of 0.0002 is lowered to it.")
-    (words,) = describe_range_test(test, setting(backbone_lr=1e-4))
+    (words,) = describe_range_test(RANGE_TEST, setting(backbone_lr=1e-4))
     assert "lowered" not in words
     assert describe_range_test(None, setting()) == []
+
+
+@pytest.mark.parametrize(
+    ("rises", "said"), [(True, "rises by a tenth"), (False, "no rate changed the loss")]
+)
+def test_the_words_do_not_say_that_a_flat_loss_rose(setting: Setting, rises: bool, said: str):
+    test = RANGE_TEST.model_copy(update={"falls": False, "rises": rises})
+    (words,) = describe_range_test(test, setting())
+    assert said in words
+    assert ("rises" in words) == rises

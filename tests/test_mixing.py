@@ -214,7 +214,9 @@ def test_an_image_is_of_the_class_of_which_it_shows_more(share: float, own: bool
 
 
 @pytest.mark.parametrize(
-    "shape", [(49, 64), (1280,), (7, 7, 96)], ids=["tokens", "features", "channels last"]
+    "shape",
+    [(49, 64), (1280,), (7, 7, 96), (96, 3, 3)],
+    ids=["tokens", "features", "channels last", "too small"],
 )
 def test_cutmix_is_refused_where_there_are_no_maps(setting: Setting, shape: tuple[int, ...]):
     check_mixing(shape, setting(0.2, 0.0))
@@ -246,6 +248,6 @@ def test_networks_are_cut_into_maps_or_tokens(
             check_mixing(shape, setting(0.0, 1.0))
 
 
-@pytest.mark.parametrize("shape", [(3, 32, 32), (96, 7, 7)])
+@pytest.mark.parametrize("shape", [(3, 32, 32), (96, 7, 7), (96, 4, 4)])
 def test_cutmix_takes_images_and_maps(setting: Setting, shape: tuple[int, ...]):
     check_mixing(shape, setting(0.0, 1.0))

@@ -202,6 +202,32 @@ def test_another_seed_gives_other_splits() -> None:
     assert split(labels, groups, seed=1) == split(labels, groups, seed=1)
 
 
+def test_classes_that_groups_of_several_keep_uneven_are_named_and_no_others() -> None:
+    seen = set()
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        patients = [rng.choice(6, rng.integers(1, 4), replace=False) for _ in range(30)]
+        images = [(f"class{label}", n) for n, own in enumerate(patients) for label in own]
+        labels, groups = [label for label, _ in images], [f"{seed}/{n}" for _, n in images]
+        try:
+            assignment = split(labels, groups, seed=seed)
+        except DataError:
+            continue  # a class without a group for every split
+        uneven = set()
+        counts = Counter(zip(labels, assignment.splits, strict=True))
+        for label, total in Counter(labels).items():  # a patient has one image of a class
+            for place in ("val", "test"):
+                least = max(1, math.ceil(total * SHARES[place] / 2))
+                most = max(least, math.floor(total * SHARES[place] * 1.5))
+                if not least <= counts[label, place] <= most:
+                    uneven.add(label)
+        told = [remark for remark in assignment.remarks if remark.startswith("Val or test has")]
+        named = told[0].rstrip(".").partition(": ")[2].split(", ") if told else []
+        assert set(named) == uneven
+        seen |= uneven
+    assert seen
+
+
 # small classes ------------------------------------------------------------------------------------
 
 

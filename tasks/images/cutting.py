@@ -5,8 +5,9 @@ group, except one that they join and those that the guard of stratification move
 
 Stratification is bounded, not exact. By hash, the share of a split among the n groups of a class
 is binomial, with standard deviation sqrt(share * (1 - share) / n). The guard keeps val and test
-between half and one and a half times their share of every class, and never empty: it moves the
-groups nearest to the border of their split, mostly those of classes with fewer than 100 groups.
+between half and one and a half times their share of the groups of every class, but never empty,
+unless groups that hold several classes forbid it: it moves the groups nearest to the border of
+their split, mostly those of classes with fewer than 100 groups. Images count by their groups.
 Exact quotas would let every new image move old ones between splits.
 """
 
@@ -99,6 +100,12 @@ class Cutter:
             )
         for label in large:
             self._balance(label)
+        uneven = [label for label in large if not self._is_balanced(label)]
+        if uneven:
+            remarks.append(
+                "Val or test has less than half or more than one and a half times its share of the "
+                f"groups of these classes, because groups hold several: {_names(uneven)}."
+            )
         return remarks
 
     def _by_size(self) -> list[str]:
@@ -136,6 +143,12 @@ class Cutter:
                 ]
                 if movable:
                     self._move(self._nearest(movable, target), target)
+
+    def _is_balanced(self, label: str) -> bool:
+        bounds = {split: self._bounds(label, split) for split in self.shares}
+        return all(
+            least <= self.counts[label, split] <= most for split, (least, most) in bounds.items()
+        )
 
     @staticmethod
     def _ways(split: Split, *, surplus: bool) -> tuple[Split, Split]:

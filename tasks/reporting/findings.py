@@ -79,6 +79,10 @@ class Findings:
                 "The final weights are the average of what the kept phases ended with, chosen on "
                 "val."
             )
+        if share == 0 and any(phase.kept for phase in self.finetuned.phases):
+            return (
+                "Val chose none of the fine-tuned weights: the final ones are those of the start."
+            )
         if 0 < share < 1:
             return (
                 f"The final weights are {percent(share, 0)} fine-tuned and {percent(1 - share, 0)} "

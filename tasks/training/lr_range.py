@@ -15,7 +15,7 @@ import torch
 
 from tasks.artifacts import read_record, write_record
 from tasks.backbones.processes import ALONE, Processes
-from tasks.errors import ArtifactError
+from tasks.errors import ArtifactError, TrainingError
 from tasks.params import FinetuneParams
 from tasks.progress import Meter, progress
 from tasks.records import RangeTest
@@ -29,7 +29,13 @@ from tasks.training.freezing import (
     unfreeze_from,
 )
 from tasks.training.losses import class_weights
-from tasks.training.lr_suggestion import Doubles, rates_tried, smooth_losses, suggest_rate
+from tasks.training.lr_suggestion import (
+    BROKEN,
+    Doubles,
+    rates_tried,
+    smooth_losses,
+    suggest_rate,
+)
 from tasks.training.mixing import draw_mix
 from tasks.training.phases import peak_rates
 from tasks.training.sampling import Batch, epoch_batches, layer_seed
@@ -63,8 +69,8 @@ class RangeTester:
         seed: The run's seed.
         processes: Share every batch; all find the same.
 
-    Source: Smith 2017, 1506.01186, section 3.3; rates, smoothing and end are those of fastai's
-    lr_find.
+    Source: Smith 2017, 1506.01186, section 3.3; the end and the suggestion are those of fastai's
+    lr_find, which tries higher rates and smooths more, because it corrects no loss.
     """
 
     def __init__(
@@ -137,6 +143,8 @@ class RangeTester:
         for step, batch in enumerate(self._batches(part)):
             losses.append(self._step(part, batch, step, learn=False))
             meter.advance()
+        if not np.isfinite(losses).all():
+            raise TrainingError(BROKEN)
         return np.array(losses)
 
     def _train(

@@ -9,11 +9,19 @@ from tasks.errors import TrainingError
 from tasks.params import FinetuneParams
 from tasks.records import RangeTest
 
-FIRST, LAST, STEPS = 1e-7, 10.0, 100
-SMOOTHING = 0.98  # share of the old average that stays
+FIRST, LAST, STEPS = 1e-6, 0.1, 100  # a head that was fitted stands no higher rates
+SMOOTHING = (
+    0.8  # share of the old average that stays; little, as losses are corrected (RangeTester)
+)
 FALL = 0.01  # of the first loss: a smaller fall does not tell one rate from another
 RISE = 1.1  # smoothed loss, as a multiple of its lowest value, that no rate may cause
+MARGIN = 10  # below the rate that a hundred steps stand: training holds its rate for longer
 SMALLEST = 1e-6  # nats; corrected losses may end below 0
+
+BROKEN = (
+    f"finetune.head_lr is auto, but training breaks down at once, even at a rate of {FIRST:g}: the "
+    "weights or the images are damaged"
+)
 
 Doubles = NDArray[np.float64]
 
@@ -34,10 +42,10 @@ def smooth_losses(losses: Sequence[float]) -> Doubles:
 
 
 def suggest_rate(rates: Doubles, curve: Doubles) -> RangeTest:
-    """Suggest the rate at which the loss falls steepest before its minimum.
+    """Suggest a tenth of the rate at which the loss is lowest.
 
     Where it does not fall by a hundredth, no rate is better than the others in so few steps: then
-    the highest rate is suggested that does not make it rise by a tenth.
+    a tenth is suggested of the highest rate up to which it does not rise by a tenth.
 
     Args:
         rates: Tried, at constant ratios, (n,).
@@ -46,22 +54,19 @@ def suggest_rate(rates: Doubles, curve: Doubles) -> RangeTest:
     Raises:
         TrainingError: There are not two rates to compare.
 
-    Source: steepest descent over the logarithm of the rate is fastai's `steep`.
+    Source: a tenth of the rate of the lowest loss is `minimum` of fastai's lr_find.
     """
     if len(curve) < 2:
-        raise TrainingError(
-            "finetune.head_lr is auto, but training breaks down at once, even at a rate of "
-            f"{FIRST:g}: the weights or the images are damaged"
-        )
+        raise TrainingError(BROKEN)
     lowest = int(curve.argmin())
-    falls = curve[lowest] <= (1 - FALL) * curve[0]
-    if falls:
-        suggested = int(np.diff(curve[: lowest + 1]).argmin())
-    else:
-        suggested = int(np.argmax([*(curve > RISE * curve[lowest]), True])) - 1
+    falls = bool(curve[lowest] <= (1 - FALL) * curve[0])
+    above = np.flatnonzero(curve[lowest:] > RISE * curve[lowest])
+    risen = lowest + int(above[0]) if len(above) else None
+    limit = lowest if falls else len(curve) - 1 if risen is None else risen - 1
     return RangeTest(
-        suggested=float(rates[suggested]),
-        falls=bool(falls),
+        suggested=float(rates[limit]) / MARGIN,
+        falls=falls,
+        rises=risen is not None,
         steps=len(curve),
         first_loss=float(curve[0]),
         lowest_loss=float(curve[lowest]),
@@ -73,16 +78,16 @@ def describe_range_test(test: RangeTest | None, params: FinetuneParams) -> list[
     """Say in words what was found, if there was a test."""
     if test is None:
         return []
-    saw = (
-        f"the loss falls steepest there, from {test.first_loss:.3f} to {test.lowest_loss:.3f} at "
-        f"{test.lowest_at:.2g}"
-        if test.falls
-        else f"no rate lowers the loss of {test.first_loss:.3f} by a hundredth, and above this one "
-        "it rises by a tenth"
-    )
+    limit = MARGIN * test.suggested
+    if test.falls:
+        saw = f"the loss is lowest, falling from {test.first_loss:.3f} to {test.lowest_loss:.3f}"
+    elif test.rises:
+        saw = f"the loss of {test.first_loss:.3f} rises by a tenth, and no rate lowers it"
+    else:
+        saw = f"the test ends; no rate changed the loss of {test.first_loss:.3f} much"
     lowered = params.backbone_lr > test.suggested
     return [
-        f"The learning-rate range test suggests {test.suggested:.2g} for the head: {saw} "
-        f"({test.steps} steps)."
+        f"The learning-rate range test suggests {test.suggested:.2g} for the head, a tenth of "
+        f"{limit:.2g}, where {saw} ({test.steps} steps)."
         + (f" The backbone's rate of {params.backbone_lr:.2g} is lowered to it." * lowered)
     ]

@@ -19,6 +19,7 @@ from tasks.training.rows import RowSource
 from tasks.training.sampling import Indices
 
 MIXING = 0x4D58  # purpose of the random numbers drawn here
+SMALLEST_MAP = 4  # side of maps for cutmix
 CUTMIX_SHARE = 0.5  # of the steps, where both are on
 
 
@@ -193,12 +194,14 @@ def check_mixing(shape: Sequence[int], params: FinetuneParams) -> None:
         params: The `finetune` block.
 
     Raises:
-        TrainingError: It reads token sequences, pooled features or maps with channels last.
+        TrainingError: It reads token sequences, pooled features, maps with channels last or maps
+            on which a box of whole cells is mostly empty.
     """
-    is_map = len(shape) == 3 and shape[1] == shape[2]
+    is_map = len(shape) == 3 and shape[1] == shape[2] >= SMALLEST_MAP
     if params.cutmix_alpha and not is_map:
         raise TrainingError(
             f"finetune.cutmix_alpha is {params.cutmix_alpha:g}, but the layers that are trained "
             f"read values of shape {tuple(shape)} an image; cutmix needs maps (channels, height, "
-            "width). Set finetune.cutmix_alpha to 0; finetune.mixup_alpha works on any shape"
+            f"width) of at least {SMALLEST_MAP} x {SMALLEST_MAP}. Set finetune.cutmix_alpha to 0; "
+            "finetune.mixup_alpha works on any shape"
         )
