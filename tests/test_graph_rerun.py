@@ -249,6 +249,7 @@ def test_a_parameter_changed_back_is_restored_without_training(project: Project)
     assert project.lock == before
 
 
+@pytest.mark.slow
 def test_one_stage_can_be_rerun_alone(project: Project) -> None:
     project.put("evaluate.ece_bins", 4)
     assert project.repro("--single-item", "evaluate") == ["evaluate"]

@@ -31,10 +31,10 @@ from tasks.records import Arm
 SETTINGS = {"REGRAFT_DEVICE": "cpu", "REGRAFT_ENGINE": "torch", "REGRAFT_THREADS": "2"}
 UNEVEN = {"finetune.batch_size": 7}  # of 30 images
 MIXED = {**UNEVEN, "finetune.mixup_alpha": 0.4, "finetune.cutmix_alpha": 1.0}
-CASES: dict[str, tuple[Arm, dict[str, float]]] = {
-    "fine_tune": ("fine_tune", UNEVEN),
-    "scratch": ("scratch", UNEVEN),
-    "mixed": ("fine_tune", MIXED),
+CASES: dict[str, tuple[Arm, dict[str, float], dict[str, object]]] = {
+    "fine_tune": ("fine_tune", UNEVEN, {}),
+    "scratch": ("scratch", UNEVEN, {}),
+    "mixed": ("fine_tune", MIXED, {"phases": [4, 3]}),  # maps of 4 x 4 and 8 x 8 for cutmix
 }
 
 
@@ -154,10 +154,10 @@ class Compared:
 
     def __init__(self, root: Path, defaults: Params, tiny: Params) -> None:
         self.root = root
-        for name, (arm, values) in CASES.items():
+        for name, (arm, values, kind) in CASES.items():
             (root / name).mkdir()
             self.project = Project(root / name, defaults)
-            self.project.arguments(arm, values)
+            self.project.arguments(arm, values, **kind)
         with (root / "params.yaml").open("w") as file:
             YAML().dump(with_values(tiny, {"extract.batch_size": 4}).model_dump(mode="json"), file)
         self.pixels = [f"--params={root / 'params.yaml'}", *make_pixels(root / "pixels")]
