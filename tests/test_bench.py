@@ -3,19 +3,32 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
 from bench import speed
-from bench.page import methods_table, summarize, table, write_page
-from bench.processes import run_measured, thread_limits
-from bench.results import Answers, Results, Trial, choose_best, read_results, write_results
-from bench.scratch import STAGES, Copy, choose_images, set_values
+from bench.__main__ import parse_value
+from bench.page import FROZEN, REGRAFT, methods_table, summarize, table, write_page
+from bench.processes import Measured, run_measured, thread_limits
+from bench.results import (
+    ENGINE,
+    FILES,
+    TIMM_LOOP,
+    Answers,
+    Results,
+    Trial,
+    choose_best,
+    read_results,
+    write_results,
+)
+from bench.scratch import STAGES, Copy, choose_images, run_regraft, set_values
 from conftest import ROOT
 from ruamel.yaml import YAML
 from tiny_finetune import make_manifest
 
+from tasks.artifacts import Manifest, write_manifest
 from tasks.params_file import load_params
 from tasks.statistics import wilson_interval
 from tasks.training import strength
@@ -63,13 +76,14 @@ def test_accuracy_has_the_interval_of_wilson_where_every_image_is_its_own_group(
     assert line.accuracy.value == 0.9
     assert line.accuracy.low == pytest.approx(expected.low, abs=0.02)
     assert line.accuracy.high == pytest.approx(expected.high, abs=0.02)
-    assert line.difference is None
+    assert line.differences == [None, None]
 
 
 def test_differences_are_paired_with_regraft_and_its_row_comes_first():
     lines = summarize(results_of(trial("a", wrong=10), trial("b", wrong=4), trial()))
     assert [line.method for line in lines] == ["Regraft", "a", "b"]
-    worse, equal = lines[1].difference, lines[2].difference
+    (worse, unknown), (equal, _) = lines[1].differences, lines[2].differences
+    assert unknown is None
     assert worse is not None
     assert equal is not None
     assert (worse.value, equal.value) == (-0.15, 0.0)
@@ -77,6 +91,13 @@ def test_differences_are_paired_with_regraft_and_its_row_comes_first():
     assert worse.high < 0
     assert equal.low is not None
     assert equal.low < 0
+
+
+def test_methods_are_compared_with_both_models_of_regraft():
+    lines = summarize(results_of(trial("a", wrong=10), trial(FROZEN, wrong=6), trial()))
+    assert [line.method for line in lines] == [REGRAFT, FROZEN, "a"]
+    values = [[one and round(one.value, 3) for one in line.differences] for line in lines]
+    assert values == [[None, 0.05], [-0.05, None], [-0.15, -0.1]]
 
 
 def test_an_image_drawn_for_two_seeds_counts_once():
@@ -106,6 +127,19 @@ def test_a_page_of_speeds_alone_names_no_method():
     page = write_page(replace(results_of(trial()), trials=[]))
     assert "Against other libraries" not in page
     assert "Speed of the parts" in page
+    assert "times that of the plain timm loop" not in page
+
+
+def test_the_page_compares_files_with_engine_and_loop():
+    speeds = {ENGINE: 120.0, TIMM_LOOP: 20.0, FILES: 108.0}
+    page = write_page(replace(results_of(trial()), speeds=speeds))
+    assert "is 90% of the engine's speed on pixels in memory and 5.4 times that of the" in page
+
+
+def test_values_are_read_as_yaml():
+    given = ["augment.policy=light", "augment.views=3", "baseline.heads=[linear]"]
+    expected = [("augment.policy", "light"), ("augment.views", 3), ("baseline.heads", ["linear"])]
+    assert list(map(parse_value, given)) == expected
 
 
 def test_the_raw_numbers_give_the_same_page(tmp_path: Path):
@@ -162,6 +196,61 @@ def test_a_stage_of_a_copy_runs_by_its_command_in_dvc_yaml(
     known = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
     assert set(STAGES) == set(known) - {"report"}
     assert not any("$" in word for command in commands for word in command)
+
+
+def make_test_manifest() -> Manifest:
+    """The tiny manifest, its val images as test images."""
+    rows = make_manifest().rows
+    return Manifest([row if row.split == "train" else replace(row, split="test") for row in rows])
+
+
+def write_stages(copy: Copy) -> None:
+    """Write what run_regraft reads: shipped right but once, frozen head wrong on every image."""
+    manifest = make_test_manifest()
+    data = copy.root / "data"
+    for folder in ("ingest", "baseline", "finetune", "evaluate"):
+        (data / folder).mkdir()
+    write_manifest(data / "ingest/manifest.csv", manifest)
+    names, rows = manifest.class_names, manifest.of("test")
+    shipped = [row.label for row in rows]
+    wrong = [names[(names.index(label) + 1) % len(names)] for label in shipped]
+    shipped[0] = wrong[0]
+    table = ["path,predicted,baseline_predicted"]
+    found = zip(rows, shipped, wrong, strict=True)
+    table += [f"{row.path},{one},{other}" for row, one, other in reversed(list(found))]
+    (data / "evaluate/predictions.csv").write_text("\n".join(table) + "\n")
+
+
+def test_both_models_of_regraft_get_their_predictions_and_their_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seconds = {stage: 10.0**place for place, stage in enumerate(STAGES)}
+    monkeypatch.setattr(
+        "bench.scratch.run_measured",
+        lambda command, **_: Measured(seconds[command[2].removeprefix("tasks.")], 5),
+    )
+    copy = Copy.make(tmp_path / "copy", {"augment.views": 3}, python="py", environment={})
+    write_stages(copy)
+    records = {
+        "Baseline": SimpleNamespace(val_accuracy=SimpleNamespace(value=0.5)),
+        "Finetuned": SimpleNamespace(
+            val_accuracy=SimpleNamespace(value=0.9), phases=[SimpleNamespace(epochs=2)] * 3
+        ),
+    }
+    monkeypatch.setattr("bench.scratch.read_record", lambda _, kind: records[kind.__name__])
+    shipped, frozen = run_regraft(copy, seed=4)
+    manifest = make_test_manifest()
+    labels = manifest.labels("test")
+    assert (shipped.method, frozen.method) == (REGRAFT, FROZEN)
+    assert (np.array(shipped.predictions) == labels).tolist() == [False] + [True] * (
+        len(labels) - 1
+    )
+    assert not (np.array(frozen.predictions) == labels).any()
+    assert (shipped.val_accuracy, frozen.val_accuracy) == (0.9, 0.5)
+    assert (shipped.seconds, frozen.seconds) == (11_111_110.0, 111_110.0)
+    train, every = len(manifest.of("train")), len(manifest.rows)
+    assert shipped.images_per_second == 6 * train / 1e6
+    assert frozen.images_per_second == (every + 3 * train) / 110
 
 
 def test_a_small_benchmark_takes_each_class_by_its_share():

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from bench.processes import run_measured, thread_limits
 from bench.results import Results, Trial, write_results
 from bench.scratch import ROOT, Copy, answers_of, link_images, run_regraft, write_task
 from bench.speed import measure_speeds
+from ruamel.yaml import YAML
 
 from tasks.machine import read_machine
 
@@ -36,7 +37,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder of class folders (default: ELPV)")
     parser.add_argument("--images", type=int, help="use only about so many of its images")
     parser.add_argument("--px", type=int, help="side of the images (default: as params.yaml)")
-    parser.add_argument("--epochs", type=int, help="of each peer and of each of Regraft's phases")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="values of Regraft's params.yaml"
+    )
+    parser.add_argument("--epochs", type=int, help="of each peer (default: finetune.epochs)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[17])
     parser.add_argument("--peers", nargs="*", choices=[*PEERS, "none"], default=list(PEERS))
     parser.add_argument("--rates", type=int, default=3, help="learning rates tried by each peer")
@@ -63,7 +67,7 @@ class Bench:
     def run(self) -> Results:
         """Measure everything that is asked for."""
         options = self.options
-        shown = ["peers", "seeds", "epochs", "px", "threads", "rates"]
+        shown = ["set", "peers", "seeds", "epochs", "px", "threads", "rates"]
         results = Results(
             command=f"make bench BENCH='{' '.join(sys.argv[1:])}'",
             machine=describe_machine(options.python),
@@ -75,18 +79,29 @@ class Bench:
             results.test_sets[str(seed)] = answers_of(copy.manifest())
             if not options.no_regraft:
                 say(f"{REGRAFT}, seed {seed}")
-                results.trials.append(run_regraft(copy, seed=seed))
-            results.trials.extend(self.run_peers(copy, seed))
+                results.trials.extend(run_regraft(copy, seed=seed))
+                self.save(results)
+            for trial in self.run_peers(copy, seed):
+                results.trials.append(trial)
+                self.save(results)
         if not options.no_speed:
             say("speed of the parts")
-            results.speeds.update(measure_speeds(self.folder / "speed", self.environment))
+            found = measure_speeds(self.folder / "speed", self.environment, copy)
+            results.speeds.update(found)
+            self.save(results)
         return results
+
+    def save(self, results: Results) -> None:
+        """Write page and raw numbers as far as they are measured."""
+        self.options.out.mkdir(parents=True, exist_ok=True)
+        write_results(self.options.out / "benchmarks.json", results)
+        (self.options.out / "benchmarks.md").write_text(write_page(results))
 
     def prepare(self, seed: int) -> Copy:
         """Copy the project and let it split the images."""
         values: dict[str, object] = {"seed": seed}
-        given = {"augment.image_px": self.options.px, "finetune.epochs": self.options.epochs}
-        values |= {key: value for key, value in given.items() if value is not None}
+        values |= dict(map(parse_value, self.options.set))
+        values |= {"augment.image_px": self.options.px} if self.options.px else {}
         if self.options.data:
             values["ingest.source"] = str(self.options.data.absolute())
         copy = self._copy(f"seed-{seed}", values)
@@ -102,24 +117,20 @@ class Bench:
         copy.run("ingest")
         return copy
 
-    def run_peers(self, copy: Copy, seed: int) -> list[Trial]:
+    def run_peers(self, copy: Copy, seed: int) -> Iterator[Trial]:
         """Train every peer at every rate."""
         chosen = [name for name in self.options.peers if name != "none"]
-        if not chosen:
-            return []
         batch_size = copy.params().finetune.batch_size
         task = write_task(copy, copy.root, batch_size=batch_size, threads=self.options.threads)
-        return [
-            self.run_peer(name, task, rate=rate, seed=seed)
-            for name in chosen
-            for rate in PEERS[name][1][: self.options.rates]
-        ]
+        for name in chosen:
+            for rate in PEERS[name][1][: self.options.rates]:
+                yield self.run_peer(name, task, rate=rate, seed=seed)
 
     def run_peer(self, name: str, task: Path, *, rate: float, seed: int) -> Trial:
         """Train a peer at one rate, in a process of its own."""
         say(f"{name}, seed {seed}, rate {rate:g}")
         answer = task.parent / f"answer-{name.partition(' ')[0]}-{rate:g}.json"
-        epochs = self.options.epochs or self._epochs(task)
+        epochs = self.options.epochs or Copy(task.parent, "", {}).params().finetune.epochs
         python = str((ROOT / self.options.python).absolute())
         command = [python, str(SCRIPTS / PEERS[name][0]), str(task), str(answer)]
         command += [f"--rate={rate!r}", f"--epochs={epochs}", f"--seed={seed}"]
@@ -136,15 +147,17 @@ class Bench:
             **found,
         )
 
-    def _epochs(self, task: Path) -> int:
-        """As many as a phase of Regraft may have."""
-        return Copy(task.parent, "", {}).params().finetune.epochs
+
+def parse_value(text: str) -> tuple[str, object]:
+    """Read `block.key=value`, the value as YAML."""
+    key, _, value = text.partition("=")
+    return key, YAML(typ="safe").load(value)
 
 
 def show(value: object) -> str:
     """Write an option in words."""
     if isinstance(value, list):
-        return ", ".join(map(str, value))
+        return ", ".join(map(str, value)) or "nothing"
     return "as params.yaml" if value is None else str(value)
 
 
@@ -184,10 +197,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run and write the page."""
     options = parse(argv)
     with tempfile.TemporaryDirectory(prefix="regraft-bench-") as folder:
-        results = Bench(options, Path(folder)).run()
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_results(options.out / "benchmarks.json", results)
-    (options.out / "benchmarks.md").write_text(write_page(results))
+        Bench(options, Path(folder)).run()
     say(f"wrote {options.out / 'benchmarks.md'}")
 
 

@@ -4,6 +4,10 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+ENGINE = "frozen backbone on pixels in memory, images"
+TIMM_LOOP = "plain timm loop on the same, images"
+FILES = "augment and extract from the image files, start and probe included, views"
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -17,7 +21,8 @@ class Trial:
         predictions: Class of each test image, in the order of the manifest.
         seconds: Wall time, the start of the process included.
         peak_bytes: Memory of the process tree.
-        images_per_second: Training images shown in each second of training.
+        images_per_second: Training images shown in each second of training; for a frozen head,
+            views that go from files to features.
     """
 
     method: str

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.page import REGRAFT
+from bench.page import FROZEN, REGRAFT
 from bench.processes import Measured, run_measured
 from bench.results import Answers, Trial
 from ruamel.yaml import YAML
@@ -17,7 +17,7 @@ from tasks.backbones.catalogue import load_backbone
 from tasks.images.sources import resolve_root
 from tasks.params import Params
 from tasks.params_file import load_params
-from tasks.records import Finetuned, ImageSource
+from tasks.records import Baseline, Finetuned, ImageSource
 from tasks.training.tensors import to_arrays
 
 ROOT = Path(__file__).parent.parent.parent
@@ -32,6 +32,7 @@ STAGES = (
     "finetune",
     "evaluate",
 )
+FROM_FILES = ("augment", "extract")  # stages that turn image files into features
 
 
 @dataclass(frozen=True)
@@ -140,25 +141,57 @@ def answers_of(manifest: Manifest) -> Answers:
     return Answers(manifest.labels("test").tolist(), manifest.groups("test"))
 
 
-def run_regraft(copy: Copy, *, seed: int) -> Trial:
-    """Run every stage after ingest; the shipped model predicts."""
+def run_regraft(copy: Copy, *, seed: int) -> list[Trial]:
+    """Run every stage after ingest: the frozen head, made on the way, and the shipped model."""
     measured = {stage: copy.run(stage) for stage in STAGES[1:]}
     manifest = copy.manifest()
     index = {name: number for number, name in enumerate(manifest.class_names)}
     rows = {row["path"]: row for row in read_table(copy.root / "data/evaluate/predictions.csv")}
+    baseline = read_record(copy.root / "data/baseline/baseline.json", Baseline)
     finetuned = read_record(copy.root / "data/finetune/finetune.json", Finetuned)
-    epochs = sum(phase.epochs for phase in finetuned.phases)
-    images = len(manifest.of("train")) * epochs
-    return Trial(
-        method=REGRAFT,
-        seed=seed,
-        rate=None,
-        val_accuracy=finetuned.val_accuracy.value,
-        predictions=[index[rows[row.path]["predicted"]] for row in manifest.of("test")],
-        seconds=sum(one.seconds for one in measured.values()),
-        peak_bytes=max(one.peak_bytes for one in measured.values()),
-        images_per_second=images / measured["finetune"].seconds,
-    )
+    shown = len(manifest.of("train")) * sum(phase.epochs for phase in finetuned.phases)
+
+    def trial(method: str, val: float, column: str, stages: Sequence[str], speed: float) -> Trial:
+        return Trial(
+            method=method,
+            seed=seed,
+            rate=None,
+            val_accuracy=val,
+            predictions=[index[rows[row.path][column]] for row in manifest.of("test")],
+            seconds=sum(measured[stage].seconds for stage in stages),
+            peak_bytes=max(measured[stage].peak_bytes for stage in stages),
+            images_per_second=speed,
+        )
+
+    before = STAGES[1 : STAGES.index("finetune")]
+    to_features = sum(measured[stage].seconds for stage in FROM_FILES)
+    return [
+        trial(
+            REGRAFT,
+            finetuned.val_accuracy.value,
+            "predicted",
+            STAGES[1:],
+            shown / measured["finetune"].seconds,
+        ),
+        trial(
+            FROZEN,
+            baseline.val_accuracy.value,
+            "baseline_predicted",
+            before,
+            count_views(copy) / to_features,
+        ),
+    ]
+
+
+def measure_files(copy: Copy) -> float:
+    """Views a second from image files to features: augment and extract as they are run."""
+    return count_views(copy) / sum(copy.run(stage).seconds for stage in FROM_FILES)
+
+
+def count_views(copy: Copy) -> int:
+    """Views of all images: the clean one of each, and the augmented ones of training images."""
+    manifest = copy.manifest()
+    return len(manifest.rows) + copy.params().augment.views * len(manifest.of("train"))
 
 
 def write_task(copy: Copy, folder: Path, *, batch_size: int, threads: int) -> Path:
