@@ -23,10 +23,10 @@ from ruamel.yaml import YAML
 
 from tasks.machine import read_machine
 
-PEERS = {  # name -> script, and the rates that val chooses from; the documented one among them
-    "timm loop": ("peer_timm.py", (1e-4, 3e-4, 1e-3)),
-    "fastai fine_tune": ("peer_fastai.py", (1e-3, 2e-3, 5e-3)),
-    "Lightning BackboneFinetuning": ("peer_lightning.py", (3e-4, 1e-3, 3e-3)),
+PEERS = {  # name -> script, and the rates that val chooses from; the documented one comes first
+    "timm loop": ("peer_timm.py", (3e-4, 1e-4, 1e-3)),
+    "fastai fine_tune": ("peer_fastai.py", (2e-3, 1e-3, 5e-3)),
+    "Lightning BackboneFinetuning": ("peer_lightning.py", (1e-3, 3e-4, 3e-3)),
 }
 SCRIPTS = Path(__file__).parent
 
@@ -43,7 +43,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, help="of each peer (default: finetune.epochs)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[17])
     parser.add_argument("--peers", nargs="*", choices=[*PEERS, "none"], default=list(PEERS))
-    parser.add_argument("--rates", type=int, default=3, help="learning rates tried by each peer")
+    parser.add_argument("--rates", type=int, default=3, help="tried by each peer, its own first")
     parser.add_argument("--threads", type=int, default=read_machine().compute_threads)
     parser.add_argument("--no-regraft", action="store_true", help="run the peers only")
     parser.add_argument("--no-speed", action="store_true", help="do not measure single parts")
@@ -69,7 +69,7 @@ class Bench:
         options = self.options
         shown = ["set", "peers", "seeds", "epochs", "px", "threads", "rates"]
         results = Results(
-            command=f"make bench BENCH='{' '.join(sys.argv[1:])}'",
+            command=f"make bench BENCH='{' '.join(map(quote, sys.argv[1:]))}'",
             machine=describe_machine(options.python),
             data=f"Images: {options.data.name if options.data else 'ELPV, as packaged'}.",
             options={name: show(getattr(options, name)) for name in shown},
@@ -152,6 +152,11 @@ def parse_value(text: str) -> tuple[str, object]:
     """Read `block.key=value`, the value as YAML."""
     key, _, value = text.partition("=")
     return key, YAML(typ="safe").load(value)
+
+
+def quote(text: str) -> str:
+    """Quote an option so that it can stand within single quotes."""
+    return f'"{text}"' if " " in text else text
 
 
 def show(value: object) -> str:

@@ -19,8 +19,8 @@ Right = NDArray[np.bool_]
 
 HOW = """\
 Every method runs in a process of its own, one after the other, with the same threads, packaged
-weights, images and splits. A peer follows its documentation; of three learning rates it gets the
-one with the best val accuracy. Test images are looked at once, by the model that val chose.
+weights, images and splits. A peer follows its documentation; of the learning rates tried (their number
+stands below) it gets the one with the best val accuracy. Test images are looked at once, by the model that val chose.
 Intervals are 95 %, by groups of images; where there are several seeds, their test images are
 pooled and an image counts once however often it was drawn. Wall time is that of the whole process
 at the chosen rate; the search is what all rates took. Regraft ships the fine-tuned model or the
