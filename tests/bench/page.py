@@ -23,8 +23,8 @@ weights, images and splits. A peer follows its documentation; of the learning ra
 number stands below) it gets the one with the best val accuracy. Test images are looked at once, by
 the model that val chose. Intervals are 95 %, by groups of images; where there are several seeds,
 their test images are pooled and an image counts once however often it was drawn. Wall time is that
-of the whole process at the chosen rate; the search is what all rates took. Regraft ships the fine-
-tuned model or the frozen head, as it decides without looking at test; its time is that of all
+of the whole process at the chosen rate; the search is what all rates took. Regraft ships the
+fine-tuned model or the frozen head, as it decides without looking at test; its time is that of all
 stages after ingest. Its frozen head exists before fine-tuning begins and costs the time until then.
 Images/s are those shown while training; for the frozen head, those that go from files to features.
 Memory is that of the process tree."""
