@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_BETWEEN_LOOKS = 1.0  # a look at processes that share memory stops them for a moment
 SHOWN_LINES = 15  # of the log, when a command fails
 
 
@@ -49,10 +49,10 @@ def run_measured(
 
 def tree_bytes(process: psutil.Process) -> int:
     """Memory of a process and its children; what they share counts once where the system tells."""
-    total = 0
-    for one in [process, *_children(process)]:
+    total, tree = 0, [process, *_children(process)]
+    for one in tree:
         try:
-            memory = one.memory_full_info()
+            memory = one.memory_full_info() if len(tree) > 1 else one.memory_info()
             total += getattr(memory, "pss", memory.rss)
         except psutil.Error:  # gone in the meantime
             continue
