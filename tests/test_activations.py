@@ -16,14 +16,8 @@ from tasks.images.store import Pixels
 from tasks.records import InputSpec
 from tasks.training import activations
 from tasks.training.activations import CachedRows
-from tasks.training.rows import (
-    ComputedRows,
-    PixelRows,
-    Stores,
-    affordable_views,
-    cache_together,
-    open_rows,
-)
+from tasks.training.caching import SPARE_BYTES, affordable_views, cache_together, open_rows
+from tasks.training.rows import ComputedRows, PixelRows, Stores
 
 VIEWS = 2
 ROW_BYTES = 3 * 4 * 2  # of the activation below, as float16
@@ -88,6 +82,7 @@ def test_processes_fill_a_cache_together_each_shard_once(
 ):
     monkeypatch.setattr(activations, "SHARD_BYTES", 1)
     monkeypatch.setattr(Processes, "wait", lambda self: None)
+    monkeypatch.setattr(Processes, "any", lambda self, mine: mine)
     folder, filled = tmp_path / "cache", []
     for rank in (2, 0, 1):
         frozen = Frozen()
@@ -163,13 +158,55 @@ def test_an_activation_that_is_not_finite_is_refused(stores: Stores, tmp_path: P
         open_rows(stores, Frozen(scale=np.nan), folder=tmp_path / "cache", budget_gb=1)
 
 
-def test_a_disk_without_room_is_named_before_anything_is_computed(
+def leave_free(monkeypatch: pytest.MonkeyPatch, folder: Path, bytes_free: int) -> None:
+    usage = shutil.disk_usage(folder)._replace(free=bytes_free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+
+
+def test_a_disk_without_room_costs_time_only_and_is_told(
+    stores: Stores,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    needed = ROW_BYTES * (IMAGES * (VIEWS + 1) + VAL)
+    leave_free(monkeypatch, tmp_path, SPARE_BYTES + needed - 1)
+    rows = open_rows(stores, Frozen(), folder=tmp_path / "cache", budget_gb=1)
+    assert isinstance(rows.train, ComputedRows)
+    assert rows.train.views == VIEWS
+    assert not (tmp_path / "cache").exists()
+    assert "REGRAFT_SCRATCH" in caplog.text
+    leave_free(monkeypatch, tmp_path, SPARE_BYTES + needed)
+    cached = open_rows(stores, Frozen(), folder=tmp_path / "cache", budget_gb=1)
+    assert isinstance(cached.train, CachedRows)
+
+
+def test_views_that_the_budget_leaves_are_the_same_without_room_on_the_disk(
     stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
-    with pytest.raises(TrainingError, match="REGRAFT_SCRATCH"):
-        open_rows(stores, Frozen(), folder=tmp_path / "cache", budget_gb=1)
+    budget = ROW_BYTES * (IMAGES * 2 + VAL) / 1e9
+    cached = open_rows(stores, Frozen(), folder=tmp_path / "cache", budget_gb=budget)
+    leave_free(monkeypatch, tmp_path, 0)
+    computed = open_rows(stores, Frozen(), folder=tmp_path / "full", budget_gb=budget)
+    assert computed.train.views == cached.train.views == 1
+    wanted = np.arange(IMAGES * 2)
+    exact = computed.train.read(wanted)
+    assert torch.equal(cached.train.read(wanted), exact.half().float())
+
+
+def test_caches_for_which_the_disk_has_no_room_together_are_left_to_each_phase(
+    stores: Stores,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    both = (ROW_BYTES + 80) * (IMAGES * (VIEWS + 1) + VAL)
+    leave_free(monkeypatch, tmp_path, SPARE_BYTES + both - 1)
+    folders = {0: tmp_path / "0", 1: tmp_path / "1"}
+    assert cache_together(stores, TwoFrozen(), folders, budget_gb=1) == {}
+    assert "run anew in each phase" in caplog.text
+    rows = open_rows(stores, Frozen(), folder=tmp_path / "alone", budget_gb=1)
+    assert isinstance(rows.train, CachedRows)
 
 
 def test_several_caches_are_filled_in_one_pass_with_the_bytes_of_each_alone(

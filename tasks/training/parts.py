@@ -14,9 +14,10 @@ from tasks.backbones.recording import example_images
 from tasks.backbones.split import prefixes_at, split_at
 from tasks.machine import Machine
 from tasks.records import InputSpec
+from tasks.training.caching import cache_together, open_rows
 from tasks.training.classifier import Classifier
 from tasks.training.freezing import TrainingGroup, tensors_from
-from tasks.training.rows import PixelRows, Rows, Stores, cache_together, open_rows
+from tasks.training.rows import PixelRows, Rows, Stores
 from tasks.training.trained_part import TrainedPart
 
 SAMPLE_ROWS = 8  # images on which an engine is compared with torch
@@ -79,7 +80,7 @@ class BackboneParts:
         """Give the part from a layer group on; what an earlier cut had cached is deleted.
 
         Raises:
-            TrainingError: The disk is too small for the cache, or activations cannot be stored.
+            TrainingError: Activations cannot be stored.
             EngineError: The backbone cannot be cut there.
         """
         if self._part is None or self._cut != unfrozen_from:

@@ -1,31 +1,17 @@
 """What the trained part reads: activations of the frozen layers, stored or computed, or pixels."""
 
-import logging
-import shutil
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.artifacts import Array
-from tasks.backbones.processes import ALONE, Processes
 from tasks.backbones.runtime import normalize
-from tasks.errors import TrainingError
-from tasks.images.store import Pixels, PixelStore
+from tasks.images.store import PixelStore
 from tasks.records import InputSpec
-from tasks.training.activations import (
-    Activation,
-    CachedRows,
-    Frozen,
-    fill_caches,
-    measure_activations,
-)
+from tasks.training.activations import Frozen
 from tasks.training.sampling import Indices
-
-log = logging.getLogger(__name__)
 
 
 class RowSource(Protocol):
@@ -77,167 +63,22 @@ class PixelRows:
 
 
 class ComputedRows:
-    """Activations that the frozen part computes anew each time."""
+    """Activations that the frozen part computes anew each time.
 
-    def __init__(self, store: PixelStore, frozen: Frozen) -> None:
+    Args:
+        store: The pixels.
+        frozen: The frozen part.
+        views: Augmented views of each image that are used, its first ones; None: all.
+    """
+
+    def __init__(self, store: PixelStore, frozen: Frozen, *, views: int | None = None) -> None:
         self._store, self._frozen = store, frozen
-        self.views = store.info.views
+        self.views = store.info.views if views is None else views
 
     def read(self, rows: Indices) -> Tensor:
-        """Run the frozen part over rows of the pixel store."""
-        return torch.from_numpy(self._frozen(self._store.rows(rows))[0])
+        """Run the frozen part over the pixels of rows."""
+        stored = self._store.row_of(*np.divmod(rows, self.views + 1))
+        return torch.from_numpy(self._frozen(self._store.rows(stored))[0])
 
     def remove(self) -> None:
         """Nothing was stored."""
-
-
-def open_rows(
-    stores: Stores,
-    frozen: Frozen,
-    *,
-    folder: Path,
-    budget_gb: float,
-    processes: Processes = ALONE,
-) -> Rows:
-    """Cache the activations of all images, or compute them on the fly where they do not fit.
-
-    Args:
-        stores: The pixels.
-        frozen: The frozen part.
-        folder: Of the cache; its name tells all that the activations depend on.
-        budget_gb: Disk that the cache may take, GB; 0: no cache.
-        processes: Fill the cache together.
-
-    Raises:
-        TrainingError: The disk has less room than the cache needs, or activations cannot be stored.
-    """
-    computed = Rows(ComputedRows(stores.train, frozen), ComputedRows(stores.val, frozen))
-    if budget_gb == 0:
-        return computed
-    activation = measure_activations(frozen, stores.train)[0]
-    views = stores.train.info.views
-    fitting = affordable_views(activation.row_bytes, stores, budget_gb * 1e9)
-    needed = _bytes_of_all(activation, stores) / 1e9
-    if fitting < min(views, 1):
-        log.warning(
-            "the activations of all %d views would take %.1f GB, and finetune.cache_gb is %g: the "
-            "frozen layers run anew in every step, which is slower",
-            views,
-            needed,
-            budget_gb,
-        )
-        return computed
-    if fitting < views:
-        log.warning(
-            "the activations of all %d views would take %.1f GB, and finetune.cache_gb is %g: only "
-            "%d augmented views of each image are used",
-            views,
-            needed,
-            budget_gb,
-            fitting,
-        )
-    rows = _CachedRows.at(folder, activation, stores, views=fitting)
-    _fill([rows], stores, frozen, processes)
-    return rows
-
-
-def cache_together(
-    stores: Stores,
-    frozen: Frozen,
-    folders: Mapping[int, Path],
-    *,
-    budget_gb: float,
-    processes: Processes = ALONE,
-) -> dict[int, Rows]:
-    """Cache several outputs of the frozen part in one pass over the pixels.
-
-    Args:
-        stores: The pixels.
-        frozen: The frozen part.
-        folders: Of the cache of each output that is wanted, by the output's number.
-        budget_gb: Disk that the caches of all outputs, wanted or not, may take together, GB.
-        processes: Fill the caches together.
-
-    Returns:
-        Rows of each wanted output; none where those of all views do not fit together.
-
-    Raises:
-        TrainingError: The disk has less room than the caches need, or activations cannot be stored.
-    """
-    activations = measure_activations(frozen, stores.train)
-    needed = sum(_bytes_of_all(activation, stores) for activation in activations) / 1e9
-    if needed > budget_gb:
-        log.info(
-            "the activations of %d phases would take %.1f GB together, and finetune.cache_gb is "
-            "%g: each phase runs its frozen layers anew",
-            len(activations),
-            needed,
-            budget_gb,
-        )
-        return {}
-    views = stores.train.info.views
-    rows = {
-        number: _CachedRows.at(folder, activations[number], stores, views=views)
-        for number, folder in folders.items()
-    }
-
-    def wanted(pixels: Pixels) -> tuple[Array, ...]:
-        outputs = frozen(pixels)
-        return tuple(outputs[number] for number in rows)
-
-    _fill(list(rows.values()), stores, wanted, processes)
-    return dict(rows)
-
-
-def _bytes_of_all(activation: Activation, stores: Stores) -> int:
-    train, val = stores.train.info, stores.val.info
-    return activation.row_bytes * (train.count * (train.views + 1) + val.count)
-
-
-@dataclass(frozen=True)
-class _CachedRows(Rows):
-    """Rows that are both cached."""
-
-    train: CachedRows
-    val: CachedRows
-    folder: Path
-
-    @classmethod
-    def at(cls, folder: Path, activation: Activation, stores: Stores, *, views: int) -> Self:
-        train, val = stores.train.info.count, stores.val.info.count
-        return cls(
-            CachedRows(folder / "train", activation, images=train, views=views),
-            CachedRows(folder / "val", activation, images=val, views=0),
-            folder,
-        )
-
-
-def _fill(
-    rows: Sequence[_CachedRows], stores: Stores, frozen: Frozen, processes: Processes
-) -> None:
-    missing = sum(one.train.missing_bytes() + one.val.missing_bytes() for one in rows)
-    _check_room(rows[0].folder, missing)
-    train, val = [one.train for one in rows], [one.val for one in rows]
-    fill_caches(train, stores.train, frozen, "frozen layers over train", processes)
-    fill_caches(val, stores.val, frozen, "frozen layers over val", processes)
-
-
-def affordable_views(row_bytes: int, stores: Stores, budget: float) -> int:
-    """How many augmented views of each training image fit a budget in bytes, beside the clean ones.
-
-    Returns:
-        At most as many as there are; -1 where not even the clean views fit.
-    """
-    images = stores.train.info.count
-    rows = int(budget // row_bytes) - stores.val.info.count
-    return max(-1, min(stores.train.info.views, rows // images - 1))
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise TrainingError(
-            f"{folder}: the activation cache needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
-            "free; free some, set REGRAFT_SCRATCH to a larger disk, or lower finetune.cache_gb"
-        )
