@@ -129,6 +129,74 @@ def test_a_source_that_only_the_overrides_name_comes_along_too(toy: ToyProject) 
     assert (clone / "mine/1.png").samefile(toy.root / "mine/1.png")
 
 
+def files_of_experiment(toy: ToyProject, name: str) -> list[str]:
+    references = toy.git("for-each-ref", "--format=%(refname)", "refs/exps/").split()
+    (reference,) = [found for found in references if found.endswith(f"/{name}")]
+    return toy.git("ls-tree", "-r", "--name-only", reference).split()
+
+
+def test_images_that_git_does_not_know_yet_are_linked_and_stay_out_of_the_experiment(
+    toy: ToyProject,
+) -> None:
+    toy.write("mine/cat/1.png", "pixels\n")
+    toy.write("mine.txt", "new, but no image\n")
+    toy.write("dvc.yaml", GRAPH.replace("source.txt]", "source.txt, '${ingest.source}']"))
+    clone = make_clone(toy.root, "quick-fox", {**FASTER, "ingest.source": "mine"})
+    assert (clone / "mine/cat/1.png").samefile(toy.root / "mine/cat/1.png")
+    assert not (clone / "mine.txt").samefile(toy.root / "mine.txt")
+    for stage in STAGES:
+        run_stage(clone, stage, silent)
+    keep_results(toy.root, clone, "quick-fox")
+    kept = files_of_experiment(toy, "quick-fox")
+    assert "mine.txt" in kept
+    assert not [name for name in kept if name.startswith("mine/")]
+
+
+def test_images_that_a_csv_lists_come_along_too(toy: ToyProject) -> None:
+    toy.write(".gitignore", toy.read(".gitignore") + "/tables/photos/\n")
+    for name in ("tables/photos/1.png", "tables/photos/2.png", "tables/new/3.png"):
+        toy.write(name, "pixels\n")
+    rows = [
+        "photos/1.png,cat",
+        f"{toy.root}/tables/new/3.png,cat",
+        "gone.png,dog",
+        "../../4.png,dog",
+    ]
+    toy.write("tables/mine.csv", "\n".join(["path,label", *rows]))
+    toy.write("dvc.yaml", GRAPH.replace("source.txt]", "source.txt, '${ingest.source}']"))
+    clone = make_clone(toy.root, "quick-fox", {"ingest.source": "tables/mine.csv"})
+    assert not (clone / "tables/mine.csv").samefile(toy.root / "tables/mine.csv")
+    for name in ("tables/photos/1.png", "tables/new/3.png"):
+        assert (clone / name).samefile(toy.root / name)
+    assert not (clone / "tables/photos/2.png").exists()
+
+
+def test_a_table_that_ingest_will_refuse_is_left_to_ingest(toy: ToyProject) -> None:
+    toy.write("mine.csv", "file,class\n1.png,cat\n")
+    clone = make_clone(toy.root, "quick-fox", {"ingest.source": "mine.csv"})
+    assert (clone / "mine.csv").read_text() == toy.read("mine.csv")
+
+
+def test_a_linked_folder_of_images_stays_a_link(toy: ToyProject, tmp_path: Path) -> None:
+    (tmp_path / "disk/cat").mkdir(parents=True)
+    (tmp_path / "disk/cat/1.png").write_text("pixels\n")
+    toy.write(".gitignore", toy.read(".gitignore") + "/mine\n")
+    (toy.root / "mine").symlink_to(tmp_path / "disk")
+    toy.write("dvc.yaml", GRAPH.replace("source.txt]", "source.txt, '${ingest.source}']"))
+    clone = make_clone(toy.root, "quick-fox", {"ingest.source": "mine"})
+    assert (clone / "mine").is_symlink()
+    assert (clone / "mine/cat/1.png").samefile(tmp_path / "disk/cat/1.png")
+
+
+def test_a_path_that_leads_elsewhere_from_a_clone_is_refused(toy: ToyProject) -> None:
+    (toy.root.parent / "photos").mkdir()
+    with pytest.raises(IsolationError) as error:
+        make_clone(toy.root, "quick-fox", {"ingest.source": "../photos"})
+    assert f"Set it to the whole path, {toy.root.parent / 'photos'}" in str(error.value)
+    clone = make_clone(toy.root, "slow-fox", {"ingest.source": str(toy.root.parent / "photos")})
+    assert clone.is_dir()
+
+
 def test_the_users_own_dvc_settings_hold_in_the_clone(toy: ToyProject) -> None:
     toy.dvc("remote", "add", "--local", "shelf", "/somewhere")
     clone = make_clone(toy.root, "quick-fox", FASTER)

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from flows.errors import IsolationError
 from flows.overrides import apply_changes
 from flows.stages.graph import made_paths, read_graph, restore_outs, share_cache, why_stale
 from flows.stages.runner import run_dvc
+from flows.stages.source_images import find_source_images
 from tasks.errors import ParamsError
 from tasks.params_file import load_params
 
@@ -31,16 +32,17 @@ def make_clone(root: Path, name: str, values: Mapping[str, Any]) -> Path:
     """Clone the project as the user sees it, with other values in params.yaml; give the folder.
 
     Raises:
-        IsolationError: There is no commit to start from, or git refuses; nothing stays behind.
+        IsolationError: There is no commit to start from, the images' path leads elsewhere from a
+            clone, or git refuses; nothing stays behind.
         ParamsError: The values do not fit together or into params.yaml.
     """
     _check_start(root)
     clone = root / RUNS / name
     try:
         _clone(root, clone)
+        _override(root, clone, values)
         _carry_new_files(root, clone)
         share_cache(root, clone)
-        _override(clone, values)
         _link_sources(root, clone)
         restore_outs(clone)
     except BaseException:
@@ -55,7 +57,8 @@ def keep_results(root: Path, clone: Path, name: str) -> None:
     Raises:
         IsolationError: DVC or git refuses; the clone stays.
     """
-    new = _names(_git(clone, "ls-files", "--others", "--exclude-standard", "-z"))
+    images = find_source_images(root, clone)
+    new = [path for path in _new_files(clone) if not images.hold(path)]
     include = [word for path in new for word in ("--include-untracked", path)]
     run_dvc(clone, "exp", "save", "--force", "--name", name, *include)
     found = _git(clone, "for-each-ref", "--format=%(refname)", "refs/exps/").split()
@@ -116,17 +119,23 @@ def _clone(root: Path, clone: Path) -> None:
 
 
 def _carry_new_files(root: Path, clone: Path) -> None:
-    for name in _names(_git(root, "ls-files", "--others", "--exclude-standard", "-z")):
-        target = clone / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(root / name, target, follow_symlinks=False)
+    """Bring the images, wherever git stands to them, and the other files that git does not know."""
+    images = find_source_images(root, clone)
+    for name in images.listed:
+        if (root / name).is_file() and not (clone / name).exists():
+            _place(_link, root / name, clone / name)
+    for name in _new_files(root):
+        if not (clone / name).exists():
+            _place(_link if images.hold(name) else _copy, root / name, clone / name)
     settings = root / ".dvc/config.local"  # ignored by git, but the user's own settings
     if settings.exists():
         shutil.copy2(settings, clone / ".dvc/config.local")
 
 
-def _override(clone: Path, values: Mapping[str, Any]) -> None:
+def _override(root: Path, clone: Path, values: Mapping[str, Any]) -> None:
     path = clone / "params.yaml"
+    if not path.exists():  # git does not know it yet
+        _copy(str(root / "params.yaml"), str(path))
     path.write_text(apply_changes(path.read_text(encoding="utf-8"), values), encoding="utf-8")
     try:
         load_params(path)
@@ -144,23 +153,36 @@ def _link_sources(root: Path, clone: Path) -> None:
             continue
         if made & {path, *map(str, Path(path).parents)}:
             continue
-        (clone / path).parent.mkdir(parents=True, exist_ok=True)
-        if (root / path).is_dir():
+        if (root / path).is_dir() and not (root / path).is_symlink():
             shutil.copytree(root / path, clone / path, symlinks=True, copy_function=_link)
         else:
-            _link(str(root / path), str(clone / path))
+            _place(_link, root / path, clone / path)
+
+
+def _place(bring: Callable[[str, str], None], source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    bring(str(source), str(target))
 
 
 def _link(source: str, target: str) -> None:
-    """Give a file a second name; copy it where the file system cannot."""
+    """Give a file a second name; copy it where the file system cannot. Links are made anew."""
+    if os.path.islink(source):
+        os.symlink(os.path.realpath(source), target)
+        return
     try:
-        os.link(source, target, follow_symlinks=False)
+        os.link(source, target)
     except OSError:
-        shutil.copy2(source, target, follow_symlinks=False)
+        _copy(source, target)
 
 
-def _names(listing: str) -> Iterable[str]:
-    return filter(None, listing.split("\0"))
+def _copy(source: str, target: str) -> None:
+    shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _new_files(folder: Path) -> list[str]:
+    """List the files that git neither tracks nor ignores."""
+    listing = _git(folder, "ls-files", "--others", "--exclude-standard", "-z")
+    return [name for name in listing.split("\0") if name]
 
 
 def _try_git(folder: Path, *arguments: str) -> str | None:
