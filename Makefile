@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  Facts of the machine are environment variables; results keep their meaning and change by rounding at most:"
+	@echo "  Facts of the machine are environment variables; results keep their meaning and change by rounding (README tells what more):"
 	@echo "  REGRAFT_DEVICE     auto | cpu | cuda"
 	@echo "  REGRAFT_THREADS    compute threads (0: as many as cores)"
 	@echo "  REGRAFT_WORKERS    image decoding threads (0: as REGRAFT_THREADS)"
@@ -43,7 +43,7 @@ ui: $(VENV)/.installed ## serve the flows on a Prefect server at 127.0.0.1
 bench: $(VENV)/.installed $(BENCH_VENV)/.installed ## compare with other libraries (BENCH=--help for options); writes docs/benchmarks.md
 	@PYTHONPATH=tests python -m bench $(BENCH)
 
-clean: ## remove the environments, caches and checkpoints; data, results and DVC's cache stay
+clean: ## remove environments, caches, checkpoints, Prefect's history; data, results, DVC's cache stay
 	rm -rf $(VENV) $(BENCH_VENV) .regraft .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* *.egg-info
 
 $(VENV)/bin/python:

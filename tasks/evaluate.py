@@ -42,7 +42,7 @@ from tasks.machine import read_machine
 from tasks.params import EvaluateParams
 from tasks.params_file import load_params
 from tasks.progress import progress
-from tasks.records import Baseline, Finetuned, InputSpec, Metrics, Split
+from tasks.records import Arm, Baseline, Finetuned, InputSpec, Metrics, Split
 from tasks.statistics import GroupBootstrap, accuracy_interval
 from tasks.training.classifier import load_finetuned
 from tasks.training.heads import apply_head, load_head
@@ -60,6 +60,7 @@ class Inputs:
     pixels: PixelStore
     baseline: ModelLogits
     finetuned: ModelLogits | None
+    arm: Arm
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +83,17 @@ def evaluate(
     params: EvaluateParams,
     *,
     seed: int,
+    arm: Arm = "fine_tune",
 ) -> Evaluation:
     """Judge one or two models.
 
     Args:
         manifest: Labels and groups of all images.
         baseline: Logits of the frozen baseline.
-        finetuned: Logits of the fine-tuned model; None where nothing was fine-tuned.
+        finetuned: Logits of the model of stage finetune; None where nothing was fine-tuned.
         params: Resamples, confidence and bins.
         seed: The run's seed.
+        arm: How stage finetune trained its model.
     """
     val, test = judge_models(
         manifest, {"baseline": baseline} | ({"finetuned": finetuned} if finetuned else {})
@@ -101,9 +104,9 @@ def evaluate(
     choice, difference = ONLY_BASELINE, None
     if finetuned:
         choice = choose_model(
-            val["baseline"], val["finetuned"], manifest.groups("val"), params, seed=seed
+            val["baseline"], val["finetuned"], manifest.groups("val"), params, seed=seed, arm=arm
         )
-        difference = compare(test["baseline"], test["finetuned"], bootstrap, params)
+        difference = compare(test["baseline"], test["finetuned"], bootstrap, params, arm=arm)
     majority = majority_right(manifest)
     metrics = Metrics(
         majority=accuracy_interval(
@@ -147,11 +150,11 @@ def read_inputs(paths: argparse.Namespace, *, seed: int) -> Inputs:
     test = apply_head(load_head(paths.head, summary), features[:, 0])
     baseline = _model_logits(paths.baseline_logits, paths.head, test, manifest)
     if finetuned.arm == "feature_extraction":
-        return Inputs(manifest, pixels, baseline, None)
+        return Inputs(manifest, pixels, baseline, None, finetuned.arm)
     model = load_finetuned(paths.model, finetuned)
     test = run_model(model, finetuned.input, pixels, seed=seed)
     logits = _model_logits(paths.finetune_logits, paths.model, test, manifest)
-    return Inputs(manifest, pixels, baseline, logits)
+    return Inputs(manifest, pixels, baseline, logits, finetuned.arm)
 
 
 def run_model(model: nn.Module, spec: InputSpec, pixels: PixelStore, *, seed: int) -> Logits:
@@ -238,12 +241,17 @@ def main(argv: Sequence[str] | None) -> None:
     params = load_params(paths.params)
     inputs = read_inputs(paths, seed=params.seed)
     result = evaluate(
-        inputs.manifest, inputs.baseline, inputs.finetuned, params.evaluate, seed=params.seed
+        inputs.manifest,
+        inputs.baseline,
+        inputs.finetuned,
+        params.evaluate,
+        seed=params.seed,
+        arm=inputs.arm,
     )
     write_outputs(paths, inputs, result, params.evaluate)
     for warning in result.metrics.warnings:
         log.warning("%s", warning)
-    log.info("%s", summarize(result.metrics))
+    log.info("%s", summarize(result.metrics, inputs.arm))
 
 
 if __name__ == "__main__":

@@ -125,9 +125,9 @@ def prepare_memory() -> None:
 
     Convolutions on a CPU allocate and free tens of megabytes a layer. With glibc's defaults each of
     them is mapped, zeroed page by page and given back; huge pages and a heap that is not trimmed
-    made torch eager three to four times faster (README, Speed). All threads share the first arena:
-    others hold no block above 64 MB. Works when called before the first large tensor is allocated.
-    Values the user has set stay. Does nothing where the C library is not glibc.
+    made torch in eager mode about three times faster (README, Speed). All threads share the first
+    arena: others hold no block above 64 MB. Works when called before the first large tensor is
+    allocated. Values the user has set stay. Does nothing where the C library is not glibc.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if any(

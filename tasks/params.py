@@ -36,16 +36,20 @@ class IngestParams(Block):
     )
     groups: str = Field(
         min_length=1,
-        description="csv of path,group: images of one group (patient, device, person) never cross "
-        "splits.",
+        description="csv of path,group: images of one group (patient, device, person) stay in one "
+        "split, unless the source gives splits.",
     )
     val_fraction: float = Field(
         gt=0,
         lt=0.5,
-        description="Share of every class for val, in (0, 0.5); by hash: half to 1.5 times it.",
+        description="Share of every class for val, in (0, 0.5); by hash: half to 1.5 times it. Not "
+        "used where the source gives val.",
     )
     test_fraction: float = Field(
-        gt=0, lt=0.5, description="Share of every class for test, in (0, 0.5); by hash, as val."
+        gt=0,
+        lt=0.5,
+        description="Share of every class for test, in (0, 0.5); by hash, as val. Not used where "
+        "the source gives test.",
     )
     on_bad: Literal["quarantine", "fail"] = Field(
         description="quarantine leaves bad files out and lists them; fail stops at any bad file."
@@ -166,7 +170,8 @@ class DecideParams(Block):
     )
     frozen_max_images_per_class: int = Field(
         ge=0,
-        description="Training images a class up to which only the head is trained, unless far.",
+        description="Training images a class up to which only the head is trained in a similar "
+        "domain; the lowest level of data.",
     )
     similar_mmd: float = Field(
         ge=0, le=10, description="MMD^2 below which the domain counts as similar."

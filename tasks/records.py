@@ -68,6 +68,7 @@ class ImageSource(Record):
     license: str | None
     citation: str | None
     label_rule: str | None
+    caution: str | None = None  # what results on these images do not show, in a sentence
 
 
 class Health(Record):

@@ -21,6 +21,7 @@ from tasks.evaluation.judged import ModelLogits, judge
 from tasks.evaluation.metrics import log_probabilities
 from tasks.evaluation.shipping import choose_model
 from tasks.evaluation.tables import class_rows, reliability_rows
+from tasks.evaluation.words import say_difference
 from tasks.images.store import StoreWriter, store_info
 from tasks.records import Baseline, Estimate, Finetuned, InputSpec, ManifestRow, Metrics
 from tasks.training.classifier import Classifier, load_finetuned, write_classifier
@@ -81,9 +82,9 @@ def answers(right, certainty=2.0, wrong_certainty=None):
     return judge(np.stack([certain, np.zeros(len(right))], axis=1), np.zeros(len(right), int))
 
 
-def choose(baseline, finetuned, params):
+def choose(baseline, finetuned, params, arm="fine_tune"):
     groups = [str(number) for number in range(len(baseline.labels))]
-    return choose_model(baseline, finetuned, groups, params, seed=1)
+    return choose_model(baseline, finetuned, groups, params, seed=1, arm=arm)
 
 
 def test_a_clearly_better_accuracy_on_val_decides(params):
@@ -94,6 +95,25 @@ def test_a_clearly_better_accuracy_on_val_decides(params):
     assert choose(weak, strong, params).reason == (
         "The fine-tuned model is better on val: accuracy 0.900 against 0.500 (200 images)."
     )
+    assert choose(weak, strong, params, arm="scratch").reason.startswith(
+        "The model trained from scratch is better on val"
+    )
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "sentence"),
+    [
+        (0.01, 0.05, "The model trained from scratch is 3.0 points better than the frozen"),
+        (-0.05, -0.01, "The model trained from scratch is 3.0 points worse than the frozen"),
+        (-0.05, 0.09, "The model trained from scratch is +2.0 points from the frozen"),
+    ],
+)
+def test_training_from_scratch_is_not_called_fine_tuning(low, high, sentence):
+    gain = Estimate(value=(low + high) / 2, low=low, high=high, n=90)
+    assert say_difference(gain, 0.95, "scratch").startswith(sentence)
+    tuned = say_difference(gain, 0.95, "fine_tune")
+    assert tuned.startswith("Fine-tuning ")
+    assert "90 images" in tuned
 
 
 def test_within_noise_the_lower_loss_on_val_decides(params):

@@ -315,7 +315,7 @@ def test_a_packaged_data_set_is_labelled_by_its_rule(descriptor: Path, tmp_path:
     assert found(listing) == [("i/1.png", "good", None), ("i/2.png", "bad", None)]
     assert listing.origin.label_rule == "bad from one half on"
     assert listing.origin.license == "CC0"
-    assert listing.caution == "cells of one module are not told apart"
+    assert listing.origin.caution == "cells of one module are not told apart"
     assert resolve_root(listing.origin) == tmp_path / "site" / "cell_images_for_test" / "data"
     assert str(tmp_path) not in listing.origin.model_dump_json()
 

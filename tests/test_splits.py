@@ -266,6 +266,20 @@ def test_classes_that_all_train_only_leave_nothing_to_test_on() -> None:
         split(["a", "b"], ["1", "2"], params=params_of(small_class="train_only"))
 
 
+@pytest.mark.parametrize("small_class", ["fail", "train_only"])
+def test_a_class_without_a_group_that_may_move_says_what_helps(small_class: str) -> None:
+    every = [f"x{number}" for number in range(500)]
+    some = {where: [group for group in every if natural(group) == where][:3] for where in SPLITS}
+    pairs = [("a", group) for group in some["train"]]  # all of class a, each with another class
+    for number, at_train in enumerate(some["train"]):
+        pairs += [(f"b{number}", group) for group in (at_train, some["val"][0], some["test"][0])]
+    labels, groups = map(list, zip(*pairs, strict=True))
+    with pytest.raises(DataError) as error:
+        split(labels, groups, params=params_of(small_class=small_class))
+    assert str(error.value).startswith("class a has no group that can stand in test: each of its 3")
+    assert "small_class" not in str(error.value)
+
+
 def test_a_group_that_two_classes_need_is_never_torn() -> None:
     # Every image of both classes lies in the same three groups.
     labels, groups = ["a", "b"] * 3, ["x", "x", "y", "y", "z", "z"]

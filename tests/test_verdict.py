@@ -89,6 +89,12 @@ def test_a_leak_is_serious_and_comes_first(findings: Findings) -> None:
     assert all(alert.level == "caution" for alert in others)
 
 
+def test_what_the_source_warns_of_is_serious(findings: Findings) -> None:
+    caution = "Cells of one module stand in all splits."
+    first = find_alerts(changed(findings, origin={"caution": caution}), CLEAN)[0]
+    assert first == Alert("serious", "What these results do not show", caution)
+
+
 def test_a_model_no_better_than_the_majority_is_serious(findings: Findings) -> None:
     first = find_alerts(changed(findings, metrics={"warnings": ["No better."]}), CLEAN)[0]
     assert (first.level, first.words) == ("serious", "No better.")

@@ -21,7 +21,7 @@ from tasks.evaluation.metrics import (
 )
 from tasks.evaluation.words import say_difference
 from tasks.params import EvaluateParams
-from tasks.records import Difference, Estimate, Scores
+from tasks.records import Arm, Difference, Estimate, Scores
 from tasks.statistics import (
     GroupBootstrap,
     Interval,
@@ -126,9 +126,22 @@ class _Bounds:
 
 
 def compare(
-    baseline: Judged, finetuned: Judged, bootstrap: GroupBootstrap, params: EvaluateParams
+    baseline: Judged,
+    finetuned: Judged,
+    bootstrap: GroupBootstrap,
+    params: EvaluateParams,
+    *,
+    arm: Arm = "fine_tune",
 ) -> Difference:
-    """Compare two models on the same images: fine-tuned minus baseline."""
+    """Compare two models on the same images: that of stage finetune minus the baseline.
+
+    Args:
+        baseline: Its answers to the test images.
+        finetuned: The same of the model of stage finetune.
+        bootstrap: Resampled groups of the same images.
+        params: Confidence.
+        arm: How stage finetune trained its model.
+    """
     resampled = resample_differences(baseline, finetuned, bootstrap)
     gains = finetuned.right.astype(np.float64) - baseline.right
     worth = independent_images(gains, float(np.var(resampled.accuracy)), bootstrap)
@@ -157,5 +170,5 @@ def compare(
         mcnemar_p=mcnemar_exact(only_baseline, only_finetuned),
         only_baseline_right=only_baseline,
         only_finetuned_right=only_finetuned,
-        sentence=say_difference(gain, params.confidence),
+        sentence=say_difference(gain, params.confidence, arm),
     )

@@ -8,8 +8,9 @@ import numpy as np
 
 from tasks.artifacts import Manifest
 from tasks.evaluation.judged import Judged
+from tasks.evaluation.words import name_trained
 from tasks.params import EvaluateParams
-from tasks.records import Estimate
+from tasks.records import Arm, Estimate
 from tasks.statistics import Bools, paired_accuracy_interval
 
 Shipped = Literal["baseline", "finetuned"]
@@ -33,16 +34,19 @@ def choose_model(
     params: EvaluateParams,
     *,
     seed: int,
+    arm: Arm = "fine_tune",
 ) -> Choice:
     """Choose by accuracy on val; where its interval includes no difference, by calibrated loss.
 
     Args:
         baseline: Its answers to the val images.
-        finetuned: The same of the fine-tuned model.
+        finetuned: The same of the model of stage finetune.
         groups: The groups of the val images, (N,).
         params: Resamples and confidence.
         seed: The run's seed.
+        arm: How stage finetune trained its model.
     """
+    names: dict[Shipped, str] = {"baseline": "baseline", "finetuned": name_trained(arm)}
     gain = paired_accuracy_interval(
         baseline.right,
         finetuned.right,
@@ -56,7 +60,7 @@ def choose_model(
         shipped: Shipped = "finetuned" if gain.value > 0 else "baseline"
         return Choice(
             shipped,
-            f"The {_NAMES[shipped]} is better on val: accuracy {max(before, after):.3f} "
+            f"The {names[shipped]} is better on val: accuracy {max(before, after):.3f} "
             f"against {min(before, after):.3f} ({gain.n:,} images).",
         )
     losses = {
@@ -66,14 +70,11 @@ def choose_model(
     shipped = "finetuned" if losses["finetuned"] < losses["baseline"] else "baseline"
     return Choice(
         shipped,
-        f"On val the accuracies of baseline ({before:.3f}) and fine-tuned model ({after:.3f}) "
-        f"differ within noise ({gain.n:,} images); the {_NAMES[shipped]} has the "
+        f"On val the accuracies of baseline ({before:.3f}) and {names['finetuned']} ({after:.3f}) "
+        f"differ within noise ({gain.n:,} images); the {names[shipped]} has the "
         f"{'lower' if losses['finetuned'] != losses['baseline'] else 'same'} calibrated loss, "
         f"{min(losses.values()):.3f} against {max(losses.values()):.3f}.",
     )
-
-
-_NAMES: dict[Shipped, str] = {"baseline": "baseline", "finetuned": "fine-tuned model"}
 
 
 def _within_noise(gain: Estimate) -> bool:

@@ -1,4 +1,4 @@
-"""Rows of the tables of evaluate; whoever reads them can recompute every number of metrics.json."""
+"""Rows of the tables of evaluate: what its numbers look like image by image and class by class."""
 
 from collections.abc import Iterator, Mapping, Sequence
 

@@ -122,7 +122,7 @@ class Cutter:
         for split in holes:
             movable = [group for group in self.groups_of[label] if self._may_leave(group)]
             if not movable:
-                raise DataError(self._too_small([label]))
+                raise DataError(self._without_room(label, split))
             self._move(self._nearest(movable, split), split)
         return bool(holes)
 
@@ -204,6 +204,14 @@ class Cutter:
             f"classes with too few groups to stand in {', '.join(sorted(self.shares))}; add images "
             "that are no copies, remove the class, or set ingest.small_class to train_only:"
             + first_of(lines)
+        )
+
+    def _without_room(self, label: str, split: Split) -> str:
+        return (
+            f"class {label} has no group that can stand in {split}: each of its "
+            f"{len(self.groups_of[label])} holds other classes that would then be missing "
+            "elsewhere; add images of it, part its groups, or give the splits yourself (folders "
+            "train, val and test, or the column split of a csv)"
         )
 
 

@@ -148,7 +148,6 @@ def list_package(source: Path) -> Listing:
         origin=_origin(descriptor),
         images=tuple(sorted(_images(source, descriptor, table), key=lambda image: image.path)),
         pin=Pin(descriptor.sha256, descriptor.table.file, _advice(descriptor)),
-        caution=descriptor.caution,
     )
 
 
@@ -180,6 +179,7 @@ def _origin(descriptor: Descriptor) -> ImageSource:
         license=descriptor.license,
         citation=descriptor.citation,
         label_rule=descriptor.label.rule,
+        caution=descriptor.caution,
     )
 
 

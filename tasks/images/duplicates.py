@@ -26,7 +26,7 @@ class Grouping:
     """What belongs together among n images.
 
     Attributes:
-        groups: n names; images of one group never cross splits.
+        groups: n names; images of one group stay in one split, unless the source gives splits.
         copies: int64 (n,), number of the set of copies and near copies that each image is in.
         exact_duplicates: Images beyond the first of each sha256.
         near_duplicates: Images, one of each sha256, that look like one of another sha256.

@@ -59,7 +59,7 @@ def describe_health(
         warnings=[
             *_about_leaks(leaks, inspection, grouping),
             *_about_labels(grouping),
-            *([listing.caution] if listing.caution else []),
+            *([listing.origin.caution] if listing.origin.caution else []),
             *remarks,
             *_about_files(listing, inspection),
             *_about_copies(grouping),

@@ -44,7 +44,6 @@ class Listing:
         rejected: Entries that can be no image of a class, such as links to folders and pipes.
         ignored: Number of files left out by the list in `folders.IGNORED_NAMES` and hidden ones.
         pin: Set for packaged data.
-        caution: What its results do not show, as its descriptor says.
     """
 
     origin: ImageSource
@@ -52,7 +51,6 @@ class Listing:
     rejected: tuple[Rejected, ...] = ()
     ignored: int = 0
     pin: Pin | None = None
-    caution: str | None = None
 
 
 def printable(text: str) -> str:

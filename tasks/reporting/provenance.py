@@ -16,7 +16,15 @@ from urllib.parse import urlsplit, urlunsplit
 from tasks.errors import ArtifactError
 
 # What decides a result; artifacts and dvc.lock change while the pipeline runs.
-CODE = ("tasks", "params.yaml", "dvc.yaml", "constraints.txt", "data/sources")
+CODE = (
+    "tasks",
+    "params.yaml",
+    "dvc.yaml",
+    "constraints.txt",
+    "data/sources",
+    "data/cards",
+    "data/groups.csv",
+)
 PACKAGES = (
     "torch",
     "torchvision",

@@ -80,12 +80,12 @@ def _measured(scale: Scale, y: float, estimate: Estimate, kind: str) -> Markup:
 
 
 def gains(difference: Difference) -> Drawing:
-    """Draw fine-tuned minus baseline in points with intervals, around 0."""
+    """Draw the model of stage finetune minus the baseline in points with intervals, around 0."""
     estimates = (difference.accuracy, difference.balanced_accuracy, difference.macro_f1)
     ends = [end for estimate in estimates for end in (estimate.value, *(_bounds(estimate) or ()))]
     scale = scale_over(ends, 128, WIDTH - 20, include=[0])
     shapes = [
-        axis_below(scale, 2, 122, "points; right of 0: fine-tuning is better", points_tick),
+        axis_below(scale, 2, 122, "points; right of 0: better than the frozen head", points_tick),
         line(scale(0), 2, scale(0), 122, "zero"),
     ]
     for number, (name, estimate) in enumerate(zip(SHARES, estimates, strict=True)):
@@ -96,7 +96,7 @@ def gains(difference: Difference) -> Drawing:
             whisker(scale, y, estimate.value, _bounds(estimate), "finetuned"),
             text(scale(estimate.value), y + 19, words, anchor="middle", kind="tick halo"),
         ]
-    return Drawing(figure(162, "Fine-tuned minus baseline with intervals", shapes))
+    return Drawing(figure(162, "Difference to the frozen baseline with intervals", shapes))
 
 
 def points_tick(value: float) -> str:

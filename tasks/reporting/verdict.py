@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from tasks.records import Decision, Estimate, Finetuned, Health
+from tasks.records import Decision, Estimate, Finetuned, Health, ImageSource
 from tasks.reporting.findings import Findings
 from tasks.reporting.provenance import CodeState
 from tasks.reporting.text import (
@@ -112,12 +112,18 @@ def _say_gain(findings: Findings) -> str:
 def find_alerts(findings: Findings, code: CodeState) -> list[Alert]:
     """List what speaks against trusting the result, serious things first."""
     alerts = [
+        *_of_source(findings.origin),
         *_of_data(findings.health),
         *_of_result(findings),
         *_of_choices(findings.decision, findings.finetuned),
         *_of_code(code),
     ]
     return sorted(alerts, key=lambda alert: alert.level != "serious")
+
+
+def _of_source(origin: ImageSource) -> Iterator[Alert]:
+    if origin.caution:
+        yield Alert("serious", "What these results do not show", origin.caution)
 
 
 def _of_data(health: Health) -> Iterator[Alert]:

@@ -53,9 +53,9 @@ def measure_mmd(
 ) -> Mmd:
     """Measure the unbiased MMD^2 between two samples under a mean of Gaussian kernels.
 
-    Beyond 5,000 rows the target is dealt into blocks, and only pairs of target rows from one block
-    are used: still unbiased, bounded memory, time linear in the target. Of a source with more than
-    2,500 rows, 2,500 spread evenly over it are used.
+    Beyond 5,000 rows of both together the target is dealt into blocks, and only pairs of target
+    rows from one block are used: still unbiased, bounded memory, time linear in the target. Of a
+    source with more than 2,500 rows, 2,500 spread evenly over it are used.
 
     The interval comes from a bootstrap of source rows and target groups. A resample holds copies,
     and a copy is at distance 0 from its twin: such pairs are left out, or every resample would look
