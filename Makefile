@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 BENCH_VENV := .venv-bench
 BIN := $(VENV)/bin
+# Test files share a few processes, each computing in one thread; a test that measures has its own.
+PYTEST := OMP_NUM_THREADS=1 REGRAFT_THREADS=1 pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -27,10 +29,10 @@ run: $(VENV)/.installed ## set up and run the pipeline (dvc repro); prints where
 	@echo "Model:   $(CURDIR)/data/report/model  (timm.create_model(\"local-dir:...\"))"
 
 test: $(VENV)/.installed-dev ## set up and run the tests
-	@pytest --cov=tasks --cov-report=term:skip-covered --cov-fail-under=90
+	@$(PYTEST) --cov=tasks --cov-report=term:skip-covered --cov-fail-under=90
 
 slow: $(VENV)/.installed-dev ## run the longer tests
-	@pytest -m "slow and not gpu"
+	@$(PYTEST) -m "slow and not gpu"
 
 check: $(VENV)/.installed-dev ## ruff, ruff format, mypy --strict
 	@ruff check .

@@ -14,7 +14,7 @@ from bench.page import FROZEN, REGRAFT, methods_table, summarize, table, write_p
 from bench.processes import Measured, run_measured, thread_limits
 from bench.results import (
     ENGINE,
-    FILES,
+    FLOW,
     TIMM_LOOP,
     Answers,
     Results,
@@ -23,13 +23,22 @@ from bench.results import (
     read_results,
     write_results,
 )
-from bench.scratch import STAGES, Copy, choose_images, run_regraft, set_values
-from conftest import ROOT
+from bench.scratch import (
+    STAGES,
+    Copy,
+    choose_images,
+    count_views,
+    pack_split,
+    run_regraft,
+    set_values,
+)
+from conftest import ROOT, ImageFolder
 from ruamel.yaml import YAML
 from tiny_finetune import make_manifest
 
 from tasks.artifacts import Manifest, write_manifest
 from tasks.params_file import load_params
+from tasks.records import SPLITS
 from tasks.statistics import wilson_interval
 from tasks.training import strength
 
@@ -131,7 +140,7 @@ def test_a_page_of_speeds_alone_names_no_method():
 
 
 def test_the_page_compares_files_with_engine_and_loop():
-    speeds = {ENGINE: 120.0, TIMM_LOOP: 20.0, FILES: 108.0}
+    speeds = {ENGINE: 120.0, TIMM_LOOP: 20.0, FLOW: 108.0}
     page = write_page(replace(results_of(trial()), speeds=speeds))
     assert "is 90% of the engine's speed on pixels in memory and 5.4 times that of the" in page
 
@@ -219,6 +228,20 @@ def write_stages(copy: Copy) -> None:
     found = zip(rows, shipped, wrong, strict=True)
     table += [f"{row.path},{one},{other}" for row, one, other in reversed(list(found))]
     (data / "evaluate/predictions.csv").write_text("\n".join(table) + "\n")
+
+
+def test_packing_for_the_speed_is_what_augment_does(tmp_path: Path, image_folder: ImageFolder):
+    values: dict[str, object] = {"augment.image_px": 32, "augment.views": 1}
+    values["ingest.source"] = str(image_folder(images=8))
+    copy = Copy.make(tmp_path / "copy", values, python=sys.executable, environment={})
+    for stage in ("ingest", "augment"):
+        copy.run(stage)
+    for split in SPLITS:
+        pack_split(copy, split, tmp_path / split, workers=1)
+        made = {path.name: path.read_bytes() for path in (tmp_path / split).iterdir()}
+        stored = (copy.root / "data/augment" / split).iterdir()
+        assert made == {path.name: path.read_bytes() for path in stored}
+    assert count_views(copy) == 24 + len(copy.manifest().of("train"))
 
 
 def test_both_models_of_regraft_get_their_predictions_and_their_time(

@@ -48,6 +48,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-regraft", action="store_true", help="run the peers only")
     parser.add_argument("--no-speed", action="store_true", help="do not measure single parts")
     parser.add_argument("--python", default=".venv-bench/bin/python", help="of the peers")
+    parser.add_argument("--note", default="", help="a sentence for the page, if something was odd")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="where the page goes")
     return parser.parse_args(argv)
 
@@ -73,6 +74,7 @@ class Bench:
             machine=describe_machine(options.python),
             data=f"Images: {options.data.name if options.data else 'ELPV, as packaged'}.",
             options={name: show(getattr(options, name)) for name in shown},
+            note=options.note,
         )
         for seed in options.seeds:
             copy = self.prepare(seed)

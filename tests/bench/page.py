@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from bench.results import ENGINE, FILES, TIMM_LOOP, Answers, Results, Trial, choose_best
+from bench.results import ENGINE, FLOW, TIMM_LOOP, Answers, Results, Trial, choose_best
 from numpy.typing import NDArray
 
 from tasks.records import Estimate
@@ -115,12 +115,12 @@ def _difference(
 
 def _share_of_engine(speeds: Mapping[str, float]) -> list[str]:
     """How much of the engine's speed is left from files to features; none where not measured."""
-    if not {ENGINE, TIMM_LOOP, FILES} <= speeds.keys():
+    if not {ENGINE, TIMM_LOOP, FLOW} <= speeds.keys():
         return []
-    share, times = speeds[FILES] / speeds[ENGINE], speeds[FILES] / speeds[TIMM_LOOP]
+    share, times = speeds[FLOW] / speeds[ENGINE], speeds[FLOW] / speeds[TIMM_LOOP]
     return [
         f"From files to features is {share:.0%} of the engine's speed on pixels in memory and "
-        f"{times:.1f} times that of the plain timm loop."
+        f"{times:.1f} times that of the plain timm loop, which decodes nothing."
     ]
 
 
@@ -132,6 +132,7 @@ def write_page(results: Results) -> str:
     parts = [
         "# Benchmarks",
         f"`{results.command}` wrote this page and `benchmarks.json` beside it.",
+        *([results.note] if results.note else []),
     ]
     if results.trials:
         parts += ["## Against other libraries", HOW, results.data, methods_table(results)]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 ENGINE = "frozen backbone on pixels in memory, images"
 TIMM_LOOP = "plain timm loop on the same, images"
-FILES = "augment and extract from the image files, start and probe included, views"
+FLOW = "from image files to features, decoding and rendering included, views"
+FILES = "the same as stages augment and extract, with their start and the probe, views"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Results:
     machine: dict[str, str]
     data: str
     options: dict[str, str]
+    note: str = ""
     test_sets: dict[str, Answers] = field(default_factory=dict)  # by seed
     trials: list[Trial] = field(default_factory=list)
     speeds: dict[str, float] = field(default_factory=dict)

@@ -5,6 +5,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bench.page import FROZEN, REGRAFT
@@ -13,11 +14,13 @@ from bench.results import Answers, Trial
 from ruamel.yaml import YAML
 
 from tasks.artifacts import Manifest, read_manifest, read_record, read_table, write_tensors
+from tasks.augment import pack, render_file
 from tasks.backbones.catalogue import load_backbone
 from tasks.images.sources import resolve_root
+from tasks.images.store import store_info
 from tasks.params import Params
 from tasks.params_file import load_params
-from tasks.records import Baseline, Finetuned, ImageSource
+from tasks.records import Baseline, Finetuned, ImageSource, Split
 from tasks.training.tensors import to_arrays
 
 ROOT = Path(__file__).parent.parent.parent
@@ -186,6 +189,18 @@ def run_regraft(copy: Copy, *, seed: int) -> list[Trial]:
 def measure_files(copy: Copy) -> float:
     """Views a second from image files to features: augment and extract as they are run."""
     return count_views(copy) / sum(copy.run(stage).seconds for stage in FROM_FILES)
+
+
+def pack_split(copy: Copy, split: Split, folder: Path, *, workers: int) -> None:
+    """Decode, render and pack the images of a split as augment does."""
+    manifest, params = copy.manifest(), copy.params()
+    views = params.augment.views if split == "train" else 0
+    render = partial(
+        render_file, root=copy.image_root(), params=params.augment, seed=params.seed, views=views
+    )
+    rows = manifest.of(split)
+    info = store_info(len(rows), views=views, image_px=params.augment.image_px)
+    pack(rows, folder, render, info=info, workers=workers)
 
 
 def count_views(copy: Copy) -> int:

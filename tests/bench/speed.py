@@ -7,11 +7,12 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from bench.processes import run_measured
-from bench.results import ENGINE, FILES, TIMM_LOOP
-from bench.scratch import Copy, measure_files
+from bench.results import ENGINE, FILES, FLOW, TIMM_LOOP
+from bench.scratch import Copy, measure_files, pack_split
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -35,16 +36,18 @@ def measure_speeds(folder: Path, environment: Mapping[str, str], copy: Copy) -> 
     found = defaultdict(list)
     for _ in range(REPEATS):  # all parts in turn, so that a slow minute does not meet one part only
         for name, (what, _) in PARTS.items():
-            found[what].append(_measure_part(name, folder, environment))
+            found[what].append(_measure_part(name, folder, environment, project=copy.root))
         found[FILES].append(measure_files(copy))
     return {what: float(np.median(rates)) for what, rates in found.items()}
 
 
-def _measure_part(name: str, folder: Path, environment: Mapping[str, str]) -> float:
+def _measure_part(
+    name: str, folder: Path, environment: Mapping[str, str], *, project: Path
+) -> float:
     answer = folder / f"{name}.json"
     run_measured(
         [sys.executable, "-m", "bench.speed", name, str(answer)],
-        cwd=folder,
+        cwd=project,
         environment={**environment, "PYTHONPATH": _paths()},
         log=folder / "log.txt",
     )
@@ -86,6 +89,38 @@ def run_engine() -> float:
     return _rate(lambda: engine(pixels))
 
 
+def run_flow() -> float:
+    """What augment and extract do for every view of the project that this runs in.
+
+    Neither the start of a process nor the probe is in it, as they are not in the engine's speed.
+    """
+    from tasks.machine import prepare_memory, read_machine
+
+    prepare_memory()
+    from bench.scratch import count_views
+
+    from tasks.backbones.catalogue import load_backbone
+    from tasks.backbones.engine import make_engine
+    from tasks.backbones.feature_files import write_features
+    from tasks.backbones.features import FeaturesAndLogits
+    from tasks.images.store import PixelStore
+    from tasks.progress import progress
+    from tasks.records import SPLITS
+
+    project, machine = Copy(Path(), sys.executable, {}), read_machine()
+    params, total = project.params(), count_views(project)
+    backbone = load_backbone(BACKBONE, "packaged", image_px=params.augment.image_px, seed=0)
+    sample = np.zeros((8, params.augment.image_px, params.augment.image_px, 3), dtype=np.uint8)
+    engine = make_engine(FeaturesAndLogits(backbone.model), backbone.input, machine, sample)
+    with TemporaryDirectory(dir=".") as folder, progress("flow", total) as meter:
+        started = time.monotonic()
+        for split in SPLITS:
+            pack_split(project, split, Path(folder, split), workers=machine.decode_workers)
+            store = PixelStore.open(Path(folder, split))
+            write_features(Path(folder, f"{split}-features"), store, engine, params.extract, meter)
+        return total / (time.monotonic() - started)
+
+
 def run_timm_loop() -> float:
     """A plain timm model in eval mode, nothing set, on normalized images in memory."""
     import timm
@@ -123,6 +158,7 @@ def run_head() -> float:
 
 PARTS: dict[str, tuple[str, Callable[[], float]]] = {
     "engine": (ENGINE, run_engine),
+    "flow": (FLOW, run_flow),
     "timm": (TIMM_LOOP, run_timm_loop),
     "head": ("linear head at all strengths of params.yaml, rows of 1,280 features", run_head),
 }
