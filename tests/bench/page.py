@@ -135,7 +135,9 @@ def write_page(results: Results) -> str:
         *([results.note] if results.note else []),
     ]
     if results.trials:
-        parts += ["## Against other libraries", HOW, results.data, methods_table(results)]
+        alone = {trial.method for trial in results.trials} <= set(REFERENCES)
+        title = "## Frozen head and fine-tuning" if alone else "## Against other libraries"
+        parts += [title, HOW, results.data, methods_table(results)]
     if results.speeds:
         rows = [[name, f"{value:,.0f}"] for name, value in results.speeds.items()]
         parts += ["## Speed of the parts", table(["median of three", "a second"], rows)]

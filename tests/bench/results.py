@@ -1,6 +1,7 @@
 """What a benchmark run measured, as plain values; raw json beside the page that is made of it."""
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -64,8 +65,10 @@ def choose_best(trials: list[Trial]) -> Trial:
 
 
 def write_results(path: Path, results: Results) -> None:
-    """Write everything as json."""
-    path.write_text(json.dumps(asdict(results), indent=1) + "\n")
+    """Write everything as json, a list of numbers on one line."""
+    text = json.dumps(asdict(results), indent=1)
+    dense = re.sub(r"\[[^][{}]*\]", lambda found: re.sub(r"\s+", " ", found[0]), text)
+    path.write_text(dense + "\n")
 
 
 def read_results(path: Path) -> Results:
