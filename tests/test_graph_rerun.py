@@ -199,6 +199,13 @@ def test_an_unchanged_project_runs_nothing(project: Project) -> None:
     assert project.lock == before
 
 
+def test_results_are_not_on_the_disk_twice(project: Project) -> None:
+    cached = {path.stat().st_ino for path in (project.root / ".dvc/cache/files").rglob("*")}
+    shards = list((project.root / "data/augment").rglob("*.npy"))
+    assert shards
+    assert {path.stat().st_ino for path in shards} <= cached
+
+
 def test_each_leaf_makes_exactly_its_readers_stale(project: Project) -> None:
     leaves = set(leaf_paths()) - set().union(*map(templated_keys, STAGES))
     for path in leaves:
