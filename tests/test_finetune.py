@@ -197,6 +197,9 @@ def test_history_has_a_row_an_epoch_with_the_rate_of_every_group(project: Projec
     for row in rows:
         assert float(row["lr_head"]) > float(row[f"lr_{names[5]}"]) > float(row[f"lr_{names[4]}"])
         assert float(row[f"lr_{names[0]}"]) == 0
+    for plot in YAML(typ="safe").load(ROOT / "dvc.yaml")["plots"]:
+        (curves,) = plot.values()
+        assert {curves["x"], *curves["y"]["data/finetune/history.csv"]} <= set(rows[0])
 
 
 def test_first_epoch_starts_from_the_baseline(project: Project, caplog: pytest.LogCaptureFixture):
