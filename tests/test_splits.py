@@ -73,6 +73,19 @@ def unbalanced(labels: list[str], groups: list[str], seed: int = 17) -> set[str]
     return found
 
 
+def with_neighbors(classes: set[str], labels: list[str], groups: list[str]) -> set[str]:
+    """Add the classes that share a group with one of them, and so on: moving it moves their share.
+
+    Found by chance: three classes, of which only the third was uneven by hash; a group that it
+    shares left the second uneven, whose own group then moved.
+    """
+    sharing = list(classes_of(labels, groups).values())
+    found = set(classes)
+    while more := set().union(*(one for one in sharing if one & found)) - found:
+        found |= more
+    return found
+
+
 @st.composite
 def images(draw: st.DrawFn) -> tuple[list[str], list[str]]:
     """Labels and groups of up to 200 images; groups may hold several images and classes.
@@ -126,6 +139,7 @@ def test_images_added_later_move_no_group_of_a_class_that_is_balanced(
     after = split(labels, groups, params=params)
     later = places(groups, after)
     touched = unbalanced(labels, groups) | unbalanced(labels[:kept], groups[:kept])
+    touched = with_neighbors(touched, labels, groups)
     for group, place in places(groups[:kept], before).items():
         if not classes_of(labels, groups)[group] & touched:
             assert place == later[group] == {natural(group)}
