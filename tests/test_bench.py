@@ -15,6 +15,7 @@ from bench.processes import Measured, run_measured, thread_limits
 from bench.results import (
     ENGINE,
     FLOW,
+    HEAD,
     TIMM_LOOP,
     Answers,
     Results,
@@ -28,7 +29,6 @@ from bench.scratch import (
     Copy,
     choose_images,
     count_views,
-    pack_split,
     run_regraft,
     set_values,
 )
@@ -38,7 +38,6 @@ from tiny_finetune import make_manifest
 
 from tasks.artifacts import Manifest, write_manifest
 from tasks.params_file import load_params
-from tasks.records import SPLITS
 from tasks.statistics import wilson_interval
 from tasks.training import strength
 
@@ -236,12 +235,14 @@ def test_packing_for_the_speed_is_what_augment_does(tmp_path: Path, image_folder
     copy = Copy.make(tmp_path / "copy", values, python=sys.executable, environment={})
     for stage in ("ingest", "augment"):
         copy.run(stage)
-    for split in SPLITS:
-        pack_split(copy, split, tmp_path / split, workers=1)
-        made = {path.name: path.read_bytes() for path in (tmp_path / split).iterdir()}
-        stored = (copy.root / "data/augment" / split).iterdir()
-        assert made == {path.name: path.read_bytes() for path in stored}
-    assert count_views(copy) == 24 + len(copy.manifest().of("train"))
+    first, *rest = copy.stretches(5, most=3)
+    assert [len(rows) for rows in (first, *rest)] == [5, 5, 5]
+    (train,) = copy.stretches(100, most=3)
+    copy.pack(train, tmp_path / "train", workers=1)
+    made = {path.name: path.read_bytes() for path in (tmp_path / "train").iterdir()}
+    stored = (copy.root / "data/augment/train").iterdir()
+    assert made == {path.name: path.read_bytes() for path in stored}
+    assert count_views(copy) == 24 + len(train)
 
 
 def test_both_models_of_regraft_get_their_predictions_and_their_time(
@@ -293,7 +294,7 @@ def test_the_speed_of_the_head_is_measured_on_what_baseline_runs(monkeypatch: py
     monkeypatch.setattr(
         strength, "choose_linear", lambda *given, **more: fitted.append(real(*given, **more))
     )
-    assert speed.run_head() > 0
+    assert speed.run_head()[HEAD] > 0
     (path,) = fitted
     assert len(path.fits) > 1
     assert path.chosen.weight.shape == (speed.HEAD_CLASSES, 8)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 ENGINE = "frozen backbone on pixels in memory, images"
+HEAD = "linear head at all strengths of params.yaml, rows of 1,280 features"
 TIMM_LOOP = "plain timm loop on the same, images"
 FLOW = "from image files to features, decoding and rendering included, views"
 FILES = "the same as stages augment and extract, with their start and the probe, views"

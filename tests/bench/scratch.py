@@ -20,7 +20,7 @@ from tasks.images.sources import resolve_root
 from tasks.images.store import store_info
 from tasks.params import Params
 from tasks.params_file import load_params
-from tasks.records import Baseline, Finetuned, ImageSource, Split
+from tasks.records import Baseline, Finetuned, ImageSource, ManifestRow
 from tasks.training.tensors import to_arrays
 
 ROOT = Path(__file__).parent.parent.parent
@@ -99,6 +99,22 @@ class Copy:
         origin = read_record(self.root / "data/ingest/source.json", ImageSource)
         found = resolve_root(origin)
         return found if found.is_absolute() else self.root / found
+
+    def stretches(self, images: int, most: int) -> list[list[ManifestRow]]:
+        """The first training images, so many at a time."""
+        rows = self.manifest().of("train")
+        parts = [rows[start : start + images] for start in range(0, len(rows), images)]
+        return [list(part) for part in parts[:most]]
+
+    def pack(self, rows: Sequence[ManifestRow], folder: Path, *, workers: int) -> None:
+        """Decode, render and pack training images as augment does."""
+        params = self.params()
+        options, views = params.augment, params.augment.views
+        render = partial(
+            render_file, root=self.image_root(), params=options, seed=params.seed, views=views
+        )
+        info = store_info(len(rows), views=views, image_px=options.image_px)
+        pack(rows, folder, render, info=info, workers=workers)
 
 
 def set_values(path: Path, values: Mapping[str, object]) -> None:
@@ -189,18 +205,6 @@ def run_regraft(copy: Copy, *, seed: int) -> list[Trial]:
 def measure_files(copy: Copy) -> float:
     """Views a second from image files to features: augment and extract as they are run."""
     return count_views(copy) / sum(copy.run(stage).seconds for stage in FROM_FILES)
-
-
-def pack_split(copy: Copy, split: Split, folder: Path, *, workers: int) -> None:
-    """Decode, render and pack the images of a split as augment does."""
-    manifest, params = copy.manifest(), copy.params()
-    views = params.augment.views if split == "train" else 0
-    render = partial(
-        render_file, root=copy.image_root(), params=params.augment, seed=params.seed, views=views
-    )
-    rows = manifest.of(split)
-    info = store_info(len(rows), views=views, image_px=params.augment.image_px)
-    pack(rows, folder, render, info=info, workers=workers)
 
 
 def count_views(copy: Copy) -> int:

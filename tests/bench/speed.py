@@ -5,19 +5,22 @@ import json
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 from bench.processes import run_measured
-from bench.results import ENGINE, FILES, FLOW, TIMM_LOOP
-from bench.scratch import Copy, measure_files, pack_split
+from bench.results import ENGINE, FILES, FLOW, HEAD, TIMM_LOOP
+from bench.scratch import Copy, measure_files
 
 ROOT = Path(__file__).parent.parent.parent
 
-BACKBONE, SIDE, BATCH = "tf_efficientnet_lite0", 224, 32
+BACKBONE, BATCH = "tf_efficientnet_lite0", 32
 WARM_UP, ROUNDS = 4, 32  # batches
+STRETCH_IMAGES, MOST_STRETCHES = 100, 6  # that go from files to features between two looks
+ENGINE_BATCHES = 8  # of such a look at the engine alone
 REPEATS = 3  # of each part
 HEAD_ROWS, HEAD_VAL, HEAD_FEATURES, HEAD_CLASSES = 12_000, 1_000, 1_280, 10
 
@@ -35,15 +38,17 @@ def measure_speeds(folder: Path, environment: Mapping[str, str], copy: Copy) -> 
     folder.mkdir(parents=True)
     found = defaultdict(list)
     for _ in range(REPEATS):  # all parts in turn, so that a slow minute does not meet one part only
-        for name, (what, _) in PARTS.items():
-            found[what].append(_measure_part(name, folder, environment, project=copy.root))
+        for name in PARTS:
+            measured = _measure_part(name, folder, environment, project=copy.root)
+            for what, rate in measured.items():
+                found[what].append(rate)
         found[FILES].append(measure_files(copy))
     return {what: float(np.median(rates)) for what, rates in found.items()}
 
 
 def _measure_part(
     name: str, folder: Path, environment: Mapping[str, str], *, project: Path
-) -> float:
+) -> dict[str, float]:
     answer = folder / f"{name}.json"
     run_measured(
         [sys.executable, "-m", "bench.speed", name, str(answer)],
@@ -51,7 +56,8 @@ def _measure_part(
         environment={**environment, "PYTHONPATH": _paths()},
         log=folder / "log.txt",
     )
-    return float(json.loads(answer.read_text()))
+    measured: dict[str, float] = json.loads(answer.read_text())
+    return measured
 
 
 def _paths() -> str:
@@ -69,70 +75,70 @@ def _rate(run: Callable[[], object]) -> float:
     return ROUNDS * BATCH / (time.monotonic() - started)
 
 
-def _pixels() -> np.ndarray:
+def _pixels(side: int) -> np.ndarray:
     rng = np.random.default_rng(0)
-    return rng.integers(0, 256, (BATCH, SIDE, SIDE, 3), dtype=np.uint8)
+    return rng.integers(0, 256, (BATCH, side, side, 3), dtype=np.uint8)
 
 
-def run_engine() -> float:
-    """The engine that Regraft chooses on this machine, on pixels in memory."""
-    from tasks.machine import prepare_memory, read_machine
+def run_flow() -> dict[str, float]:
+    """The engine that Regraft chooses here, alone and as what augment and extract do for a view.
 
-    prepare_memory()
-    from tasks.backbones.catalogue import load_backbone
-    from tasks.backbones.engine import make_engine
-    from tasks.backbones.features import PooledFeatures
-
-    backbone = load_backbone(BACKBONE, "packaged", image_px=SIDE, seed=0)
-    pixels = _pixels()
-    engine = make_engine(PooledFeatures(backbone.model), backbone.input, read_machine(), pixels[:8])
-    return _rate(lambda: engine(pixels))
-
-
-def run_flow() -> float:
-    """What augment and extract do for every view of the project that this runs in.
-
-    Neither the start of a process nor the probe is in it, as they are not in the engine's speed.
+    Both in turns in one process, so that a slow minute meets both; start and probe in neither. Runs
+    in the folder of a project whose images are listed.
     """
     from tasks.machine import prepare_memory, read_machine
 
     prepare_memory()
-    from bench.scratch import count_views
-
     from tasks.backbones.catalogue import load_backbone
     from tasks.backbones.engine import make_engine
     from tasks.backbones.feature_files import write_features
     from tasks.backbones.features import FeaturesAndLogits
     from tasks.images.store import PixelStore
     from tasks.progress import progress
-    from tasks.records import SPLITS
 
     project, machine = Copy(Path(), sys.executable, {}), read_machine()
-    params, total = project.params(), count_views(project)
+    params = project.params()
+    pixels = _pixels(params.augment.image_px)
     backbone = load_backbone(BACKBONE, "packaged", image_px=params.augment.image_px, seed=0)
-    sample = np.zeros((8, params.augment.image_px, params.augment.image_px, 3), dtype=np.uint8)
-    engine = make_engine(FeaturesAndLogits(backbone.model), backbone.input, machine, sample)
-    with TemporaryDirectory(dir=".") as folder, progress("flow", total) as meter:
-        started = time.monotonic()
-        for split in SPLITS:
-            pack_split(project, split, Path(folder, split), workers=machine.decode_workers)
-            store = PixelStore.open(Path(folder, split))
-            write_features(Path(folder, f"{split}-features"), store, engine, params.extract, meter)
-        return total / (time.monotonic() - started)
+    engine = make_engine(FeaturesAndLogits(backbone.model), backbone.input, machine, pixels[:8])
+    seconds, views = defaultdict(float), 0
+    stretches = project.stretches(STRETCH_IMAGES, MOST_STRETCHES)
+    with progress("flow", sum(map(len, stretches))) as meter:
+        for rows in stretches:
+            with TemporaryDirectory(dir=".") as folder, _timing(seconds, FLOW):
+                project.pack(rows, Path(folder, "pixels"), workers=machine.decode_workers)
+                store = PixelStore.open(Path(folder, "pixels"))
+                write_features(Path(folder, "features"), store, engine, params.extract, meter)
+            views += len(rows) * (1 + params.augment.views)
+            with _timing(seconds, ENGINE):
+                for _ in range(ENGINE_BATCHES):
+                    engine(pixels)
+    return {
+        ENGINE: len(stretches) * ENGINE_BATCHES * BATCH / seconds[ENGINE],
+        FLOW: views / seconds[FLOW],
+    }
 
 
-def run_timm_loop() -> float:
+@contextmanager
+def _timing(seconds: dict[str, float], what: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    seconds[what] += time.monotonic() - started
+
+
+def run_timm_loop() -> dict[str, float]:
     """A plain timm model in eval mode, nothing set, on normalized images in memory."""
     import timm
     import torch
 
     model = timm.create_model(BACKBONE).eval()
-    images = torch.randn(BATCH, 3, SIDE, SIDE)
+    side = Copy(Path(), sys.executable, {}).params().augment.image_px
+    images = torch.randn(BATCH, 3, side, side)
     with torch.inference_mode():
-        return _rate(lambda: model(images))
+        return {TIMM_LOOP: _rate(lambda: model(images))}
 
 
-def run_head() -> float:
+def run_head() -> dict[str, float]:
     """The linear head as `baseline` fits it: a path of strengths, chosen on val."""
     from tasks.machine import prepare_memory
 
@@ -153,14 +159,13 @@ def run_head() -> float:
     )
     started = time.monotonic()
     choose_linear(train, val, params.baseline.l2_strengths, classes=HEAD_CLASSES, seed=params.seed)
-    return HEAD_ROWS / (time.monotonic() - started)
+    return {HEAD: HEAD_ROWS / (time.monotonic() - started)}
 
 
-PARTS: dict[str, tuple[str, Callable[[], float]]] = {
-    "engine": (ENGINE, run_engine),
-    "flow": (FLOW, run_flow),
-    "timm": (TIMM_LOOP, run_timm_loop),
-    "head": ("linear head at all strengths of params.yaml, rows of 1,280 features", run_head),
+PARTS: dict[str, Callable[[], dict[str, float]]] = {
+    "flow": run_flow,
+    "timm": run_timm_loop,
+    "head": run_head,
 }
 
 
@@ -169,4 +174,4 @@ if __name__ == "__main__":
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("answer", type=Path)
     given = parser.parse_args()
-    given.answer.write_text(json.dumps(PARTS[given.part][1]()))
+    given.answer.write_text(json.dumps(PARTS[given.part]()))
