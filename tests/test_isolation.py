@@ -188,6 +188,34 @@ def test_a_linked_folder_of_images_stays_a_link(toy: ToyProject, tmp_path: Path)
     assert (clone / "mine/cat/1.png").samefile(tmp_path / "disk/cat/1.png")
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_relative_link_to_images_leads_to_the_same_folder(toy: ToyProject, ignored: bool) -> None:
+    (toy.root.parent / "photos").mkdir()
+    if ignored:
+        toy.write(".gitignore", toy.read(".gitignore") + "/mine\n")
+    (toy.root / "mine").symlink_to("../photos")
+    toy.write("dvc.yaml", GRAPH.replace("source.txt]", "source.txt, '${ingest.source}']"))
+    clone = make_clone(toy.root, "quick-fox", {"ingest.source": "mine"})
+    assert (clone / "mine").samefile(toy.root.parent / "photos")
+
+
+def test_images_of_one_folder_come_along_whatever_git_knows_of_each(toy: ToyProject) -> None:
+    toy.write("mine/cat/0.png", "tracked\n")
+    toy.commit("Add an image")
+    toy.write(".gitignore", toy.read(".gitignore") + "*.bmp\n")
+    toy.write("mine/cat/1.png", "new\n")
+    toy.write("mine/cat/2.bmp", "ignored\n")
+    (toy.root / "mine/cat/3.png").symlink_to("1.png")
+    subprocess.run(["git", "init", "--quiet", str(toy.root / "mine/dog")], check=True)
+    toy.write("mine/dog/4.png", "of another repository\n")
+    toy.write("dvc.yaml", GRAPH.replace("source.txt]", "source.txt, '${ingest.source}']"))
+    clone = make_clone(toy.root, "quick-fox", {"ingest.source": "mine"})
+    for name in ("0.png", "1.png", "2.bmp", "3.png"):
+        assert (clone / "mine/cat" / name).read_text() == toy.read(f"mine/cat/{name}")
+    assert os.readlink(clone / "mine/cat/3.png") == "1.png"
+    assert (clone / "mine/dog/4.png").samefile(toy.root / "mine/dog/4.png")
+
+
 def test_a_path_that_leads_elsewhere_from_a_clone_is_refused(toy: ToyProject) -> None:
     (toy.root.parent / "photos").mkdir()
     with pytest.raises(IsolationError) as error:

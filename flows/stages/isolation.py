@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from flows.errors import IsolationError
@@ -146,17 +146,40 @@ def _override(root: Path, clone: Path, values: Mapping[str, Any]) -> None:
 
 def _link_sources(root: Path, clone: Path) -> None:
     """Bring the files that the graph reads, nothing makes and git ignores, such as data/raw."""
-    made = made_paths(clone)
+    made, images = made_paths(clone), find_source_images(root, clone)
     for path in sorted({dep for stage in read_graph(clone) for dep in stage.deps}):
         outside = path.startswith("..") or Path(path).is_absolute()
-        if outside or (clone / path).exists() or not (root / path).exists():
+        if outside or not (root / path).exists():
             continue
         if made & {path, *map(str, Path(path).parents)}:
             continue
-        if (root / path).is_dir() and not (root / path).is_symlink():
-            shutil.copytree(root / path, clone / path, symlinks=True, copy_function=_link)
-        else:
-            _place(_link, root / path, clone / path)
+        source, target = root / path, clone / path
+        if source.is_symlink():
+            _link_anew(source, target)
+        elif source.is_dir() and (not target.exists() or PurePosixPath(path) == images.folder):
+            _fill_folder(source, target)
+        elif not target.exists():
+            _place(_link, source, target)
+
+
+def _link_anew(source: Path, target: Path) -> None:
+    """Link to where a link of the user leads; as it stands it may lead elsewhere from a clone."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    target.symlink_to(source.resolve())
+
+
+def _fill_folder(source: Path, target: Path) -> None:
+    """Link the files that a folder of the clone lacks, whether git knows or ignores them."""
+    for folder, folders, files in os.walk(source):
+        here = target / Path(folder).relative_to(source)
+        here.mkdir(parents=True, exist_ok=True)
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        for name in [*files, *links]:
+            if not os.path.lexists(here / name):
+                _link(os.path.join(folder, name), str(here / name))
 
 
 def _place(bring: Callable[[str, str], None], source: Path, target: Path) -> None:
@@ -165,12 +188,9 @@ def _place(bring: Callable[[str, str], None], source: Path, target: Path) -> Non
 
 
 def _link(source: str, target: str) -> None:
-    """Give a file a second name; copy it where the file system cannot. Links are made anew."""
-    if os.path.islink(source):
-        os.symlink(os.path.realpath(source), target)
-        return
+    """Give a file, or a link as it stands, a second name; copy it where the file system cannot."""
     try:
-        os.link(source, target)
+        os.link(source, target, follow_symlinks=False)
     except OSError:
         _copy(source, target)
 
@@ -180,9 +200,9 @@ def _copy(source: str, target: str) -> None:
 
 
 def _new_files(folder: Path) -> list[str]:
-    """List the files that git neither tracks nor ignores."""
+    """List the files that git neither tracks nor ignores, without those of other repositories."""
     listing = _git(folder, "ls-files", "--others", "--exclude-standard", "-z")
-    return [name for name in listing.split("\0") if name]
+    return [name for name in listing.split("\0") if name and not name.endswith("/")]
 
 
 def _try_git(folder: Path, *arguments: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Which of a project's files are its images: linked into clones, never copied, never committed."""
+"""Which of a project's files are its images: those git does not track never enter an experiment."""
 
 import os
 from collections.abc import Collection
@@ -24,9 +24,9 @@ class SourceImages:
     listed: Collection[str]
 
     def hold(self, name: str) -> bool:
-        """Whether a path, with forward slashes, is one of the images."""
-        below = self.folder is not None and self.folder in PurePosixPath(name).parents
-        return below or name in self.listed
+        """Whether a path, with forward slashes, is one of the images, or a link to all of them."""
+        path = PurePosixPath(name)
+        return name in self.listed or self.folder in {path, *path.parents}
 
 
 def find_source_images(root: Path, clone: Path) -> SourceImages:
