@@ -131,6 +131,19 @@ def test_another_c_library_is_left_alone(monkeypatch):
     prepare_memory()
 
 
+@pytest.mark.parametrize(("given", "told"), [(None, "4"), ("20", "20")])
+def test_idle_threads_of_openblas_sleep_unless_the_user_says_otherwise(monkeypatch, given, told):
+    monkeypatch.delenv("OPENBLAS_THREAD_TIMEOUT", raising=False)
+    if given:
+        monkeypatch.setenv("OPENBLAS_THREAD_TIMEOUT", given)
+    code = (
+        "import sys, tasks, os; assert 'numpy' not in sys.modules; "
+        "print(os.environ['OPENBLAS_THREAD_TIMEOUT'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{told}\n"
+
+
 def test_the_real_c_library_takes_the_settings():
     code = "from tasks.machine import prepare_memory; prepare_memory(); print(len(bytes(10**8)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
