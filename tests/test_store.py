@@ -1,5 +1,8 @@
 """Rows come back as they went in, whatever the shards; a damaged store is refused."""
 
+import errno
+import itertools
+import os
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +172,25 @@ def test_failure_inside_replacing_folder_leaves_the_old_store(tmp_path: Path) ->
         fail_while_writing()
     assert np.array_equal(PixelStore.open(tmp_path / "s").rows([0, 1, 2]), old)
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+@pytest.mark.parametrize("fails", [1, 2, 3])
+def test_a_disk_that_takes_a_shard_no_more_fails_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: int
+) -> None:
+    synced = itertools.count(1)
+
+    def sync(descriptor: int) -> None:
+        if next(synced) == fails:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with (
+        pytest.raises(ArtifactError, match="No space left on device"),
+        replacing_folder(tmp_path / "s") as folder,
+    ):
+        write_store(folder / "s", some_rows(12), views=0, shard_rows=4)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_short_or_missing_shard_is_refused(tmp_path: Path) -> None:

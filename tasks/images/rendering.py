@@ -13,6 +13,7 @@ GRAY = 128  # of erased boxes
 
 # Luma, as in Pillow's mode L, and the two color axes of YIQ (SMPTE 170M).
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+_RGB = np.linalg.inv(_YIQ)
 
 
 def render_view(frame: Frame, view: View, image_px: int) -> Pixels:
@@ -117,4 +118,4 @@ def _chroma_matrix(saturation: float, hue: float) -> NDArray[np.float64]:
     turn = np.eye(3)
     turn[1:, 1:] = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
     turn[1:, 1:] *= saturation
-    return np.asarray(np.linalg.solve(_YIQ, turn @ _YIQ))
+    return np.asarray(_RGB @ turn @ _YIQ)

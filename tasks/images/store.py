@@ -4,7 +4,9 @@ Every image has 1 + views rows one after the other: the clean one, then its augm
 shard takes about 64 MB, so that neither writer nor reader needs more memory with more images.
 """
 
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -52,6 +54,8 @@ def _shard_path(folder: Path, number: int) -> Path:
 class StoreWriter:
     """Writes a store into an existing, empty folder, row by row; use as a context manager.
 
+    A full shard goes to the disk while the next rows are made; at the end all have arrived.
+
     Args:
         folder: Where shards and info.json go, usually inside `replacing_folder`.
         info: Shape of the store, see `store_info`; info.json is written when all rows are there.
@@ -62,6 +66,8 @@ class StoreWriter:
         self._folder = folder
         self._rows = 0
         self._file: BinaryIO | None = None
+        self._disk = ThreadPoolExecutor(1)
+        self._syncing: Future[None] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -72,9 +78,13 @@ class StoreWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._close_shard()
-        if error is None:
-            self._finish()
+        try:
+            if error is None:
+                self._finish()
+        finally:
+            self._disk.shutdown()
+            if self._file is not None:
+                self._file.close()
 
     def append(self, pixels: Pixels) -> None:
         """Write the next rows.
@@ -84,6 +94,7 @@ class StoreWriter:
 
         Raises:
             ValueError: The pixels have another shape or type, or are more than announced.
+            OSError: The disk is full; it may be told of earlier rows, or at the end only.
         """
         side = self.info.image_px
         if pixels.dtype != np.uint8 or pixels.shape[1:] != (side, side, 3):
@@ -111,14 +122,28 @@ class StoreWriter:
         npy.write_array_header_1_0(self._file, header)
 
     def _close_shard(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self._file is None:
+            return
+        self._wait()  # one shard is under way at most, however slow the disk
+        self._syncing = self._disk.submit(_sync_and_close, self._file)
+        self._file = None
+
+    def _wait(self) -> None:
+        if self._syncing is not None:
+            self._syncing.result()
 
     def _finish(self) -> None:
+        self._close_shard()
+        self._wait()
         if self._rows != _total_rows(self.info):
             raise ValueError(f"{self._rows} rows of {_total_rows(self.info)} were written")
         write_record(self._folder / INFO, self.info)
+
+
+def _sync_and_close(file: BinaryIO) -> None:
+    with file:
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _total_rows(info: StoreInfo) -> int:
