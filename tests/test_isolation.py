@@ -158,7 +158,7 @@ def test_images_that_a_csv_lists_come_along_too(toy: ToyProject) -> None:
         toy.write(name, "pixels\n")
     rows = [
         "photos/1.png,cat",
-        f"{toy.root}/tables/new/3.png,cat",
+        "new/3.png,cat",
         "gone.png,dog",
         "../../4.png,dog",
     ]
@@ -169,6 +169,35 @@ def test_images_that_a_csv_lists_come_along_too(toy: ToyProject) -> None:
     for name in ("tables/photos/1.png", "tables/new/3.png"):
         assert (clone / name).samefile(toy.root / name)
     assert not (clone / "tables/photos/2.png").exists()
+
+
+def test_whole_paths_in_a_csv_that_moves_are_refused(toy: ToyProject) -> None:
+    toy.write("tables/photos/1.png", "pixels\n")
+    toy.write("tables/mine.csv", f"path,label\nphotos/1.png,cat\n{toy.root}/tables/2.png,cat\n")
+    with pytest.raises(IsolationError) as error:
+        make_clone(toy.root, "quick-fox", {"ingest.source": "tables/mine.csv"})
+    assert f"1 of 2 paths are whole paths, the first in line 3: {toy.root}" in str(error.value)
+    assert "relative to the folder of the csv" in str(error.value)
+    whole = str(toy.root / "tables/mine.csv")  # every clone reads the user's own
+    assert make_clone(toy.root, "slow-fox", {"ingest.source": whole}).is_dir()
+
+
+def test_a_csv_that_is_edited_during_a_run_lets_no_image_into_the_experiment(
+    toy: ToyProject,
+) -> None:
+    toy.write("tables/1.png", "pixels\n")
+    toy.write("tables/mine.csv", "path,label\n1.png,cat\n")
+    clone = make_clone(toy.root, "quick-fox", {"ingest.source": "tables/mine.csv"})
+    toy.write("tables/mine.csv", "path,label\n2.png,cat\n")
+    keep_results(toy.root, clone, "quick-fox")
+    kept = files_of_experiment(toy, "quick-fox")
+    assert "tables/mine.csv" in kept
+    assert "tables/1.png" not in kept
+
+
+def test_the_project_itself_is_no_source(toy: ToyProject) -> None:
+    with pytest.raises(IsolationError, match="the project itself"):
+        make_clone(toy.root, "quick-fox", {"ingest.source": "."})
 
 
 def test_a_table_that_ingest_will_refuse_is_left_to_ingest(toy: ToyProject) -> None:

@@ -16,7 +16,7 @@ from flows.errors import IsolationError
 from flows.overrides import apply_changes
 from flows.stages.graph import made_paths, read_graph, restore_outs, share_cache, why_stale
 from flows.stages.runner import run_dvc
-from flows.stages.source_images import find_source_images
+from flows.stages.source_images import SourceImages, find_source_images
 from tasks.errors import ParamsError
 from tasks.params_file import load_params
 
@@ -41,9 +41,10 @@ def make_clone(root: Path, name: str, values: Mapping[str, Any]) -> Path:
     try:
         _clone(root, clone)
         _override(root, clone, values)
-        _carry_new_files(root, clone)
+        images = find_source_images(root, _source_of(clone))
+        _carry_new_files(root, clone, images)
         share_cache(root, clone)
-        _link_sources(root, clone)
+        _link_sources(root, clone, images)
         restore_outs(clone)
     except BaseException:
         remove_clone(clone)
@@ -57,7 +58,7 @@ def keep_results(root: Path, clone: Path, name: str) -> None:
     Raises:
         IsolationError: DVC or git refuses; the clone stays.
     """
-    images = find_source_images(root, clone)
+    images = find_source_images(clone, _source_of(clone))  # the user's may have changed since
     new = [path for path in _new_files(clone) if not images.hold(path)]
     include = [word for path in new for word in ("--include-untracked", path)]
     run_dvc(clone, "exp", "save", "--force", "--name", name, *include)
@@ -118,9 +119,12 @@ def _clone(root: Path, clone: Path) -> None:
         _git(clone, "config", f"user.{fact}", value)
 
 
-def _carry_new_files(root: Path, clone: Path) -> None:
+def _source_of(clone: Path) -> str:
+    return load_params(clone / "params.yaml").ingest.source
+
+
+def _carry_new_files(root: Path, clone: Path, images: SourceImages) -> None:
     """Bring the images, wherever git stands to them, and the other files that git does not know."""
-    images = find_source_images(root, clone)
     for name in images.listed:
         if (root / name).is_file() and not (clone / name).exists():
             _place(_link, root / name, clone / name)
@@ -144,9 +148,9 @@ def _override(root: Path, clone: Path, values: Mapping[str, Any]) -> None:
         raise ParamsError(f"params.yaml with these overrides is refused:\n{said}") from err
 
 
-def _link_sources(root: Path, clone: Path) -> None:
+def _link_sources(root: Path, clone: Path, images: SourceImages) -> None:
     """Bring the files that the graph reads, nothing makes and git ignores, such as data/raw."""
-    made, images = made_paths(clone), find_source_images(root, clone)
+    made = made_paths(clone)
     for path in sorted({dep for stage in read_graph(clone) for dep in stage.deps}):
         outside = path.startswith("..") or Path(path).is_absolute()
         if outside or not (root / path).exists():

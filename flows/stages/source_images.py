@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 
 from flows.errors import IsolationError
 from tasks.errors import DataError
+from tasks.images.listing import printable
 from tasks.images.tables import read_lines
-from tasks.params_file import load_params
 
 
 @dataclass(frozen=True)
@@ -29,26 +29,40 @@ class SourceImages:
         return name in self.listed or self.folder in {path, *path.parents}
 
 
-def find_source_images(root: Path, clone: Path) -> SourceImages:
-    """Find the images in the user's tree, as the parameters of a clone name them.
+def find_source_images(root: Path, source: str) -> SourceImages:
+    """Find the images that lie in the project.
+
+    Args:
+        root: The project.
+        source: `ingest.source`.
 
     Raises:
-        IsolationError: The source's path leads out of the project; from a clone it leads elsewhere.
-        ParamsError: The clone's params.yaml is refused.
+        IsolationError: The source, or a path in its csv, leads elsewhere from a clone.
     """
-    source = Path(load_params(clone / "params.yaml").ingest.source)
-    path = _below(root, source)
+    place = Path(source)
+    path = _below(root, place)
     if path is None:
-        if not source.is_absolute():
-            raise IsolationError(
-                f"ingest.source is {source}, outside of the project; a run with overrides works in "
-                "a clone, from where that leads elsewhere. Set it to the whole path, "
-                f"{os.path.normpath(root / source)}"
-            )
+        _check_outside(root, place)
         return SourceImages(None, ())
     if (root / path).is_dir():
         return SourceImages(path, ())
-    return SourceImages(None, _listed(root, path) if path.suffix.lower() == ".csv" else ())
+    if path.suffix.lower() != ".csv":
+        return SourceImages(None, ())
+    return SourceImages(None, _listed(root, path, movable=not place.is_absolute()))
+
+
+def _check_outside(root: Path, source: Path) -> None:
+    whole = Path(os.path.normpath(root / source))
+    if whole == root:
+        raise IsolationError(
+            f"ingest.source is {source}, the project itself, and all its files would be taken for "
+            "images. Put the images into a folder of their own and set it to that folder"
+        )
+    if not source.is_absolute():
+        raise IsolationError(
+            f"ingest.source is {source}, outside of the project; a run with overrides works in a "
+            f"clone, from where that leads elsewhere. Set it to the whole path, {whole}"
+        )
 
 
 def _below(root: Path, path: Path | PurePosixPath) -> PurePosixPath | None:
@@ -59,12 +73,26 @@ def _below(root: Path, path: Path | PurePosixPath) -> PurePosixPath | None:
     return PurePosixPath(found.relative_to(root).as_posix())
 
 
-def _listed(root: Path, table: PurePosixPath) -> Collection[str]:
-    """Give the images that a csv lists below the root; none where ingest will refuse the csv."""
+def _listed(root: Path, table: PurePosixPath, *, movable: bool) -> Collection[str]:
+    """Give the images that a csv lists below the root; none where ingest will refuse the csv.
+
+    Args:
+        root: The project.
+        table: The csv, relative to the root.
+        movable: Whether a clone reads a copy of the csv; whole paths would lead back from there.
+    """
     columns = ("path", "label")
     try:
         lines = read_lines(root / table, required=columns, optional=("split", "group"))
     except DataError:
         return ()
+    whole = [line for line in lines if os.path.isabs(line.cells["path"])]
+    if movable and whole:
+        raise IsolationError(
+            f"{table}: {len(whole):,} of {len(lines):,} paths are whole paths, the first in line "
+            f"{whole[0].number}: {printable(whole[0].cells['path'])}; a run with overrides works "
+            "in a clone, from where they lead out of it. Write them relative to the folder of "
+            "the csv"
+        )
     found = {_below(root, table.parent / line.cells["path"]) for line in lines}
     return frozenset(str(path) for path in found if path is not None)
