@@ -36,7 +36,7 @@ from tasks.evaluation.shipping import (
     majority_right,
     warn_of_majority,
 )
-from tasks.evaluation.words import summarize
+from tasks.evaluation.words import name_trained, summarize
 from tasks.images.store import PixelStore
 from tasks.machine import read_machine
 from tasks.params import EvaluateParams
@@ -83,7 +83,7 @@ def evaluate(
     params: EvaluateParams,
     *,
     seed: int,
-    arm: Arm = "fine_tune",
+    arm: Arm,
 ) -> Evaluation:
     """Judge one or two models.
 
@@ -93,7 +93,7 @@ def evaluate(
         finetuned: Logits of the model of stage finetune; None where nothing was fine-tuned.
         params: Resamples, confidence and bins.
         seed: The run's seed.
-        arm: How stage finetune trained its model.
+        arm: How stage finetune trained its model, if it did.
     """
     val, test = judge_models(
         manifest, {"baseline": baseline} | ({"finetuned": finetuned} if finetuned else {})
@@ -152,19 +152,22 @@ def read_inputs(paths: argparse.Namespace, *, seed: int) -> Inputs:
     if finetuned.arm == "feature_extraction":
         return Inputs(manifest, pixels, baseline, None, finetuned.arm)
     model = load_finetuned(paths.model, finetuned)
-    test = run_model(model, finetuned.input, pixels, seed=seed)
+    what = f"{name_trained(finetuned.arm)} on test"
+    test = run_model(model, finetuned.input, pixels, seed=seed, what=what)
     logits = _model_logits(paths.finetune_logits, paths.model, test, manifest)
     return Inputs(manifest, pixels, baseline, logits, finetuned.arm)
 
 
-def run_model(model: nn.Module, spec: InputSpec, pixels: PixelStore, *, seed: int) -> Logits:
-    """Give a classifier's logits, float32 (N, C), of the clean views."""
+def run_model(
+    model: nn.Module, spec: InputSpec, pixels: PixelStore, *, seed: int, what: str
+) -> Logits:
+    """Give a classifier's logits, float32 (N, C), of the clean views; `what` names the progress."""
     machine = read_machine()
     configure_torch(machine, seed)
     rows = pixels.clean_rows()
     engine = make_engine(model, spec, machine, pixels.rows(rows[:BATCH_SIZE]))
     parts = []
-    with progress("fine-tuned model on test", len(rows)) as meter:
+    with progress(what, len(rows)) as meter:
         for batch in pixels.batches(rows, BATCH_SIZE):
             parts.append(engine(batch)[0])
             meter.advance(len(batch))

@@ -182,7 +182,7 @@ def _check_recomputed(
 def read_provenance(paths: argparse.Namespace, params: Params) -> Provenance:
     """Find out from what code, data, parameters and packages this run is."""
     return Provenance(
-        code=read_code_state(PROJECT),
+        code=read_code_state(PROJECT, inputs=[params.ingest.groups]),
         data_sha256=hash_file(paths.manifest),
         params=list_params(params.model_dump(mode="json")),
         versions=installed_versions(),

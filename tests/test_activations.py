@@ -181,6 +181,22 @@ def test_a_disk_without_room_costs_time_only_and_is_told(
     assert isinstance(cached.train, CachedRows)
 
 
+def test_what_an_interrupted_run_has_cached_makes_room_where_the_rest_does_not_fit(
+    stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(activations, "SHARD_BYTES", 32 * ROW_BYTES)
+    folders = {number: tmp_path / "both" / str(number) for number in range(2)}
+    open_rows(stores, Frozen(), folder=tmp_path / "one", budget_gb=1)
+    cache_together(stores, TwoFrozen(), folders, budget_gb=1)
+    for folder in (tmp_path / "one", *folders.values()):
+        (folder / "train" / "000001.npy").unlink()
+    leave_free(monkeypatch, tmp_path, SPARE_BYTES)
+    open_rows(stores, Frozen(), folder=tmp_path / "one", budget_gb=1)
+    cache_together(stores, TwoFrozen(), folders, budget_gb=1)
+    assert not list(tmp_path.rglob("*/train/*.npy"))
+    assert not list(tmp_path.rglob("*/val/*.npy"))
+
+
 def test_views_that_the_budget_leaves_are_the_same_without_room_on_the_disk(
     stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

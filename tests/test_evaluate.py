@@ -138,7 +138,7 @@ def test_between_equal_models_the_baseline_ships(params):
 
 def test_metrics_are_those_of_sklearn_on_the_test_images(manifest, params):
     baseline, finetuned = make_logits(manifest, 0.5, 1), make_logits(manifest, 3.0, 2)
-    metrics = evaluate(manifest, baseline, finetuned, params, seed=1).metrics
+    metrics = evaluate(manifest, baseline, finetuned, params, seed=1, arm="fine_tune").metrics
     labels = manifest.labels("test")
     for scores, logits in ((metrics.baseline, baseline), (metrics.finetuned, finetuned)):
         expected = oracle.accuracy_score(labels, logits.test.argmax(axis=1))
@@ -154,6 +154,13 @@ def test_metrics_are_those_of_sklearn_on_the_test_images(manifest, params):
     assert metrics.warnings == []
 
 
+def test_a_model_trained_from_scratch_is_called_so(manifest, params):
+    logits = make_logits(manifest, 0.5, 1), make_logits(manifest, 3.0, 2)
+    metrics = evaluate(manifest, *logits, params, seed=1, arm="scratch").metrics
+    assert metrics.difference.sentence.startswith("The model trained from scratch is ")
+    assert metrics.shipped_reason.startswith("The model trained from scratch is better on val")
+
+
 def test_the_test_images_do_not_choose(manifest, params):
     strong, weak = make_logits(manifest, 3.0, 1), make_logits(manifest, 0.5, 2)
     metrics = evaluate(
@@ -162,6 +169,7 @@ def test_the_test_images_do_not_choose(manifest, params):
         ModelLogits(val=weak.val, test=strong.test),
         params,
         seed=1,
+        arm="fine_tune",
     ).metrics
     assert metrics.difference.accuracy.low > 0
     assert metrics.shipped == "baseline"
@@ -170,12 +178,16 @@ def test_the_test_images_do_not_choose(manifest, params):
 def test_temperatures_come_from_val(manifest, params):
     logits = make_logits(manifest, 2.0, 1)
     other = ModelLogits(val=logits.val, test=logits.test * 10)
-    one, two = (evaluate(manifest, item, None, params, seed=1) for item in (logits, other))
+    one, two = (
+        evaluate(manifest, item, None, params, seed=1, arm="fine_tune") for item in (logits, other)
+    )
     assert one.metrics.baseline.temperature == two.metrics.baseline.temperature != 1
 
 
 def test_without_fine_tuning_the_baseline_ships(manifest, params):
-    result = evaluate(manifest, make_logits(manifest, 2.0, 1), None, params, seed=1)
+    result = evaluate(
+        manifest, make_logits(manifest, 2.0, 1), None, params, seed=1, arm="fine_tune"
+    )
     metrics = result.metrics
     assert (metrics.finetuned, metrics.difference, metrics.val_finetuned) == (None, None, None)
     assert metrics.shipped == "baseline"
@@ -186,7 +198,9 @@ def test_majority_is_the_largest_class_of_training_not_of_test(params):
     rows = make_manifest().rows
     train = [row for row in rows if row.split == "train" and row.label == CLASSES[1]][:1]
     manifest = Manifest([*rows, *train])
-    metrics = evaluate(manifest, make_logits(manifest, 2.0, 1), None, params, seed=1).metrics
+    metrics = evaluate(
+        manifest, make_logits(manifest, 2.0, 1), None, params, seed=1, arm="fine_tune"
+    ).metrics
     assert metrics.majority.value == pytest.approx(30 / 90)
     assert metrics.majority.n == 90
 
@@ -194,7 +208,7 @@ def test_majority_is_the_largest_class_of_training_not_of_test(params):
 def test_a_model_no_better_than_the_majority_class_is_warned_of(manifest, params):
     constant = np.tile(np.float32([0, 1, 0]), (90, 1))
     logits = ModelLogits(val=constant[:60], test=constant)
-    metrics = evaluate(manifest, logits, None, params, seed=1).metrics
+    metrics = evaluate(manifest, logits, None, params, seed=1, arm="fine_tune").metrics
     (warning,) = metrics.warnings
     assert "(test accuracy 0.333) is not shown to be better than always naming" in warning
 
@@ -207,8 +221,8 @@ def test_results_do_not_depend_on_row_order(manifest, params):
         ModelLogits(val=model.val[order["val"]], test=model.test[order["test"]])
         for model in (baseline, finetuned)
     ]
-    one = evaluate(manifest, baseline, finetuned, params, seed=1).metrics
-    other = evaluate(Manifest(rows), *shuffled, params, seed=1).metrics
+    one = evaluate(manifest, baseline, finetuned, params, seed=1, arm="fine_tune").metrics
+    other = evaluate(Manifest(rows), *shuffled, params, seed=1, arm="fine_tune").metrics
     assert flat(other) == pytest.approx(flat(one))
 
 

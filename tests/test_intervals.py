@@ -240,7 +240,11 @@ def test_comparison_counts_the_images_only_one_model_got_right(params):
     baseline = judge(np.eye(2)[[0] * 5 + [1] * 5], labels)
     finetuned = judge(np.eye(2)[[0] * 4 + [1] + [0] * 3 + [1] * 2], labels)
     found = compare(
-        baseline, finetuned, GroupBootstrap(singletons(10), resamples=100, seed=0), params
+        baseline,
+        finetuned,
+        GroupBootstrap(singletons(10), resamples=100, seed=0),
+        params,
+        arm="fine_tune",
     )
     assert (found.only_baseline_right, found.only_finetuned_right) == (1, 3)
     assert found.accuracy.value == pytest.approx(0.2)
@@ -251,7 +255,10 @@ def test_comparison_counts_the_images_only_one_model_got_right(params):
 def test_comparison_says_gain_and_loss(params):
     weak, strong = answers(1, images=400, strength=0.5), answers(2, images=400, strength=4.0)
     bootstrap = GroupBootstrap(singletons(400), resamples=100, seed=0)
-    gain, loss = (compare(*pair, bootstrap, params) for pair in ((weak, strong), (strong, weak)))
+    gain, loss = (
+        compare(*pair, bootstrap, params, arm="fine_tune")
+        for pair in ((weak, strong), (strong, weak))
+    )
     value, low, high = (
         100 * part for part in (gain.accuracy.value, gain.accuracy.low, gain.accuracy.high)
     )
@@ -270,7 +277,7 @@ def test_comparison_says_gain_and_loss(params):
 def test_equal_models_differ_by_nothing_within_an_interval(params):
     judged = answers()
     bootstrap = GroupBootstrap(singletons(), resamples=100, seed=0)
-    found = compare(judged, judged, bootstrap, params)
+    found = compare(judged, judged, bootstrap, params, arm="fine_tune")
     for estimate in (found.accuracy, found.balanced_accuracy, found.macro_f1):
         assert estimate.value == 0
         assert estimate.low < 0 < estimate.high

@@ -66,6 +66,15 @@ def test_what_the_pipeline_writes_does_not_make_it_dirty(checkout: Path) -> None
     assert read_code_state(checkout).changed == ()
 
 
+def test_inputs_count_where_they_lie_in_the_project(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "groups.csv").write_text("path,group\n")
+    (tmp_path / "groups.csv").write_text("path,group\n")
+    assert read_code_state(checkout).changed == ()
+    whole = [str(checkout / "groups.csv"), str(tmp_path / "groups.csv")]
+    for inputs in (["groups.csv", "../groups.csv"], whole):
+        assert read_code_state(checkout, inputs).changed == ("groups.csv",)
+
+
 def test_the_hash_of_changes_follows_their_content(checkout: Path) -> None:
     hashes = []
     for content in ("seed: 2\n", "seed: 3\n", "seed: 2\n"):

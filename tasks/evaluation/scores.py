@@ -131,7 +131,7 @@ def compare(
     bootstrap: GroupBootstrap,
     params: EvaluateParams,
     *,
-    arm: Arm = "fine_tune",
+    arm: Arm,
 ) -> Difference:
     """Compare two models on the same images: that of stage finetune minus the baseline.
 

@@ -34,7 +34,7 @@ def choose_model(
     params: EvaluateParams,
     *,
     seed: int,
-    arm: Arm = "fine_tune",
+    arm: Arm,
 ) -> Choice:
     """Choose by accuracy on val; where its interval includes no difference, by calibrated loss.
 

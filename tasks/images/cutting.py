@@ -209,8 +209,8 @@ class Cutter:
     def _without_room(self, label: str, split: Split) -> str:
         return (
             f"class {label} has no group that can stand in {split}: each of its "
-            f"{len(self.groups_of[label])} holds other classes that would then be missing "
-            "elsewhere; add images of it, part its groups, or give the splits yourself (folders "
+            f"{len(self.groups_of[label])} stays where it is for the sake of other classes that "
+            "it holds; add images of it, part its groups, or give the splits yourself (folders "
             "train, val and test, or the column split of a csv)"
         )
 

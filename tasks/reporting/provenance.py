@@ -4,9 +4,10 @@ Nothing here tells the time or the machine: no clock, no absolute path, no secre
 """
 
 import hashlib
+import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -23,7 +24,6 @@ CODE = (
     "constraints.txt",
     "data/sources",
     "data/cards",
-    "data/groups.csv",
 )
 PACKAGES = (
     "torch",
@@ -89,15 +89,29 @@ class Provenance:
         return f"git checkout {self.code.commit}\nmake run"
 
 
-def read_code_state(root: Path) -> CodeState:
-    """Ask git for the commit of the checkout at `root` and for changes of the files of CODE."""
+def read_code_state(root: Path, inputs: Sequence[str] = ()) -> CodeState:
+    """Ask git for the commit of the checkout at `root` and for changes of what decides a result.
+
+    Args:
+        root: The project.
+        inputs: Paths of files beside those of CODE; those outside of the project are left out.
+    """
     prefix = _git(root, "rev-parse", "--show-prefix")
     commit = _git(root, "rev-parse", "--verify", "HEAD")
     if prefix is None or prefix.strip() or commit is None:  # inside some other repository
         return CodeState(None)
-    status = _git(root, "status", "--porcelain", "-z", "--no-renames", "-uall", "--", *CODE) or ""
+    inside = [path for path in inputs if _is_inside(root, path)]
+    status = (
+        _git(root, "status", "--porcelain", "-z", "--no-renames", "-uall", "--", *CODE, *inside)
+        or ""
+    )
     changed = tuple(sorted(entry[3:] for entry in status.split("\0") if entry))
     return CodeState(commit.strip(), changed, _hash_changes(root, changed) if changed else None)
+
+
+def _is_inside(root: Path, path: str) -> bool:
+    whole = os.path.normpath(root / path)
+    return whole != str(root) and Path(whole).is_relative_to(root)
 
 
 def _git(root: Path, *arguments: str) -> str | None:

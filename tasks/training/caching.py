@@ -34,7 +34,9 @@ def open_rows(
 ) -> Rows:
     """Cache the activations of all images, or compute them on the fly where they do not fit.
 
-    The budget, a parameter, may cost views; the disk, a fact of the machine, costs time only.
+    The budget, a parameter, may cost views; the disk, a fact of the machine, costs time only, and
+    what an interrupted run has cached makes room. Computed activations are those of the cache but
+    for its rounding to float16.
 
     Args:
         stores: The pixels.
@@ -73,6 +75,7 @@ def open_rows(
         )
     rows = _CachedRows.at(folder, activation, stores, views=fitting)
     if _lacks_room([rows], "in every step, which is slower", processes):
+        rows.remove()
         return Rows(ComputedRows(stores.train, frozen, views=fitting), computed.val)
     _fill([rows], stores, frozen, processes)
     return rows
@@ -119,6 +122,8 @@ def cache_together(
         for number, folder in folders.items()
     }
     if _lacks_room(list(rows.values()), "in each phase", processes):
+        for one in rows.values():
+            one.remove()
         return {}
 
     def wanted(pixels: Pixels) -> tuple[Array, ...]:
@@ -161,13 +166,12 @@ def _fill(
 
 
 def _lacks_room(rows: Sequence[_CachedRows], anew: str, processes: Processes) -> bool:
-    """Whether a process finds too little free disk; it is told, with when layers run `anew`."""
+    """Whether a process finds too little free disk; those that do say when layers run `anew`."""
     folder = rows[0].folder
     missing = sum(one.train.missing_bytes() + one.val.missing_bytes() for one in rows)
     existing = next(parent for parent in folder.absolute().parents if parent.exists())
     free = max(0, shutil.disk_usage(existing).free - SPARE_BYTES)
-    lacking = processes.any(missing > free)
-    if lacking and processes.first:
+    if missing > free:
         log.warning(
             "%s: cached activations would take %.1f GB more, and the disk has %.1f GB to spare: "
             "the frozen layers run anew %s; free some, or set REGRAFT_SCRATCH to a folder on a "
@@ -177,7 +181,7 @@ def _lacks_room(rows: Sequence[_CachedRows], anew: str, processes: Processes) ->
             free / 1e9,
             anew,
         )
-    return lacking
+    return processes.any(missing > free)
 
 
 def affordable_views(row_bytes: int, stores: Stores, budget: float) -> int:

@@ -43,8 +43,8 @@ class BackboneParts:
 
     The layers below a cut must not have been trained yet: the plan unfreezes from the top down. So
     the activations at all planned cuts are known before the first phase, and are cached in one pass
-    over the pixels where they fit together. Otherwise one cut's cache is on disk at a time. What is
-    cached does not depend on where an interrupted run goes on.
+    over the pixels where they fit together. Otherwise one cut's cache is on disk at a time. Which
+    views are used does not depend on where an interrupted run goes on.
 
     Args:
         classifier: What is cut; the parts share its layers. None of them has been trained yet.
