@@ -178,8 +178,20 @@ def test_whole_paths_in_a_csv_that_moves_are_refused(toy: ToyProject) -> None:
         make_clone(toy.root, "quick-fox", {"ingest.source": "tables/mine.csv"})
     assert f"1 of 2 paths are whole paths, the first in line 3: {toy.root}" in str(error.value)
     assert "relative to the folder of the csv" in str(error.value)
-    whole = str(toy.root / "tables/mine.csv")  # every clone reads the user's own
-    assert make_clone(toy.root, "slow-fox", {"ingest.source": whole}).is_dir()
+
+
+@pytest.mark.parametrize("source", ["mine", "mine.csv"])
+def test_images_of_a_whole_path_are_read_in_place_and_stay_out_of_the_experiment(
+    toy: ToyProject, source: str
+) -> None:
+    toy.write("mine/cat/1.png", "pixels\n")
+    toy.write("mine.csv", f"path,label\n{toy.root}/mine/cat/1.png,cat\n")
+    clone = make_clone(toy.root, "quick-fox", {"ingest.source": str(toy.root / source)})
+    assert (clone / "mine.csv").exists()
+    assert not (clone / "mine").exists()
+    keep_results(toy.root, clone, "quick-fox")
+    kept = files_of_experiment(toy, "quick-fox")
+    assert not [name for name in kept if name.startswith("mine/")]
 
 
 def test_a_csv_that_is_edited_during_a_run_lets_no_image_into_the_experiment(

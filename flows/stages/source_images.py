@@ -18,10 +18,12 @@ class SourceImages:
     Attributes:
         folder: All below it are images; None where the source is no folder of the project.
         listed: What a csv lists.
+        in_place: Whether a clone reads them where they are, by a whole path.
     """
 
     folder: PurePosixPath | None
     listed: Collection[str]
+    in_place: bool = False
 
     def hold(self, name: str) -> bool:
         """Whether a path, with forward slashes, is one of the images, or a link to all of them."""
@@ -45,10 +47,11 @@ def find_source_images(root: Path, source: str) -> SourceImages:
         _check_outside(root, place)
         return SourceImages(None, ())
     if (root / path).is_dir():
-        return SourceImages(path, ())
+        return SourceImages(path, (), place.is_absolute())
     if path.suffix.lower() != ".csv":
         return SourceImages(None, ())
-    return SourceImages(None, _listed(root, path, movable=not place.is_absolute()))
+    in_place = place.is_absolute()
+    return SourceImages(None, _listed(root, path, movable=not in_place), in_place)
 
 
 def _check_outside(root: Path, source: Path) -> None:
