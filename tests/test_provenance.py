@@ -71,8 +71,15 @@ def test_inputs_count_where_they_lie_in_the_project(checkout: Path, tmp_path: Pa
     (tmp_path / "groups.csv").write_text("path,group\n")
     assert read_code_state(checkout).changed == ()
     whole = [str(checkout / "groups.csv"), str(tmp_path / "groups.csv")]
-    for inputs in (["groups.csv", "../groups.csv"], whole):
+    back = f"../{checkout.name}/groups.csv"
+    for inputs in (["groups.csv", "../groups.csv"], whole, [back], [":!groups.csv", "groups.csv"]):
         assert read_code_state(checkout, inputs).changed == ("groups.csv",)
+
+
+def test_a_git_that_fails_is_not_taken_for_a_clean_checkout(checkout: Path) -> None:
+    (checkout / "params.yaml").write_text("seed: 2\n")
+    (checkout / ".git" / "index").write_bytes(b"damaged")
+    assert read_code_state(checkout).words == "not a git checkout"
 
 
 def test_the_hash_of_changes_follows_their_content(checkout: Path) -> None:

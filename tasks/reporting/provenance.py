@@ -43,10 +43,10 @@ GIT_SECONDS = 30
 
 @dataclass(frozen=True)
 class CodeState:
-    """The commit of the code, and the files of CODE that differ from it.
+    """The commit of the code, and the files of CODE and of the inputs that differ from it.
 
     Attributes:
-        commit: Full hash; None where the code lies in no git checkout or git is missing.
+        commit: Full hash; None where the code lies in no git checkout, or git is missing or fails.
         changed: Paths of changed, new or removed files.
         changes_sha256: Of their names and contents; None where nothing changed.
     """
@@ -94,31 +94,32 @@ def read_code_state(root: Path, inputs: Sequence[str] = ()) -> CodeState:
 
     Args:
         root: The project.
-        inputs: Paths of files beside those of CODE; those outside of the project are left out.
+        inputs: Paths of files beside those of CODE. Those outside of the project are left out, and
+            git tells nothing of those that it ignores.
     """
     prefix = _git(root, "rev-parse", "--show-prefix")
     commit = _git(root, "rev-parse", "--verify", "HEAD")
     if prefix is None or prefix.strip() or commit is None:  # inside some other repository
         return CodeState(None)
-    inside = [path for path in inputs if _is_inside(root, path)]
-    status = (
-        _git(root, "status", "--porcelain", "-z", "--no-renames", "-uall", "--", *CODE, *inside)
-        or ""
-    )
+    wanted = [*CODE, *_inside(root, inputs)]
+    status = _git(root, "status", "--porcelain", "-z", "--no-renames", "-uall", "--", *wanted)
+    if status is None:
+        return CodeState(None)
     changed = tuple(sorted(entry[3:] for entry in status.split("\0") if entry))
     return CodeState(commit.strip(), changed, _hash_changes(root, changed) if changed else None)
 
 
-def _is_inside(root: Path, path: str) -> bool:
-    whole = os.path.normpath(root / path)
-    return whole != str(root) and Path(whole).is_relative_to(root)
+def _inside(root: Path, paths: Sequence[str]) -> list[str]:
+    """Paths below the root, relative to it."""
+    relative = [os.path.relpath(os.path.normpath(root / path), root) for path in paths]
+    return [path for path in relative if path.split(os.sep)[0] not in {os.curdir, os.pardir}]
 
 
 def _git(root: Path, *arguments: str) -> str | None:
     """Run git; its output, or None where it is missing or refuses."""
     try:
         done = subprocess.run(
-            ["git", "--no-optional-locks", "-C", str(root), *arguments],
+            ["git", "--no-optional-locks", "--literal-pathspecs", "-C", str(root), *arguments],
             capture_output=True,
             timeout=GIT_SECONDS,
             check=True,
