@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 SECONDS_BETWEEN_LOOKS = 1.0  # a look at processes that share memory stops them for a moment
+OWN = {"OPENBLAS_THREAD_TIMEOUT"}  # what `tasks` sets here, and sets itself where it runs
 SHOWN_LINES = 15  # of the log, when a command fails
 
 
@@ -34,7 +35,8 @@ def run_measured(
         process = psutil.Popen(
             command,
             cwd=cwd,
-            env={**os.environ, **environment},
+            env={name: value for name, value in os.environ.items() if name not in OWN}
+            | dict(environment),
             stdout=output,
             stderr=subprocess.STDOUT,
         )

@@ -53,7 +53,11 @@ def _measure_part(
     run_measured(
         [sys.executable, "-m", "bench.speed", name, str(answer)],
         cwd=project,
-        environment={**environment, "PYTHONPATH": _paths()},
+        environment={
+            **environment,
+            "PYTHONPATH": _paths(),
+            "OPENBLAS_THREAD_TIMEOUT": "4",  # as `tasks` sets it; here numpy is loaded before it
+        },
         log=folder / "log.txt",
     )
     measured: dict[str, float] = json.loads(answer.read_text())
