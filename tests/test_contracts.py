@@ -195,7 +195,7 @@ def test_tasks_know_neither_prefect_nor_dvc_nor_flows(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tasks").rglob("__init__.py")), ids=str)
-def test_packages_hold_a_docstring_only(path: Path) -> None:
+def test_packages_hold_nothing_that_changes_results(path: Path) -> None:
     # They are no deps of any stage, so code in them would change results unseen.
     docstring, *rest = syntax(path).body
     assert isinstance(docstring, ast.Expr)

@@ -79,7 +79,7 @@ def test_inputs_count_where_they_lie_in_the_project(checkout: Path, tmp_path: Pa
 def test_a_git_that_fails_is_not_taken_for_a_clean_checkout(checkout: Path) -> None:
     (checkout / "params.yaml").write_text("seed: 2\n")
     (checkout / ".git" / "index").write_bytes(b"damaged")
-    assert read_code_state(checkout).words == "not a git checkout"
+    assert read_code_state(checkout).words == "unknown (no git checkout, or git failed)"
 
 
 def test_the_hash_of_changes_follows_their_content(checkout: Path) -> None:
@@ -94,7 +94,7 @@ def test_the_hash_of_changes_follows_their_content(checkout: Path) -> None:
 
 
 def test_a_folder_without_git_is_no_checkout(tmp_path: Path) -> None:
-    assert read_code_state(tmp_path).words == "not a git checkout"
+    assert read_code_state(tmp_path).words == "unknown (no git checkout, or git failed)"
 
 
 def test_a_folder_inside_another_repository_is_no_checkout_of_its_own(checkout: Path) -> None:

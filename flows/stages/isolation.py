@@ -125,13 +125,12 @@ def _source_of(clone: Path) -> str:
 
 def _carry_new_files(root: Path, clone: Path, images: SourceImages) -> None:
     """Bring the images, wherever git stands to them, and the other files that git does not know."""
-    for name in () if images.in_place else images.listed:
-        if (root / name).is_file() and not (clone / name).exists():
-            _place(_link, root / name, clone / name)
-    for name in _new_files(root):
+    images_here = [name for name in images.listed if (root / name).is_file()]
+    for name in [*images_here, *_new_files(root)]:
         held = images.hold(name)
-        if not (clone / name).exists() and not (held and images.in_place):
-            _place(_link if held else _copy, root / name, clone / name)
+        if (clone / name).exists() or (held and images.in_place):
+            continue
+        _place(_link if held else _copy, root / name, clone / name)
     settings = root / ".dvc/config.local"  # ignored by git, but the user's own settings
     if settings.exists():
         shutil.copy2(settings, clone / ".dvc/config.local")

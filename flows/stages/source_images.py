@@ -46,11 +46,11 @@ def find_source_images(root: Path, source: str) -> SourceImages:
     if path is None:
         _check_outside(root, place)
         return SourceImages(None, ())
+    in_place = place.is_absolute()
     if (root / path).is_dir():
-        return SourceImages(path, (), place.is_absolute())
+        return SourceImages(path, (), in_place)
     if path.suffix.lower() != ".csv":
         return SourceImages(None, ())
-    in_place = place.is_absolute()
     return SourceImages(None, _listed(root, path, movable=not in_place), in_place)
 
 

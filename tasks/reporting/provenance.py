@@ -59,7 +59,7 @@ class CodeState:
     def words(self) -> str:
         """The state in words, short."""
         if self.commit is None:
-            return "not a git checkout"
+            return "unknown (no git checkout, or git failed)"
         if self.changed:
             return f"{self.commit[:12]} with uncommitted changes"
         return self.commit[:12]

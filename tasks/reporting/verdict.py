@@ -199,7 +199,7 @@ def _of_code(code: CodeState) -> Iterator[Alert]:
         yield Alert(
             "caution",
             "Uncommitted code",
-            f"{plural(len(code.changed), 'file')} of code or parameters differ from commit "
+            f"{plural(len(code.changed), 'file')} of code, parameters or groups differ from commit "
             f"{code.commit[:12]}; commit them before sharing this.",
         )
 
