@@ -182,6 +182,7 @@ def main(argv: Sequence[str] | None) -> None:
     workspace = _open_workspace(paths, params.finetune, machine, seed=params.seed)
     with (
         join_processes(machine) as processes,
+        workspace.holding(first=processes.first),
         workspace.saying_where_to_go_on(first=processes.first),
     ):
         configure_torch(machine, params.seed)
@@ -197,8 +198,7 @@ def main(argv: Sequence[str] | None) -> None:
         )
         if processes.first:
             _write(paths, model, inputs, seed=params.seed)
-    if processes.first:
-        workspace.remove()
+            workspace.remove()
 
 
 def _write(paths: Namespace, model: FinetunedModel, inputs: FinetuneInputs, *, seed: int) -> None:

@@ -163,7 +163,10 @@ def test_a_damaged_newest_file_falls_back_to_the_one_before_and_says_so(
     assert_same(latest, make_state(1, 1))
     (record,) = caplog.records
     assert record.message.startswith(f"{newest}: ")
-    assert record.message.endswith("; going on from phase-001-epoch-000001")
+    damaged = "phase-001-epoch-000002.damaged"
+    assert record.message.endswith(f"; it is now {damaged}; going on from phase-001-epoch-000001")
+    assert (tmp_path / "one" / damaged).read_bytes() == DAMAGES[damage](content)
+    assert folder.newest() == (1, 1, 0)
 
 
 def test_damage_within_an_epoch_falls_back_to_the_step_before_and_says_so(
@@ -191,6 +194,11 @@ def test_a_folder_of_damaged_files_is_no_state(tmp_path: Path, caplog: pytest.Lo
     assert folder.latest() is None
     assert len(caplog.records) == 2
     assert caplog.messages[1].endswith("; going on from the start of training")
+    for epoch in (0, 1):  # what the next run saves is older than what was damaged, and stays
+        folder.save(make_state(1, epoch))
+        latest = folder.latest()
+        assert latest is not None
+        assert latest.epoch == epoch
 
 
 def test_the_newest_file_is_known_without_reading_it(tmp_path: Path):

@@ -1,10 +1,16 @@
 """What other trainings left is mentioned, never touched; a stopped one says where it goes on."""
 
 import logging
+import multiprocessing
+import signal as signals
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 
+from tasks.errors import TrainingError
 from tasks.training.workspace import Workspace
 
 
@@ -85,4 +91,58 @@ def test_a_training_that_fails_says_nothing_about_going_on(
 ):
     with pytest.raises(ValueError, match="rates"), workspace.saying_where_to_go_on():
         raise ValueError("rates")
+    assert caplog.messages == []
+
+
+def hold(workspace: Workspace, held: Event) -> None:
+    with workspace.holding():
+        held.set()
+        signals.pause()
+
+
+@contextmanager
+def another_run(workspace: Workspace) -> Iterator[multiprocessing.process.BaseProcess]:
+    """Another process that holds the workspace until it is killed."""
+    spawning = multiprocessing.get_context("spawn")
+    held = spawning.Event()
+    run = spawning.Process(target=hold, args=[workspace, held])
+    run.start()
+    try:
+        assert held.wait(60)
+        yield run
+    finally:
+        run.kill()
+        run.join()
+
+
+def test_a_second_run_of_the_same_training_is_refused_until_the_first_has_ended(
+    workspace: Workspace,
+):
+    with another_run(workspace) as run:
+        with (
+            pytest.raises(TrainingError, match=r"own: another run .* REGRAFT_SCRATCH"),
+            workspace.holding(patience=0),
+        ):
+            pass
+        with workspace.holding(first=False):  # the others of several processes
+            pass
+        run.kill()
+        with workspace.holding(), pytest.raises(TrainingError), workspace.holding(patience=0):
+            pass
+
+
+def test_a_folder_that_its_holder_deletes_is_locked_anew(workspace: Workspace):
+    with workspace.holding():
+        workspace.remove()
+        with workspace.holding(patience=0):
+            assert workspace.checkpoints.exists()
+
+
+def test_what_a_run_without_checkpoints_left_is_not_mentioned(
+    workspace: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO)
+    with Workspace(tmp_path / "checkpoints" / "other", tmp_path / "activations").holding():
+        pass
+    workspace.mention_others()
     assert caplog.messages == []

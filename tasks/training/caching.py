@@ -174,8 +174,8 @@ def _lacks_room(rows: Sequence[_CachedRows], anew: str, processes: Processes) ->
     if missing > free:
         log.warning(
             "%s: cached activations would take %.1f GB more, and the disk has %.1f GB to spare: "
-            "the frozen layers run anew %s; free some, or set REGRAFT_SCRATCH to a folder on a "
-            "larger disk",
+            "the frozen layers run anew %s, and what was cached is deleted; free some, or set "
+            "REGRAFT_SCRATCH to a folder on a larger disk",
             folder,
             missing / 1e9,
             free / 1e9,

@@ -95,8 +95,13 @@ class CheckpointFolder:
             try:
                 return path.name, read_state(path)
             except ArtifactError as err:
+                damaged = path.with_suffix(".damaged")
+                path.replace(damaged)  # so that it is not counted among the newest
                 log.warning(
-                    "%s; going on from %s", err, before.stem if before else "the start of training"
+                    "%s; it is now %s; going on from %s",
+                    err,
+                    damaged.name,
+                    before.stem if before else "the start of training",
                 )
         return None, None
 

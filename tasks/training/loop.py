@@ -119,7 +119,8 @@ class Trainer:
             while not self._is_over(plan, state):
                 part = parts.open(plan.unfrozen_from)
                 state = self.run_epoch(plan, state, part, checkpoints)
-                checkpoints.save(state)
+                with holding_signals(self._processes):
+                    checkpoints.save(state)
         except DivergedError as err:
             log.warning("%s", err)
             diverged = str(err)

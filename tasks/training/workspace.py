@@ -1,15 +1,24 @@
 """Where an interrupted training leaves what the next one goes on from."""
 
+import fcntl
 import logging
+import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
+from tasks.errors import TrainingError
 from tasks.training.checkpoints import CheckpointFolder
 
 log = logging.getLogger(__name__)
+
+LOCK = "lock"  # in the folder of checkpoints
+PATIENCE_SECONDS = 10.0  # for what is left of a killed run: its processes end within seconds
+PAUSE_SECONDS = 0.2  # between two looks
 
 
 @dataclass(frozen=True)
@@ -27,10 +36,34 @@ class Workspace:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         shutil.rmtree(self.activations, ignore_errors=True)
 
+    @contextmanager
+    def holding(self, *, first: bool = True, patience: float = PATIENCE_SECONDS) -> Iterator[None]:
+        """Keep the first process of any other run of this very training out of the folders.
+
+        The kernel lets go of the lock when its holder ends, however it ends.
+
+        Raises:
+            TrainingError: Another run holds them for longer than `patience` seconds.
+        """
+        if not first:
+            yield
+            return
+        give_up = time.monotonic() + patience
+        while (lock := _try_lock(self.checkpoints)) is None:
+            if time.monotonic() >= give_up:
+                raise TrainingError(
+                    f"{self.checkpoints}: another run is training the same from the same inputs; "
+                    "wait until it has ended, or set REGRAFT_SCRATCH to a folder of this run's own"
+                )
+            time.sleep(PAUSE_SECONDS)
+        with lock:
+            yield
+
     def mention_others(self) -> None:
         """Say what other trainings have left: it is never used here, and never deleted."""
         own = (self.checkpoints, self.activations)
-        others = [path for one in own for path in sorted(one.parent.glob("*")) if path not in own]
+        beside = [path for one in own for path in sorted(one.parent.glob("*")) if path not in own]
+        others = [path for path in beside if _size(path)]
         if others:
             log.info(
                 "%s: left behind by trainings of other inputs, values or code, %.1f MB in all; not "
@@ -59,6 +92,21 @@ class Workspace:
         if epoch == 0:
             return f"from the start of phase {phase}"
         return f"from the end of epoch {epoch} of phase {phase}"
+
+
+def _try_lock(folder: Path) -> TextIO | None:
+    """Lock a folder; None where another process holds it, or has just deleted it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    file.close()
+    return None
 
 
 def _size(folder: Path) -> int:
