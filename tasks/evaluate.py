@@ -61,6 +61,7 @@ class Inputs:
     baseline: ModelLogits
     finetuned: ModelLogits | None
     arm: Arm
+    balanced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ def evaluate(
     *,
     seed: int,
     arm: Arm,
+    balanced: bool = False,
 ) -> Evaluation:
     """Judge one or two models.
 
@@ -94,6 +96,7 @@ def evaluate(
         params: Resamples, confidence and bins.
         seed: The run's seed.
         arm: How stage finetune trained its model, if it did.
+        balanced: Whether all classes count the same in choosing the model that ships.
     """
     val, test = judge_models(
         manifest, {"baseline": baseline} | ({"finetuned": finetuned} if finetuned else {})
@@ -104,7 +107,13 @@ def evaluate(
     choice, difference = ONLY_BASELINE, None
     if finetuned:
         choice = choose_model(
-            val["baseline"], val["finetuned"], manifest.groups("val"), params, seed=seed, arm=arm
+            val["baseline"],
+            val["finetuned"],
+            manifest.groups("val"),
+            params,
+            seed=seed,
+            arm=arm,
+            balanced=balanced,
         )
         difference = compare(test["baseline"], test["finetuned"], bootstrap, params, arm=arm)
     majority = majority_right(manifest)
@@ -155,7 +164,7 @@ def read_inputs(paths: argparse.Namespace, *, seed: int) -> Inputs:
     what = f"{name_trained(finetuned.arm)} on test"
     test = run_model(model, finetuned.input, pixels, seed=seed, what=what)
     logits = _model_logits(paths.finetune_logits, paths.model, test, manifest)
-    return Inputs(manifest, pixels, baseline, logits, finetuned.arm)
+    return Inputs(manifest, pixels, baseline, logits, finetuned.arm, finetuned.class_balanced)
 
 
 def run_model(
@@ -250,6 +259,7 @@ def main(argv: Sequence[str] | None) -> None:
         params.evaluate,
         seed=params.seed,
         arm=inputs.arm,
+        balanced=inputs.balanced,
     )
     write_outputs(paths, inputs, result, params.evaluate)
     for warning in result.metrics.warnings:

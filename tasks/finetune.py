@@ -75,6 +75,7 @@ def finetune(
         workspace: Where checkpoints and activations are kept while it runs.
         processes: Train together, each on its part of every batch; all end with the same model.
     """
+    notes, params = _say_how(params, scratch=inputs.decision.arm == "scratch")
     classifier = start_classifier(
         inputs.backbone, inputs.baseline, inputs.head, arm=inputs.decision.arm, seed=seed
     )
@@ -85,13 +86,13 @@ def finetune(
         return FinetunedModel(classifier, groups, (), (), START, inputs.baseline_logits, [note])
     parts = _open_parts(classifier, groups, inputs, params, machine, workspace, processes)
     theta_0 = copy_tensors(classifier, list(classifier.state_dict()))
+    examples = inputs.examples(balanced=params.class_balanced)
     found = None
     if params.head_lr == "auto" and inputs.decision.arm != "scratch":
-        tester = RangeTester(
-            classifier, groups, inputs.examples(), params, seed=seed, processes=processes
-        )
-        found = tester.run_once(parts, inputs.decision.phases[0], folder=workspace.checkpoints)
-    trainer = Trainer(classifier, groups, inputs.examples(), params, seed=seed, processes=processes)
+        found = RangeTester(
+            classifier, groups, examples, params, seed=seed, processes=processes
+        ).run_once(parts, inputs.decision.phases[0], folder=workspace.checkpoints)
+    trainer = Trainer(classifier, groups, examples, params, seed=seed, processes=processes)
     plans = plan_phases(inputs.decision, groups, params, found=found)
     state = trainer.run_phases(plans, parts, CheckpointFolder(workspace.checkpoints, processes))
     chosen = _choose_weights(classifier, trainer, parts, state, theta_0, inputs, params)
@@ -102,9 +103,29 @@ def finetune(
         state.finished,
         chosen.best if chosen else START,
         chosen.val_logits if chosen else inputs.baseline_logits,
-        [*describe_range_test(found, params), *note_overfitting(state), *explain_choice(chosen)],
+        [
+            *notes,
+            *describe_range_test(found, params),
+            *note_overfitting(state),
+            *explain_choice(chosen),
+        ],
         found,
+        params.class_balanced,
     )
+
+
+def _say_how(params: FinetuneParams, *, scratch: bool) -> tuple[list[str], FinetuneParams]:
+    """Give what a reader should know of the parameters, and those that count here."""
+    notes = []
+    if params.class_balanced:
+        notes.append(
+            "All classes count the same in training and where val judges it "
+            "(finetune.class_balanced)."
+        )
+    if scratch and params.l2_sp:
+        notes.append("finetune.l2_sp does nothing here: from scratch there are no weights to keep.")
+        params = params.model_copy(update={"l2_sp": 0.0})
+    return notes, params
 
 
 def _open_parts(
@@ -116,7 +137,7 @@ def _open_parts(
     workspace: Workspace,
     processes: Processes,
 ) -> BackboneParts:
-    """Prepare the cuts; refuse mixing that a phase cannot have before anything is computed."""
+    """Prepare the cuts; refuse one, or mixing that it cannot have, before anything is computed."""
     parts = BackboneParts(
         classifier,
         groups,
@@ -126,9 +147,8 @@ def _open_parts(
         CachePlan(workspace.activations, params.cache_gb, inputs.decision.phases),
         processes,
     )
-    if params.cutmix_alpha:
-        for cut in inputs.decision.phases:
-            check_mixing(parts.input_shape(cut), params)
+    for cut in inputs.decision.phases:
+        check_mixing(parts.input_shape(cut), params)
     return parts
 
 
@@ -153,7 +173,7 @@ def _choose_weights(
         shares=[1.0] if inputs.decision.arm == "scratch" else params.interpolation,
         average=state.phase_average if kept > 1 else None,
         predict_val=lambda: trainer.predict_val(part),
-        val=inputs.examples().val,
+        val=inputs.examples(balanced=params.class_balanced).val,
     )
 
 

@@ -327,7 +327,7 @@ class FinetuneParams(Block):
     ema_decay: float = Field(ge=0, lt=1, description="Decay of the averaged weights; 0 is off.")
     clip_norm: float = Field(ge=0, le=1_000, description="Largest gradient norm; 0 is off.")
     class_balanced: bool = Field(
-        description="Whether the loss weighs classes by inverse frequency."
+        description="Whether all classes count the same: in the loss, and in what judges on val."
     )
     patience: int = Field(
         ge=1, le=1_000, description="Epochs without a better val loss that end a phase."

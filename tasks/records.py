@@ -307,6 +307,7 @@ class Finetuned(Record):
     phases: list[Phase]
     interpolation: float  # share of the fine-tuned weights in the final ones
     averaged: bool = False  # whether these are the average of what the kept phases ended with
+    class_balanced: bool = False  # whether all classes counted the same in training and judging
     range_test: RangeTest | None = None  # where finetune.head_lr is auto
     val_accuracy: Estimate
     val_loss: float

@@ -170,6 +170,13 @@ def accuracy_interval(
     return Estimate(value=value, low=interval.low, high=interval.high, n=len(right))
 
 
+def balanced_weights(labels: NDArray[np.int64]) -> Floats:
+    """Weights of images by which all classes count the same: float64 (N,), 1 on average."""
+    _, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    weights: Floats = len(labels) / (len(counts) * counts[places])
+    return weights
+
+
 # differences of two models on the same images ----------------------------------------------------
 
 
@@ -181,6 +188,7 @@ def paired_accuracy_interval(
     confidence: float,
     resamples: int,
     seed: int,
+    weights: Floats | None = None,
 ) -> Estimate:
     """Estimate accuracy of b minus accuracy of a on the same images, in [-1, 1].
 
@@ -191,28 +199,39 @@ def paired_accuracy_interval(
         confidence: Of the interval, in (0, 1).
         resamples: Bootstrap resamples.
         seed: The run's seed.
+        weights: What each image counts, float64 (N,); None: all the same.
     """
     bootstrap = GroupBootstrap(groups, resamples=resamples, seed=seed)
     gains = right_b.astype(np.float64) - right_a
-    value, variance = float(np.mean(gains)), _variance_of_mean(bootstrap, gains)
+    value = float(np.average(gains, weights=weights))
+    variance = _variance_of_mean(bootstrap, gains, weights)
     interval = difference_interval(
         value,
         variance,
         bootstrap,
-        worth=independent_images(gains, variance, bootstrap),
+        worth=independent_images(gains, variance, bootstrap, weights),
         confidence=confidence,
     )
     return Estimate(value=value, low=interval.low, high=interval.high, n=len(gains))
 
 
-def independent_images(values: Floats, variance: float, bootstrap: GroupBootstrap) -> float:
+def independent_images(
+    values: Floats, variance: float, bootstrap: GroupBootstrap, weights: Floats | None = None
+) -> float:
     """Number of independent images whose mean of `values` (N,) would vary as much; at most N.
 
-    Where no resample differs, a group counts as one image.
+    Where no resample differs, a group counts as one image. Unequal weights (N,) make both limits
+    smaller.
+
+    Source: Kish 1965, Survey sampling (effective sample size of unequal weights).
     """
+    if weights is None:
+        weights = np.ones(len(values))
+    evenness = float(np.mean(weights) ** 2 / np.mean(np.square(weights)))
     if variance == 0:
-        return bootstrap.groups
-    return min(float(bootstrap.images), float(np.var(values)) / variance)
+        return evenness * bootstrap.groups
+    spread = np.average(np.square(values - np.average(values, weights=weights)), weights=weights)
+    return min(evenness * bootstrap.images, float(spread) / variance)
 
 
 def difference_interval(
@@ -248,7 +267,11 @@ def _few_groups_factor(bootstrap: GroupBootstrap, confidence: float) -> float:
     return float(by_group / by_image)
 
 
-def _variance_of_mean(bootstrap: GroupBootstrap, values: Floats) -> float:
-    """Variance of the mean of `values` (N,) over the resamples."""
-    rows = sparse.csr_array(np.stack([values, np.ones(len(values))]))
+def _variance_of_mean(
+    bootstrap: GroupBootstrap, values: Floats, weights: Floats | None = None
+) -> float:
+    """Variance of the mean of `values` (N,), weighted by `weights` (N,), over the resamples."""
+    if weights is None:
+        weights = np.ones(len(values))
+    rows = sparse.csr_array(np.stack([weights * values, weights]))
     return float(np.var(bootstrap.replicates(rows, lambda sums: sums[:1] / sums[1:])))

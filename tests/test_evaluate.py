@@ -82,9 +82,9 @@ def answers(right, certainty=2.0, wrong_certainty=None):
     return judge(np.stack([certain, np.zeros(len(right))], axis=1), np.zeros(len(right), int))
 
 
-def choose(baseline, finetuned, params, arm="fine_tune"):
+def choose(baseline, finetuned, params, arm="fine_tune", *, balanced=False):
     groups = [str(number) for number in range(len(baseline.labels))]
-    return choose_model(baseline, finetuned, groups, params, seed=1, arm=arm)
+    return choose_model(baseline, finetuned, groups, params, seed=1, arm=arm, balanced=balanced)
 
 
 def test_a_clearly_better_accuracy_on_val_decides(params):
@@ -124,6 +124,24 @@ def test_within_noise_the_lower_loss_on_val_decides(params):
     reason = choose(unsure, sure, params).reason
     assert "(0.905) and fine-tuned model (0.900) differ within noise (200 images)" in reason
     assert "the fine-tuned model has the lower calibrated loss, 0.327 against 0.654." in reason
+
+
+@pytest.mark.parametrize("certainty", [2.0, 0.001], ids=["by accuracy", "by loss"])
+def test_where_classes_count_the_same_the_rare_one_may_decide(params, certainty):
+    labels = (np.arange(400) >= 360).astype(int)
+    always = np.ones(400, dtype=bool)
+    found = {
+        "ignores the rare class": (always & (labels == 0), certainty),
+        "finds it": (np.where(labels == 1, np.arange(400) % 2 == 0, np.arange(400) % 4 > 0), 2.0),
+    }
+    baseline, finetuned = (
+        judge(sure * np.eye(2, dtype=np.float32)[np.where(right, labels, 1 - labels)], labels)
+        for right, sure in found.values()
+    )
+    assert choose(baseline, finetuned, params).shipped == "baseline"
+    choice = choose(baseline, finetuned, params, balanced=True)
+    assert choice.shipped == "finetuned"
+    assert "better on val: class-balanced accuracy 0.625 against 0.500" in choice.reason
 
 
 def test_between_equal_models_the_baseline_ships(params):

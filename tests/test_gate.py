@@ -65,6 +65,19 @@ def test_images_of_one_group_count_as_one_witness():
     assert not grouped.worse
 
 
+def test_where_classes_count_the_same_a_rare_class_that_is_found_excuses_a_common_one_that_falls():
+    labels = (np.arange(N) >= 180).astype(int)  # nine to one
+    groups = [str(number) for number in range(N)]
+    found = np.where(labels == 1, True, np.arange(N) % 5 > 0)  # 144 of 180, and all of 20
+    before, after = np.eye(2, dtype=np.float32)[[np.zeros(N, int), np.where(found, labels, 1)]]
+    plain = judge(before, after, ValSet(labels, groups))
+    assert plain.worse
+    balanced = judge(before, after, ValSet(labels, groups, balanced=True))
+    assert balanced.better
+    assert balanced.accuracy.value == pytest.approx((0.8 + 1.0) / 2 - 0.5)
+    assert balanced.reason.startswith("class-balanced val accuracy changed by +40.0 points [+")
+
+
 def test_a_single_group_leaves_everything_in_doubt():
     val = ValSet(LABELS, ["one"] * N)
     verdict = judge(logits_of(right_first(150), 0.1), logits_of(right_first(148), 5.0), val)

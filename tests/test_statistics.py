@@ -3,11 +3,13 @@ from collections import Counter
 import numpy as np
 import pytest
 from scipy import sparse, stats
+from sklearn.metrics import balanced_accuracy_score
 
 from tasks import statistics
 from tasks.statistics import (
     GroupBootstrap,
     accuracy_interval,
+    balanced_weights,
     independent_images,
     paired_accuracy_interval,
     percentile_interval,
@@ -267,3 +269,41 @@ def test_ten_thousand_images_give_the_width_of_the_textbook():
         right_a, right_b, singletons(10_000), confidence=0.95, resamples=2000, seed=1
     )
     assert estimate.high - estimate.low == pytest.approx(2 * 1.96 * np.sqrt(0.32 / 10_000), rel=0.1)
+
+
+# images that do not count the same ---------------------------------------------------------------
+
+
+def test_balanced_weights_give_the_balanced_accuracy_of_sklearn():
+    rng = np.random.default_rng(5)
+    labels, predicted = rng.choice(3, 90, p=[0.8, 0.15, 0.05]), rng.integers(0, 3, 90)
+    weights = balanced_weights(labels)
+    assert weights.mean() == pytest.approx(1)
+    found = np.average(predicted == labels, weights=weights)
+    assert found == pytest.approx(balanced_accuracy_score(labels, predicted))
+
+
+def test_equal_weights_change_nothing():
+    sample = pair(60, 3, 12, 5)
+    weighted = paired_accuracy_interval(*sample, **SETTING, weights=np.full(80, 2.5))
+    plain = paired_accuracy_interval(*sample, **SETTING)
+    assert weighted.model_dump() == pytest.approx(plain.model_dump())
+
+
+def test_a_weighted_difference_is_as_unsure_as_the_rare_class():
+    right_a, right_b = np.zeros(400, bool), np.arange(400) % 2 == 0
+    right_a[:390] = right_b[:390]  # the models differ on half of the ten images of the rare class
+    weights = balanced_weights((np.arange(400) >= 390).astype(np.int64))
+    estimate = paired_accuracy_interval(
+        right_a, right_b, singletons(400), **SETTING, weights=weights
+    )
+    assert estimate.value == pytest.approx(0.25)
+    by_hand = 0.5 * np.sqrt(0.5 * 0.5 / 10)  # standard error of half of the rare class's share
+    assert estimate.high - estimate.value == pytest.approx(1.96 * by_hand, rel=0.35)
+
+
+def test_unequal_weights_are_worth_fewer_images_where_nothing_varies():
+    bootstrap = GroupBootstrap(singletons(4), resamples=1, seed=0)
+    weights = np.array([1.0, 1.0, 1.0, 5.0])
+    found = independent_images(np.zeros(4), 0.0, bootstrap, weights)
+    assert found == pytest.approx(8**2 / 28)

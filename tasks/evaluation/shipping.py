@@ -11,7 +11,7 @@ from tasks.evaluation.judged import Judged
 from tasks.evaluation.words import name_trained
 from tasks.params import EvaluateParams
 from tasks.records import Arm, Estimate
-from tasks.statistics import Bools, paired_accuracy_interval
+from tasks.statistics import Bools, Floats, balanced_weights, paired_accuracy_interval
 
 Shipped = Literal["baseline", "finetuned"]
 
@@ -35,6 +35,7 @@ def choose_model(
     *,
     seed: int,
     arm: Arm,
+    balanced: bool = False,
 ) -> Choice:
     """Choose by accuracy on val; where its interval includes no difference, by calibrated loss.
 
@@ -45,7 +46,10 @@ def choose_model(
         params: Resamples and confidence.
         seed: The run's seed.
         arm: How stage finetune trained its model.
+        balanced: Whether all classes count the same, as they did in its training.
     """
+    weights = balanced_weights(baseline.labels) if balanced else None
+    kind = "class-balanced " if balanced else ""
     names: dict[Shipped, str] = {"baseline": "baseline", "finetuned": name_trained(arm)}
     gain = paired_accuracy_interval(
         baseline.right,
@@ -54,27 +58,32 @@ def choose_model(
         confidence=params.confidence,
         resamples=params.bootstrap,
         seed=seed,
+        weights=weights,
     )
-    before, after = float(np.mean(baseline.right)), float(np.mean(finetuned.right))
+    before, after = (_mean(model.right, weights) for model in (baseline, finetuned))
     if not _within_noise(gain):
         shipped: Shipped = "finetuned" if gain.value > 0 else "baseline"
         return Choice(
             shipped,
-            f"The {names[shipped]} is better on val: accuracy {max(before, after):.3f} "
-            f"against {min(before, after):.3f} ({gain.n:,} images).",
+            f"The {names[shipped]} is better on val: {kind}accuracy "
+            f"{max(before, after):.3f} against {min(before, after):.3f} ({gain.n:,} images).",
         )
     losses = {
-        "baseline": float(np.mean(baseline.losses)),
-        "finetuned": float(np.mean(finetuned.losses)),
+        "baseline": _mean(baseline.losses, weights),
+        "finetuned": _mean(finetuned.losses, weights),
     }
     shipped = "finetuned" if losses["finetuned"] < losses["baseline"] else "baseline"
     return Choice(
         shipped,
-        f"On val the accuracies of baseline ({before:.3f}) and {names['finetuned']} ({after:.3f}) "
-        f"differ within noise ({gain.n:,} images); the {names[shipped]} has the "
+        f"On val the {kind}accuracies of baseline ({before:.3f}) and {names['finetuned']} "
+        f"({after:.3f}) differ within noise ({gain.n:,} images); the {names[shipped]} has the "
         f"{'lower' if losses['finetuned'] != losses['baseline'] else 'same'} calibrated loss, "
         f"{min(losses.values()):.3f} against {max(losses.values()):.3f}.",
     )
+
+
+def _mean(values: Bools | Floats, weights: Floats | None) -> float:
+    return float(np.average(values, weights=weights))
 
 
 def _within_noise(gain: Estimate) -> bool:

@@ -16,7 +16,7 @@ from tasks.training.verdicts import val_accuracy, val_loss
 
 log = logging.getLogger(__name__)
 
-DIVERGED = 3.0  # mean train loss, as a multiple of that of guessing, that counts as divergence
+DIVERGED = 3.0  # mean train loss, as a multiple of what is known already, that counts as divergence
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ def close_epoch(
         examples: What is learned, and what judges.
 
     Raises:
-        DivergedError: The train loss is far beyond that of guessing, or the val loss is not finite.
+        DivergedError: The train loss is far beyond that of guessing and what the phase started
+            with, or the val loss is not finite.
     """
     tally = taken.tally
     share = tally.shares / tally.steps
@@ -96,10 +97,13 @@ def close_epoch(
         val_accuracy=val_accuracy(val_logits, examples.val),
     )
     guessing = math.log(max(examples.classes, 2))
-    if row.train_loss > DIVERGED * guessing or not math.isfinite(row.val_loss):
+    # A class-balanced loss may start far above guessing: no head was fitted to the rare classes.
+    start = val_loss(taken.start.val_logits, examples.val)
+    if row.train_loss > DIVERGED * max(guessing, start) or not math.isfinite(row.val_loss):
         raise DivergedError(
             f"phase {plan.number}, epoch {taken.epoch + 1}: train loss {row.train_loss:.3g}, "
-            f"val loss {row.val_loss:.3g}, where guessing gives {guessing:.3g}; {_advise(plan)}"
+            f"val loss {row.val_loss:.3g}, where guessing gives {guessing:.3g} and the phase "
+            f"started at {start:.3g}; {_advise(plan)}"
         )
     return row
 

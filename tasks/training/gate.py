@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 
 from tasks.records import Estimate
 from tasks.statistics import (
     GroupBootstrap,
     Interval,
+    balanced_weights,
     paired_accuracy_interval,
     percentile_interval,
 )
@@ -22,10 +25,23 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class ValSet:
-    """What judges: labels, int64 (N,), and the group of each image."""
+    """What judges.
+
+    Attributes:
+        labels: Class of each image, int64 (N,).
+        groups: Group of each image.
+        balanced: Whether all classes count the same in what judges, as they do in a class-balanced
+            loss; otherwise all images do.
+    """
 
     labels: Indices
     groups: Sequence[str]
+    balanced: bool = False
+
+    @cached_property
+    def weights(self) -> NDArray[np.float64] | None:
+        """What each image counts, float64 (N,); None: all the same."""
+        return balanced_weights(self.labels) if self.balanced else None
 
 
 @dataclass(frozen=True)
@@ -67,9 +83,11 @@ def judge_change(
         confidence=confidence,
         resamples=RESAMPLES,
         seed=seed,
+        weights=val.weights,
     )
     rises = image_losses(after, val.labels) - image_losses(before, val.labels)
-    loss = _mean_interval(rises, val.groups, confidence=confidence, seed=seed)
+    rise = float(np.average(rises, weights=val.weights))
+    loss = _mean_interval(rises, rise, val, confidence=confidence, seed=seed)
     assert accuracy.low is not None
     assert accuracy.high is not None
     fell, rose = accuracy.high < 0, accuracy.low > 0
@@ -78,27 +96,28 @@ def judge_change(
         accuracy=accuracy,
         better=rose,
         worse=fell or (loss_rose and not rose),
-        reason=_describe(accuracy, float(rises.mean()), loss, confidence),
+        reason=_describe(accuracy, rise, loss, confidence, balanced=val.balanced),
     )
 
 
 def _mean_interval(
-    values: "np.ndarray[tuple[int], np.dtype[np.float64]]",
-    groups: Sequence[str],
-    *,
-    confidence: float,
-    seed: int,
+    values: NDArray[np.float64], mean: float, val: ValSet, *, confidence: float, seed: int
 ) -> Interval | None:
-    bootstrap = GroupBootstrap(groups, resamples=RESAMPLES, seed=seed)
-    sums = sparse.csr_array(np.stack([values, np.ones(len(values))]))
+    """Bound the mean of values (N,) over the images of val, as they count."""
+    bootstrap = GroupBootstrap(val.groups, resamples=RESAMPLES, seed=seed)
+    weights = np.ones(len(values)) if val.weights is None else val.weights
+    sums = sparse.csr_array(np.stack([weights * values, weights]))
     means = bootstrap.replicates(sums, lambda drawn: drawn[:1] / drawn[1:])[0]
-    return percentile_interval(float(values.mean()), means, bootstrap, confidence=confidence)
+    return percentile_interval(mean, means, bootstrap, confidence=confidence)
 
 
-def _describe(accuracy: Estimate, rise: float, loss: Interval | None, confidence: float) -> str:
+def _describe(
+    accuracy: Estimate, rise: float, loss: Interval | None, confidence: float, *, balanced: bool
+) -> str:
+    kind = "class-balanced " if balanced else ""
     spread = "" if loss is None else f" [{loss.low:+.3f}, {loss.high:+.3f}]"
     return (
-        f"val accuracy changed by {100 * accuracy.value:+.1f} points "
+        f"{kind}val accuracy changed by {100 * accuracy.value:+.1f} points "
         f"[{100 * (accuracy.low or 0):+.1f}, {100 * (accuracy.high or 0):+.1f}], val loss by "
         f"{rise:+.3f}{spread} ({confidence:.0%} intervals, {accuracy.n} images)"
     )

@@ -29,13 +29,13 @@ class FinetuneInputs:
     head: nn.Module
     baseline_logits: Logits
 
-    def examples(self) -> Examples:
-        """What is learned, and what judges."""
+    def examples(self, *, balanced: bool = False) -> Examples:
+        """What is learned, and what judges; `balanced`: all classes count the same in judging."""
         manifest = self.manifest
         return Examples(
             labels=manifest.labels("train"),
             names=[row.path for row in manifest.of("train")],
-            val=ValSet(manifest.labels("val"), manifest.groups("val")),
+            val=ValSet(manifest.labels("val"), manifest.groups("val"), balanced=balanced),
             classes=len(manifest.class_names),
         )
 

@@ -30,6 +30,7 @@ class FinetunedModel:
     val_logits: Logits
     notes: Sequence[str]
     range_test: RangeTest | None = None
+    class_balanced: bool = False
 
 
 def summarize(model: FinetunedModel, inputs: FinetuneInputs, *, seed: int) -> Finetuned:
@@ -47,6 +48,7 @@ def summarize(model: FinetunedModel, inputs: FinetuneInputs, *, seed: int) -> Fi
         phases=list(model.phases),
         interpolation=model.weights.alpha,
         averaged=model.weights.averaged,
+        class_balanced=model.class_balanced,
         range_test=model.range_test,
         val_accuracy=accuracy_interval(
             right_images(model.val_logits, val.labels),

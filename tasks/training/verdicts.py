@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from tasks.errors import TrainingError
 from tasks.records import Phase
 from tasks.training.averaging import average_in
@@ -102,8 +104,8 @@ def note_overfitting(state: TrainState) -> list[str]:
 
 
 def val_loss(logits: Logits, val: ValSet) -> float:
-    """Mean cross-entropy of logits (N, C) on val, nats."""
-    return float(image_losses(logits, val.labels).mean())
+    """Mean cross-entropy of logits (N, C) over val, as its images count, nats."""
+    return float(np.average(image_losses(logits, val.labels), weights=val.weights))
 
 
 def val_accuracy(logits: Logits, val: ValSet) -> float:
