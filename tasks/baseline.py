@@ -131,11 +131,11 @@ def _train(
     fit = fit_head(train, val, moments, params, classes=classes, seed=seed)
     width = f"{fit.hidden} hidden units, " if fit.hidden else ""
     setting = f"{width}epoch {fit.best_epoch} of {len(fit.epochs)}"
-    outcome = f"epoch {fit.best_epoch} was kept"
-    note = describe_overfitting(f"The {NAMES[kind]}", fit.epochs, fit.best_epoch, outcome)
-    trained = replace(
-        _judge(kind, setting, fit.head, train, val), hidden=fit.hidden, notes=[note] if note else []
-    )
+    name, outcome = f"The {NAMES[kind]}", f"epoch {fit.best_epoch} was kept"
+    overfits = describe_overfitting(name, fit.epochs, fit.best_epoch, outcome)
+    broke = f"{name} broke down in {fit.breakdown}; {outcome}." if fit.breakdown else None
+    notes = [note for note in (overfits, broke) if note]
+    trained = replace(_judge(kind, setting, fit.head, train, val), hidden=fit.hidden, notes=notes)
     return [trained], trained
 
 

@@ -1,7 +1,10 @@
 """The baseline: which head is chosen, on what grounds, and what the stage writes."""
 
 import hashlib
+import math
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +20,10 @@ from tasks.artifacts import (
     write_manifest,
 )
 from tasks.baseline import read_features, train_baseline
-from tasks.errors import ArtifactError
+from tasks.errors import ArtifactError, TrainingError
 from tasks.params import BaselineParams, Params
 from tasks.records import Baseline, ManifestRow
-from tasks.training import strength
+from tasks.training import strength, trained_heads
 from tasks.training.gate import Verdict
 from tasks.training.heads import apply_head, load_head
 from tasks.training.logistic import Labelled, measure_moments
@@ -176,6 +179,43 @@ def test_the_scale_of_a_cosine_head_is_learned(params: BaselineParams):
     moments = measure_moments(train, np.arange(240))
     fit = fit_cosine(train, val, moments, params, classes=3, seed=1)
     assert float(fit.head.get_parameter("log_scale").detach().exp()) > 1.5 * 10
+
+
+def break_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
+    """Let every epoch of a head after so many have a loss that is not a number."""
+    real, ran = trained_heads._run_epoch, []
+
+    def run_epoch(*args: Any, **named: Any) -> float:
+        ran.append(real(*args, **named))
+        return ran[-1] if len(ran) <= epochs else math.nan
+
+    monkeypatch.setattr(trained_heads, "_run_epoch", run_epoch)
+
+
+@pytest.mark.parametrize("head", ["mlp", "cosine"])
+def test_a_head_that_breaks_down_at_once_is_an_error_that_names_the_rate(
+    params: BaselineParams, monkeypatch: pytest.MonkeyPatch, head: str
+):
+    break_after(monkeypatch, 0)
+    train, val = make_labelled(60), make_labelled(30, seed=1)
+    only = params.model_copy(update={"heads": [head]})
+    with pytest.raises(TrainingError, match=r"broke down in epoch 1 .*lower baseline\.mlp_lr"):
+        train_baseline(train, val, only, class_names=NAMES, seed=1)
+
+
+def test_a_head_that_breaks_down_later_keeps_its_best_epoch_and_says_so(
+    params: BaselineParams, monkeypatch: pytest.MonkeyPatch
+):
+    break_after(monkeypatch, 2)
+    train, val = make_labelled(60), make_labelled(30, seed=1)
+    only = params.model_copy(update={"heads": ["mlp"]})
+    summary = train_baseline(train, val, only, class_names=NAMES, seed=1).summary
+    (candidate,) = summary.candidates
+    assert candidate.setting.endswith(" of 2")
+    (note,) = [note for note in summary.notes if "broke down" in note]
+    assert re.search(
+        r"broke down in epoch 3 \(train loss nan, .*lower baseline\.mlp_lr; epoch", note
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import AdamW
 
+from tasks.errors import TrainingError
 from tasks.params import BaselineParams
 from tasks.training.heads import CosineHead, apply_head, build_head
 from tasks.training.logistic import Labelled, Moments
@@ -31,11 +32,15 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class HeadFit:
-    """The head with the lowest val loss, how it got there, and the width of its hidden layer."""
+    """The head with the lowest val loss, how it got there, and the width of its hidden layer.
+
+    `breakdown` says in which epoch after that a loss was not a number any more, if one was.
+    """
 
     head: nn.Module
     best_epoch: int
     epochs: Sequence[EpochLosses]
+    breakdown: str | None = None
     hidden: int = 0
 
 
@@ -48,7 +53,11 @@ def fit_mlp(
     classes: int,
     seed: int,
 ) -> HeadFit:
-    """Train an MLP head; its width is `mlp_width`."""
+    """Train an MLP head; its width is `mlp_width`.
+
+    Raises:
+        TrainingError: It breaks down in its first epoch.
+    """
     torch.manual_seed(seed)
     dim = len(moments.mean)
     hidden = mlp_width(params, images=len(train.labels), feature_dim=dim, classes=classes)
@@ -71,6 +80,9 @@ def fit_cosine(
 
     Its directions start at the mean directions of the classes. Its scale learns ten times as fast
     and does not decay: few steps must suffice to find it.
+
+    Raises:
+        TrainingError: It breaks down in its first epoch.
 
     Source: Qi et al. 2018, 1712.07136 (imprinted weights).
     """
@@ -141,14 +153,23 @@ def _fit(
     optimizer = AdamW(options, lr=params.mlp_lr, weight_decay=params.mlp_weight_decay)
     best, best_epoch = deepcopy(head), 0
     epochs: list[EpochLosses] = []
+    breakdown = None
     while len(epochs) < params.mlp_epochs and len(epochs) - best_epoch < params.mlp_patience:
         train_loss = _run_epoch(head, optimizer, train, params, seed=seed, epoch=len(epochs))
         val_loss = float(image_losses(apply_head(head, val.features[:, 0]), val.labels).mean())
+        if not np.isfinite([train_loss, val_loss]).all():
+            breakdown = (
+                f"epoch {len(epochs) + 1} (train loss {train_loss:.3g}, val loss {val_loss:.3g}); "
+                "lower baseline.mlp_lr"
+            )
+            break
         lowest = min((one.val_loss for one in epochs), default=np.inf)
         epochs.append(EpochLosses(train_loss, val_loss))
         if val_loss < lowest:
             best, best_epoch = deepcopy(head), len(epochs)
-    return HeadFit(best.eval(), best_epoch, epochs)
+    if not epochs:
+        raise TrainingError(f"the {type(head).__name__} broke down in {breakdown}")
+    return HeadFit(best.eval(), best_epoch, epochs, breakdown)
 
 
 def _run_epoch(
