@@ -323,7 +323,12 @@ class FinetuneParams(Block):
         le=100,
         description="The same for the area of a box taken from another image; 0 is off.",
     )
-    l2_sp: float = Field(ge=0, le=10, description="Strength of the pull towards the start weights.")
+    l2_sp: float = Field(
+        ge=0,
+        le=10,
+        description="Strength of the pull towards the pretrained weights, which then takes the "
+        "place of their weight decay; from scratch there are none.",
+    )
     ema_decay: float = Field(ge=0, lt=1, description="Decay of the averaged weights; 0 is off.")
     clip_norm: float = Field(ge=0, le=1_000, description="Largest gradient norm; 0 is off.")
     class_balanced: bool = Field(
@@ -348,6 +353,11 @@ class FinetuneParams(Block):
     )
     scratch_epochs: int = Field(
         ge=1, le=100_000, description="Most epochs of training from scratch."
+    )
+    scratch_patience: int = Field(
+        ge=1,
+        le=100_000,
+        description="Epochs without a better val loss that end training from scratch.",
     )
     scratch_lr: float = Field(
         gt=0, le=1, description="Peak learning rate of training from scratch."

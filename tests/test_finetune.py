@@ -18,6 +18,7 @@ import torch
 from conftest import ROOT, with_values
 from ruamel.yaml import YAML
 from tiny_finetune import BACKBONE, COUNTS, make_inputs
+from torch import nn
 
 from tasks import finetune as stage
 from tasks.artifacts import (
@@ -32,10 +33,10 @@ from tasks.artifacts import (
 )
 from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.runtime import normalize
-from tasks.errors import ArtifactError, TrainingError
+from tasks.errors import ArtifactError, EngineError, TrainingError
 from tasks.params import Params
 from tasks.records import Arm, Decision, Finetuned
-from tasks.training import lr_suggestion, passes
+from tasks.training import lr_suggestion, parts, passes
 from tasks.training.classifier import load_finetuned
 from tasks.training.heads import apply_head, write_head
 from tasks.training.inputs import FinetuneInputs
@@ -230,6 +231,34 @@ def test_training_from_scratch_forgets_the_pretrained_weights(project: Project):
     assert [(phase.name, phase.kept) for phase in summary.phases] == [("from scratch", True)]
     assert summary.interpolation == 1
     assert summary.arm == "scratch"
+
+
+def test_what_cannot_act_from_scratch_is_said(project: Project):
+    summary = project.run(project.arguments("scratch", {"finetune.l2_sp": 0.1}))
+    assert "finetune.l2_sp does nothing here" in summary.notes[0]
+
+
+def test_classes_that_count_the_same_are_told_to_the_reader_and_to_later_stages(project: Project):
+    summary = project.run(project.arguments(values={"finetune.class_balanced": True}))
+    assert summary.class_balanced
+    assert summary.notes[0].startswith("All classes count the same in training")
+    assert summary.phases[0].reason.partition(": ")[2].startswith("class-balanced val accuracy")
+
+
+def test_a_cut_that_cannot_be_made_is_refused_before_anything_is_computed(
+    project: Project, machine: Path, monkeypatch: pytest.MonkeyPatch
+):
+    real = parts.split_at
+
+    def split_at(model: nn.Module, group: int) -> tuple[nn.Module, nn.Module]:
+        if group == 4:  # of the second phase
+            raise EngineError("cannot be cut there")
+        return real(model, group)
+
+    monkeypatch.setattr(parts, "split_at", split_at)
+    with pytest.raises(EngineError, match="cannot be cut there"):
+        project.run(project.arguments(values={"finetune.cache_gb": 0.0}))
+    assert not list(machine.rglob("*.safetensors"))
 
 
 def test_phases_that_all_break_down_leave_the_baseline(

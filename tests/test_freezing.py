@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from timm.models.swin_transformer import SwinTransformer
+from timm.optim import param_groups_weight_decay
 from torch import nn
 
 from tasks.backbones.catalogue import create_architecture
@@ -155,9 +157,17 @@ def test_optimizer_holds_a_tied_parameter_once():
     assert [len(options["params"]) for options in optimizer.param_groups] == [1]
 
 
-@pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet", "test_vit"])
-def test_optimizer_holds_every_parameter_and_decays_no_norm_and_no_bias(name: str):
-    classifier = make_classifier(name)
+def make_swin() -> Classifier:
+    backbone = SwinTransformer(
+        img_size=PX, patch_size=2, embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=4,
+        num_classes=0,
+    )  # fmt: skip
+    return Classifier(backbone, build_head("linear", 16, 3, hidden=8, dropout=0.5))
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet", "test_vit", "swin"])
+def test_optimizer_decays_what_timms_own_groups_decay(name: str):
+    classifier = make_swin() if name == "swin" else make_classifier(name)
     optimizer = build_optimizer(classifier, training_groups(classifier), weight_decay=0.1)
     decay = {
         id(item): options["weight_decay"]
@@ -165,9 +175,24 @@ def test_optimizer_holds_every_parameter_and_decays_no_norm_and_no_bias(name: st
         for item in options["params"]
     }
     assert set(decay) == {id(item) for item in classifier.parameters()}
-    for key, parameter in classifier.named_parameters():
-        still = parameter.ndim < 2 or key.endswith(".bias")
-        assert decay[id(parameter)] == (0.0 if still else 0.1), key
+    backbone = classifier.backbone
+    exempt = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
+    assert bool(exempt) == (name in {"test_vit", "swin"})
+    for options in param_groups_weight_decay(backbone, 0.1, no_weight_decay_list=exempt):
+        for parameter in options["params"]:
+            assert decay[id(parameter)] == options["weight_decay"]
+    assert (decay[id(classifier.head.weight)], decay[id(classifier.head.bias)]) == (0.1, 0.0)
+
+
+def test_only_the_head_decays_where_the_backbone_is_not_to():
+    classifier = make_classifier()
+    groups = training_groups(classifier)
+    optimizer = build_optimizer(classifier, groups, weight_decay=0.1, backbone_decays=False)
+    held = [item for options in optimizer.param_groups for item in options["params"]]
+    assert {id(item) for item in held} == {id(item) for item in classifier.parameters()}
+    decaying = [options for options in optimizer.param_groups if options["weight_decay"]]
+    assert [options["group"] for options in decaying] == ["head"]
+    assert [id(item) for item in decaying[0]["params"]] == [id(classifier.head.weight)]
 
 
 def test_rates_are_peak_rates_times_the_share_and_zero_for_frozen_groups():

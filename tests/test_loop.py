@@ -426,18 +426,7 @@ def test_absurd_rates_roll_back_to_the_start_and_say_what_to_lower(
     tmp_path: Path, setting: Setting, caplog: pytest.LogCaptureFixture
 ):
     run = make_run(tmp_path, setting(head_lr=1.0, backbone_lr=1.0))
-    run.plans[:] = [
-        PhasePlan(
-            number=plan.number,
-            of=plan.of,
-            name=plan.name,
-            unfrozen_from=plan.unfrozen_from,
-            epochs=plan.epochs,
-            rates=dict.fromkeys(plan.rates, 1e30),
-            adapt_norm=False,
-        )
-        for plan in run.plans
-    ]
+    run.plans[:] = [replace(plan, rates=dict.fromkeys(plan.rates, 1e30)) for plan in run.plans]
     before = run.weights()
     state = run.go()
     assert [phase.stopped for phase in state.finished] == ["diverged", "diverged"]
@@ -475,6 +464,41 @@ def test_a_class_balanced_loss_learns_the_rare_class(tmp_path: Path, setting: Se
         assert best is not None
         shares.append(best.val_logits[:, 0].mean() - best.val_logits[:, 1:].mean())
     assert shares[1] < shares[0]
+
+
+def test_a_weighted_loss_that_starts_far_above_guessing_is_no_breakdown(
+    tmp_path: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch
+):
+    run = make_run(tmp_path, setting(class_balanced=True, epochs=1), phases=[5])
+    logits = (np.eye(3)[(np.arange(12) + 1) % 3] * 9).astype(np.float32)  # sure, and all wrong
+    monkeypatch.setattr(Stepper, "predict_val", lambda self, part, count: logits)
+    real = Stepper.train
+
+    def train(self: Stepper, *batch: Any) -> StepResult:
+        return replace(real(self, *batch), loss=9.0)  # far above 3 ln 3
+
+    monkeypatch.setattr(Stepper, "train", train)
+    (phase,) = run.go().finished
+    assert phase.stopped == "finished"
+
+
+def test_training_from_scratch_has_a_patience_of_its_own(tmp_path: Path, setting: Setting):
+    params = setting(patience=2, scratch_patience=9)
+    assert [plan.patience for plan in make_run(tmp_path / "a", params).plans] == [2, 2]
+    (plan,) = make_run(tmp_path / "b", params, arm="scratch").plans
+    assert plan.patience == 9
+
+
+def test_the_backbone_does_not_decay_where_it_is_pulled_to_its_start(
+    tmp_path: Path, setting: Setting
+):
+    for pull, groups in ((0.0, 6), (0.1, 1)):
+        run = make_run(tmp_path / str(pull), setting(l2_sp=pull, weight_decay=0.1))
+        options = run.trainer._optimizer.param_groups
+        decaying = {one["group"] for one in options if one["weight_decay"]}
+        assert len(decaying) >= groups
+        assert "head" in decaying
+        assert (len(decaying) == 1) == (pull > 0)
 
 
 def break_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:

@@ -16,6 +16,7 @@ from tasks.backbones.recording import example_images, in_eval_mode, record_featu
 from tasks.errors import EngineError
 
 _NO_GROUP = -1  # of operations without parameters
+_ADVICE = "unfreeze other layers (decide.depth_*) or choose another backbone.name"
 
 
 def split_at(model: nn.Module, group: int) -> tuple[nn.Module, nn.Module]:
@@ -105,7 +106,8 @@ def _find_crossing(model: nn.Module, group: int, graph: fx.Graph) -> fx.Node:
     if len(crossing) != 1:
         raise EngineError(
             f"{type(model).__name__} cannot be cut before layer group {group}: {len(crossing)} "
-            f"tensors cross the cut ({', '.join(node.name for node in crossing[:5])}), expected one"
+            f"tensors cross the cut ({', '.join(node.name for node in crossing[:5])}), expected "
+            f"one; {_ADVICE}"
         )
     found: fx.Node = crossing[0]
     return found
@@ -173,5 +175,5 @@ def _check(model: nn.Module, group: int, prefix: nn.Module, suffix: nn.Module) -
             else "its parts differ"
         )
         raise EngineError(
-            f"{type(model).__name__} cannot be cut before layer group {group}: {problem}"
+            f"{type(model).__name__} cannot be cut before layer group {group}: {problem}; {_ADVICE}"
         )

@@ -4,8 +4,9 @@ The optimizer is built once and holds every parameter of every group, by identit
 three things: which parameters want a gradient, the rate of each group, the mode of the layers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import chain
 
 from torch import nn
@@ -52,28 +53,55 @@ def tensors_from(groups: Sequence[TrainingGroup], unfrozen_from: int) -> list[st
 
 
 def build_optimizer(
-    classifier: nn.Module, groups: Sequence[TrainingGroup], *, weight_decay: float
+    classifier: nn.Module,
+    groups: Sequence[TrainingGroup],
+    *,
+    weight_decay: float,
+    backbone_decays: bool = True,
 ) -> AdamW:
     """Build AdamW over every parameter of every group, all rates still 0.
 
-    Each group becomes two of the optimizer's: matrices and kernels decay, biases and norm layers do
-    not. Parameters are told apart by identity: layers of equal values are two, a tied one is one.
+    Each group becomes two of the optimizer's: matrices and kernels decay; biases, norm layers and
+    what the timm model exempts (position embeddings, say) do not. Parameters are told apart by
+    identity: layers of equal values are two, a tied one is one.
+
+    Args:
+        classifier: Whose parameters they are.
+        groups: Its layer groups, the head last.
+        weight_decay: Of what decays.
+        backbone_decays: Whether anything but the head does.
 
     Source: Loshchilov and Hutter 2019, 1711.05101; what decays is timm's convention.
     """
     parameters = dict(classifier.named_parameters(remove_duplicate=False))
+    exempt = _exempt_from_decay(classifier)
     seen: set[int] = set()
     options: list[dict[str, object]] = []
     for group in groups:
-        own = [parameters[name] for name in group.tensors if name in parameters]
-        new = [item for item in dict.fromkeys(own) if id(item) not in seen]
-        seen.update(id(item) for item in new)
-        for decays in (True, False):
-            members = [item for item in new if (item.ndim > 1) == decays]
-            if members:
-                decay = weight_decay if decays else 0.0
-                options.append({"params": members, "weight_decay": decay, "group": group.name})
+        members: dict[float, list[nn.Parameter]] = {weight_decay: [], 0.0: []}
+        may_decay = backbone_decays or group.name == HEAD_GROUP
+        for name in group.tensors:
+            item = parameters.get(name)
+            if item is not None and id(item) not in seen:
+                seen.add(id(item))
+                decays = may_decay and item.ndim > 1 and not _matches(name, exempt)
+                members[weight_decay if decays else 0.0].append(item)
+        options += [
+            {"params": items, "weight_decay": decay, "group": group.name}
+            for decay, items in members.items()
+            if items
+        ]
     return AdamW(options, lr=0.0, weight_decay=0.0)
+
+
+def _exempt_from_decay(classifier: nn.Module) -> set[str]:
+    """Patterns of the backbone's parameters that its timm model exempts from weight decay."""
+    exempt = getattr(getattr(classifier, "backbone", None), "no_weight_decay", set)
+    return {BACKBONE + pattern for pattern in exempt()}
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def set_rates(optimizer: AdamW, peak_rates: Mapping[str, float], share: float) -> None:

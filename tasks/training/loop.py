@@ -68,9 +68,14 @@ class Trainer:
         processes: Processes = ALONE,
     ) -> None:
         self._classifier, self._groups, self._examples = classifier, groups, examples
-        self._patience, self._confidence = params.patience, params.gate_confidence
-        self._ema_decay, self._seed, self._processes = params.ema_decay, seed, processes
-        self._optimizer = build_optimizer(classifier, groups, weight_decay=params.weight_decay)
+        self._confidence, self._ema_decay = params.gate_confidence, params.ema_decay
+        self._seed, self._processes = seed, processes
+        self._optimizer = build_optimizer(
+            classifier,
+            groups,
+            weight_decay=params.weight_decay,
+            backbone_decays=not params.l2_sp,  # which takes its place
+        )
         weights = class_weights(examples.labels, examples.classes)
         self._stepper = Stepper(
             classifier,
@@ -168,7 +173,7 @@ class Trainer:
 
     def _is_over(self, plan: PhasePlan, state: TrainState) -> bool:
         stale = state.epoch - (state.best.epoch if state.best else 0)
-        return state.epoch >= plan.epochs or stale >= self._patience
+        return state.epoch >= plan.epochs or stale >= plan.patience
 
     def _close_epoch(self, plan: PhasePlan, taken: TrainState, part: TrainedPart) -> TrainState:
         """Look at val, by the averaged weights where there are any, and make the next state."""

@@ -88,7 +88,12 @@ class RangeTester:
         self._batch_size, self._seed = params.batch_size, seed
         self._peak_rates = partial(peak_rates, groups, params=params)
         self._draw_mix = partial(draw_mix, params, seed=seed, phase=PHASE)
-        self._optimizer = build_optimizer(classifier, groups, weight_decay=params.weight_decay)
+        self._optimizer = build_optimizer(
+            classifier,
+            groups,
+            weight_decay=params.weight_decay,
+            backbone_decays=not params.l2_sp,  # which takes its place
+        )
         weights = class_weights(examples.labels, examples.classes)
         self._stepper = Stepper(
             classifier,

@@ -19,6 +19,7 @@ class PhasePlan:
         name: For people.
         unfrozen_from: Lowest trained backbone group.
         epochs: Most epochs.
+        patience: Epochs without a lower val loss that end it.
         rates: Peak rate of each trained group by name, the head's included.
         adapt_norm: Whether trained norm layers normalize by the batch and update their statistics.
     """
@@ -28,6 +29,7 @@ class PhasePlan:
     name: str
     unfrozen_from: int
     epochs: int
+    patience: int
     rates: dict[str, float]
     adapt_norm: bool
 
@@ -82,6 +84,7 @@ def plan_phases(
             name="from scratch" if scratch else f"unfrozen from {groups[cut].name}",
             unfrozen_from=cut,
             epochs=_most_epochs(params, scratch=scratch, last=number == len(cuts)),
+            patience=params.scratch_patience if scratch else params.patience,
             rates=_scratch_rates(groups, params)
             if scratch
             else peak_rates(groups, cut, params, head_lr=_head_lr(params, found)),
