@@ -2,6 +2,7 @@
 
 import logging
 import math
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -205,6 +206,7 @@ def test_two_runs_are_equal_to_the_last_bit(tmp_path: Path, setting: Setting):
         (4, {"mixup_alpha": 0.4, "cutmix_alpha": 1.0}),
         (5, {}),
         (6, {"ema_decay": 0.9}),
+        (7, {"l2_sp": 0.5, "weight_decay": 0.1}),
         (8, {"gate_confidence": 0.99}),
     ],
 )
@@ -265,6 +267,25 @@ def test_a_run_killed_within_an_epoch_goes_on_after_its_last_saved_step(
     assert state.history == expected.history
     assert state.finished == expected.finished
     assert_equal(whole.weights(), resumed.weights())
+
+
+def test_a_signal_while_an_epoch_is_saved_waits_until_it_is(tmp_path: Path, setting: Setting):
+    class Signalled(Memory):
+        def save(self, state: TrainState) -> None:
+            if state.epoch == 2:
+                signal.raise_signal(signal.SIGTERM)
+            super().save(state)
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    memory, before = Signalled(), signal.signal(signal.SIGTERM, leave)
+    try:
+        with pytest.raises(SystemExit, match="143"):
+            make_run(tmp_path, setting(), phases=[5]).go(memory)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert memory.states[-1].place == "phase 1, epoch 2"
 
 
 def test_nothing_is_saved_within_an_epoch_before_its_time(tmp_path: Path, setting: Setting):
