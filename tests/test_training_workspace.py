@@ -1,5 +1,7 @@
 """What other trainings left is mentioned, never touched; a stopped one says where it goes on."""
 
+import errno
+import fcntl
 import logging
 import multiprocessing
 import signal as signals
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.errors import TrainingError
+from tasks.errors import ArtifactError, TrainingError
 from tasks.training.workspace import Workspace
 
 
@@ -129,6 +131,28 @@ def test_a_second_run_of_the_same_training_is_refused_until_the_first_has_ended(
         run.kill()
         with workspace.holding(), pytest.raises(TrainingError), workspace.holding(patience=0):
             pass
+
+
+def test_a_scratch_folder_that_cannot_be_written_is_named(tmp_path: Path):
+    (tmp_path / "checkpoints").write_text("a file where a folder should be")
+    workspace = Workspace(tmp_path / "checkpoints" / "own", tmp_path / "activations" / "own")
+    with (
+        pytest.raises(ArtifactError, match=r"own: cannot be written \(.*\); set REGRAFT_SCRATCH"),
+        workspace.holding(),
+    ):
+        pass
+
+
+def test_a_disk_without_locks_is_used_with_a_warning(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def refuse(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with workspace.holding():
+        assert workspace.checkpoints.exists()
+    assert "cannot be locked (No locks available); let no other run" in caplog.text
 
 
 def test_a_folder_that_its_holder_deletes_is_locked_anew(workspace: Workspace):

@@ -16,7 +16,7 @@ from tasks.training.verdicts import val_accuracy, val_loss
 
 log = logging.getLogger(__name__)
 
-DIVERGED = 3.0  # mean train loss, as a multiple of what is known already, that counts as divergence
+DIVERGED = 3.0  # mean train loss, as a multiple of the start's or guessing's, that is divergence
 
 
 @dataclass(frozen=True)

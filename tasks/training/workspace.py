@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from tasks.errors import TrainingError
+from tasks.errors import ArtifactError, TrainingError
 from tasks.training.checkpoints import CheckpointFolder
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class Workspace:
         The kernel lets go of the lock when its holder ends, however it ends.
 
         Raises:
+            ArtifactError: The folder of checkpoints cannot be written.
             TrainingError: Another run holds them for longer than `patience` seconds.
         """
         if not first:
@@ -96,15 +97,28 @@ class Workspace:
 
 def _try_lock(folder: Path) -> TextIO | None:
     """Lock a folder; None where another process holds it, or has just deleted it."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
-    file = path.open("w")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as err:
+        raise ArtifactError(
+            f"{folder}: cannot be written ({err.strerror or err}); set REGRAFT_SCRATCH to a "
+            "folder that can"
+        ) from err
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(file.fileno()), path.stat()):
             return file
     except (BlockingIOError, FileNotFoundError):
         pass
+    except OSError as err:  # a network disk that knows no locks
+        log.warning(
+            "%s: cannot be locked (%s); let no other run train the same at the same time",
+            folder,
+            err.strerror or err,
+        )
+        return file
     file.close()
     return None
 
