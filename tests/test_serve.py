@@ -1,23 +1,16 @@
 """`make ui`: the checks before it starts, and the whole of it on a real server."""
 
-import json
-import os
-import signal
 import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
-from http import HTTPStatus
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 from urllib.error import HTTPError
 
 import psutil
 import pytest
 from conftest import ROOT
 from prefect.schedules import Schedule
+from served import Server, eventually, free_port, wait_for_file
 from toy import STAGES, ToyProject
 
 from flows.deployment import read_specification
@@ -32,12 +25,6 @@ from flows.serve import (
 )
 
 pytest_plugins = ["toy_fixtures"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_the_port_is_4200_unless_the_environment_names_one() -> None:
@@ -99,75 +86,6 @@ def test_annotations_are_evaluated_because_prefect_reads_them(module: Path) -> N
     assert "\nfrom __future__ import annotations" not in module.read_text()
 
 
-class Server:
-    """A running `python -m flows.serve` of a toy project."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.port = free_port()
-        environment = {**os.environ, "REGRAFT_UI_PORT": str(self.port), "PREFECT_API_KEY": "none"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "flows.serve"],
-            cwd=root,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith(f"Open http://127.0.0.1:{self.port}"):
-                return
-        raise AssertionError("the server never came")
-
-    def api(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Ask; while its database is locked the server answers 503, and Prefect's client waits."""
-        for _ in range(60):
-            try:
-                return self._ask(path, body)
-            except HTTPError as err:
-                if err.code != HTTPStatus.SERVICE_UNAVAILABLE:
-                    raise
-            time.sleep(0.5)
-        raise AssertionError("the database stays locked")
-
-    def _ask(self, path: str, body: dict[str, Any] | None) -> Any:
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/api/{path}",
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=30) as answer:
-            return json.load(answer)
-
-    def run(self, **parameters: Any) -> str:
-        deployment = self.api(f"deployments/name/{DEPLOYMENT}")["id"]
-        made = self.api(f"deployments/{deployment}/create_flow_run", {"parameters": parameters})
-        return str(made["id"])
-
-    def wait_for_end(self, run: str) -> dict[str, Any]:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            state: dict[str, Any] = self.api(f"flow_runs/{run}")["state"]
-            if state["type"] in {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}:
-                return state
-            time.sleep(0.3)
-        raise AssertionError(state)
-
-    def task_states(self, run: str) -> dict[str, str]:
-        chosen = {"flow_runs": {"id": {"any_": [run]}}}
-        found = self.api("task_runs/filter", chosen)
-        return {task["name"]: task["state"]["name"] for task in found}
-
-    def stop(self) -> list[psutil.Process]:
-        """Stop it and give what is still alive of everything it started."""
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        self.process.send_signal(signal.SIGTERM)
-        self.process.communicate(timeout=90)
-        return psutil.wait_procs(family, 10)[1]
-
-
 @pytest.fixture
 def served(toy: ToyProject) -> Iterator[Server]:
     toy.add_flows()
@@ -177,17 +95,9 @@ def served(toy: ToyProject) -> Iterator[Server]:
         server.stop()
 
 
-def wait_for_file(path: Path) -> int:
-    deadline = time.monotonic() + 90
-    while not (path.exists() and path.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    return int(path.read_text())
-
-
 @pytest.mark.slow
 def test_a_served_run_takes_the_form_and_can_be_cancelled(toy: ToyProject, served: Server) -> None:
-    with pytest.raises(urllib.error.HTTPError, match=r"409|422"):
+    with pytest.raises(HTTPError, match=r"409|422"):
         served.run(overrides={"finetune": {"head_lr": 2}})
 
     run = served.run(overrides={"finetune": {"head_lr": 0.0004}})
@@ -206,6 +116,27 @@ def test_a_served_run_takes_the_form_and_can_be_cancelled(toy: ToyProject, serve
 
 
 @pytest.mark.slow
+def test_a_schedule_that_is_switched_on_starts_runs_at_their_time(
+    toy: ToyProject, served: Server
+) -> None:
+    deployment = served.api(f"deployments/name/{DEPLOYMENT}")
+    nightly = f"deployments/{deployment['id']}/schedules/{deployment['schedules'][0]['id']}"
+    served.api(nightly, {"active": True}, method="PATCH")
+    planned = eventually(lambda: served.runs(["SCHEDULED"]), bool)
+    assert {run["expected_start_time"][11:16] for run in planned} == {"03:00"}
+    served.api(nightly, {"active": False}, method="PATCH")
+
+    minutely = {"active": True, "schedule": {"cron": "* * * * *", "timezone": "Etc/UTC"}}
+    served.api(f"deployments/{deployment['id']}/schedules", [minutely])
+    run = eventually(lambda: served.runs(["COMPLETED", "FAILED", "CRASHED"]), bool)[0]
+    assert run["state"]["name"] == "Completed"
+    assert served.task_states(run["id"]) == dict.fromkeys(STAGES, "Cached")
+    times = [datetime.fromisoformat(run[f"{which}start_time"]) for which in ("", "expected_")]
+    late = times[0] - times[1]  # the runner looks ahead and may be early by a moment
+    assert abs(late) < timedelta(seconds=30)
+
+
+@pytest.mark.slow
 def test_schedules_stay_as_changed_and_nothing_outlives_the_server(
     toy: ToyProject, served: Server
 ) -> None:
@@ -213,7 +144,7 @@ def test_schedules_stay_as_changed_and_nothing_outlives_the_server(
     known = deployment["schedules"][0]
     assert (known["active"], known["schedule"]["timezone"]) == (False, "Etc/UTC")
     added = {"active": True, "schedule": {"cron": "0 5 * * *", "timezone": "Europe/Vienna"}}
-    served.api(f"deployments/{deployment['id']}/schedules", [added])  # type: ignore[arg-type]
+    served.api(f"deployments/{deployment['id']}/schedules", [added])
 
     toy.set("finetune.head_lr", 0.0003)
     toy.write("left.sleep", "120")

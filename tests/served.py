@@ -1,0 +1,125 @@
+"""`make ui` of a project as a test sees it: the process, its API, what became of a run."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+
+import psutil
+
+from flows.serve import DEPLOYMENT
+
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def eventually(read: Callable[[], Any], right: Callable[[Any], Any], seconds: float = 120) -> Any:
+    """Read until it is right and give what was read."""
+    deadline = time.monotonic() + seconds
+    while not right(found := read()):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.3)
+    return found
+
+
+def wait_for_file(path: Path) -> int:
+    """Wait for a file that holds the number of a process."""
+    return int(eventually(lambda: path.exists() and path.read_text(), bool))
+
+
+class Server:
+    """A running `python -m flows.serve` of a project."""
+
+    def __init__(self, root: Path, port: int | None = None) -> None:
+        self.root = root
+        self.port = port or free_port()
+        environment = {**os.environ, "REGRAFT_UI_PORT": str(self.port), "PREFECT_API_KEY": "none"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "flows.serve"],
+            cwd=root,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.said: list[str] = []
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said.append(line)
+            if line.startswith(f"Open http://127.0.0.1:{self.port}"):
+                return
+        raise AssertionError("".join(self.said))
+
+    def api(self, path: str, body: Any = None, method: str | None = None) -> Any:
+        """Ask; while its database is locked the server answers 503, and Prefect's client waits."""
+        for _ in range(60):
+            try:
+                return self._ask(path, body, method)
+            except HTTPError as err:
+                if err.code != HTTPStatus.SERVICE_UNAVAILABLE:
+                    raise
+            time.sleep(0.5)
+        raise AssertionError("the database stays locked")
+
+    def _ask(self, path: str, body: Any, method: str | None) -> Any:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/api/{path}",
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+            method=method,
+        )
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=30) as answer:
+            content = answer.read()
+        return json.loads(content) if content else None
+
+    def run(self, deployment: str = DEPLOYMENT, **parameters: Any) -> str:
+        """Start a run of a deployment, as the form does, and give its id."""
+        known = self.api(f"deployments/name/{deployment}")["id"]
+        made = self.api(f"deployments/{known}/create_flow_run", {"parameters": parameters})
+        return str(made["id"])
+
+    def state(self, run: str) -> dict[str, Any]:
+        state: dict[str, Any] = self.api(f"flow_runs/{run}")["state"]
+        return state
+
+    def wait_for_end(self, run: str, seconds: float = 120) -> dict[str, Any]:
+        state: dict[str, Any] = eventually(
+            lambda: self.state(run), lambda state: state["type"] in ENDED, seconds
+        )
+        return state
+
+    def runs(self, states: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """Runs of all deployments by their expected start; those in some states where named."""
+        chosen = {"flow_runs": {"state": {"type": {"any_": list(states)}}}} if states else {}
+        found = self.api("flow_runs/filter", {"sort": "EXPECTED_START_TIME_ASC", **chosen})
+        return list(found)
+
+    def tasks(self, run: str) -> dict[str, dict[str, Any]]:
+        """State of every task run of a run, by the name of the task run."""
+        found = self.api("task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
+        return {task["name"]: task["state"] for task in found}
+
+    def task_states(self, run: str) -> dict[str, str]:
+        return {name: state["name"] for name, state in self.tasks(run).items()}
+
+    def stop(self) -> list[psutil.Process]:
+        """Stop it and give what is still alive of everything it started."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(signal.SIGTERM)
+        self.said.append(self.process.communicate(timeout=90)[0])
+        return psutil.wait_procs(family, 10)[1]
