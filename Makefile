@@ -23,6 +23,7 @@ help: ## show this help
 	@echo "  REGRAFT_SCRATCH    folder of checkpoints and cached activations (.regraft)"
 
 run: $(VENV)/.installed ## set up and run the pipeline (dvc repro); prints where report and model are
+	@python -m tasks.check --paths data/check/paths.json
 	@dvc repro
 	@echo
 	@echo "Report:  $(CURDIR)/data/report/report.html"

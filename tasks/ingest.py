@@ -123,17 +123,17 @@ def summarize(health: Health) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the source and the groups, check, group and split, write."""
+    """Read what params.yaml names, check, group and split, write."""
     paths = read_paths(
         "ingest",
         __doc__ or "",
         argv,
-        reads=("source", "groups"),
+        reads=(),
         writes=("manifest", "health", "quarantine", "origin"),
     )
     params = load_params(paths.params)
-    listing = list_images(paths.source)
-    named_groups = read_groups(paths.groups, _known_paths(listing))
+    listing = list_images(Path(params.ingest.source))
+    named_groups = read_groups(Path(params.ingest.groups), _known_paths(listing))
     inspection = _inspect(listing, params.ingest, paths.quarantine)
     manifest, health = ingest(
         listing, inspection, named_groups, params=params.ingest, seed=params.seed

@@ -67,6 +67,17 @@ def load_params(path: Path) -> Params:
         raise ParamsError("\n".join(dict.fromkeys(problems))) from err
 
 
+def place_of_key(path: Path, key: str) -> str:
+    """Give `params.yaml:12: block.key`, the way every message about a value begins.
+
+    Args:
+        path: A file that `load_params` reads.
+        key: Key path of a value in it.
+    """
+    lines = dict(_lines_of(YAML(typ="rt").compose(path.read_text(encoding="utf-8"))))
+    return f"{path}:{lines[tuple(key.split('.'))]}: {key}"
+
+
 def _read_text(path: Path) -> str:
     try:
         raw = path.read_bytes()

@@ -29,6 +29,17 @@ class Estimate(Record):
     n: int
 
 
+# check -------------------------------------------------------------------------------------------
+
+
+class NamedPaths(Record):
+    """The paths that params.yaml names, as it writes them (data/check/paths.json)."""
+
+    source: str
+    groups: str
+    weights: str | None
+
+
 # ingest ------------------------------------------------------------------------------------------
 
 

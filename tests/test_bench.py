@@ -195,14 +195,13 @@ def test_a_stage_of_a_copy_runs_by_its_command_in_dvc_yaml(
 ):
     commands: list[list[str]] = []
     monkeypatch.setattr("bench.scratch.run_measured", lambda command, **_: commands.append(command))
-    values = {"ingest.source": "somewhere"}
-    copy = Copy.make(tmp_path / "copy", values, python="py", environment={})
+    copy = Copy.make(tmp_path / "copy", {}, python="py", environment={})
     for stage in STAGES:
         copy.run(stage)
-    assert commands[0][:6] == ["py", "-m", "tasks.ingest", "--source", "somewhere", "--groups"]
+    assert commands[0][:4] == ["py", "-m", "tasks.ingest", "--manifest"]
     assert [command[2] for command in commands] == [f"tasks.{stage}" for stage in STAGES]
     known = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
-    assert set(STAGES) == set(known) - {"report"}
+    assert set(STAGES) == set(known) - {"check", "report"}
     assert not any("$" in word for command in commands for word in command)
 
 

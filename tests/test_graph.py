@@ -18,6 +18,7 @@ from flows.stages.graph import (
     read_graph,
     why_stale,
 )
+from tasks.errors import ParamsError
 
 pytest_plugins = ["toy_fixtures"]
 pytestmark = pytest.mark.filterwarnings(
@@ -192,6 +193,16 @@ def test_a_folder_outside_any_project_is_told_with_the_command_to_run(tmp_path: 
 def test_a_project_without_stages_is_told(toy: ToyProject) -> None:
     toy.write("dvc.yaml", "stages: {}\n")
     with pytest.raises(GraphError, match="holds no stage"):
+        read_graph(toy.root)
+
+
+@pytest.mark.parametrize("source", ["", "."])
+def test_a_source_that_dvc_stumbles_over_is_told_in_our_words(
+    toy: ToyProject, source: str
+) -> None:
+    toy.write("dvc.yaml", GRAPH.replace("source.txt]", "source.txt, '${ingest.source}']"))
+    toy.set("ingest.source", source)
+    with pytest.raises(ParamsError, match=rf"params\.yaml:\d+: ingest\.source is '{source}'"):
         read_graph(toy.root)
 
 

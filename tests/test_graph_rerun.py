@@ -122,8 +122,8 @@ class Project:
             found[stage] = set()
             for entry in entries:
                 changed = entry.get("changed deps", {}) if isinstance(entry, dict) else {entry: ""}
-                keys = changed.pop("params.yaml", {})
-                found[stage] |= {*changed, *keys}
+                for path, how in changed.items():
+                    found[stage] |= set(how) if isinstance(how, dict) else {path}
         return found
 
     def seconds_to_start(self, stage: str) -> float:
@@ -211,14 +211,14 @@ def test_each_leaf_makes_exactly_its_readers_stale(project: Project) -> None:
     for path in leaves:
         project.put(path, other(project.get(path)))
     # One status names, for every stage, which of all the changed keys concern it.
-    expected = {stage: keys_read(stage) & leaves for stage in STAGES}
+    expected = {stage: keys_read(stage) & leaves for stage in STAGES} | {"check": {"params.yaml"}}
     assert project.changes() == {stage: keys for stage, keys in expected.items() if keys}
 
 
 def test_another_source_makes_only_ingest_stale(project: Project) -> None:
     shutil.copytree(project.root / "data/raw", project.root / "data/other", dirs_exist_ok=True)
     project.put("ingest.source", "data/other")
-    assert set(project.changes()) == {"ingest", "report"}  # the report prints every value
+    assert set(project.changes()) == {"check", "ingest", "report"}  # the report prints every value
     shutil.rmtree(project.root / "data/other")
 
 
@@ -234,6 +234,31 @@ def test_each_module_makes_exactly_its_importers_stale(project: Project) -> None
     for module in ALL_MODULES:
         shutil.copy(module, project.root / module.relative_to(ROOT))
     assert project.changes() == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["$(touch PWNED)", 'a "b" `touch PWNED`', "set$2", "-n", "${seed}"]
+)
+def test_no_shell_reads_the_name_of_a_folder(project: Project, name: str) -> None:
+    shutil.copytree(project.root / "data/raw", project.root / "data" / name)
+    project.put("ingest.source", f"data/{name}")
+    assert project.repro("ingest") == ["check", "ingest"]
+    origin = json.loads((project.root / "data/ingest/source.json").read_text())
+    assert origin["root"] == f"data/{name}"
+    assert not list(project.root.rglob("PWNED"))
+    shutil.rmtree(project.root / "data" / name)
+
+
+def test_a_mistake_is_told_first_and_in_one_line(project: Project) -> None:
+    text = (project.root / "params.yaml").read_text()
+    (project.root / "params.yaml").write_text(text.replace("  head_lr:", "  heed_lr:"))
+    with pytest.raises(AssertionError) as stopped:
+        project.repro()
+    said = str(stopped.value)
+    assert "finetune.heed_lr is not a parameter. Did you mean finetune.head_lr?" in said
+    assert "Running stage 'ingest'" not in said
+    (project.root / "params.yaml").write_text(text)
+    assert project.repro() == []
 
 
 def test_a_change_of_an_image_is_seen(project: Project) -> None:

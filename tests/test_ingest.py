@@ -31,7 +31,8 @@ def run(source: Path, folder: Path, groups: str = "path,group\n", **values: obje
     folder.mkdir(exist_ok=True)
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
-    params["ingest"].update(values)
+    named = {"source": str(source), "groups": str(folder / "groups.csv")}
+    params["ingest"].update({**named, **values})
     yaml.dump(params, folder / "params.yaml")
     (folder / "groups.csv").write_text(groups)
     outs = {
@@ -41,8 +42,7 @@ def run(source: Path, folder: Path, groups: str = "path,group\n", **values: obje
         "origin": "source.json",
     }
     arguments = [word for name, file in outs.items() for word in (f"--{name}", str(folder / file))]
-    given = {"params": folder / "params.yaml", "source": source, "groups": folder / "groups.csv"}
-    main([*arguments, *(word for name, path in given.items() for word in (f"--{name}", str(path)))])
+    main([*arguments, "--params", str(folder / "params.yaml")])
     return Result(
         read_manifest(folder / "manifest.csv"),
         read_record(folder / "health.json", Health),

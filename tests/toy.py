@@ -69,6 +69,8 @@ class ToyProject:
         self.write("source.txt", "source\n")
         self.write(".gitignore", ".regraft/\n*.break\n*.sleep\n*.pid\n")
         shutil.copy(ROOT / "params.yaml", self.root)
+        self.write("data/groups.csv", "path,group\n")
+        self.set("ingest.source", "source.txt")
         self.set("finetune.head_lr", 0.0005)  # the tests name values, whatever the default is
         self._start()
 

@@ -20,6 +20,8 @@ from dvc.stage import PipelineStage
 from dvc.stage import Stage as DvcStage
 
 from flows.errors import GraphError
+from tasks.check import check
+from tasks.params_file import load_params
 
 GRAPH_FILE = "dvc.yaml"
 
@@ -53,7 +55,16 @@ def read_graph(root: Path) -> list[Stage]:
 
     Raises:
         GraphError: dvc.yaml is missing or cannot be read; the message is DVC's own.
+        ParamsError: params.yaml is at fault.
     """
+    try:
+        return _read_graph(root)
+    except GraphError:
+        check(load_params(root / "params.yaml"), root)  # it knows better what DVC stumbled over
+        raise
+
+
+def _read_graph(root: Path) -> list[Stage]:
     with _open(root) as repo:
         graph = get_active_graph(repo.index.graph)
         own = [node for node in graph if node.path_in_repo == GRAPH_FILE]
@@ -132,7 +143,7 @@ def _open(root: Path) -> Iterator[Repo]:
             yield repo
     except NotDvcRepoError as err:
         raise GraphError(f"{root} is not a DVC project; run `dvc init` there") from err
-    except DvcException as err:
+    except (DvcException, AssertionError) as err:  # of an empty path it only asserts
         raise GraphError(_with_causes(err)) from err
 
 

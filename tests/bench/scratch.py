@@ -79,9 +79,6 @@ class Copy:
     def run(self, stage: str) -> Measured:
         """Run a stage by the command that dvc.yaml gives it."""
         text = YAML(typ="safe").load(self.root / "dvc.yaml")["stages"][stage]["cmd"]
-        params = self.params()
-        for name, value in (("source", params.ingest.source), ("groups", params.ingest.groups)):
-            text = text.replace(f'"${{ingest.{name}}}"', str(value))
         _, *arguments = text.split()
         return run_measured(
             [self.python, *arguments],

@@ -1,0 +1,109 @@
+"""Stage check: are all values of params.yaml sound, and do the paths that it names lead somewhere.
+
+It runs first and in a second, so that a mistake is told before anything is computed.
+"""
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from tasks.artifacts import write_record
+from tasks.entry import read_paths, run_stage
+from tasks.errors import ParamsError
+from tasks.params import Params
+from tasks.params_file import load_params, place_of_key
+from tasks.records import NamedPaths
+
+NO_STAGES = {"seed", "backbone"}  # of the top level of params.yaml; every other block is a stage's
+
+
+def check(params: Params, project: Path) -> NamedPaths:
+    """Check the paths that the parameters name.
+
+    Args:
+        params: The parameters.
+        project: Folder of params.yaml, to which paths are relative.
+
+    Raises:
+        ParamsError: A path leads nowhere, or to what the pipeline itself writes; one line for each.
+    """
+    given = {"ingest.source": params.ingest.source, "ingest.groups": params.ingest.groups}
+    if params.backbone.weights.endswith(".safetensors"):
+        given["backbone.weights"] = params.backbone.weights
+    found = [(key, value, _problem(key, value, project)) for key, value in given.items()]
+    wrong = [
+        f"{place_of_key(project / 'params.yaml', key)} is {value!r}{problem}"
+        for key, value, problem in found
+        if problem
+    ]
+    if wrong:
+        raise ParamsError("\n".join(wrong))
+    return NamedPaths(
+        source=params.ingest.source,
+        groups=params.ingest.groups,
+        weights=given.get("backbone.weights"),
+    )
+
+
+def _problem(key: str, value: str, project: Path) -> str | None:
+    """Say what is wrong with a path and what to write instead; None where it is sound."""
+    path = Path(os.path.normpath(project / value))
+    if not path.exists():
+        return _missing(value, path, project)
+    results = [project.resolve() / "data" / name for name in Params.model_fields]
+    results = [folder for folder in results if folder.name not in NO_STAGES]
+    real = path.resolve()
+    if key == "ingest.source" and any(folder.is_relative_to(real) for folder in results):
+        return (
+            ", which holds the project's own results (data/ingest and the like); put the images "
+            "into a folder of their own, such as data/raw, and name that"
+        )
+    if any(real.is_relative_to(folder) for folder in results):
+        return ", inside of a folder that a stage writes and clears; move it elsewhere in data/"
+    return None
+
+
+def _missing(value: str, path: Path, project: Path) -> str:
+    url = urlsplit(value)
+    if url.scheme == "file":
+        return f", a URL; write the path alone: {unquote(url.path)}"
+    if "://" in value:
+        return ", a URL; fetch what it names into a folder and write the path of that folder"
+    meant = os.path.expandvars(os.path.expanduser(value))
+    if meant != value:
+        hint = f"write the whole path: {meant}" if os.path.exists(project / meant) else ""
+        return f"; ~ and $ stand for nothing here; {hint or 'write the path out'}"
+    return f"; there is no such file or folder{_nearest(path, project)}"
+
+
+def _nearest(path: Path, project: Path) -> str:
+    """Name what lies where the path stops leading on: the most similar name, or how far it goes."""
+    missing = path
+    while not missing.parent.exists():
+        missing = missing.parent
+    folder = missing.parent
+    where = os.path.relpath(folder, project) if folder.is_relative_to(project) else str(folder)
+    if not folder.is_dir():
+        return f": {where} is a file"
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as err:
+        return f": {where} cannot be listed ({err.strerror})"
+    near = difflib.get_close_matches(missing.name, names, n=1)
+    if near:
+        return f". Did you mean {os.path.normpath(os.path.join(where, near[0]))}?"
+    return f": {'the project' if where == '.' else where} holds no {missing.name!r}"
+
+
+def main(argv: Sequence[str] | None) -> None:
+    """Read params.yaml, check it, write the paths that it names."""
+    paths = read_paths("check", __doc__ or "", argv, reads=(), writes=("paths",))
+    named = check(load_params(paths.params), paths.params.parent)
+    write_record(paths.paths, named)
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("check", main))

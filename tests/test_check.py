@@ -1,0 +1,105 @@
+"""The stage check: a path of params.yaml that leads nowhere is told in one line."""
+
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from tasks.artifacts import read_record
+from tasks.check import check, main
+from tasks.errors import ParamsError
+from tasks.params_file import load_params
+from tasks.records import NamedPaths
+
+
+def write_project(root: Path, **values: str) -> Path:
+    """A project with images in data/raw, and some values of params.yaml changed."""
+    (root / "data/raw/cat").mkdir(parents=True)
+    (root / "data/weights").mkdir()
+    (root / "data/groups.csv").write_text("path,group\n")
+    values = {"source": "data/raw", **values}
+    lines = []
+    for line in (ROOT / "params.yaml").read_text().splitlines():
+        key = line.strip().split(":")[0]
+        lines.append(f"  {key}: '{values[key]}'" if key in values else line)
+    (root / "params.yaml").write_text("\n".join(lines))
+    return root
+
+
+def checked(root: Path) -> NamedPaths:
+    return check(load_params(root / "params.yaml"), root)
+
+
+def test_sound_paths_are_written_as_they_stand(tmp_path: Path) -> None:
+    root = write_project(tmp_path, weights="data/weights/mine.safetensors")
+    (root / "data/weights/mine.safetensors").touch()
+    main(["--params", str(root / "params.yaml"), "--paths", str(root / "paths.json")])
+    assert read_record(root / "paths.json", NamedPaths) == NamedPaths(
+        source="data/raw", groups="data/groups.csv", weights="data/weights/mine.safetensors"
+    )
+
+
+@pytest.mark.parametrize("source", ["./data/raw", "data//raw/", "data/../data/raw", "linked"])
+def test_every_way_of_writing_a_path_is_sound(tmp_path: Path, source: str) -> None:
+    root = write_project(tmp_path, source=source)
+    (root / "linked").symlink_to("data/raw")
+    assert checked(root).source == source
+
+
+def test_a_whole_path_is_sound(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    assert checked(write_project(tmp_path / "project", source=str(elsewhere)))
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("data/row", "is 'data/row'; there is no such file or folder. Did you mean data/raw?"),
+        ("data/raw/lions", "data/raw holds no 'lions'"),
+        ("date/raw", "Did you mean data?"),
+        ("data/groups.csv/cat", "data/groups.csv is a file"),
+        ("~/pictures", "~ and $ stand for nothing here; write the whole path: {home}/pictures"),
+        ("$HOME/pictures", "write the whole path: {home}/pictures"),
+        ("~/nothing", "~ and $ stand for nothing here; write the path out"),
+        ("file:///data/my%20set", "a URL; write the path alone: /data/my set"),
+        ("https://example.org/set.zip", "a URL; fetch what it names"),
+        (".", "which holds the project's own results"),
+        ("data", "which holds the project's own results"),
+        ("..", "which holds the project's own results"),
+        ("linked", "which holds the project's own results"),
+        ("data/augment/train", "inside of a folder that a stage writes and clears"),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_told_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, told: str
+) -> None:
+    home = tmp_path / "home"
+    (home / "pictures").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    root = write_project(tmp_path / "project", source=source)
+    (root / "data/augment/train").mkdir(parents=True)
+    (root / "linked").symlink_to("data")
+    with pytest.raises(ParamsError) as error:
+        checked(root)
+    assert str(error.value).startswith(f"{root}/params.yaml:12: ingest.source is {source!r}")
+    assert told.format(home=home) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_every_wrong_path_has_a_line(tmp_path: Path) -> None:
+    root = write_project(
+        tmp_path, source="no", groups="none.csv", weights="data/weights/other.safetensors"
+    )
+    with pytest.raises(ParamsError) as error:
+        checked(root)
+    keys = [line.split(": ")[1].split(" is ")[0] for line in str(error.value).splitlines()]
+    assert keys == ["ingest.source", "ingest.groups", "backbone.weights"]
+
+
+def test_a_mistake_in_a_value_comes_first(tmp_path: Path) -> None:
+    root = write_project(tmp_path, source="")
+    with pytest.raises(
+        ParamsError, match=r"ingest\.source is ''; allowed: string, length at least 1"
+    ):
+        main(["--params", str(root / "params.yaml"), "--paths", str(root / "paths.json")])
