@@ -244,10 +244,19 @@ def test_what_the_decoder_converted_is_summed_up(image_folder: ImageFolder, tmp_
         path = root / "cat" / f"{number:03d}.png"
         path.rename(path.with_suffix(".jpg"))
     link = root / "linked"
-    link.symlink_to(root / "cat")
+    link.symlink_to(root)
     result = run(root, tmp_path / "out")
     assert warned(result, "2 images, such as cat/003.jpg: named .jpg but its content is PNG.")
     assert warned(result, "Folders behind links were not read: linked.")
+
+
+def test_a_class_behind_a_link_is_read_and_told(image_folder: ImageFolder, tmp_path: Path) -> None:
+    root = image_folder()
+    shutil.move(root / "cat", tmp_path / "elsewhere")
+    (root / "cat").symlink_to(tmp_path / "elsewhere")
+    result = run(root, tmp_path / "out")
+    assert result.health.images == 90
+    assert warned(result, "Folders that are links: cat. DVC does not see when files behind them")
 
 
 def test_a_csv_with_splits_and_groups_is_ingested(

@@ -116,26 +116,61 @@ def test_an_empty_source_says_what_is_expected(tmp_path: Path) -> None:
         list_images(tmp_path)
 
 
-def test_links_and_pipes_are_left_out_with_a_reason(tmp_path: Path) -> None:
-    outside = tree(tmp_path / "outside", "1.png")
+def test_links_are_what_they_lead_to_wherever_that_lies(tmp_path: Path) -> None:
+    outside = tree(tmp_path / "outside", "1.png", "blob", "dogs/1.png")
     root = tree(tmp_path / "raw", "a/1.png", "b/1.png")
     (root / "a" / "inside.png").symlink_to(root / "b" / "1.png")
     (root / "a" / "out.png").symlink_to(outside / "1.png")
+    (root / "a" / "relative.png").symlink_to("../../outside/blob")
+    (root / "dog").symlink_to(outside / "dogs")
+    listing = list_images(root)
+    assert [(image.path, image.label) for image in listing.images] == [
+        ("a/1.png", "a"),
+        ("a/inside.png", "a"),
+        ("a/out.png", "a"),
+        ("a/relative.png", "a"),
+        ("b/1.png", "b"),
+        ("dog/1.png", "dog"),
+    ]
+    assert not listing.rejected
+    assert listing.linked == ("dog",)
+
+
+def test_split_folders_may_be_links_too(tmp_path: Path) -> None:
+    tree(tmp_path / "disk", "a/1.png", "b/1.png")
+    root = tree(tmp_path / "raw", "test/a/1.png", "test/b/1.png")
+    (root / "train").symlink_to(tmp_path / "disk")
+    assert [(image.path, image.split) for image in list_images(root).images] == [
+        ("test/a/1.png", "test"),
+        ("test/b/1.png", "test"),
+        ("train/a/1.png", "train"),
+        ("train/b/1.png", "train"),
+    ]
+
+
+def test_links_that_lead_nowhere_or_back_and_pipes_are_left_out_with_a_reason(
+    tmp_path: Path,
+) -> None:
+    root = tree(tmp_path / "raw", "a/1.png", "b/1.png")
     (root / "a" / "gone.png").symlink_to(root / "nothing.png")
     (root / "a" / "loop.png").symlink_to(root / "a" / "loop.png")
-    (root / "a" / "dir").symlink_to(root)
+    (root / "a" / "self").symlink_to(root / "a")
+    (root / "a" / "up").symlink_to(tmp_path)
     (root / "class").symlink_to(root)
+    (root / "gone").symlink_to(tmp_path / "nothing")
     os.mkfifo(root / "b" / "pipe.png")
+    (root / "b" / "to-pipe.png").symlink_to(root / "b" / "pipe.png")
     listing = list_images(root)
-    assert [image.path for image in listing.images] == ["a/1.png", "a/inside.png", "b/1.png"]
-    reasons = {item.path: item.reason.split(" (")[0] for item in listing.rejected}
-    assert reasons == {
-        "a/dir": "link to a folder",
+    assert [image.path for image in listing.images] == ["a/1.png", "b/1.png"]
+    assert {item.path: item.reason for item in listing.rejected} == {
         "a/gone.png": "link to nothing",
         "a/loop.png": "link in a loop",
-        "a/out.png": "link out of the source",
-        "b/pipe.png": "not a regular file",
-        "class": "link to a folder",
+        "a/self": "link to a folder above itself",
+        "a/up": "link to a folder above itself",
+        "b/pipe.png": "not a regular file (pipe)",
+        "b/to-pipe.png": "not a regular file (pipe)",
+        "class": "link to a folder above itself",
+        "gone": "link to nothing",
     }
 
 
@@ -234,7 +269,7 @@ def test_a_wrong_csv_is_refused_with_its_line(table: Table, text: str, message: 
         list_images(table(text))
 
 
-def test_a_csv_never_leads_to_pipes_or_out_through_links(table: Table, tmp_path: Path) -> None:
+def test_a_csv_leads_through_links_but_never_to_pipes(table: Table, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "img" / "pipe")
     (tmp_path / "img" / "out").symlink_to("/etc/hostname")
     (tmp_path / "img" / "loop").symlink_to(tmp_path / "img" / "loop")
@@ -243,10 +278,9 @@ def test_a_csv_never_leads_to_pipes_or_out_through_links(table: Table, tmp_path:
     )
     assert {item.path: item.reason for item in listing.rejected} == {
         "img": "not a regular file (folder)",
-        "img/out": "link out of the source (copy the file instead)",
         "img/pipe": "not a regular file (pipe)",
     }
-    assert [image.path for image in listing.images] == ["img/1.png", "img/missing.png"]
+    assert [image.path for image in listing.images] == ["img/1.png", "img/missing.png", "img/out"]
 
 
 # groups -------------------------------------------------------------------------------------------

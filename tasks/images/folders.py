@@ -1,7 +1,7 @@
 """A folder of class folders, or train, val and test folders above them, as a list of images.
 
-Nothing is opened here. Links to folders, links out of the root, pipes and devices are never
-followed.
+Nothing is opened here. A link is what it leads to, wherever that lies, as long as a folder does not
+lead to itself or to a folder above; pipes and devices are never followed.
 """
 
 import os
@@ -38,6 +38,7 @@ class _Found:
     rejected: list[Rejected] = field(default_factory=list)
     nested: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
+    linked: list[str] = field(default_factory=list)
     ignored: int = 0
 
 
@@ -67,6 +68,7 @@ def list_folder(source: Path) -> Listing:
         images=tuple(sorted(found.images, key=lambda image: image.path)),
         rejected=tuple(sorted(found.rejected, key=lambda item: item.path)),
         ignored=found.ignored,
+        linked=tuple(found.linked),
     )
 
 
@@ -115,10 +117,13 @@ def _subfolders(root: Path, folder: Path, found: _Found) -> list[str]:
     names = []
     for entry in _entries(folder, found):
         path = _relative(root, entry)
-        if entry.is_dir(follow_symlinks=False):
+        wrong = _why_not_link(entry)
+        if wrong:
+            found.rejected.append(Rejected(path=path, reason=wrong))
+        elif entry.is_dir():
             names.append(entry.name)
-        elif entry.is_symlink() and entry.is_dir():
-            found.rejected.append(_linked_folder(path))
+            if entry.is_symlink():
+                found.linked.append(path)
         elif Path(entry.name).suffix.lower() in SUFFIXES:
             found.nested.append(path)
         else:
@@ -157,12 +162,11 @@ def _walk_class(root: Path, folder: Path, split: Split | None, found: _Found) ->
     count = len(found.images)
     for entry in _entries(folder, found):
         path = _relative(root, entry)
-        if entry.is_dir(follow_symlinks=False):
-            found.nested.append(path + "/")
-            continue
-        reason = _why_not(root, entry)
+        reason = _why_not(entry)
         if reason:
             found.rejected.append(Rejected(path=path, reason=reason))
+        elif entry.is_dir():
+            found.nested.append(path + "/")
         else:
             found.images.append(ListedImage(path=path, label=label, split=split))
     if len(found.images) == count:
@@ -182,34 +186,27 @@ def _relative(root: Path, entry: os.DirEntry[str]) -> str:
     return Path(entry.path).relative_to(root).as_posix()
 
 
-def _why_not(root: Path, entry: os.DirEntry[str]) -> str | None:
-    """Say why an entry of a class folder is not opened; None if it is a regular file."""
+def _why_not(entry: os.DirEntry[str]) -> str | None:
+    """Say why an entry of a class folder is not opened; None if it is a file or a folder."""
     if "\r" in entry.name:
         return "name holds a carriage return"
-    if entry.is_symlink():
-        return _why_not_link(root, entry)
-    return why_not_regular(entry.stat(follow_symlinks=False).st_mode)
+    wrong = _why_not_link(entry)
+    return wrong if wrong or entry.is_dir() else why_not_regular(entry.stat().st_mode)
 
 
-def _why_not_link(root: Path, entry: os.DirEntry[str]) -> str | None:
+def _why_not_link(entry: os.DirEntry[str]) -> str | None:
+    """Say why a link is not followed; None if it leads to something, or is no link."""
+    if not entry.is_symlink():
+        return None
     try:
         target = Path(entry.path).resolve(strict=True)
-        mode = target.stat().st_mode
     except FileNotFoundError:
         return "link to nothing"
     except (OSError, RuntimeError):  # RuntimeError: a loop, up to Python 3.12
         return "link in a loop"
-    if not target.is_relative_to(root):
-        return "link out of the source (copy the file instead)"
-    if stat.S_ISDIR(mode):
-        return _linked_folder("").reason
-    return why_not_regular(mode)
-
-
-def _linked_folder(path: str) -> Rejected:
-    return Rejected(
-        path=path, reason="link to a folder (name the real folder as the source, or copy it)"
-    )
+    if Path(entry.path).parent.resolve().is_relative_to(target):
+        return "link to a folder above itself"
+    return None
 
 
 def why_not_regular(mode: int) -> str | None:

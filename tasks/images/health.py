@@ -150,6 +150,11 @@ def _about_files(listing: Listing, inspection: Inspection) -> Iterator[str]:
     ]
     if links:
         yield f"Folders behind links were not read: {', '.join(map(printable, links[:SHOWN]))}."
+    if listing.linked:
+        yield (
+            f"Folders that are links: {', '.join(map(printable, listing.linked[:SHOWN]))}. DVC "
+            "does not see when files behind them change; run `dvc repro -f ingest` then."
+        )
     if listing.ignored:
         yield (
             f"{listing.ignored} files were ignored: hidden ones, those that systems leave behind, "

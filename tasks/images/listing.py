@@ -44,6 +44,7 @@ class Listing:
         rejected: Entries that can be no image of a class, such as links to folders and pipes.
         ignored: Number of files left out by the list in `folders.IGNORED_NAMES` and hidden ones.
         pin: Set for packaged data.
+        linked: Folders that are links; DVC does not look into them.
     """
 
     origin: ImageSource
@@ -51,6 +52,7 @@ class Listing:
     rejected: tuple[Rejected, ...] = ()
     ignored: int = 0
     pin: Pin | None = None
+    linked: tuple[str, ...] = ()
 
 
 def printable(text: str) -> str:

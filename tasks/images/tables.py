@@ -155,15 +155,11 @@ def _why_not(root: Path, path: str) -> str | None:
     if "\r" in path:
         return "name holds a carriage return"
     try:
-        target = (root / path).resolve(strict=True)
-        mode = target.stat().st_mode
+        return why_not_regular((root / path).resolve(strict=True).stat().st_mode)
     except RuntimeError:  # a loop, up to Python 3.12
         return "link in a loop"
     except OSError:
         return None
-    if not target.is_relative_to(root):
-        return "link out of the source (copy the file instead)"
-    return why_not_regular(mode)
 
 
 # groups -------------------------------------------------------------------------------------------
