@@ -17,6 +17,7 @@ from tasks.params import Params
 from tasks.params_file import load_params, place_of_key
 from tasks.records import NamedPaths
 
+WEIGHTS = Path("data/weights")
 NO_STAGES = {"seed", "backbone"}  # of the top level of params.yaml; every other block is a stage's
 
 
@@ -53,6 +54,8 @@ def _problem(key: str, value: str, project: Path) -> str | None:
     path = Path(os.path.normpath(project / value))
     if not path.exists():
         return _missing(value, path, project)
+    if key == "backbone.weights" and not Path(os.path.normpath(value)).is_relative_to(WEIGHTS):
+        return f", outside of {WEIGHTS}/, the folder whose contents DVC watches; put it there"
     results = [project.resolve() / "data" / name for name in Params.model_fields]
     results = [folder for folder in results if folder.name not in NO_STAGES]
     real = path.resolve()

@@ -20,9 +20,9 @@ class BackboneParams(Block):
 
     name: str = Field(min_length=1, description="Architecture by its timm name.")
     weights: str = Field(
-        min_length=1,
-        description="packaged (wheel on this machine), hub (downloaded by timm), random, or the "
-        "path of a .safetensors file.",
+        pattern=r"^(packaged|hub|random|data/weights/.+\.safetensors)$",
+        description="packaged (wheel on this machine), hub (downloaded by timm), random, or a "
+        ".safetensors file below data/weights/, the folder whose contents DVC watches.",
     )
 
 

@@ -87,6 +87,13 @@ def test_a_path_that_cannot_be_used_is_told_with_the_way_out(
     assert "\n" not in str(error.value)
 
 
+def test_weights_that_lead_out_of_their_folder_are_told(tmp_path: Path) -> None:
+    root = write_project(tmp_path, weights="data/weights/../mine.safetensors")
+    (root / "data/mine.safetensors").touch()
+    with pytest.raises(ParamsError, match=r"backbone\.weights is .*, outside of data/weights/"):
+        checked(root)
+
+
 def test_every_wrong_path_has_a_line(tmp_path: Path) -> None:
     root = write_project(
         tmp_path, source="no", groups="none.csv", weights="data/weights/other.safetensors"

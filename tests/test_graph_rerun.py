@@ -34,6 +34,7 @@ COPIED = [
     ".dvc/plots",
     "tasks",
     "data/cards",
+    "data/weights",
 ]
 
 
@@ -259,6 +260,15 @@ def test_a_mistake_is_told_first_and_in_one_line(project: Project) -> None:
     assert "Running stage 'ingest'" not in said
     (project.root / "params.yaml").write_text(text)
     assert project.repro() == []
+
+
+def test_other_contents_of_the_weights_are_seen(project: Project) -> None:
+    weights = project.root / "data/weights/mine.safetensors"
+    weights.write_bytes(b"one")
+    assert project.changes() == {"extract": {"data/weights"}}
+    weights.unlink()
+    (project.root / "data/weights/README.md").write_text("Other words")
+    assert project.changes() == {}
 
 
 def test_a_change_of_an_image_is_seen(project: Project) -> None:

@@ -37,7 +37,7 @@ stages:
 """
 
 # What every stage runs: joins its inputs and its parameter; a file `<stage>.break` makes it fail,
-# `<stage>.sleep` makes it wait and name its process.
+# `<stage>.lack` once for a lack of the machine, `<stage>.sleep` makes it wait and name its process.
 WORK = """\
 import os, pathlib, sys, time
 *inputs, output = map(pathlib.Path, sys.argv[1:])
@@ -46,6 +46,11 @@ print(stage, "starts", file=sys.stderr)
 if pathlib.Path(f"{stage}.break").exists():
     print("about to stop")
     sys.exit(f"{stage} stopped: " + pathlib.Path(f"{stage}.break").read_text())
+lack = pathlib.Path(f"{stage}.lack")
+if lack.exists():
+    print(f"{stage} stopped: " + lack.read_text(), file=sys.stderr)
+    lack.unlink()
+    sys.exit(75)
 if pathlib.Path(f"{stage}.sleep").exists():
     pathlib.Path(f"{stage}.pid").write_text(str(os.getpid()))
     time.sleep(float(pathlib.Path(f"{stage}.sleep").read_text()))
@@ -67,7 +72,7 @@ class ToyProject:
         self.write("dvc.yaml", graph)
         self.write("work.py", WORK)
         self.write("source.txt", "source\n")
-        self.write(".gitignore", ".regraft/\n*.break\n*.sleep\n*.pid\n")
+        self.write(".gitignore", ".regraft/\n*.break\n*.lack\n*.sleep\n*.pid\n")
         shutil.copy(ROOT / "params.yaml", self.root)
         self.write("data/groups.csv", "path,group\n")
         self.set("ingest.source", "source.txt")
@@ -78,7 +83,7 @@ class ToyProject:
         """Make the real project instead, with tiny parameters and images."""
         for name in ("dvc.yaml", "params.yaml", "constraints.txt", ".dvcignore", "data/groups.csv"):
             self.write(name, (ROOT / name).read_text())
-        for name in ("tasks", "data/cards"):
+        for name in ("tasks", "data/cards", "data/weights"):
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / name, self.root / name, ignore=ignored)
         for label, name in enumerate(("cat", "dog", "fox")):

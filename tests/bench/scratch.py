@@ -24,7 +24,15 @@ from tasks.records import Baseline, Finetuned, ImageSource, ManifestRow
 from tasks.training.tensors import to_arrays
 
 ROOT = Path(__file__).parent.parent.parent
-COPIED = ("dvc.yaml", "params.yaml", "constraints.txt", "data/cards", "data/sources", "tasks")
+COPIED = (
+    "dvc.yaml",
+    "params.yaml",
+    "constraints.txt",
+    "data/cards",
+    "data/sources",
+    "data/weights",
+    "tasks",
+)
 STAGES = (
     "ingest",
     "augment",
