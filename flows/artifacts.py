@@ -1,19 +1,55 @@
-"""What a run leaves on its page: the table of stages, the metrics, the decision in words."""
+"""What a run leaves on its page: stages, metrics, decision, pictures, progress, the report."""
 
-from collections.abc import Iterable, Sequence
+import base64
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
+from PIL import Image
 from prefect import get_run_logger
-from prefect.artifacts import create_markdown_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterKey,
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+)
+from prefect.client.schemas.sorting import ArtifactSort
+from prefect.runtime import deployment, flow_run, task_run
 
-from flows.stages.graph import Stage
+from flows.serve import REPORTS_URL
+from flows.stages.graph import locked_outs
 from tasks.artifacts import read_record
-from tasks.records import Estimate, Metrics, Scores
+from tasks.errors import ArtifactError
+from tasks.evaluation.words import name_trained
+from tasks.files import read_bytes
+from tasks.progress import read_progress
+from tasks.records import (
+    Arm,
+    Baseline,
+    Estimate,
+    Finetuned,
+    Health,
+    Metrics,
+    Scores,
+)
+from tasks.reporting.confusion import matrix
+from tasks.reporting.curves import accuracy_curves, loss_curves
+from tasks.reporting.pictures import picture
+from tasks.reporting.tables import read_confusion, read_history
 
-METRICS, DECISION = "data/evaluate/metrics.json", "data/decide/decision.md"
+METRICS, REPORT = "data/evaluate/metrics.json", "data/report/report.html"
+FINETUNED, BASELINE = "data/finetune/finetune.json", "data/baseline/baseline.json"
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "nll", "brier", "ece", "ece_calibrated")
+LARGEST_PICTURE_BYTES, LARGEST_SIDE_PX = 150_000, 900
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,53 +57,245 @@ class StageReport:
     """One row of the table of stages."""
 
     stage: str
-    outcome: str  # Completed, Cached, Failed or Skipped
+    outcome: str  # Completed, Cached, Failed, Skipped or Cancelled
     message: str
     why: str
     seconds: float
 
 
 def publish_stages(reports: Sequence[StageReport]) -> None:
-    """Show what became of every stage, why it ran and how long it took."""
+    """Show what became of every stage, how long it took and why it ran."""
     rows = [
-        (report.stage, report.outcome, report.message, report.why, f"{report.seconds:.1f}")
+        (f"{report.seconds:.1f}", report.stage, report.outcome, report.message, report.why)
         for report in reports
     ]
-    head = ("stage", "outcome", "what happened", "why", "seconds")
-    _publish("stages", _table(head, rows), "What DVC did with every stage")
+    head = ("seconds", "stage", "outcome", "what happened", "why")
+    _send("markdown", "stages", _table(head, rows), "What DVC did with every stage")
 
 
-def publish_results(root: Path, ran: Iterable[Stage]) -> None:
-    """Show metrics and decision, where the stages of this run make them."""
-    made = {out for stage in ran for out in stage.outs}
-    if METRICS in made:
+def publish_results(root: Path, reports: Iterable[StageReport]) -> None:
+    """Show what the stages of a run made; pictures and words only of those that made them anew.
+
+    Args:
+        root: Where they ran.
+        reports: Of the stages.
+    """
+    done = {report.stage: report.message != "unchanged" for report in reports}
+    if "evaluate" in done:
+        _publish_metrics(root)
+    for stage, (key, description, show) in SHOWN.items():
+        if done.get(stage):
+            with suppress(ArtifactError):  # of another stage, which has not run here yet
+                _send("markdown", key, show(root), description)
+    if "report" in done:
+        _publish_link(root)
+
+
+def read_metrics(root: Path) -> tuple[Metrics, Arm] | None:
+    """Read the test results and how the fine-tuned model was trained; None before there are any."""
+    try:
         metrics = read_record(root / METRICS, Metrics)
-        _publish("metrics", metrics_in_words(metrics), "Test results with intervals")
-    if DECISION in made:
-        words = (root / DECISION).read_text(encoding="utf-8")
-        _publish("decision", words, "How to transfer, and why")
+        return metrics, read_record(root / FINETUNED, Finetuned).arm
+    except ArtifactError:
+        return None
 
 
-def metrics_in_words(metrics: Metrics) -> str:
-    """Write the test results as a table of both models, their difference, and what is shipped."""
+def _publish_metrics(root: Path) -> None:
+    found = read_metrics(root)
+    if found is None:
+        return
+    metrics, arm = found
+    shipped = metrics.finetuned if metrics.shipped == "finetuned" else metrics.baseline
+    assert shipped is not None
+    now = {name: shipped.model_dump()[name]["value"] for name in SCORES}
+    words = metrics_in_words(metrics, arm, now, _scores_of_last_run())
+    _send("markdown", "metrics", words, "Test results with intervals", {"scores": json.dumps(now)})
+
+
+def metrics_in_words(
+    metrics: Metrics, arm: Arm, now: Mapping[str, float], before: Mapping[str, float]
+) -> str:
+    """Write the test results as a table of both models, their difference, and what is shipped.
+
+    Args:
+        metrics: The results.
+        arm: How the model that is not the frozen baseline was trained.
+        now: Scores of the shipped model.
+        before: Those of the last run of the same deployment; empty where there was none.
+    """
+    trained = name_trained(arm)
+    head = ["on test", "frozen baseline", trained]
     rows = [
-        (name, *(_of(scores, name) for scores in (metrics.baseline, metrics.finetuned)))
+        [name, *(_of(scores, name) for scores in (metrics.baseline, metrics.finetuned))]
         for name in SCORES
     ]
-    rows.append(("majority class", _show(metrics.majority), ""))
-    lines = [_table(("on test", "frozen baseline", "fine-tuned"), rows), ""]
+    rows.append(["majority class", _show(metrics.majority), ""])
+    if before:
+        head.append("shipped, against the last run")
+        for row in rows:
+            change = now[row[0]] - before[row[0]] if row[0] in before.keys() & now.keys() else None
+            row.append("" if change is None else f"{change:+.3f}" if change else "same")
+    lines = [_table(head, rows), ""]
     if metrics.difference is not None:
         lines += [metrics.difference.sentence, ""]
-    lines.append(f"Shipped: **{metrics.shipped}**. {metrics.shipped_reason}")
+    shipped = trained if metrics.shipped == "finetuned" else "frozen baseline"
+    lines.append(f"Shipped: **{shipped}**. {metrics.shipped_reason}")
     return "\n".join(lines)
 
 
-def _publish(key: str, markdown: str, description: str) -> None:
+def _scores_of_last_run() -> dict[str, float]:
+    """Read what the last run of this deployment left; empty where there was none."""
+    if not deployment.id:
+        return {}
+    with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+        found = client.read_artifacts(
+            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["metrics"])),
+            flow_run_filter=FlowRunFilter(
+                deployment_id=FlowRunFilterDeploymentId(any_=[deployment.id])
+            ),
+            sort=ArtifactSort.CREATED_DESC,
+            limit=1,
+        )
+        if found and found[0].metadata_:
+            scores: dict[str, float] = json.loads(found[0].metadata_["scores"])
+            return scores
+    return {}
+
+
+# words and pictures ------------------------------------------------------------------------------
+
+
+def _decision(root: Path) -> str:
+    return read_bytes(root / "data/decide/decision.md").decode()
+
+
+def _curves(root: Path) -> str:
+    history = read_history(root / "data/finetune/history.csv")
+    phases = read_record(root / FINETUNED, Finetuned).phases
+    baseline = read_record(root / BASELINE, Baseline)
+    if not history:
+        raise ArtifactError("nothing was fine-tuned")
+    drawings = [
+        ("Loss", loss_curves(history, phases, baseline.val_loss)),
+        ("Accuracy", accuracy_curves(history, phases, baseline.val_accuracy.value)),
+    ]
+    return _image("svg+xml", picture(drawings).encode())
+
+
+def _confusion(root: Path) -> str:
+    classes = read_record(root / "data/ingest/health.json", Health).classes
+    counts = read_confusion(root / "data/evaluate/confusion.csv", classes)
+    figure = ("Confusion of the shipped model on test", matrix(counts, classes))
+    return _image("svg+xml", picture([figure]).encode())
+
+
+def _contact_sheet(root: Path) -> str:
+    """Give the sheet as it is where it is small, else reduced: the server keeps it in a row."""
+    content = read_bytes(root / "data/augment/contact_sheet.jpg")
+    if len(content) > LARGEST_PICTURE_BYTES:
+        with Image.open(io.BytesIO(content)) as sheet:
+            sheet.thumbnail((LARGEST_SIDE_PX, LARGEST_SIDE_PX))
+            smaller = io.BytesIO()
+            sheet.save(smaller, "JPEG", quality=75)
+        content = smaller.getvalue()
+    return _image("jpeg", content)
+
+
+def _image(kind: str, content: bytes) -> str:
+    """Write a picture as markdown. As an image, its whole data would stand below it as a link."""
+    return f"![](data:image/{kind};base64,{base64.b64encode(content).decode()})"
+
+
+# Stage -> key and description of an artifact, and how to write what the stage made.
+SHOWN: dict[str, tuple[str, str, Callable[[Path], str]]] = {
+    "augment": ("contact-sheet", "Training images and their augmented views", _contact_sheet),
+    "decide": ("decision", "How to transfer, and why", _decision),
+    "finetune": ("learning-curves", "Loss and accuracy over the epochs of all phases", _curves),
+    "evaluate": ("confusion", "Rows are the labels, columns what was predicted", _confusion),
+}
+
+
+def _publish_link(root: Path) -> None:
+    """Link to the report where a server beside this one shows it."""
+    url = os.environ.get(REPORTS_URL)
+    made = locked_outs(root, "report").get(REPORT)
+    if url and made:
+        link = f"{url}/{made['md5']}/report.html"
+        _send("markdown", "report", f"[Open the report]({link})", "The report of this run")
+
+
+# progress ----------------------------------------------------------------------------------------
+
+
+class StageProgress:
+    """A progress bar on the page of a stage's task run, moved by the lines of its log.
+
+    It appears with the first line that tells progress; stages say so every ten seconds.
+    """
+
+    def __init__(self, stage: str) -> None:
+        self._stage, self._started = stage, time.monotonic()
+        self._id: Any = None
+
+    def read(self, line: str) -> None:
+        """Take a line of the log."""
+        found = read_progress(line)
+        if found is None:
+            return
+        taken = time.monotonic() - self._started
+        left = found.seconds_left
+        if left is None:
+            left = taken * (1 - found.share) / found.share if found.share else None
+        words = f"{self._stage}: {found.what}"
+        self._show(100 * found.share, words if left is None else f"{words}, {in_time(left)} left")
+
+    def finish(self) -> None:
+        """Fill the bar, if there is one."""
+        if self._id is not None:
+            self._show(100.0, f"{self._stage}: done in {in_time(time.monotonic() - self._started)}")
+
+    def _show(self, percent: float, words: str) -> None:
+        if self._id is None:
+            self._id = _send("progress", f"progress-{self._stage}", percent, words)
+            return
+        with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+            client.update_artifact(self._id, ArtifactUpdate(data=percent, description=words))
+
+
+def in_time(seconds: float) -> str:
+    """Write a duration for people: "40 s", "7 min", "2 h 5 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+# sending -----------------------------------------------------------------------------------------
+
+
+def _send(
+    kind: str,
+    key: str,
+    data: str | float,
+    description: str,
+    metadata: Mapping[str, str] | None = None,
+) -> Any:
     """Send one artifact. A server in trouble costs the page, never the results of the run."""
+    artifact = ArtifactCreate(
+        type=kind,
+        key=key,
+        data=data,
+        description=description,
+        metadata_=dict(metadata or {}),
+        flow_run_id=flow_run.id,
+        task_run_id=task_run.id,
+    )
     try:
-        create_markdown_artifact(key=key, markdown=markdown, description=description)
+        with get_client(sync_client=True) as client:
+            return client.create_artifact(artifact).id
     except httpx.HTTPError as err:
         get_run_logger().warning("artifact %s was not stored: %s", key, err)
+        return None
 
 
 def _of(scores: Scores | None, name: str) -> str:

@@ -1,51 +1,82 @@
-"""Serves the deployment of prefect.yaml from this process, on the server of PREFECT_API_URL."""
+"""Serves the deployments of prefect.yaml from this process, on the server of PREFECT_API_URL."""
 
+import asyncio
+import logging
+import os
+import sys
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
-from prefect.client.schemas.objects import ConcurrencyLimitConfig
+from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound
+from prefect.flows import load_flow_from_entrypoint
+from prefect.runner import Runner
 from prefect.schedules import Schedule
 from ruamel.yaml import YAML
 
-from flows.pipeline import pipeline
+from flows.form import keep_forms_true
+from flows.recovery import recover
+from flows.serve import READY
 
 SPECIFICATION = Path("prefect.yaml")
+POOL = "regraft"  # deployments of other pools are not for this machine
+RUNS_AT_ONCE = 8  # processes; most of them wait for the working tree or for a lane of the machine
 
 
-def read_specification(path: Path = SPECIFICATION) -> dict[str, Any]:
-    """Read the deployment of the pipeline from prefect.yaml."""
+def read_specifications(path: Path = SPECIFICATION) -> list[dict[str, Any]]:
+    """Read the deployments of prefect.yaml that are served on this machine."""
     deployments = YAML(typ="safe").load(path.read_text(encoding="utf-8"))["deployments"]
-    specification: dict[str, Any] = deployments[0]
-    return specification
+    return [one for one in deployments if one["work_pool"]["name"] == POOL]
 
 
 def main() -> None:
     """Serve until stopped. Schedules that were changed in the UI stay as they were changed."""
-    specification = read_specification()
+    speak()
+    root = Path.cwd()
+    recover(root)
+    runner = Runner(limit=RUNS_AT_ONCE, pause_on_shutdown=False)
+    made = [_deployment_of(one) for one in read_specifications()]
+    served = [runner.add_deployment(one) for one in made]
+    keep_forms_true(root / "params.yaml", [one for one in served if isinstance(one, UUID)])
+    if READY in os.environ:
+        Path(os.environ[READY]).touch()
+    asyncio.run(runner.start())
+
+
+def speak() -> None:
+    """Let the log of this package reach the terminal; Prefect sets up none but its own."""
+    log = logging.getLogger("flows")
+    log.addHandler(logging.StreamHandler(sys.stdout))
+    log.setLevel(logging.INFO)
+
+
+def _deployment_of(specification: dict[str, Any]) -> RunnerDeployment:
+    flow: Flow[..., Any] = load_flow_from_entrypoint(specification["entrypoint"])
     name = specification["name"]
-    known = _schedules_on_server(name)
-    first = [Schedule(**schedule) for schedule in specification["schedules"]]
-    pipeline.serve(
+    known = _schedules_on_server(f"{flow.name}/{name}")
+    first = [Schedule(**schedule) for schedule in specification.get("schedules", [])]
+    deployment = RunnerDeployment.from_flow(
+        flow,
         name=name,
-        description=specification["description"],
+        description=specification.get("description"),
         tags=specification["tags"],
-        parameters=specification["parameters"],
+        parameters=specification.get("parameters", {}),
         schedules=first if known is None else known,
-        global_limit=ConcurrencyLimitConfig(**specification["concurrency_limit"]),
-        enforce_parameter_schema=specification["enforce_parameter_schema"],
-        pause_on_shutdown=False,
-        print_starting_message=False,
+        enforce_parameter_schema=True,
     )
+    deployment.entrypoint = specification["entrypoint"]  # else named after the function
+    return deployment
 
 
 def _schedules_on_server(name: str) -> list[DeploymentScheduleCreate] | None:
-    """Read the deployment's schedules as the server has them; None where it is not known yet."""
+    """Read a deployment's schedules as the server has them; None where it is not known yet."""
     with get_client(sync_client=True) as client:
         try:
-            deployment = client.read_deployment_by_name(f"{pipeline.name}/{name}")
+            deployment = client.read_deployment_by_name(name)
         except ObjectNotFound:
             return None
     return [

@@ -100,6 +100,18 @@ def _describe(field: FieldInfo) -> str | None:
     return f"{field.description} Allowed: {', or '.join(allowed)}." if bounds else field.description
 
 
+def overrides_of(*blocks: str) -> type[OptionalBlock]:
+    """Make a twin of some blocks of params.yaml alone, for a run that reads no other."""
+    fields = {name: _optional(name, Params.model_fields[name]) for name in blocks}
+    twin: type[OptionalBlock] = create_model(
+        f"{blocks[0].title()}Overrides",
+        __base__=OptionalBlock,
+        __module__=__name__,
+        **fields,  # type: ignore[call-overload]
+    )
+    return twin
+
+
 if TYPE_CHECKING:
 
     class ParamsOverrides(OptionalBlock):
@@ -109,7 +121,7 @@ else:
     ParamsOverrides = _twin(Params)
 
 
-def changes(overrides: ParamsOverrides) -> dict[str, Any]:
+def changes(overrides: OptionalBlock) -> dict[str, Any]:
     """Key path -> value of everything that is set, in the order of params.yaml."""
 
     def walk(tree: dict[str, Any], at: tuple[str, ...]) -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""`make ui`: a Prefect server of the project's own on 127.0.0.1, and the pipeline served on it.
+"""`make ui`: a Prefect server of the project's own on 127.0.0.1, its flows and its reports.
 
 The server's data and settings live in .regraft/prefect; a Prefect profile of the user is neither
 read nor changed. Both processes stop with this one.
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -21,13 +21,17 @@ from urllib.error import URLError
 import psutil
 
 from flows.errors import ServerError
+from flows.reports import serving_reports
+from flows.stages.graph import cache_folder
+from flows.stages.runner import GUARD
 
 log = logging.getLogger(__name__)
 
 HOST, DEFAULT_PORT = "127.0.0.1", 4200
 HOME = Path(".regraft/prefect")
 NOT_AWAITED = "coroutine 'Runner.astop' was never awaited:RuntimeWarning"  # on SIGTERM; harmless
-DEPLOYMENT = "pipeline/regraft-pipeline"
+READY = "REGRAFT_READY"  # names a file that the runner makes once the deployments are there
+REPORTS_URL = "REGRAFT_REPORTS_URL"  # tells flows where the reports are served
 START_SECONDS, STOP_SECONDS = 120.0, 30.0
 
 
@@ -54,19 +58,26 @@ def serve(root: Path, port: int) -> None:
     """
     if not (root / "prefect.yaml").exists():
         raise ServerError(f"{root} holds no prefect.yaml; run from the project's folder")
-    check_port_is_free(port)
+    for one in (port, port + 1):
+        check_port_is_free(one)
     home = (root / HOME).resolve()
     home.mkdir(parents=True, exist_ok=True)
     environment = prefect_environment(os.environ, root, home, port)
+    environment[REPORTS_URL] = f"http://{HOST}:{port + 1}"
     log.info("Starting the Prefect server ...")
     start = ["server", "start", "--host", HOST, "--port", str(port)]
     server_command = [sys.executable, "-m", "prefect", *start]
     runner_command = [sys.executable, "-W", f"ignore:{NOT_AWAITED}", "-m", "flows.deployment"]
     server_log = home / "server.log"
-    with _running(server_command, environment, server_log) as server:
-        _wait_for_answer(server, port, "health")
-        with _running(runner_command, environment) as runner:
-            _wait_for_answer(runner, port, f"deployments/name/{DEPLOYMENT}")
+    with (
+        serving_reports(cache_folder(root), port + 1),
+        _running(server_command, environment, server_log) as server,
+    ):
+        _wait_until(server, lambda: _answers(port), f"it does not answer at port {port}")
+        ready = home / "ready"
+        ready.unlink(missing_ok=True)
+        with _running(runner_command, environment | {READY: str(ready)}) as runner:
+            _wait_until(runner, ready.exists, "the deployments are not there")
             log.info("Open http://%s:%d (Deployments, pipeline). Stop with Ctrl-C.", HOST, port)
             _wait_for_any(server, runner)
     raise ServerError(f"the server or the runner ended by itself; see {server_log}")
@@ -80,8 +91,11 @@ def read_port(value: str | None) -> int:
     """
     if not value:
         return DEFAULT_PORT
-    if not value.isdigit() or not 1 <= int(value) <= 65535:
-        raise ServerError(f"environment variable REGRAFT_UI_PORT is {value!r}; allowed: 1 to 65535")
+    if not value.isdigit() or not 1 <= int(value) <= 65534:
+        raise ServerError(
+            f"environment variable REGRAFT_UI_PORT is {value!r}; allowed: 1 to 65534 (the next "
+            "port serves the reports)"
+        )
     return int(value)
 
 
@@ -118,7 +132,7 @@ def prefect_environment(
         "PREFECT_SERVER_UI_V2_ENABLED": "false",  # it reports from the browser, whatever is set
         "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
         "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
-        "PREFECT_RUNNER_POLL_FREQUENCY": "2",
+        "PREFECT_RUNNER_POLL_FREQUENCY": "1",
         "DO_NOT_TRACK": "1",
         "NO_PROXY": ",".join([HOST, *proxied]),
         "no_proxy": ",".join([HOST, *proxied]),
@@ -130,12 +144,15 @@ def prefect_environment(
 def _running(
     command: Sequence[str], environment: dict[str, str], output: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command in a session of its own while the block runs; then end it and its children."""
+    """Run a command under the guard while the block runs; then end it and its children.
+
+    The guard ends them too when this process is killed.
+    """
     file = output.open("wb") if output else None
     process = subprocess.Popen(
-        command,
+        [sys.executable, str(GUARD), *command],
         env=environment,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=file,
         stderr=file,
         start_new_session=True,
@@ -151,7 +168,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is not None:
         return
     family = psutil.Process(process.pid).children(recursive=True)
-    process.terminate()
+    process.terminate()  # the guard passes it on to the command alone
     try:
         process.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
@@ -164,17 +181,23 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             child.kill()
 
 
-def _wait_for_answer(process: subprocess.Popen[bytes], port: int, path: str) -> None:
-    """Wait until the server answers at a path of its API, as long as a process lives for that."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+def _wait_until(process: subprocess.Popen[bytes], come: Callable[[], bool], missing: str) -> None:
+    """Wait for something, as long as a process lives for that."""
     give_up = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < give_up:
-        try:
-            with opener.open(f"http://{HOST}:{port}/api/{path}", timeout=5):
-                return
-        except (URLError, TimeoutError, ConnectionError):
-            time.sleep(0.5)
-    raise ServerError(f"http://{HOST}:{port}/api/{path} did not answer; see {HOME / 'server.log'}")
+        if come():
+            return
+        time.sleep(0.2)
+    raise ServerError(f"the server did not start: {missing}; see {HOME / 'server.log'}")
+
+
+def _answers(port: int) -> bool:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"http://{HOST}:{port}/api/health", timeout=5):
+            return True
+    except (URLError, TimeoutError, ConnectionError):
+        return False
 
 
 def _wait_for_any(*processes: subprocess.Popen[bytes]) -> None:

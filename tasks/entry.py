@@ -1,6 +1,7 @@
 """How a stage starts: its arguments, its log, and one clear message when it cannot go on."""
 
 import argparse
+import errno
 import logging
 import signal
 import sys
@@ -19,6 +20,11 @@ from tasks.machine import Machine, prepare_memory, read_machine, read_place
 log = logging.getLogger(__name__)
 
 FAILED, TERMINATED, INTERRUPTED = 1, 143, 130
+PASSING = 75  # EX_TEMPFAIL of sysexits.h: the same may succeed later
+LACKING = {  # what an OSError of a machine at its limits says
+    *(errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE),
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
+}
 
 
 def read_paths(
@@ -42,10 +48,11 @@ def read_paths(
 def run_stage(stage: str, main: Callable[[Sequence[str] | None], None]) -> int:
     """Run a stage's main and return its exit status.
 
-    0 when it finished; 1 with the message on stderr when a RegraftError stopped it; 130 and 143
-    after SIGINT and SIGTERM. Any other exception is a defect of Regraft and keeps its traceback.
-    How long it took goes to timings/<stage>.json in the scratch folder, outside DVC. Of several
-    processes of one stage, the first tells what goes on.
+    0 when it finished; 1 with the message on stderr when a RegraftError stopped it, 75 where that
+    came of a disk or a memory that is full or fails; 130 and 143 after SIGINT and SIGTERM. Any
+    other exception is a defect of Regraft and keeps its traceback. How long it took goes to
+    timings/<stage>.json in the scratch folder, outside DVC. Of several processes of one stage, the
+    first tells what goes on.
     """
     signal.signal(signal.SIGTERM, _terminate)
     started = time.monotonic()
@@ -57,7 +64,7 @@ def run_stage(stage: str, main: Callable[[Sequence[str] | None], None]) -> int:
         main(None)
     except RegraftError as err:
         print(f"{stage} stopped: {err}", file=sys.stderr, flush=True)  # noqa: T201
-        return FAILED
+        return PASSING if _is_passing(err) else FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
     if rank == 0:
@@ -71,6 +78,15 @@ def _write_timing(stage: str, seconds: float, machine: Machine) -> None:
         write_json(path, {"stage": stage, "seconds": round(seconds, 3)})
     except ArtifactError as err:  # the results are written; only how long it took is lost
         log.warning("%s", err)
+
+
+def _is_passing(err: BaseException | None) -> bool:
+    """Tell whether an error, or one that caused it, is the machine's and may be gone in a while."""
+    while err is not None:
+        if isinstance(err, MemoryError) or (isinstance(err, OSError) and err.errno in LACKING):
+            return True
+        err = err.__cause__
+    return False
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -54,7 +54,7 @@ class Machine(BaseSettings):
         REGRAFT_THREADS, else as many as cores it may use, shared by a stage's processes on this
         host.
         """
-        return max(1, (self.threads or _usable_cores()) // read_place().local_world_size)
+        return max(1, (self.threads or usable_cores()) // read_place().local_world_size)
 
     @property
     def decode_workers(self) -> int:
@@ -81,7 +81,8 @@ class Place(BaseSettings):
         return "rank" in self.model_fields_set
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Count the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

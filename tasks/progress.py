@@ -1,10 +1,15 @@
-"""Progress of long loops: a bar with rate and time left on a terminal, plain lines elsewhere."""
+"""Progress of long loops: a bar with rate and time left on a terminal, plain lines elsewhere.
+
+Who runs a stage reads the lines again (`read_progress`).
+"""
 
 import logging
+import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -22,6 +27,40 @@ from rich.text import Text
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 10.0
+LINE = re.compile(r"^(?:\w+: )?(?P<what>.+): (\d+) of (\d+) \w+, [\d.]+ a second, (\d+) s left$")
+EPOCH = re.compile(r"phase (\d+) of (\d+), epoch (\d+) of (\d+)\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a line of a stage's log says of its progress.
+
+    Attributes:
+        what: The part of the stage's work.
+        share: Of it that is done, in [0, 1]; of training, that of all its phases and epochs.
+        seconds_left: As the line says; None where it does not.
+    """
+
+    what: str
+    share: float
+    seconds_left: float | None
+
+
+def read_progress(line: str) -> Reading | None:
+    """Read a line of a stage's log; None where it tells no progress.
+
+    Phases count alike whatever they cost, and one may end before its last epoch.
+    """
+    told, epoch = LINE.match(line), EPOCH.search(line)
+    if told is None and epoch is None:
+        return None
+    done = int(told[2]) / max(int(told[3]), 1) if told else 1.0
+    if epoch is None:
+        assert told is not None
+        return Reading(told["what"], done, float(told[4]))
+    phase, phases, number, epochs = map(int, epoch.groups())
+    share = (phase - 1 + (number - 1 + done) / epochs) / phases
+    return Reading(f"phase {phase} of {phases}, epoch {number} of {epochs}", share, None)
 
 
 class Meter(Protocol):

@@ -16,7 +16,8 @@ from urllib.error import HTTPError
 
 import psutil
 
-from flows.serve import DEPLOYMENT
+DEPLOYMENT = "pipeline/regraft-pipeline"
+
 
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 
@@ -112,14 +113,17 @@ class Server:
     def tasks(self, run: str) -> dict[str, dict[str, Any]]:
         """State of every task run of a run, by the name of the task run."""
         found = self.api("task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
-        return {task["name"]: task["state"] for task in found}
+        return {task["name"]: task["state"] for task in found if task["state"]}
 
     def task_states(self, run: str) -> dict[str, str]:
         return {name: state["name"] for name, state in self.tasks(run).items()}
 
     def stop(self) -> list[psutil.Process]:
-        """Stop it and give what is still alive of everything it started."""
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        self.process.send_signal(signal.SIGTERM)
-        self.said.append(self.process.communicate(timeout=90)[0])
+        """Stop it, if it lives, and give what is still alive of everything it started."""
+        family = []
+        if self.process.poll() is None:
+            family = psutil.Process(self.process.pid).children(recursive=True)
+            self.process.send_signal(signal.SIGTERM)
+        if self.process.stdout is not None and not self.process.stdout.closed:
+            self.said.append(self.process.communicate(timeout=90)[0])
         return psutil.wait_procs(family, 10)[1]

@@ -76,6 +76,12 @@ def test_a_mistake_of_the_user_is_one_message_without_traceback(tmp_path):
     assert not (tmp_path / ".regraft").exists()
 
 
+@pytest.mark.parametrize("cause", ["OSError(errno.ENOSPC, 'No space left')", "MemoryError()"])
+def test_a_machine_at_its_limits_has_an_exit_status_of_its_own(tmp_path, cause):
+    code = f"import errno\n    raise DataError('cannot be written') from {cause}"
+    assert run(tmp_path, code)[0] == 75
+
+
 def test_a_name_that_is_not_utf8_can_be_shown(tmp_path):
     status, errors = run(tmp_path, r"raise DataError('bad \udcff.png')")
     assert status == 1

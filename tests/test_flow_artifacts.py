@@ -1,15 +1,35 @@
 """What a run leaves on its page; the numbers are those of the records."""
 
+import json
 import logging
+import shutil
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fake_run import Shape, fake_run
 
 from flows import artifacts
-from flows.artifacts import StageReport, metrics_in_words, publish_results, publish_stages
-from flows.stages.graph import Stage
-from tasks.records import Difference, Estimate, Metrics, Scores
+from flows.artifacts import (
+    StageProgress,
+    StageReport,
+    metrics_in_words,
+    publish_results,
+    publish_stages,
+)
+from tasks.evaluation.words import headline
+from tasks.records import Arm, Difference, Estimate, Metrics, Scores
+
+# Stage -> argument of the report stage -> name below data/<stage>, of the files that are shown.
+WHERE = {
+    "ingest": {"health": "health.json"},
+    "augment": {"sheet": "contact_sheet.jpg"},
+    "decide": {"decision": "decision.json"},
+    "baseline": {"baseline": "baseline.json"},
+    "finetune": {"finetune": "finetune.json", "history": "history.csv"},
+    "evaluate": {"metrics": "metrics.json", "confusion": "confusion.csv"},
+}
 
 
 def estimate(value: float, low: float | None = None, high: float | None = None) -> Estimate:
@@ -55,20 +75,26 @@ def metrics(**changes: Any) -> Metrics:
 
 
 @pytest.fixture
-def published(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Key -> text of what would be sent to the server."""
-    sent: dict[str, str] = {}
+def published(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Key -> data of what would be sent to the server."""
+    sent: dict[str, Any] = {}
 
-    def keep(key: str, markdown: str, description: str) -> None:
-        sent[key] = markdown
+    def keep(kind: str, key: str, data: Any, description: str, metadata: Any = None) -> str:
+        sent[key] = data
+        return key
 
-    monkeypatch.setattr(artifacts, "create_markdown_artifact", keep)
+    monkeypatch.setattr(artifacts, "_send", keep)
     return sent
 
 
+def words(found: Metrics, **before: float) -> list[str]:
+    now = {"accuracy": 0.885, "ece": 0.0312}
+    return metrics_in_words(found, "fine_tune", now, before).splitlines()
+
+
 def test_metrics_stand_side_by_side_with_intervals() -> None:
-    lines = metrics_in_words(metrics()).splitlines()
-    assert lines[0] == "| on test | frozen baseline | fine-tuned |"
+    lines = words(metrics())
+    assert lines[0] == "| on test | frozen baseline | fine-tuned model |"
     assert lines[2] == (
         "| accuracy | 0.865 (0.830 to 0.895, n = 444) | 0.885 (0.851 to 0.912, n = 444) |"
     )
@@ -78,38 +104,130 @@ def test_metrics_stand_side_by_side_with_intervals() -> None:
     assert lines[-3:] == [
         "The difference is within noise.",
         "",
-        "Shipped: **finetuned**. It was right more often on val.",
+        "Shipped: **fine-tuned model**. It was right more often on val.",
     ]
 
 
+def test_a_model_from_scratch_is_not_called_fine_tuned() -> None:
+    lines = metrics_in_words(metrics(), "scratch", {}, {}).splitlines()
+    assert lines[0] == "| on test | frozen baseline | model trained from scratch |"
+    assert "Shipped: **model trained from scratch**" in lines[-1]
+
+
+def test_the_change_against_the_last_run_stands_beside() -> None:
+    lines = words(metrics(), accuracy=0.865, ece=0.0312)
+    assert lines[0].endswith("| shipped, against the last run |")
+    assert lines[2].endswith("| +0.020 |")
+    assert next(line for line in lines if line.startswith("| ece |")).endswith("| same |")
+    assert next(line for line in lines if line.startswith("| nll |")).endswith("|  |")
+
+
 def test_where_nothing_was_fine_tuned_its_column_is_empty() -> None:
-    words = metrics_in_words(metrics(finetuned=None, difference=None, shipped="baseline"))
-    assert "| accuracy | 0.865 (0.830 to 0.895, n = 444) |  |" in words
-    assert "Shipped: **baseline**" in words
+    lines = words(metrics(finetuned=None, difference=None, shipped="baseline"))
+    assert "| accuracy | 0.865 (0.830 to 0.895, n = 444) |  |" in lines
+    assert lines[-1].startswith("Shipped: **frozen baseline**")
+
+
+@pytest.mark.parametrize(
+    ("changes", "arm", "said"),
+    [
+        ({}, "fine_tune", "shipped fine-tuned: 88.5 % [85.1, 91.2], +2.0 over frozen"),
+        ({}, "scratch", "shipped from scratch: 88.5 % [85.1, 91.2], +2.0 over frozen"),
+        (
+            {"shipped": "baseline"},
+            "fine_tune",
+            "shipped the frozen head: 86.5 % [83.0, 89.5], fine-tuned +2.0",
+        ),
+        (
+            {"shipped": "baseline", "finetuned": None, "difference": None},
+            "feature_extraction",
+            "shipped the frozen head: 86.5 % [83.0, 89.5]",
+        ),
+    ],
+)
+def test_the_headline_says_what_ships_and_how_good_it_is(
+    changes: dict[str, Any], arm: Arm, said: str
+) -> None:
+    assert headline(metrics(**changes), arm) == said
 
 
 def test_the_table_of_stages_keeps_its_shape_whatever_a_stage_says(
-    published: dict[str, str],
+    published: dict[str, Any],
 ) -> None:
     said = "a | b\nsecond line"
     publish_stages([StageReport("left", "Failed", said, why="never ran", seconds=1.26)])
     assert published["stages"].splitlines()[2:] == [
-        "| left | Failed | a \\| b<br>second line | never ran | 1.3 |"
+        "| 1.3 | left | Failed | a \\| b<br>second line | never ran |"
     ]
 
 
-def test_only_what_the_run_makes_is_shown(published: dict[str, str], tmp_path: Any) -> None:
-    publish_results(tmp_path, [Stage("left", (), (), ("out/left.txt",))])
+def reports(*stages: str, message: str = "ran") -> list[StageReport]:
+    return [StageReport(stage, "Completed", message, "", 1.0) for stage in stages]
+
+
+def test_results_of_stages_that_ran_are_shown_and_unchanged_pictures_are_not(
+    published: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = fake_run(tmp_path / "made", Shape())
+    for stage, names in WHERE.items():
+        (tmp_path / "data" / stage).mkdir(parents=True)
+        for argument, name in names.items():
+            shutil.copy(getattr(made, argument), tmp_path / "data" / stage / name)
+    (tmp_path / "data/decide/decision.md").write_text("Fine-tune.")
+    lock = {"stages": {"report": {"outs": [{"path": "data/report/report.html", "md5": "ab" * 16}]}}}
+    (tmp_path / "dvc.lock").write_text(json.dumps(lock))
+    monkeypatch.setenv("REGRAFT_REPORTS_URL", "http://127.0.0.1:4201")
+
+    publish_results(tmp_path, reports(*WHERE, "report", message="unchanged"))
+    assert sorted(published) == ["metrics", "report"]
+    assert (
+        published["report"] == f"[Open the report](http://127.0.0.1:4201/{'ab' * 16}/report.html)"
+    )
+
+    publish_results(tmp_path, reports(*WHERE, "report"))
+    pictures = {"confusion", "contact-sheet", "learning-curves"}
+    assert set(published) == pictures | {"decision", "metrics", "report"}
+    assert all("](data:image/" in published[key] for key in pictures)
+    assert published["decision"] == "Fine-tune."
+    assert len(published["contact-sheet"]) < 300_000
+
+
+def test_a_graph_without_our_stages_shows_nothing(
+    published: dict[str, Any], tmp_path: Path
+) -> None:
+    publish_results(tmp_path, reports("left", "right"))
     assert published == {}
+
+
+def test_progress_moves_a_bar_with_the_time_left(
+    published: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[tuple[float, str]] = []
+    moments = iter([0.0, 60.0, 120.0, 150.0])
+    monkeypatch.setattr(artifacts.time, "monotonic", lambda: next(moments))
+    monkeypatch.setattr(
+        StageProgress, "_show", lambda bar, percent, said: shown.append((percent, said))
+    )
+    bar = StageProgress("finetune")
+    bar.read("finetune: frozen layers run in onnxruntime")
+    bar.read("finetune: cache blocks.3: 50 of 200 views, 5 a second, 30 s left")
+    bar.read("finetune: phase 1 of 2, epoch 1 of 2: train loss 0.5, val loss 0.4")
+    bar._id = "bar"
+    bar.finish()
+    assert shown == [
+        (25.0, "finetune: cache blocks.3, 30 s left"),
+        (25.0, "finetune: phase 1 of 2, epoch 1 of 2, 6 min left"),
+        (100.0, "finetune: done in 2 min"),
+    ]
 
 
 def test_a_server_in_trouble_costs_the_page_and_not_the_run(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(**arguments: str) -> None:
+    def refuse(**arguments: Any) -> None:
         raise httpx.ConnectError("connection refused")
 
-    monkeypatch.setattr(artifacts, "create_markdown_artifact", refuse)
+    monkeypatch.setattr(artifacts, "get_client", refuse)
     monkeypatch.setattr(artifacts, "get_run_logger", lambda: logging.getLogger("run"))
     publish_stages([StageReport("left", "Completed", "ran", why="never ran", seconds=1.0)])
     assert "artifact stages was not stored: connection refused" in caplog.text

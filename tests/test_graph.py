@@ -14,8 +14,13 @@ from flows.stages.graph import (
     all_upstream,
     choose_stages,
     find_root,
+    locked_stages,
     made_paths,
+    order_lock,
     read_graph,
+    restore,
+    run_key,
+    uncached_outs,
     why_stale,
 )
 from tasks.errors import ParamsError
@@ -36,6 +41,10 @@ DIAMOND = [
 
 def names(graph: list[Stage]) -> list[str]:
     return [stage.name for stage in graph]
+
+
+def why(toy: ToyProject, stage: str) -> list[str]:
+    return why_stale(toy.root, [stage])[stage]
 
 
 def test_stages_come_in_the_order_of_dvc_repro_with_their_neighbors(toy: ToyProject) -> None:
@@ -60,7 +69,7 @@ def test_names_do_not_depend_on_the_current_folder(
     for folder in (toy.root, toy.root / "sub", toy.root.parent):
         monkeypatch.chdir(folder)
         assert names(read_graph(toy.root)) == expected
-        assert why_stale(toy.root, "sub/dvc.yaml:part") == ["never ran"]
+        assert why(toy, "sub/dvc.yaml:part") == ["never ran"]
 
 
 def test_a_name_is_what_dvc_repro_takes(toy: ToyProject) -> None:
@@ -84,18 +93,18 @@ def test_tracked_data_that_a_stage_reads_is_a_node_of_the_graph(toy: ToyProject)
     graph = read_graph(toy.root)
     assert names(graph) == ["source.txt.dvc", *STAGES]
     assert graph[1].upstream == ("source.txt.dvc",)
-    assert why_stale(toy.root, "source.txt.dvc") == []
+    assert why(toy, "source.txt.dvc") == []
     (toy.root / "source.txt").unlink()
     toy.write("source.txt", "other\n")
-    assert why_stale(toy.root, "source.txt.dvc") == ["source.txt modified"]
+    assert why(toy, "source.txt.dvc") == ["source.txt modified"]
 
 
 def test_an_unchanged_stage_has_no_reason_to_run(toy: ToyProject) -> None:
-    assert [why_stale(toy.root, stage) for stage in STAGES] == [[], [], [], []]
+    assert why_stale(toy.root, STAGES) == {stage: [] for stage in STAGES}
 
 
 def test_a_stage_that_never_ran_says_so(fresh_toy: ToyProject) -> None:
-    assert [why_stale(fresh_toy.root, stage) for stage in STAGES] == [["never ran"]] * 4
+    assert why_stale(fresh_toy.root, STAGES) == {stage: ["never ran"] for stage in STAGES}
 
 
 def change_param(toy: ToyProject) -> None:
@@ -137,19 +146,74 @@ def test_a_change_is_said_in_words_and_dvc_agrees(
 ) -> None:
     assert callable(change)
     change(toy)
-    assert why_stale(toy.root, stage) == reason
+    assert why(toy, stage) == reason
     for other in STAGES:
         with Repo(str(toy.root)) as repo, repo.lock:
             truth = next(node for node in repo.index.stages if node.name == other).changed()
-        assert bool(why_stale(toy.root, other)) == truth, other
+        assert bool(why(toy, other)) == truth, other
 
 
-def test_a_stage_whose_files_another_process_holds_cannot_be_judged(toy: ToyProject) -> None:
+def test_a_change_of_a_value_back_is_restored_without_a_process(toy: ToyProject) -> None:
+    before = toy.lock
+    toy.set("finetune.head_lr", 0.0003)
+    assert not restore(toy.root, "left")
+    assert why(toy, "left") == ["finetune.head_lr 0.0005 -> 0.0003"]
+    toy.dvc("repro")
+    toy.set("finetune.head_lr", 0.0005)
+    assert restore(toy.root, "left")
+    assert restore(toy.root, "join")
+    assert toy.lock == before
+    assert "head_lr: 0.0005" in toy.read("out/join.txt")
+    assert "Data and pipelines are up to date." in toy.dvc("status")
+
+
+def test_nothing_is_restored_for_what_never_ran_or_lacks_its_inputs(fresh_toy: ToyProject) -> None:
+    assert not restore(fresh_toy.root, "fetch")
+    assert not restore(fresh_toy.root, "join")
+
+
+def test_files_that_another_process_holds_are_not_restored(toy: ToyProject) -> None:
+    (toy.root / "out/left.txt").unlink()
     holder = {"pid": os.getppid(), "cmd": "dvc repro"}
     held = {"write": {str(toy.root / "out/left.txt"): holder}, "read": {}}
     toy.write(".dvc/tmp/rwlock", json.dumps(held))
     with pytest.raises(GraphError, match=rf"busy(.|\n)*PID {os.getppid()}"):
-        why_stale(toy.root, "left")
+        restore(toy.root, "left")
+    assert why(toy, "left")[0].startswith("'")
+
+
+def test_runs_of_the_same_from_the_same_have_one_key(toy: ToyProject) -> None:
+    before = run_key(toy.root, "left")
+    assert run_key(toy.root, "right") != before
+    toy.set("finetune.head_lr", 0.0003)
+    assert run_key(toy.root, "left") != before
+    toy.set("finetune.head_lr", 0.0005)
+    assert run_key(toy.root, "left") == before
+    (toy.root / "out/fetch.txt").unlink()
+    assert run_key(toy.root, "left").startswith("left-")
+
+
+def test_new_entries_of_the_lock_come_in_the_order_of_the_graph(fresh_toy: ToyProject) -> None:
+    fresh_toy.dvc("repro", "fetch")
+    before = locked_stages(fresh_toy.root)
+    for stage in ("right", "left", "join"):
+        fresh_toy.dvc("repro", "--single-item", stage)
+    assert locked_stages(fresh_toy.root) == ["fetch", "right", "left", "join"]
+    order_lock(fresh_toy.root, read_graph(fresh_toy.root), before)
+    assert locked_stages(fresh_toy.root) == STAGES
+    ordered = fresh_toy.lock
+    (fresh_toy.root / "dvc.lock").unlink()
+    fresh_toy.dvc("repro")
+    assert fresh_toy.lock == ordered
+
+
+def test_outs_that_git_keeps_are_named(toy: ToyProject) -> None:
+    assert uncached_outs(toy.root) == []
+    toy.write(
+        "dvc.yaml",
+        GRAPH.replace("outs: [out/left.txt]", "metrics: [{out/left.txt: {cache: false}}]"),
+    )
+    assert uncached_outs(toy.root) == ["out/left.txt"]
 
 
 def test_all_stages_are_chosen_where_none_is_named() -> None:
@@ -197,9 +261,7 @@ def test_a_project_without_stages_is_told(toy: ToyProject) -> None:
 
 
 @pytest.mark.parametrize("source", ["", "."])
-def test_a_source_that_dvc_stumbles_over_is_told_in_our_words(
-    toy: ToyProject, source: str
-) -> None:
+def test_a_source_that_dvc_stumbles_over_is_told_in_our_words(toy: ToyProject, source: str) -> None:
     toy.write("dvc.yaml", GRAPH.replace("source.txt]", "source.txt, '${ingest.source}']"))
     toy.set("ingest.source", source)
     with pytest.raises(ParamsError, match=rf"params\.yaml:\d+: ingest\.source is '{source}'"):

@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -16,7 +19,7 @@ from toy import STAGES, ToyProject
 from flows.errors import GraphError
 from flows.stages import guard, runner
 from flows.stages.guard import GRACE_SECONDS
-from flows.stages.runner import Outcome, read_outcome, run_dvc, run_stage
+from flows.stages.runner import Outcome, Runner, read_outcome
 
 pytest_plugins = ["toy_fixtures"]
 
@@ -52,11 +55,11 @@ def wait_for_file(path: Path, seconds: float = 30.0) -> str:
 
 def test_outcomes_of_real_dvc_are_ran_unchanged_and_restored(toy: ToyProject) -> None:
     lines: list[str] = []
-    assert run_stage(toy.root, "left", lines.append).kind == "unchanged"
+    assert Runner(toy.root).run("left", lines.append).kind == "unchanged"
     toy.set("finetune.head_lr", 0.0003)
-    assert run_stage(toy.root, "left", lines.append).kind == "ran"
+    assert Runner(toy.root).run("left", lines.append).kind == "ran"
     toy.set("finetune.head_lr", 0.0005)
-    restored = run_stage(toy.root, "left", lines.append)
+    restored = Runner(toy.root).run("left", lines.append)
     assert restored == Outcome("restored", "restored from run-cache")
     assert "left starts" in lines  # what the stage itself printed on stderr
     assert not any("dvc push" in line or "git add" in line for line in lines)
@@ -65,7 +68,7 @@ def test_outcomes_of_real_dvc_are_ran_unchanged_and_restored(toy: ToyProject) ->
 def test_a_failure_is_told_by_the_stages_own_message(toy: ToyProject) -> None:
     toy.set("evaluate.ece_bins", 5)
     toy.write("right.break", "image 7 is broken;\nmend it")
-    outcome = run_stage(toy.root, "right", silent)
+    outcome = Runner(toy.root).run("right", silent)
     assert outcome == Outcome("failed", "image 7 is broken;\nmend it")
 
 
@@ -100,7 +103,13 @@ def error_line(status: int) -> str:
             Outcome(
                 "failed",
                 "killed (SIGKILL), most often because memory ran out; its last line: x: epoch 3",
+                passing=True,
             ),
+        ),
+        (
+            1,
+            ["x stopped: data/x: cannot be written (No space left on device)", error_line(75)],
+            Outcome("failed", "data/x: cannot be written (No space left on device)", passing=True),
         ),
         (
             1,
@@ -132,7 +141,7 @@ def test_lines_come_while_the_stage_runs_and_an_interruption_ends_it(toy: ToyPro
 
     started = time.monotonic()
     with pytest.raises(Interruption):
-        run_stage(toy.root, "left", interrupt)
+        Runner(toy.root).run("left", interrupt)
     assert time.monotonic() - started < 40
     assert wait_until_gone(int(toy.read("left.pid")))
 
@@ -142,8 +151,8 @@ def test_a_stage_whose_flow_is_killed_outright_does_not_live_on(toy: ToyProject)
     toy.write("left.sleep", "60")
     code = (
         "import pathlib\n"
-        "from flows.stages.runner import run_stage\n"
-        f"run_stage(pathlib.Path({str(toy.root)!r}), 'left', print)"
+        "from flows.stages.runner import Runner\n"
+        f"Runner(pathlib.Path({str(toy.root)!r})).run('left', print)"
     )
     flow = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
     stage = int(wait_for_file(toy.root / "left.pid"))
@@ -192,21 +201,33 @@ def test_a_stage_that_ignores_sigterm_is_killed(toy: ToyProject) -> None:
             raise Interruption
 
     with pytest.raises(Interruption):
-        run_stage(toy.root, "left", interrupt)
+        Runner(toy.root).run("left", interrupt)
     assert wait_until_gone(int(toy.read("left.pid")))
     assert time.monotonic() - started < 40 + GRACE_SECONDS
 
 
+@pytest.fixture
+def holder() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that looks like a `dvc repro left` at work."""
+    sleeping = [sys.executable, "-c", "import time; time.sleep(60)", "dvc", "repro", "left"]
+    process = subprocess.Popen(sleeping)
+    yield process
+    process.kill()
+    process.wait()
+
+
 def hold(toy: ToyProject, pid: int) -> None:
-    holder = {"pid": pid, "cmd": "dvc repro left"}
-    held = {"write": {str(toy.root / "out/left.txt"): holder}, "read": {}}
+    info = {"pid": pid, "cmd": "dvc repro left"}
+    held = {"write": {str(toy.root / "out/left.txt"): info}, "read": {}}
     toy.write(".dvc/tmp/rwlock", json.dumps(held))
 
 
-def test_a_busy_stage_is_waited_for(toy: ToyProject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_stage_is_waited_for(
+    toy: ToyProject, monkeypatch: pytest.MonkeyPatch, holder: subprocess.Popen[bytes]
+) -> None:
     monkeypatch.setattr(runner, "FIRST_PAUSE_SECONDS", 0.1)
     toy.set("finetune.head_lr", 0.0003)
-    hold(toy, os.getppid())
+    hold(toy, holder.pid)
     lines: list[str] = []
 
     def listen(line: str) -> None:
@@ -214,18 +235,54 @@ def test_a_busy_stage_is_waited_for(toy: ToyProject, monkeypatch: pytest.MonkeyP
         if line.startswith("waiting"):
             (toy.root / ".dvc/tmp/rwlock").unlink()  # the other process has finished
 
-    assert run_stage(toy.root, "left", listen).kind == "ran"
-    assert f"waiting 0.1 s for process {os.getppid()} (dvc repro left)" in lines
+    assert Runner(toy.root).run("left", listen).kind == "ran"
+    assert f"waiting 0.1 s for process {holder.pid} (dvc repro left)" in lines
 
 
-def test_waiting_ends_with_the_name_of_the_holder(toy: ToyProject) -> None:
+def test_waiting_ends_with_the_name_of_the_holder(
+    toy: ToyProject, holder: subprocess.Popen[bytes]
+) -> None:
+    hold(toy, holder.pid)
+    outcome = Runner(toy.root).run("left", silent, busy_seconds=0)
+    message = f"process {holder.pid} (dvc repro left) still at work after 0 s"
+    assert outcome == Outcome("failed", message, passing=True)
+
+
+def test_a_lock_whose_number_another_program_has_by_now_is_named(toy: ToyProject) -> None:
     hold(toy, os.getppid())
-    outcome = run_stage(toy.root, "left", silent, busy_seconds=0)
+    outcome = Runner(toy.root).run("left", silent)
     assert outcome.kind == "failed"
-    assert outcome.message == f"process {os.getppid()} (dvc repro left) still at work after 0 s"
+    assert not outcome.passing
+    named = rf"rwlock names process {os.getppid()} \(dvc repro left\), a number that belongs to"
+    assert re.search(named, outcome.message)
+    assert outcome.message.endswith("Delete that file")
+
+
+def test_a_lock_that_was_cut_off_is_named(toy: ToyProject) -> None:
+    toy.set("finetune.head_lr", 0.0003)
+    toy.write(".dvc/tmp/rwlock", '{"write": {"/so')
+    outcome = Runner(toy.root).run("left", silent)
+    assert outcome.kind == "failed"
+    assert str(toy.root / ".dvc/tmp/rwlock") in outcome.message
+    assert "Delete that file" in outcome.message
+
+
+def test_stopping_ends_a_stage_and_starts_no_other(toy: ToyProject) -> None:
+    toy.set("finetune.head_lr", 0.0003)
+    toy.write("left.sleep", "60")
+    stages = Runner(toy.root)
+    outcomes: list[Outcome] = []
+    thread = threading.Thread(target=lambda: outcomes.append(stages.run("left", silent)))
+    thread.start()
+    stage = int(wait_for_file(toy.root / "left.pid"))
+    stages.stop()
+    thread.join(10)
+    assert wait_until_gone(stage)
+    stopped = Outcome("stopped", "the run was stopped")
+    assert [*outcomes, stages.run("right", silent)] == [stopped, stopped]
 
 
 def test_another_dvc_command_gives_its_output_or_its_error(toy: ToyProject) -> None:
-    assert run_dvc(toy.root, "stage", "list", "--name-only").split() == STAGES
+    assert Runner(toy.root).dvc("stage", "list", "--name-only").split() == STAGES
     with pytest.raises(GraphError, match=r"dvc exp at .* failed: .*ERROR"):
-        run_dvc(toy.root, "exp", "apply", "nothing")
+        Runner(toy.root).dvc("exp", "apply", "nothing")

@@ -2,27 +2,29 @@
 
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 
 import psutil
 import pytest
 from conftest import ROOT
 from prefect.schedules import Schedule
-from served import Server, eventually, free_port, wait_for_file
+from served import DEPLOYMENT, Server, eventually, free_port, wait_for_file
 from toy import STAGES, ToyProject
 
-from flows.deployment import read_specification
+from flows.deployment import read_specifications
 from flows.errors import ServerError
 from flows.pipeline import pipeline
 from flows.serve import (
-    DEPLOYMENT,
     check_port_is_free,
     prefect_environment,
     read_port,
     serve,
 )
+from flows.stage import STAGES as STAGES_OF
 
 pytest_plugins = ["toy_fixtures"]
 
@@ -32,9 +34,9 @@ def test_the_port_is_4200_unless_the_environment_names_one() -> None:
     assert read_port("4300") == 4300
 
 
-@pytest.mark.parametrize("value", ["0", "65536", "-1", "http", "4200.5"])
+@pytest.mark.parametrize("value", ["0", "65535", "-1", "http", "4200.5"])
 def test_a_wrong_port_is_told_with_what_is_allowed(value: str) -> None:
-    with pytest.raises(ServerError, match=f"REGRAFT_UI_PORT is '{value}'; allowed: 1 to 65535"):
+    with pytest.raises(ServerError, match=f"REGRAFT_UI_PORT is '{value}'; allowed: 1 to 65534"):
         read_port(value)
 
 
@@ -72,13 +74,13 @@ def test_nothing_of_the_users_prefect_reaches_the_server(tmp_path: Path) -> None
     assert made["PATH"] == "/bin"
 
 
-def test_the_deployment_is_paused_has_a_time_zone_and_runs_once_at_a_time() -> None:
-    specification = read_specification(ROOT / "prefect.yaml")
-    assert f"{pipeline.name}/{specification['name']}" == DEPLOYMENT
-    schedules = [Schedule(**schedule) for schedule in specification["schedules"]]
+def test_the_deployment_is_paused_and_has_a_time_zone() -> None:
+    whole, *single = read_specifications(ROOT / "prefect.yaml")
+    assert f"{pipeline.name}/{whole['name']}" == DEPLOYMENT
+    schedules = [Schedule(**schedule) for schedule in whole["schedules"]]
     assert [(schedule.active, schedule.timezone) for schedule in schedules] == [(False, "Etc/UTC")]
-    assert specification["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
-    assert specification["parameters"] == {}
+    assert [one["entrypoint"] for one in single] == [f"flows/stage.py:{name}" for name in STAGES_OF]
+    assert [one["name"] for one in single] == [f"regraft-{name}" for name in STAGES_OF]
 
 
 @pytest.mark.parametrize("module", sorted((ROOT / "flows").rglob("*.py")), ids=lambda p: p.stem)
@@ -91,8 +93,7 @@ def served(toy: ToyProject) -> Iterator[Server]:
     toy.add_flows()
     server = Server(toy.root)
     yield server
-    if server.process.poll() is None:
-        server.stop()
+    server.stop()
 
 
 @pytest.mark.slow
@@ -113,6 +114,12 @@ def test_a_served_run_takes_the_form_and_can_be_cancelled(toy: ToyProject, serve
     served.api(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
     assert served.wait_for_end(run)["type"] == "CANCELLED"
     assert not psutil.pid_exists(stage)
+    assert eventually(
+        lambda: served.task_states(run), lambda names: "Running" not in names.values()
+    ) == {
+        "fetch": "Cached",
+        "left": "Cancelled",
+    }
 
 
 @pytest.mark.slow
@@ -164,3 +171,96 @@ def test_schedules_stay_as_changed_and_nothing_outlives_the_server(
     assert again.wait_for_end(run)["name"] == "Completed"
     assert set(again.task_states(run)) == set(STAGES)
     assert again.stop() == []
+
+
+def start_sleeping_run(served: Server, toy: ToyProject, **parameters: Any) -> tuple[str, int]:
+    """Start a run whose stage `left` sleeps; give the run and the process of the stage."""
+    toy.set("finetune.head_lr", 0.0003)
+    toy.write("left.sleep", "120")
+    run = served.run(**parameters)
+    return run, wait_for_file(toy.root / "left.pid")
+
+
+def kill(*processes: psutil.Process) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, 20)
+
+
+def flow_process(stage: int) -> psutil.Process:
+    """The process of the run that started a stage: the parent of the stage's guard."""
+    above = psutil.Process(stage).parents()
+    guarded = next(one for one in above if any(word.endswith("guard.py") for word in one.cmdline()))
+    flow = guarded.parent()
+    assert flow is not None
+    return flow
+
+
+@pytest.mark.slow
+def test_a_second_run_waits_for_the_first_and_says_so(toy: ToyProject, served: Server) -> None:
+    first, _ = start_sleeping_run(served, toy)
+    second = served.run()
+    waiting = eventually(lambda: served.state(second), lambda state: state["name"] == "Waiting")
+    assert waiting["type"] == "RUNNING"
+    name = served.api(f"flow_runs/{first}")["name"]
+    assert waiting["message"].startswith(f"for run {name}")
+    (toy.root / "left.sleep").unlink()
+    served.api(f"flow_runs/{first}/set_state", {"state": {"type": "CANCELLING"}})
+    assert served.wait_for_end(second)["name"] == "Completed"
+    assert "Aborted" not in "".join(served.said)
+
+
+@pytest.mark.slow
+def test_a_run_whose_process_is_killed_is_told_with_all_its_tasks(
+    toy: ToyProject, served: Server
+) -> None:
+    run, stage = start_sleeping_run(served, toy)
+    kill(flow_process(stage))
+    assert served.wait_for_end(run)["type"] == "CRASHED"
+    told = eventually(
+        lambda: served.task_states(run), lambda names: "Running" not in names.values()
+    )
+    assert told == {"fetch": "Cached", "left": "Crashed"}
+    (toy.root / "left.sleep").unlink()
+    again = served.run()
+    assert served.wait_for_end(again)["name"] == "Completed"
+    assert not psutil.pid_exists(stage)
+
+
+@pytest.mark.slow
+def test_after_a_power_cut_the_next_server_settles_what_was_at_work(
+    toy: ToyProject, served: Server
+) -> None:
+    run, _ = start_sleeping_run(served, toy)
+    values = {"finetune": {"head_lr": 0.0004}}
+    isolated = served.run(overrides=values)
+    clone = eventually(lambda: list((toy.root / ".regraft/runs").glob("*/params.yaml")), bool)[0]
+    eventually(lambda: served.task_states(isolated), lambda names: "left" in names)
+    kill(*psutil.Process(served.process.pid).children(recursive=True))
+    kill(psutil.Process(served.process.pid))
+    (toy.root / "left.sleep").unlink()
+
+    again = Server(toy.root)
+    assert {again.state(one)["type"] for one in (run, isolated)} == {"CRASHED"}
+    assert "run it again" in again.state(run)["message"]
+    for one in (run, isolated):
+        assert not {"RUNNING", "PENDING"} & {state["type"] for state in again.tasks(one).values()}
+    assert not clone.parent.exists()
+    said = "".join(again.said)
+    assert f"Removed the working copy of run {clone.parent.name}, which was killed." in said
+    retried = again.run()
+    assert again.wait_for_end(retried)["name"] == "Completed"
+    again.api(f"flow_runs/{isolated}/set_state", {"state": {"type": "SCHEDULED"}, "force": True})
+    assert again.wait_for_end(isolated)["name"] == "Completed"
+    assert toy.dvc("exp", "list", "--name-only").split() == [clone.parent.name]
+    assert again.stop() == []
+
+
+@pytest.mark.slow
+def test_nothing_outlives_a_server_that_is_killed(toy: ToyProject, served: Server) -> None:
+    _, stage = start_sleeping_run(served, toy)
+    family = psutil.Process(served.process.pid).children(recursive=True)
+    assert stage in {process.pid for process in family}
+    kill(psutil.Process(served.process.pid))
+    assert psutil.wait_procs(family, 60)[1] == []

@@ -4,10 +4,15 @@ The only module that touches DVC's internals; tests/test_graph.py pins what it r
 """
 
 import difflib
+import hashlib
+import json
+import logging
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +21,20 @@ from dvc.dependency.param import ParamsDependency
 from dvc.exceptions import DvcException, NotDvcRepoError
 from dvc.repo import Repo
 from dvc.repo.reproduce import get_active_graph, plan_repro
-from dvc.stage import PipelineStage
+from dvc.stage import PipelineStage, create_stage
 from dvc.stage import Stage as DvcStage
+from dvc.stage.cache import StageCache
+from dvc.stage.loader import StageLoader
+from dvc.stage.serialize import to_single_stage_lockfile
+from dvc.utils.serialize import load_yaml, modify_yaml
+from dvc_data.hashfile.hash_info import HashInfo
 
 from flows.errors import GraphError
 from tasks.check import check
 from tasks.params_file import load_params
 
-GRAPH_FILE = "dvc.yaml"
+GRAPH_FILE, LOCK_FILE = "dvc.yaml", "dvc.lock"
+_ONE_AT_A_TIME = threading.RLock()  # DVC's objects are not made for threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,25 +68,51 @@ def read_graph(root: Path) -> list[Stage]:
         GraphError: dvc.yaml is missing or cannot be read; the message is DVC's own.
         ParamsError: params.yaml is at fault.
     """
+    with _explaining(root), _open(root) as repo:
+        return _stages(repo, root)
+
+
+def read_state(root: Path) -> tuple[list[Stage], dict[str, list[str]]]:
+    """Read the graph, and why DVC would run each stage now, as `why_stale` tells it.
+
+    Raises:
+        GraphError: As `read_graph`.
+        ParamsError: As `read_graph`.
+    """
+    with _explaining(root), _open(root) as repo:
+        stages = _stages(repo, root)
+        with repo.lock:
+            return stages, {stage.name: _why(_find(repo, stage.name)) for stage in stages}
+
+
+@contextmanager
+def _explaining(root: Path) -> Iterator[None]:
+    """Where DVC stumbles over a value of params.yaml, say so instead: check knows better."""
     try:
-        return _read_graph(root)
+        yield
     except GraphError:
-        check(load_params(root / "params.yaml"), root)  # it knows better what DVC stumbled over
+        check(load_params(root / "params.yaml"), root)
         raise
 
 
-def _read_graph(root: Path) -> list[Stage]:
-    with _open(root) as repo:
-        graph = get_active_graph(repo.index.graph)
-        own = [node for node in graph if node.path_in_repo == GRAPH_FILE]
-        if not own:
-            raise GraphError(f"{root / GRAPH_FILE} holds no stage; the flow runs the stages of it")
-        order = plan_repro(graph, own)
-        return [_describe(node, list(graph.successors(node)), root) for node in order]
+def _stages(repo: Repo, root: Path) -> list[Stage]:
+    graph = get_active_graph(repo.index.graph)
+    own = [node for node in graph if node.path_in_repo == GRAPH_FILE]
+    if not own:
+        raise GraphError(f"{root / GRAPH_FILE} holds no stage; the flow runs the stages of it")
+    order = plan_repro(graph, own)
+    return [_describe(node, list(graph.successors(node)), root) for node in order]
 
 
-def choose_stages(graph: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
+def choose_stages(
+    graph: Sequence[Stage], names: Sequence[str], *, follow: bool = False
+) -> list[Stage]:
     """Give the named stages in the graph's order; all of them where no name is given.
+
+    Args:
+        graph: All stages.
+        names: Of the stages.
+        follow: Whether the stages that stand on them, directly or not, are chosen too.
 
     Raises:
         GraphError: A name is no stage; the message names the nearest ones.
@@ -84,7 +121,10 @@ def choose_stages(graph: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
     unknown = [name for name in dict.fromkeys(names) if name not in known]
     if unknown:
         raise GraphError("\n".join(_unknown(name, known) for name in unknown))
-    return [stage for stage in graph if not names or stage.name in names]
+    chosen = set(names)
+    if follow:
+        chosen |= {s.name for s in graph if chosen & set(all_upstream(graph, s.name))}
+    return [stage for stage in graph if not names or stage.name in chosen]
 
 
 def all_upstream(graph: Sequence[Stage], name: str) -> list[str]:
@@ -100,24 +140,130 @@ def all_upstream(graph: Sequence[Stage], name: str) -> list[str]:
     return [stage.name for stage in graph if stage.name in seen]
 
 
-def why_stale(root: Path, name: str) -> list[str]:
-    """Say why DVC would run a stage now, a phrase for each change; nothing when it is unchanged.
+def why_stale(root: Path, names: Sequence[str]) -> dict[str, list[str]]:
+    """Say why DVC would run each of some stages now, a phrase for each change; none if unchanged.
+
+    Where DVC cannot tell, or another process holds the files, its own words are the reason: running
+    the stage will meet it.
 
     Raises:
-        GraphError: DVC cannot tell, or another process holds the files; the message is DVC's own.
+        GraphError: The project cannot be read, or has no such stage.
     """
     with _open(root) as repo, repo.lock:
-        node = _find(repo, name)
+        return {name: _why(_find(repo, name)) for name in names}
+
+
+def _why(node: DvcStage) -> list[str]:
+    try:
         status: list[Any] = next(iter(node.status().values()), [])
         if status and _never_ran(node):
             return ["never ran"]
         return [phrase for entry in status for phrase in _phrases(entry, node)]
+    except DvcException as err:
+        return [_with_causes(err)]
+
+
+def restore(root: Path, name: str) -> bool:
+    """Bring the outs of a stage that ran before from the same inputs, as `dvc repro` would.
+
+    Returns:
+        False where DVC remembers no such run; nothing has changed then.
+
+    Raises:
+        GraphError: Another process holds the files; the message is DVC's own.
+    """
+    with _open(root) as repo, repo.lock:
+        repo.stage_cache = _RunCache(repo)
+        probe = _find(repo, name)
+        try:
+            probe.save_deps()
+            for out in probe.outs:
+                out.hash_info = HashInfo()  # else dvc.lock's outs count as those of these deps
+            repo.stage_cache.restore(probe, dry=True)
+        except (DvcException, OSError):  # RunCacheNotFoundError, or a dep is missing
+            return False
+        repo._reset()  # the probe has other hashes by now
+        with repo.scm_context(quiet=True):
+            node = _find(repo, name)
+            node.reproduce()
+            node.dump(update_pipeline=False)
+    return True
+
+
+class _RunCache(StageCache):  # type: ignore[misc]
+    """DVC's run-cache, which takes the current folder for the project's, wherever that is."""
+
+    def _create_stage(self, cache: dict[str, Any], wdir: str | None = None) -> DvcStage:
+        outs = [out["path"] for out in cache["outs"]]
+        path = os.path.join(self.repo.root_dir, GRAPH_FILE)
+        stage = create_stage(
+            PipelineStage, repo=self.repo, path=path, cmd=cache["cmd"], wdir=wdir, outs=outs
+        )
+        StageLoader.fill_from_lock(stage, cache)
+        return stage
+
+
+def run_key(root: Path, name: str) -> str:
+    """Name what a stage is about to compute: the same for the same command, inputs and values."""
+    with _open(root) as repo:
+        node = _find(repo, name)
+        try:
+            node.save_deps()
+        except (DvcException, OSError):  # a dep is missing; running the stage will tell
+            return f"{name}-{hashlib.sha256(str(root).encode()).hexdigest()[:16]}"
+        inputs = to_single_stage_lockfile(node)
+        inputs.pop("outs", None)
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def order_lock(root: Path, graph: Sequence[Stage], before: Collection[str]) -> None:
+    """Put the new entries of dvc.lock into the graph's order, in which `dvc repro` writes them.
+
+    Args:
+        root: The project.
+        graph: All stages.
+        before: Names of the entries that were there; they keep their places.
+    """
+    now = locked_stages(root)
+    new = [stage.name for stage in graph if stage.name in now and stage.name not in before]
+    if now[len(now) - len(new) :] == new:
+        return
+    with modify_yaml(str(root / LOCK_FILE)) as content:
+        for name in new:
+            content["stages"][name] = content["stages"].pop(name)
+
+
+def locked_outs(root: Path, name: str) -> dict[str, dict[str, Any]]:
+    """Give what dvc.lock says of a stage's outs: path -> md5, size and number of files."""
+    return {out["path"]: dict(out) for out in _locked(root).get(name, {}).get("outs", [])}
+
+
+def cache_folder(root: Path) -> Path:
+    """Give the folder of DVC's cache."""
+    with _open(root) as repo:
+        return Path(repo.cache.local_cache_dir)
+
+
+def locked_stages(root: Path) -> list[str]:
+    """Names of the stages that dvc.lock holds, in its order."""
+    return list(_locked(root))
+
+
+def _locked(root: Path) -> dict[str, Any]:
+    path = root / LOCK_FILE
+    return _stages_of(path, path.stat().st_mtime_ns) if path.exists() else {}
+
+
+@lru_cache(maxsize=8)
+def _stages_of(lock: Path, written: int) -> dict[str, Any]:
+    """Read a dvc.lock as it was written at a time; reading it takes a tenth of a second."""
+    stages: dict[str, Any] = load_yaml(str(lock)).get("stages", {})
+    return stages
 
 
 def share_cache(root: Path, clone: Path) -> None:
     """Let a clone use the project's cache; what DVC remembers of its files stays in the clone."""
-    with _open(root) as repo:
-        cache = repo.cache.local_cache_dir
+    cache = str(cache_folder(root))
     with Config(str(clone / ".dvc")).edit("local") as settings:
         settings["cache"]["dir"] = cache
         settings["core"]["site_cache_dir"] = str(clone / ".dvc/tmp/site")
@@ -129,6 +275,13 @@ def restore_outs(root: Path) -> None:
         repo.checkout(allow_missing=True)
 
 
+def uncached_outs(root: Path) -> list[str]:
+    """Outs that git keeps instead of DVC's cache, relative to the root, as far as they exist."""
+    with _open(root) as repo:
+        outs = [_relative(out.fs_path, root) for out in repo.index.outs if not out.use_cache]
+    return [out for out in outs if (root / out).exists()]
+
+
 def made_paths(root: Path) -> set[str]:
     """Every path that some stage or .dvc file of the project makes, relative to the root."""
     with _open(root) as repo:
@@ -137,9 +290,10 @@ def made_paths(root: Path) -> set[str]:
 
 @contextmanager
 def _open(root: Path) -> Iterator[Repo]:
-    """Open the project and turn DVC's exceptions into one message."""
+    """Open the project, one thread at a time; turn DVC's exceptions into one message."""
     try:
-        with Repo(str(root), _wait_for_lock=True) as repo:
+        logging.getLogger("dvc").setLevel(logging.WARNING)  # what it does is told by the flow
+        with _ONE_AT_A_TIME, Repo(str(root), _wait_for_lock=True) as repo:
             yield repo
     except NotDvcRepoError as err:
         raise GraphError(f"{root} is not a DVC project; run `dvc init` there") from err

@@ -1,8 +1,9 @@
 """Runs one command and ends it, with everything it started, when standard input closes.
 
-The flow holds the other end of that pipe: it closes when the flow wants the command to stop and
-also when the flow dies, however it dies. `dvc` passes no signal on to the stage it runs, so the
-whole group is ended. Started by file name: `python guard.py COMMAND...`.
+Whoever started it holds the other end of that pipe: it closes when the command shall stop and also
+when the starter dies, however it dies. `dvc` passes no signal on to the stage it runs, so the whole
+group is ended. SIGTERM is passed on to the command alone. Started by file name:
+`python guard.py COMMAND...`.
 """
 
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from types import FrameType
 
 GRACE_SECONDS = 30.0  # between SIGTERM and SIGKILL: training saves what it has learned
@@ -22,8 +24,8 @@ def main(command: list[str]) -> int:
 
     Whatever the command leaves running in its group is ended too.
     """
-    signal.signal(signal.SIGTERM, _stop)
     running = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    signal.signal(signal.SIGTERM, partial(_pass_on, running))
     ending = threading.Lock()  # a second SIGTERM would not let the stage save
     threading.Thread(target=_end_at_eof, args=(running.pid, ending), daemon=True).start()
     try:
@@ -53,8 +55,8 @@ def _end_at_eof(group: int, ending: threading.Lock) -> None:
         end_group(group)
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
+def _pass_on(running: subprocess.Popen[bytes], number: int, frame: FrameType | None) -> None:
+    running.send_signal(number)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,38 @@
 """A run with overrides in a clone of its own: the user's tree stays as it is.
 
-The clone shares git's objects and DVC's cache with the project, starts from what the user sees
-(uncommitted edits and new files too), and is removed when its results are an experiment.
+The clone shares git's objects, DVC's cache and the scratch folder with the project and starts from
+what the user sees (uncommitted edits and new files too). It is removed when its results are an
+experiment, and after a run that was killed.
 """
 
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from flows.errors import IsolationError
 from flows.overrides import apply_changes
-from flows.stages.graph import made_paths, read_graph, restore_outs, share_cache, why_stale
-from flows.stages.runner import run_dvc
+from flows.stages.graph import (
+    made_paths,
+    read_graph,
+    restore_outs,
+    share_cache,
+    uncached_outs,
+    why_stale,
+)
+from flows.stages.locks import hold, holder_of
 from flows.stages.source_images import SourceImages, find_source_images
 from tasks.errors import ParamsError
+from tasks.machine import read_machine
 from tasks.params_file import load_params
 
 RUNS = Path(".regraft/runs")
+KEPT = ".kept"  # beside a clone: why it was kept
 AUTHOR = {
     f"GIT_{role}_{fact}": value
     for role in ("AUTHOR", "COMMITTER")
@@ -28,8 +40,22 @@ AUTHOR = {
 }
 
 
-def make_clone(root: Path, name: str, values: Mapping[str, Any]) -> Path:
-    """Clone the project as the user sees it, with other values in params.yaml; give the folder.
+@dataclass(frozen=True, slots=True)
+class Clone:
+    """A copy of the project for one run. `lock` is held while the run or a stage of it lives."""
+
+    path: Path
+    lock: int
+    settings: Mapping[str, str]  # environment variables for its stages
+
+
+@contextmanager
+def cloned(root: Path, name: str, values: Mapping[str, Any]) -> Iterator[Clone]:
+    """Clone the project as the user sees it, with other values in params.yaml, for one run.
+
+    The clone is removed afterwards unless `keep_clone` was called. Clones that killed runs left
+    behind are removed first: what their stages finished is in the cache, and what training had
+    learned in the scratch folder, from where a run with the same values goes on.
 
     Raises:
         IsolationError: There is no commit to start from, the images' path leads elsewhere from a
@@ -37,48 +63,93 @@ def make_clone(root: Path, name: str, values: Mapping[str, Any]) -> Path:
         ParamsError: The values do not fit together or into params.yaml.
     """
     _check_start(root)
-    clone = root / RUNS / name
-    try:
-        _clone(root, clone)
-        _override(root, clone, values)
-        images = find_source_images(root, _source_of(clone))
-        _carry_new_files(root, clone, images)
-        share_cache(root, clone)
-        _link_sources(root, clone, images)
-        restore_outs(clone)
-    except BaseException:
-        remove_clone(clone)
-        raise
-    return clone
+    remove_dead_clones(root)
+    path = root / RUNS / name
+    with hold(_lock_of(path), name, lambda holder: None) as lock:
+        _kept_of(path).unlink(missing_ok=True)  # of the same run, which is tried again
+        shutil.rmtree(path, ignore_errors=True)
+        try:
+            _clone(root, path)
+            _override(root, path, values)
+            images = find_source_images(root, _source_of(path))
+            _carry_new_files(root, path, images)
+            share_cache(root, path)
+            _link_sources(root, path)
+            restore_outs(path)
+            scratch = os.path.abspath(root / read_machine().scratch)
+            yield Clone(path, lock, {"REGRAFT_SCRATCH": scratch})
+        finally:
+            if not _kept_of(path).exists():
+                _remove_clone(path)
+
+
+def keep_clone(clone: Path, why: str) -> None:
+    """Keep a clone after its run, for the user to look at."""
+    _kept_of(clone).write_text(why, encoding="utf-8")
+
+
+def kept_clones(root: Path) -> dict[Path, str]:
+    """Clones of earlier runs that are kept, and why."""
+    marks = sorted((root / RUNS).glob(f"*{KEPT}"))
+    return {mark.with_suffix(""): mark.read_text(encoding="utf-8") for mark in marks}
+
+
+def remove_dead_clones(root: Path) -> list[str]:
+    """Remove the clones of runs that were killed; give their names. Kept ones stay."""
+    dead = [
+        path
+        for path in sorted((root / RUNS).glob("*"))
+        if path.is_dir() and not _kept_of(path).exists() and holder_of(_lock_of(path)) is None
+    ]
+    for path in dead:
+        _remove_clone(path)
+    return [path.name for path in dead]
+
+
+def _lock_of(clone: Path) -> Path:
+    return clone.with_name(f"{clone.name}.lock")
+
+
+def _kept_of(clone: Path) -> Path:
+    return clone.with_name(f"{clone.name}{KEPT}")
+
+
+def _remove_clone(clone: Path) -> None:
+    """Remove a clone; what DVC linked into it stays in the cache."""
+    shutil.rmtree(clone, ignore_errors=True)
+    _lock_of(clone).unlink(missing_ok=True)
 
 
 def keep_results(root: Path, clone: Path, name: str) -> None:
-    """Save the clone's state as an experiment of that name and bring it into the project.
+    """Commit the clone's state as an experiment of DVC's and bring it into the project.
+
+    `dvc exp save` is not used: it commits the outs of every stage as they lie there, so that those
+    of a stage that has not run count as made from its new inputs, fails where they do not lie
+    there, and puts files of DVC's own into the commit.
 
     Raises:
-        IsolationError: DVC or git refuses; the clone stays.
+        IsolationError: Git refuses; the clone stays.
     """
     images = find_source_images(clone, _source_of(clone))  # the user's may have changed since
     new = [path for path in _new_files(clone) if not images.hold(path)]
-    include = [word for path in new for word in ("--include-untracked", path)]
-    run_dvc(clone, "exp", "save", "--force", "--name", name, *include)
-    found = _git(clone, "for-each-ref", "--format=%(refname)", "refs/exps/").split()
-    references = [reference for reference in found if reference.endswith(f"/{name}")]
-    if len(references) != 1:
-        raise IsolationError(f"{clone}: dvc saved no experiment named {name}; found {found}")
-    _git(root, "fetch", "--quiet", str(clone), f"+{references[0]}:{references[0]}")
-
-
-def remove_clone(clone: Path) -> None:
-    """Remove a clone; what DVC linked into it stays in the cache."""
-    shutil.rmtree(clone, ignore_errors=True)
+    head = _git(clone, "rev-parse", "HEAD").strip()
+    _git(clone, "add", "--update")
+    paths = "\0".join([*new, *uncached_outs(clone)])
+    from_input = ("--pathspec-from-file=-", "--pathspec-file-nul")
+    _git(clone, "--literal-pathspecs", "add", "--force", *from_input, given=paths)
+    tree = _git(clone, "write-tree").strip()
+    message = f"Regraft: run {name}"
+    commit = _git(clone, "commit-tree", tree, "-p", head, "-m", message).strip()
+    reference = f"refs/exps/{head[:2]}/{head[2:]}/{name}"
+    _git(clone, "update-ref", reference, commit)
+    _git(root, "fetch", "--quiet", "--no-tags", str(clone), f"+{reference}:{reference}")
 
 
 def experiment_name(root: Path, wish: str) -> str:
-    """Make a name that git takes and no experiment of the project has."""
+    """Make a name that git takes and no experiment or living run of the project has."""
     base = re.sub(r"[^A-Za-z0-9_-]+", "-", wish).strip("-") or "run"
     taken = {line.rsplit("/", 1)[-1] for line in _git(root, "for-each-ref", "refs/exps/").split()}
-    taken |= {path.name for path in (root / RUNS).glob("*")}
+    taken |= {lock.stem for lock in (root / RUNS).glob("*.lock") if holder_of(lock)}
     numbered = (f"{base}-{number}" for number in range(2, 10_000))
     return next(name for name in (base, *numbered) if name not in taken)
 
@@ -97,8 +168,10 @@ def _check_start(root: Path) -> None:
             "Run `git add --all` and `git commit` there, or put the values into params.yaml and "
             "run without overrides"
         )
-    for stage in read_graph(root):
-        if stage.name.endswith(".dvc") and why_stale(root, stage.name):
+    tracked = [stage for stage in read_graph(root) if stage.name.endswith(".dvc")]
+    stale = why_stale(root, [stage.name for stage in tracked])
+    for stage in tracked:
+        if stale[stage.name]:
             raise IsolationError(
                 f"{', '.join(stage.outs)} changed since it was tracked; run `dvc add "
                 f"{' '.join(stage.outs)}` first, so that the run sees what you see"
@@ -106,17 +179,26 @@ def _check_start(root: Path) -> None:
 
 
 def _clone(root: Path, clone: Path) -> None:
-    """Make a clone at the same commit whose files are the user's, uncommitted edits included."""
+    """Make a clone at the same commit whose files are the user's, uncommitted edits included.
+
+    Made by hand because `git clone` does not share the objects of a shallow repository.
+    """
     clone.parent.mkdir(parents=True, exist_ok=True)
     (clone.parent / ".gitignore").write_text("*\n", encoding="utf-8")
-    _git(root, "clone", "--quiet", "--shared", "--no-checkout", str(root), str(clone))
     head = _git(root, "rev-parse", "HEAD").strip()
     _try_git(root, "update-index", "-q", "--refresh")  # else files only touched count as edits
     edits = _git(root, "stash", "create").strip()  # a commit of the edits; touches nothing
-    _git(clone, "checkout", "--quiet", "--detach", edits or head)
-    _git(clone, "reset", "--quiet", "--mixed", head)
+    kind = _git(root, "rev-parse", "--show-object-format").strip()
+    _git(root, "init", "--quiet", f"--object-format={kind}", str(clone))
+    shared = root / _git(root, "rev-parse", "--git-path", "objects").strip()
+    (clone / ".git/objects/info/alternates").write_text(f"{shared.resolve()}\n", encoding="utf-8")
+    shallow = root / _git(root, "rev-parse", "--git-path", "shallow").strip()
+    if shallow.exists():
+        shutil.copy(shallow, clone / ".git/shallow")
     for fact, value in (("name", "Regraft"), ("email", "regraft@localhost")):
         _git(clone, "config", f"user.{fact}", value)
+    _git(clone, "checkout", "--quiet", "--detach", edits or head)
+    _git(clone, "reset", "--quiet", "--mixed", head)
 
 
 def _source_of(clone: Path) -> str:
@@ -148,7 +230,7 @@ def _override(root: Path, clone: Path, values: Mapping[str, Any]) -> None:
         raise ParamsError(f"params.yaml with these overrides is refused:\n{said}") from err
 
 
-def _link_sources(root: Path, clone: Path, images: SourceImages) -> None:
+def _link_sources(root: Path, clone: Path) -> None:
     """Bring the files that the graph reads, nothing makes and git ignores, such as data/raw."""
     made = made_paths(clone)
     for path in sorted({dep for stage in read_graph(clone) for dep in stage.deps}):
@@ -159,25 +241,19 @@ def _link_sources(root: Path, clone: Path, images: SourceImages) -> None:
             continue
         source, target = root / path, clone / path
         if source.is_symlink():
-            _link_anew(source, target)
-        elif source.is_dir() and (not target.exists() or PurePosixPath(path) == images.folder):
+            if not target.exists():
+                target.unlink(missing_ok=True)
+                _place(_link, source, target)
+        elif source.is_dir():
             _fill_folder(source, target)
         elif not target.exists():
             _place(_link, source, target)
 
 
-def _link_anew(source: Path, target: Path) -> None:
-    """Link to where a link of the user leads; as it stands it may lead elsewhere from a clone."""
-    if target.exists():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    target.symlink_to(source.resolve())
-
-
 def _fill_folder(source: Path, target: Path) -> None:
     """Link the files that a folder of the clone lacks, whether git knows or ignores them."""
     for folder, folders, files in os.walk(source):
+        folders[:] = [name for name in folders if name != "__pycache__"]
         here = target / Path(folder).relative_to(source)
         here.mkdir(parents=True, exist_ok=True)
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
@@ -192,7 +268,14 @@ def _place(bring: Callable[[str, str], None], source: Path, target: Path) -> Non
 
 
 def _link(source: str, target: str) -> None:
-    """Give a file, or a link as it stands, a second name; copy it where the file system cannot."""
+    """Give a file a second name; copy it where the file system cannot.
+
+    What is a link already becomes one to where it leads: as it stands it may lead elsewhere from a
+    clone.
+    """
+    if os.path.islink(source) and os.path.exists(source):
+        os.symlink(os.path.realpath(source), target)
+        return
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:
@@ -221,11 +304,12 @@ def _try_git(folder: Path, *arguments: str) -> str | None:
     return os.fsdecode(done.stdout) if done.returncode == 0 else None
 
 
-def _git(folder: Path, *arguments: str) -> str:
+def _git(folder: Path, *arguments: str, given: str = "") -> str:
     done = subprocess.run(
         ["git", *arguments],
         check=False,
         cwd=folder,
+        input=os.fsencode(given),
         env={**os.environ, **AUTHOR},
         capture_output=True,
     )

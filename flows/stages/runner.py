@@ -4,19 +4,22 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import psutil
+
 from flows.errors import GraphError
 from flows.stages import guard
+from flows.stages.locks import BUSY_SECONDS
 
 GUARD = Path(guard.__file__)
 END_SECONDS = guard.GRACE_SECONDS + 5.0
-BUSY_SECONDS = 2 * 60 * 60.0  # how long a stage waits for another process that holds its files
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 15.0
 
 UNCHANGED = re.compile(r"^(Stage )?'.*' didn't change, skipping$")
@@ -25,6 +28,10 @@ BUSY = re.compile(r"is busy, it is being blocked by|Unable to acquire lock")
 HOLDER = re.compile(r"^\s*\(PID (\d+)\): (.+)$")
 EXITED = re.compile(r"^ERROR: failed to reproduce .*exited with (-?\d+)$")
 ERROR = re.compile(r"^ERROR: (?:failed to reproduce '[^']*': )?(.+)$")
+# A stage ends so where the machine lacks something for now (tasks.entry), or was killed for memory.
+PASSING = re.compile(r"exited with (?:75|-9|137)$|No space left on device")
+CORRUPTED = re.compile(r"Unable to read RWLock-file|RWLock-file .* format error")
+RWLOCK = Path(".dvc/tmp/rwlock")
 CHATTER = re.compile(
     r"^(To track the changes with git, run:|\tgit add .*|To enable auto staging, run:"
     r"|\tdvc config core.autostage true|Use `dvc push` to send your updates to remote storage\.)?$"
@@ -35,49 +42,150 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What DVC did with one stage. `message` of a failure is the stage's own last word."""
+    """What DVC did with one stage. `message` of a failure is the stage's own last word.
 
-    kind: Literal["ran", "unchanged", "restored", "failed"]
+    `passing` tells a failure that may be gone in a while: a lock, a full disk, no memory.
+    """
+
+    kind: Literal["ran", "unchanged", "restored", "failed", "stopped"]
     message: str
+    passing: bool = False
 
 
-def run_stage(root: Path, name: str, say: Say, *, busy_seconds: float = BUSY_SECONDS) -> Outcome:
-    """Run `dvc repro --single-item` for one stage at `root` and tell `say` every line.
+class Runner:
+    """Runs the stages of one project, several at once if asked; stops them all at once.
 
-    Waits while another process holds the stage's files, at most `busy_seconds`. Whatever ends this
-    call early (a cancelled flow, Ctrl-C) ends the stage and all its children first.
+    Args:
+        root: The project.
+        settings: Environment variables of the stages beside those of this process.
+        locks: File descriptors of locks that are held until the last stage has ended.
     """
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
-    give_up = time.monotonic() + busy_seconds
-    pause = FIRST_PAUSE_SECONDS
-    while True:
-        status, lines = _stream(command, root, say)
-        if status == 0 or not any(BUSY.search(line) for line in lines):
-            return read_outcome(name, status, lines)
-        if time.monotonic() + pause > give_up:
-            return Outcome("failed", f"{_holders(lines)} still at work after {busy_seconds:g} s")
-        say(f"waiting {pause:g} s for {_holders(lines)}")
-        time.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
+    def __init__(
+        self, root: Path, settings: Mapping[str, str] | None = None, locks: Sequence[int] = ()
+    ) -> None:
+        self.root = root
+        self._settings, self._locks = dict(settings or {}), tuple(locks)
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stopped = threading.Event()
 
-def run_dvc(root: Path, *arguments: str) -> str:
-    """Run another dvc command at `root` to its end and give what it printed.
+    def run(
+        self,
+        name: str,
+        say: Say,
+        *,
+        force: bool = False,
+        settings: Mapping[str, str] | None = None,
+        locks: Sequence[int] = (),
+        busy_seconds: float = BUSY_SECONDS,
+    ) -> Outcome:
+        """Run `dvc repro --single-item` for one stage and tell `say` every line.
 
-    Raises:
-        GraphError: dvc refused; the message is its own.
-    """
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
-    status, lines = _stream(command, root, say=lambda line: None)
-    if status != 0:
-        raise GraphError(f"dvc {arguments[0]} at {root} failed: {' '.join(lines[-5:])}")
-    return "\n".join(lines)
+        Waits while another process holds the stage's files, at most `busy_seconds`. Whatever ends
+        this call early (a cancelled flow, Ctrl-C) ends the stage and all its children first.
+
+        Args:
+            name: The stage.
+            say: Takes the lines.
+            force: Run it although nothing changed.
+            settings: More environment variables.
+            locks: More locks to be held until the stage has ended.
+            busy_seconds: How long to wait for other processes.
+        """
+        words = ["repro", "--single-item", *(["--force"] if force else []), name]
+        give_up = time.monotonic() + busy_seconds
+        pause = FIRST_PAUSE_SECONDS
+        while not self._stopped.is_set():
+            status, lines = self._stream(words, say, settings or {}, locks)
+            if self._stopped.is_set():
+                break
+            if any(CORRUPTED.search(line) for line in lines):
+                return Outcome("failed", f"{self.root / RWLOCK} was cut off. Delete that file")
+            if status == 0 or not any(BUSY.search(line) for line in lines):
+                return read_outcome(name, status, lines)
+            left_over = _left_over(lines)
+            if left_over:
+                return Outcome("failed", f"{self.root / RWLOCK} {left_over}. Delete that file")
+            if time.monotonic() + pause > give_up:
+                message = f"{_holders(lines)} still at work after {busy_seconds:g} s"
+                return Outcome("failed", message, passing=True)
+            say(f"waiting {pause:g} s for {_holders(lines)}")
+            self._stopped.wait(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        return Outcome("stopped", "the run was stopped")
+
+    def dvc(self, *arguments: str) -> str:
+        """Run another dvc command to its end and give what it printed.
+
+        Raises:
+            GraphError: dvc refused; the message is its own.
+        """
+        status, lines = self._stream(arguments, lambda line: None, {}, ())
+        if status != 0:
+            said = " ".join(lines[-5:])
+            raise GraphError(f"dvc {arguments[0]} at {self.root} failed: {said}")
+        return "\n".join(lines)
+
+    def stop(self) -> None:
+        """End all running stages and start no more; returns when nothing of them is left."""
+        self._stopped.set()
+        running = list(self._running)
+        for process in running:
+            _let_go(process)
+        for process in running:
+            _end(process)
+
+    def _stream(
+        self, words: Sequence[str], say: Say, settings: Mapping[str, str], locks: Sequence[int]
+    ) -> tuple[int, list[str]]:
+        """Run a dvc command; tell every line as it comes; give exit status and all lines."""
+        command = [sys.executable, "-m", "dvc", "--wait-for-lock", *words]
+        lines: list[str] = []
+        with self._guarded(command, settings, locks) as process:
+            assert process.stdout is not None
+            for line in process.stdout:  # universal newlines: a progress bar's \r ends a line too
+                text = line.rstrip()
+                if CHATTER.match(text):
+                    continue
+                lines.append(text)
+                say(text)
+            return process.wait(), lines
+
+    @contextmanager
+    def _guarded(
+        self, command: Sequence[str], settings: Mapping[str, str], locks: Sequence[int]
+    ) -> Iterator[subprocess.Popen[str]]:
+        """Start a command under the guard; leaving the block ends it and all that it started."""
+        process = subprocess.Popen(
+            [sys.executable, str(GUARD), *command],
+            cwd=self.root,
+            env=_environment({**self._settings, **settings}),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+            pass_fds=[*self._locks, *locks],
+        )
+        self._running.add(process)
+        try:
+            if self._stopped.is_set():
+                _let_go(process)
+            yield process
+        finally:
+            _end(process)
+            self._running.discard(process)
+            assert process.stdout is not None
+            process.stdout.close()
 
 
 def read_outcome(name: str, status: int, lines: Sequence[str]) -> Outcome:
     """Tell from DVC's exit status and lines what became of a stage."""
     if status != 0:
-        return Outcome("failed", _last_word(name, status, lines))
+        passing = any(PASSING.search(line) for line in lines)
+        return Outcome("failed", _last_word(name, status, lines), passing)
     if any(RESTORED.match(line) for line in lines):
         return Outcome("restored", "restored from run-cache")
     if any(UNCHANGED.match(line) for line in lines):
@@ -110,59 +218,51 @@ def _ending(status: int) -> str:
 
 
 def _holders(lines: Sequence[str]) -> str:
+    named = [f"process {pid} ({command})" for pid, command in _blockers(lines)]
+    return ", ".join(named) or "another dvc process"
+
+
+def _blockers(lines: Sequence[str]) -> list[tuple[int, str]]:
     found = [match for match in map(HOLDER.match, lines) if match]
-    named = [f"process {match.group(1)} ({match.group(2)})" for match in found]
-    return ", ".join(dict.fromkeys(named)) or "another dvc process"
+    return list(dict.fromkeys((int(match.group(1)), match.group(2)) for match in found))
 
 
-def _stream(command: Sequence[str], root: Path, say: Say) -> tuple[int, list[str]]:
-    """Run a command at `root`; tell every line as it comes; give exit status and all lines."""
-    lines: list[str] = []
-    with _guarded(command, root) as process:
-        assert process.stdout is not None
-        for line in process.stdout:  # universal newlines: a progress bar's \r ends a line too
-            text = line.rstrip()
-            if CHATTER.match(text):
-                continue
-            lines.append(text)
-            say(text)
-        return process.wait(), lines
+def _left_over(lines: Sequence[str]) -> str | None:
+    """Name a process that took the number of one that died with DVC's lock, as after a power cut.
+
+    DVC looks whether a process of that number lives, and would wait for it without end.
+    """
+    for pid, command in _blockers(lines):
+        try:
+            now = psutil.Process(pid).cmdline()
+        except psutil.Error:
+            continue
+        program, *words = command.split(" ")
+        if not all(any(word in own for own in now) for word in words or [Path(program).stem]):
+            return (
+                f"names process {pid} ({command}), a number that belongs to {' '.join(now)!r} by "
+                "now; what held the lock has died"
+            )
+    return None
 
 
-@contextmanager
-def _guarded(command: Sequence[str], root: Path) -> Iterator[subprocess.Popen[str]]:
-    """Start a command under the guard; leaving the block ends it and everything it started."""
-    process = subprocess.Popen(
-        [sys.executable, str(GUARD), *command],
-        cwd=root,
-        env=_environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        _end(process)
+def _let_go(process: subprocess.Popen[str]) -> None:
+    """Close the guard's pipe: it ends the command and all that it started."""
+    assert process.stdin is not None
+    process.stdin.close()
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.close()  # the guard ends the group
+    _let_go(process)
     try:
         process.wait(END_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    process.stdout.close()
 
 
-def _environment() -> dict[str, str]:
+def _environment(settings: Mapping[str, str]) -> dict[str, str]:
     """Environment of a stage: the `python` of dvc.yaml is this one, and its lines come at once."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "true"}
+    own = {"PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "true"}
+    return {**os.environ, **own, **settings}

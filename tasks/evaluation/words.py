@@ -50,6 +50,24 @@ def summarize(metrics: Metrics, arm: Arm) -> str:
     )
 
 
+def headline(metrics: Metrics, arm: Arm) -> str:
+    """Say in a few words which model ships and what test showed: accuracy, and the difference."""
+    shipped = metrics.baseline
+    names = {"baseline": "the frozen head", "finetuned": _short(arm)}
+    if metrics.shipped == "finetuned" and metrics.finetuned is not None:
+        shipped = metrics.finetuned
+    accuracy = shipped.accuracy
+    words = f"shipped {names[metrics.shipped]}: {100 * accuracy.value:.1f} %"
+    if accuracy.low is not None and accuracy.high is not None:
+        words += f" [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
+    if metrics.difference is None:
+        return words
+    gain = 100 * metrics.difference.accuracy.value
+    if metrics.shipped == "finetuned":
+        return f"{words}, {gain:+.1f} over frozen"
+    return f"{words}, {_short(arm)} {gain:+.1f}"
+
+
 def _short(arm: Arm) -> str:
     return "from scratch" if arm == "scratch" else "fine-tuned"
 

@@ -123,11 +123,12 @@ def log_start(plan: PhasePlan, val_logits: Logits, val: ValSet) -> None:
 def log_epoch(plan: PhasePlan, epoch: int, row: HistoryRow) -> None:
     """Log one line about an epoch, counted within its phase."""
     log.info(
-        "phase %d of %d, epoch %d: train loss %.3f, val loss %.3f, val accuracy %.3f "
+        "phase %d of %d, epoch %d of %d: train loss %.3f, val loss %.3f, val accuracy %.3f "
         "(head %.1e, deepest %.1e)",
         plan.number,
         plan.of,
         epoch,
+        plan.epochs,
         row.train_loss,
         row.val_loss,
         row.val_accuracy,

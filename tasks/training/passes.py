@@ -87,7 +87,8 @@ class TrainingPass:
         average = {name: tensor.clone() for name, tensor in state.average.items()}
         tally, saved = state.tally, time.monotonic()
         left = len(self._examples.labels) - tally.images
-        with progress(f"phase {plan.number} of {plan.of}, epoch {state.epoch + 1}", left) as meter:
+        epoch = f"epoch {state.epoch + 1} of {plan.epochs}"
+        with progress(f"phase {plan.number} of {plan.of}, {epoch}", left) as meter:
             for batch in self._batches_left(plan, state, part):
                 step = state.epoch * self._epoch_steps + tally.steps
                 tally = self._step(plan, part, batch, step=step, tally=tally)

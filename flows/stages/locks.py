@@ -1,0 +1,159 @@
+"""What one run has for itself: a working tree, a clone, a lane of the machine.
+
+Locks are the kernel's: they are free once nobody holds them, however their holders died. A stage
+keeps those of its run until its last process has ended.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from flows.errors import GraphError
+from tasks.machine import Machine, usable_cores
+
+WORKSPACE = Path(".regraft/flow.lock")
+LANES = Path(".regraft/lanes")
+BUSY_SECONDS = 2 * 60 * 60.0  # how long a run waits for another one
+PAUSE_SECONDS = 2.0
+
+Say = Callable[[str], None]
+
+
+@contextmanager
+def hold(
+    path: Path, run: str, waiting: Say, *, busy_seconds: float = BUSY_SECONDS
+) -> Iterator[int]:
+    """Hold a lock while the block runs; give its file descriptor.
+
+    Args:
+        path: File of the lock; it names its holder.
+        run: Who holds it.
+        waiting: Told once, with the holder's name, where another run has it.
+        busy_seconds: How long to wait for it.
+
+    Raises:
+        GraphError: The other run still holds it after `busy_seconds`.
+    """
+    with _waiting([path], run, waiting, busy_seconds) as (_, descriptor):
+        yield descriptor
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """A share of the machine that one stage computes on; `gpus` is for CUDA_VISIBLE_DEVICES."""
+
+    descriptor: int
+    gpus: str | None
+
+
+@contextmanager
+def hold_lane(
+    root: Path, run: str, machine: Machine, waiting: Say, *, busy_seconds: float = BUSY_SECONDS
+) -> Iterator[Lane]:
+    """Hold one of the machine's lanes, so that stages of several runs share it without crowding.
+
+    Raises:
+        GraphError: All lanes are still held after `busy_seconds`.
+    """
+    shares = lanes_of(machine)
+    paths = [root / LANES / f"{number}.lock" for number in range(len(shares))]
+    with _waiting(paths, run, waiting, busy_seconds) as (number, descriptor):
+        yield Lane(descriptor, shares[number])
+
+
+def lanes_of(machine: Machine) -> list[str | None]:
+    """Give the GPUs of every lane, None where they are not to be shared out.
+
+    A lane is as many GPUs as a stage has processes; without GPUs, as many cores as it has threads.
+    """
+    gpus = visible_gpus() if machine.device != "cpu" else []
+    share = machine.processes
+    if len(gpus) >= 2 * share:
+        return [
+            ",".join(gpus[start : start + share])
+            for start in range(0, len(gpus) - share + 1, share)
+        ]
+    threads = machine.threads or usable_cores()
+    return [None] * (1 if gpus else max(1, usable_cores() // threads))
+
+
+def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Name the GPUs that CUDA would show, without loading torch."""
+    named = environment.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name.strip()]
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    listed = subprocess.run([program, "-L"], check=False, capture_output=True, text=True)
+    return [str(number) for number, _ in enumerate(listed.stdout.splitlines())]
+
+
+def holder_of(path: Path) -> str | None:
+    """Name who holds a lock; None where it is free."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _name(path)
+    finally:
+        os.close(file)
+    return None
+
+
+@contextmanager
+def _waiting(
+    paths: list[Path], run: str, waiting: Say, busy_seconds: float
+) -> Iterator[tuple[int, int]]:
+    """Hold the first of some locks that is free, and wait while none is."""
+    give_up = time.monotonic() + busy_seconds
+    told = False
+    while True:
+        for number, path in enumerate(paths):
+            descriptor = _try(path, run)
+            if descriptor is not None:
+                try:
+                    yield number, descriptor
+                finally:
+                    os.close(descriptor)
+                return
+        holders = ", ".join(_name(path) for path in paths)
+        if time.monotonic() + PAUSE_SECONDS > give_up:
+            raise GraphError(f"{paths[0].parent} is still held by {holders}; run again later")
+        if not told:
+            waiting(holders)
+            told = True
+        time.sleep(PAUSE_SECONDS)
+
+
+def _try(path: Path, run: str) -> int | None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    since = datetime.now().astimezone().isoformat(timespec="seconds")
+    os.truncate(descriptor, 0)
+    os.write(descriptor, json.dumps({"run": run, "pid": os.getpid(), "since": since}).encode())
+    return descriptor
+
+
+def _name(path: Path) -> str:
+    try:
+        held = json.loads(path.read_bytes())
+        return f"run {held['run']} (process {held['pid']}, since {held['since']})"
+    except (OSError, ValueError):  # the holder is just writing its name
+        return "another run"
