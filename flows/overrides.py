@@ -135,11 +135,13 @@ def changes(overrides: OptionalBlock) -> dict[str, Any]:
 
 
 def apply_changes(text: str, values: Mapping[str, Any]) -> str:
-    """Set values in the text of a params.yaml; comments, order and every other value stay."""
+    """Set values in the text of a params.yaml; comments, order and every other value stay.
+
+    So does the layout: params.yaml is written as DVC's own dumper leaves it after `dvc exp run -S`.
+    """
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 10_000
-    yaml.indent(mapping=2, sequence=4, offset=2)
     tree = yaml.load(text)
     for path, value in values.items():
         *blocks, leaf = path.split(".")
@@ -147,7 +149,7 @@ def apply_changes(text: str, values: Mapping[str, Any]) -> str:
         for block in blocks:
             node = node[block]
         if isinstance(value, list):
-            node[leaf][:] = value  # keeps it on one line
+            node[leaf][:] = value  # keeps the comments
         else:
             node[leaf] = value
     written = io.StringIO()

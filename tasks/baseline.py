@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 CONFIDENCE = 0.95  # of the interval of the val accuracy
 LATER_CONFIDENCE = 0.9  # with which a later head must be better to be chosen
+AUTO_HEADS: tuple[HeadKind, ...] = ("linear", "mlp")
 NAMES: dict[HeadKind, str] = {"linear": "linear head", "mlp": "MLP", "cosine": "cosine head"}
 
 
@@ -74,7 +75,8 @@ def train_baseline(
         class_names: A label is an index into it.
         seed: The run's seed.
     """
-    classes, (first, *later) = len(class_names), params.heads
+    classes = len(class_names)
+    first, *later = AUTO_HEADS if params.heads == "auto" else params.heads
     tried, chosen = _train(first, train, val, params, classes=classes, seed=seed)
     notes = list(chosen.notes)
     for kind in later:

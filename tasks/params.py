@@ -173,6 +173,21 @@ class DecideParams(Block):
         description="Training images a class up to which only the head is trained in a similar "
         "domain; the lowest level of data.",
     )
+    depth_images_per_class: list[int] = Field(
+        min_length=1,
+        max_length=8,
+        description="Images a class up to which each further level of data reaches, ascending, "
+        "above frozen_max_images_per_class; the last level has no end.",
+    )
+    depth_similar: list[float] = Field(
+        description="Share of the backbone's groups unfrozen in a similar domain, one a level."
+    )
+    depth_intermediate: list[float] = Field(
+        description="The same in an intermediate domain; nowhere less than in a similar one."
+    )
+    depth_far: list[float] = Field(
+        description="The same in a far domain; nowhere less than in an intermediate one."
+    )
     similar_mmd: float = Field(
         ge=0, le=10, description="MMD^2 below which the domain counts as similar."
     )
@@ -188,21 +203,6 @@ class DecideParams(Block):
     )
     min_transfer_gain: float = Field(
         ge=-1, le=1, description="Accuracy that pretrained features must gain over random ones."
-    )
-    depth_images_per_class: list[int] = Field(
-        min_length=1,
-        max_length=8,
-        description="Images a class up to which each further level of data reaches, ascending, "
-        "above frozen_max_images_per_class; the last level has no end.",
-    )
-    depth_similar: list[float] = Field(
-        description="Share of the backbone's groups unfrozen in a similar domain, one a level."
-    )
-    depth_intermediate: list[float] = Field(
-        description="The same in an intermediate domain; nowhere less than in a similar one."
-    )
-    depth_far: list[float] = Field(
-        description="The same in a far domain; nowhere less than in an intermediate one."
     )
 
     @model_validator(mode="after")
@@ -247,11 +247,12 @@ class BaselineParams(Block):
     l2_strengths: list[float] = Field(
         min_length=1, description="Penalties of the logistic regression that val chooses from."
     )
-    heads: list[Literal["linear", "mlp", "cosine"]] = Field(
-        min_length=1,
+    heads: (
+        Annotated[list[Literal["linear", "mlp", "cosine"]], Field(min_length=1)] | Literal["auto"]
+    ) = Field(
         description="Heads to train: linear (logistic regression), mlp (one hidden layer), cosine "
         "(angles to one direction a class). The first stays unless a later one is better on val "
-        "beyond doubt.",
+        "beyond doubt. auto: linear, mlp."
     )
     mlp_hidden: Annotated[int, Field(ge=2, le=8192)] | Literal["auto"] = Field(
         description="Width of the MLP's hidden layer. auto: the largest power of two, from 16 to "
@@ -277,7 +278,7 @@ class BaselineParams(Block):
     @model_validator(mode="after")
     def check_heads_differ(self) -> Self:
         """Refuse a head that is named twice."""
-        if len(set(self.heads)) < len(self.heads):
+        if self.heads != "auto" and len(set(self.heads)) < len(self.heads):
             raise ValueError(f"heads is {self.heads}; allowed: each head once")
         return self
 

@@ -180,11 +180,11 @@ def _schema_of(where: tuple[str, ...]) -> dict[str, Any]:
     whole = _whole_schema()
     schema = whole
     for part in where:
-        schema = (
-            schema.get("properties", {}).get(part, {})
-            if not part.isdigit()
-            else schema.get("items", {})
-        )
+        if part.isdigit():  # an item, where there may be other types than lists
+            options = schema.get("anyOf", [schema])
+            schema = next((option["items"] for option in options if "items" in option), {})
+        else:
+            schema = schema.get("properties", {}).get(part, {})
         described = schema.get("description")
         if "$ref" in schema:
             schema = whole["$defs"][schema["$ref"].rsplit("/", 1)[-1]]

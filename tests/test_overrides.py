@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
+from dvc.utils.hydra import apply_overrides
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
@@ -111,7 +112,7 @@ def test_values_of_params_yaml_are_all_accepted_and_change_nothing() -> None:
 
 
 def test_a_change_leaves_every_other_line_alone() -> None:
-    for path in ("seed", "finetune.head_lr", "finetune.interpolation", "augment.custom.hue"):
+    for path in ("seed", "finetune.head_lr", "backbone.name", "augment.custom.hue"):
         values = changes(ParamsOverrides.model_validate(nested(path, OTHER[path])))
         new = apply_changes(TEXT, values)
         differing = [
@@ -129,9 +130,17 @@ def test_a_change_leaves_every_other_line_alone() -> None:
 OTHER: dict[str, Any] = {
     "seed": 3,
     "finetune.head_lr": 0.00001,
-    "finetune.interpolation": [0.1, 0.9],
+    "backbone.name": "resnet50.a1_in1k",
     "augment.custom.hue": 0.25,
 }
+
+
+def test_a_list_is_changed_in_its_place() -> None:
+    new = apply_changes(TEXT, {"finetune.interpolation": [0.1, 0.9]})
+    assert YAML(typ="safe").load(new)["finetune"]["interpolation"] == [0.1, 0.9]
+    items = ("  - 0.25", "  - 0.5", "  - 0.75", "  - 1.0", "  - 0.1", "  - 0.9")
+    rest = [[line for line in text.splitlines() if line not in items] for text in (TEXT, new)]
+    assert rest[0] == rest[1]
 
 
 def test_rules_between_fields_hold_for_the_merged_values(tmp_path: Path) -> None:
@@ -139,3 +148,11 @@ def test_rules_between_fields_hold_for_the_merged_values(tmp_path: Path) -> None
     (tmp_path / "params.yaml").write_text(apply_changes(TEXT, values))
     with pytest.raises(ParamsError, match=r"backbone_lr is 0\.01; allowed: at most head_lr"):
         load_params(tmp_path / "params.yaml")
+
+
+def test_dvc_and_the_form_leave_the_layout_of_params_yaml_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(TEXT)
+    apply_overrides(str(path), ["seed=18"])  # what `dvc exp run -S` does
+    changed = TEXT.replace("seed: 17", "seed: 18")
+    assert path.read_text() == apply_changes(TEXT, {"seed": 18}) == changed

@@ -28,6 +28,8 @@ def with_value(key, value):
         opening = f"{'  ' * depth}{name}:"
         start = next(n for n in range(start, len(lines)) if lines[n].startswith(opening))
     lines[start] = "" if value is None else f"{opening} {value}"
+    while lines[start + 1].startswith("  - "):  # the items of its list
+        del lines[start + 1]
     return "\n".join(lines), start + 1
 
 
