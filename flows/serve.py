@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from urllib.error import URLError
@@ -32,6 +32,13 @@ HOME = Path(".regraft/prefect")
 NOT_AWAITED = "coroutine 'Runner.astop' was never awaited:RuntimeWarning"  # on SIGTERM; harmless
 READY = "REGRAFT_READY"  # names a file that the runner makes once the deployments are there
 REPORTS_URL = "REGRAFT_REPORTS_URL"  # tells flows where the reports are served
+SIGNS = {  # in the server's log, of a database that it cannot use
+    "file is not a database": "is no database",
+    "database disk image is malformed": "is damaged",
+    "Can't locate revision": "was written by another version of Prefect",
+    "readonly database": "cannot be written",
+    "unable to open database file": "cannot be opened",
+}
 START_SECONDS, STOP_SECONDS = 120.0, 30.0
 
 
@@ -60,8 +67,7 @@ def serve(root: Path, port: int) -> None:
         raise ServerError(f"{root} holds no prefect.yaml; run from the project's folder")
     for one in (port, port + 1):
         check_port_is_free(one)
-    home = (root / HOME).resolve()
-    home.mkdir(parents=True, exist_ok=True)
+    home = _make_home(root)
     environment = prefect_environment(os.environ, root, home, port)
     environment[REPORTS_URL] = f"http://{HOST}:{port + 1}"
     log.info("Starting the Prefect server ...")
@@ -69,18 +75,46 @@ def serve(root: Path, port: int) -> None:
     server_command = [sys.executable, "-m", "prefect", *start]
     runner_command = [sys.executable, "-W", f"ignore:{NOT_AWAITED}", "-m", "flows.deployment"]
     server_log = home / "server.log"
+    files = (server_log, home / "prefect.db")
     with (
         serving_reports(cache_folder(root), port + 1),
         _running(server_command, environment, server_log) as server,
     ):
-        _wait_until(server, lambda: _answers(port), f"it does not answer at port {port}")
+        _wait_until(server, lambda: _answers(port), files)
         ready = home / "ready"
         ready.unlink(missing_ok=True)
         with _running(runner_command, environment | {READY: str(ready)}) as runner:
-            _wait_until(runner, ready.exists, "the deployments are not there")
+            _wait_until(runner, ready.exists, files)
             log.info("Open http://%s:%d (Deployments, pipeline). Stop with Ctrl-C.", HOST, port)
             _wait_for_any(server, runner)
-    raise ServerError(f"the server or the runner ended by itself; see {server_log}")
+    raise ServerError(f"the server or the runner ended by itself; {explain_end(*files)}")
+
+
+def _make_home(root: Path) -> Path:
+    home = (root / HOME).resolve()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as err:
+        raise ServerError(
+            f"{home} is to be a folder, but a file of that name, or of a folder above it, is in "
+            "the way; move it elsewhere"
+        ) from err
+    except OSError as err:
+        raise ServerError(f"{home}: cannot be made ({err.strerror})") from err
+    return home
+
+
+def explain_end(log: Path, database: Path) -> str:
+    """Say why the server or the runner ended, from what the server wrote last."""
+    written = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    for sign, reason in SIGNS.items():
+        if sign in written:
+            return (
+                f"{database} {reason}. It holds the history of runs, their schedules and nothing "
+                f"else: mv {database} {database}.old"
+            )
+    last = next((line.strip() for line in reversed(written.splitlines()) if line.strip()), "")
+    return f"its last line: {last or 'nothing was written'} (see {log})"
 
 
 def read_port(value: str | None) -> int:
@@ -148,19 +182,21 @@ def _running(
 
     The guard ends them too when this process is killed.
     """
-    file = output.open("wb") if output else None
-    process = subprocess.Popen(
-        [sys.executable, str(GUARD), *command],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=file,
-        stderr=file,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        _end(process)
+    with output.open("wb") if output else nullcontext() as file:
+        process = subprocess.Popen(
+            [sys.executable, str(GUARD), *command],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    assert process.stdin is not None
+    with process.stdin:
+        try:
+            yield process
+        finally:
+            _end(process)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -181,14 +217,16 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             child.kill()
 
 
-def _wait_until(process: subprocess.Popen[bytes], come: Callable[[], bool], missing: str) -> None:
+def _wait_until(
+    process: subprocess.Popen[bytes], come: Callable[[], bool], files: tuple[Path, Path]
+) -> None:
     """Wait for something, as long as a process lives for that."""
     give_up = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < give_up:
         if come():
             return
         time.sleep(0.2)
-    raise ServerError(f"the server did not start: {missing}; see {HOME / 'server.log'}")
+    raise ServerError(f"the server did not start; {explain_end(*files)}")
 
 
 def _answers(port: int) -> bool:

@@ -233,6 +233,7 @@ def write_outputs(
     pictures = inputs.pixels.rows(inputs.pixels.row_of(hardest))
     write_hardest(paths.hardest, hardest, pictures, judged=shipped, paths=images, class_names=names)
     write_record(paths.metrics, result.metrics)
+    write_record(paths.summary, tables.summarize_metrics(result.metrics))
 
 
 def main(argv: Sequence[str] | None) -> None:
@@ -246,7 +247,7 @@ def main(argv: Sequence[str] | None) -> None:
             *("model", "finetune", "finetune-logits"),
         ],
         writes=[
-            *("metrics", "predictions", "logits", "classes", "confusion", "reliability"),
+            *("summary", "metrics", "predictions", "logits", "classes", "confusion", "reliability"),
             "hardest",
         ],
     )

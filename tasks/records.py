@@ -354,8 +354,29 @@ class Difference(Record):
     sentence: str  # says in words whether the difference is within noise
 
 
+class Summary(Record):
+    """The numbers that runs are compared by and `dvc metrics` shows (data/evaluate/summary.json).
+
+    `tuned` is the model of stage finetune; None where nothing was trained but heads.
+    """
+
+    val_accuracy_frozen: float
+    val_accuracy_tuned: float | None
+    test_accuracy: float  # of the model that ships, as all that names no other
+    test_accuracy_low: float | None
+    test_accuracy_high: float | None
+    test_accuracy_frozen: float
+    test_gain: float | None  # accuracy of the tuned model minus that of the frozen one
+    test_gain_low: float | None
+    test_gain_high: float | None
+    test_balanced_accuracy: float
+    test_macro_f1: float
+    test_nll: float
+    test_ece: float
+
+
 class Metrics(Record):
-    """data/evaluate/metrics.json."""
+    """The whole record of the test results (data/evaluate/metrics.json)."""
 
     majority: Estimate  # accuracy of always naming the largest training class
     baseline: Scores

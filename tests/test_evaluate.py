@@ -23,7 +23,15 @@ from tasks.evaluation.shipping import choose_model
 from tasks.evaluation.tables import class_rows, reliability_rows
 from tasks.evaluation.words import say_difference
 from tasks.images.store import StoreWriter, store_info
-from tasks.records import Baseline, Estimate, Finetuned, InputSpec, ManifestRow, Metrics
+from tasks.records import (
+    Baseline,
+    Estimate,
+    Finetuned,
+    InputSpec,
+    ManifestRow,
+    Metrics,
+    Summary,
+)
 from tasks.training.classifier import Classifier, load_finetuned, write_classifier
 from tasks.training.heads import build_head, write_head
 
@@ -365,6 +373,7 @@ READS = {
     "finetune-logits": "finetune_logits.npy",
 }
 WRITES = {
+    "summary": "summary.json",
     "metrics": "metrics.json",
     "predictions": "predictions.csv",
     "logits": "logits.safetensors",
@@ -527,12 +536,30 @@ def test_the_log_says_what_was_found(project, tmp_path, caplog):
     assert "(90 images); ships " in line
 
 
+def test_the_summary_repeats_numbers_of_the_metrics(project):
+    metrics = outputs(project).metrics
+    summary = json.loads((project / "out" / "summary.json").read_text())
+    assert list(summary) == list(Summary.model_fields)
+    shipped = metrics.finetuned if metrics.shipped == "finetuned" else metrics.baseline
+    accuracy, gain = shipped.accuracy, metrics.difference.accuracy
+    for name, estimate in (("accuracy", accuracy), ("gain", gain)):
+        assert summary[f"test_{name}"] == estimate.value
+        assert summary[f"test_{name}_low"] == estimate.low
+        assert summary[f"test_{name}_high"] == estimate.high
+    assert summary["test_accuracy_frozen"] == metrics.baseline.accuracy.value
+    assert summary["val_accuracy_tuned"] == metrics.val_finetuned
+    assert summary["test_ece"] == shipped.ece.value
+
+
 def test_with_features_alone_no_second_model_is_run(project, tmp_path):
     write_record(project / "frozen.json", make_finetuned(arm="feature_extraction"))
     run_main(project, tmp_path, **{"finetune": "frozen.json", "model": "no such file"})
     metrics = Metrics.model_validate_json((tmp_path / "metrics.json").read_text())
     assert (metrics.finetuned, metrics.shipped) == (None, "baseline")
     assert list(load_file(tmp_path / "logits.safetensors")) == ["baseline"]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["test_gain"], summary["val_accuracy_tuned"]) == (None, None)
+    assert summary["test_accuracy"] == summary["test_accuracy_frozen"]
 
 
 def damage_features(project):

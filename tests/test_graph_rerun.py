@@ -304,12 +304,32 @@ def test_everything_again_gives_the_same_bytes_with_other_workers(project: Proje
     assert project.lock == before
 
 
+def read_plots(page: Path) -> list[dict[str, Any]]:
+    """The Vega-Lite specifications of the page that `dvc plots show` writes."""
+    found = re.findall(r"var spec = (\{.*?\});\s*vegaEmbed", page.read_text(), flags=re.DOTALL)
+    return [json.loads(specification) for specification in found]
+
+
+def check_axes_have_numbers(plot: dict[str, Any]) -> None:
+    """A text on a quantitative axis draws nothing."""
+    rows = plot["data"]["values"]
+    fields = re.findall(r'"field": "([^"]+)", "type": "quantitative"', json.dumps(plot))
+    known = [field for field in fields if field in rows[0]]
+    assert known, plot["title"]
+    assert all(isinstance(row[field], int | float) for row in rows for field in known)
+
+
 @pytest.mark.slow
 def test_metrics_plots_and_experiments_work_unaided(project: Project) -> None:
     shown = json.loads(project.dvc("metrics", "show", "--json"))
-    metrics = shown[""]["data"]["data/evaluate/metrics.json"]["data"]
-    assert 0 <= metrics["baseline"]["accuracy"]["value"] <= 1
+    (path,) = shown[""]["data"]
+    assert path == "data/evaluate/summary.json"
+    assert 0 <= shown[""]["data"][path]["data"]["test_accuracy"] <= 1
     project.dvc("plots", "show", "--out", str(project.root.parent / "plots"))
+    plots = read_plots(project.root.parent / "plots/index.html")
+    assert len(plots) == 5
+    for plot in plots:
+        check_axes_have_numbers(plot)
     project.dvc("exp", "run", "--name", "faster", "--set-param", "evaluate.ece_bins=3")
     listed = project.dvc("exp", "show", "--csv")
     assert "faster" in listed

@@ -1,5 +1,6 @@
 """`make ui`: the checks before it starts, and the whole of it on a real server."""
 
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,6 +21,7 @@ from flows.errors import ServerError
 from flows.pipeline import pipeline
 from flows.serve import (
     check_port_is_free,
+    explain_end,
     prefect_environment,
     read_port,
     serve,
@@ -54,6 +56,45 @@ def test_a_port_in_use_is_told_with_the_way_out(tmp_path: Path) -> None:
 def test_another_folder_is_told(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match=r"holds no prefect\.yaml; run from the project's folder"):
         serve(tmp_path, free_port())
+
+
+def test_a_file_in_the_way_is_told(tmp_path: Path) -> None:
+    (tmp_path / "prefect.yaml").touch()
+    (tmp_path / ".regraft").write_text("a file")
+    with pytest.raises(ServerError, match=r"prefect is to be a folder, but a file .* in the way"):
+        serve(tmp_path, free_port())
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("sqlite3.DatabaseError: file is not a database", "is no database.* mv .*db.old"),
+        ("alembic: Can't locate revision identified by 'x'", "another version of Prefect.* mv "),
+        (
+            "Traceback\nOSError: [Errno 28] full\n",
+            r"its last line: OSError: \[Errno 28\] full \(see ",
+        ),
+        (None, "its last line: nothing was written"),
+    ],
+)
+def test_the_end_of_a_server_is_explained(tmp_path: Path, written: str | None, told: str) -> None:
+    log = tmp_path / "server.log"
+    if written:
+        log.write_text(written)
+    assert re.search(told, explain_end(log, tmp_path / "prefect.db"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("content", [b"no database", b"SQLite format 3\0" + b"\1" * 5000])
+def test_a_database_that_cannot_be_used_is_told_with_the_way_out(
+    toy: ToyProject, content: bytes
+) -> None:
+    toy.add_flows()
+    database = toy.root / ".regraft/prefect/prefect.db"
+    database.parent.mkdir(parents=True)
+    database.write_bytes(content)
+    with pytest.raises(ServerError, match=rf"prefect\.db (is|was) .* mv {database} "):
+        serve(toy.root, free_port())
 
 
 def test_nothing_of_the_users_prefect_reaches_the_server(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Rows of the tables of evaluate: what its numbers look like image by image and class by class."""
+"""Tables of evaluate: its numbers image by image, class by class, and in a short summary."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -7,6 +7,7 @@ import numpy as np
 from tasks.evaluation.calibration import reliability_table
 from tasks.evaluation.judged import Judged, confidence_of
 from tasks.evaluation.metrics import f1, precision, recall
+from tasks.records import Metrics, Summary
 from tasks.statistics import wilson_interval
 
 Cell = str | int | float
@@ -96,6 +97,28 @@ def reliability_rows(models: Mapping[str, Judged], bins: int) -> Iterator[Row]:
             table = reliability_table(confidence_of(log_p), judged.right, bins)
             for number, row in enumerate(table):
                 yield name, calibrated, number, row.confidence, row.accuracy, row.n
+
+
+def summarize_metrics(metrics: Metrics) -> Summary:
+    """Pick the numbers that runs are compared by."""
+    tuned = metrics.finetuned if metrics.shipped == "finetuned" else None
+    shipped = tuned or metrics.baseline
+    gain = metrics.difference.accuracy if metrics.difference else None
+    return Summary(
+        val_accuracy_frozen=metrics.val_baseline,
+        val_accuracy_tuned=metrics.val_finetuned,
+        test_accuracy=shipped.accuracy.value,
+        test_accuracy_low=shipped.accuracy.low,
+        test_accuracy_high=shipped.accuracy.high,
+        test_accuracy_frozen=metrics.baseline.accuracy.value,
+        test_gain=gain.value if gain else None,
+        test_gain_low=gain.low if gain else None,
+        test_gain_high=gain.high if gain else None,
+        test_balanced_accuracy=shipped.balanced_accuracy.value,
+        test_macro_f1=shipped.macro_f1.value,
+        test_nll=shipped.nll.value,
+        test_ece=shipped.ece.value,
+    )
 
 
 def _cell(ratio: float) -> Cell:

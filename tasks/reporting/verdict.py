@@ -198,9 +198,10 @@ def _of_code(code: CodeState) -> Iterator[Alert]:
     if code.commit and code.changed:
         yield Alert(
             "caution",
-            "Uncommitted code",
-            f"{plural(len(code.changed), 'file')} of code, parameters or groups differ from commit "
-            f"{code.commit[:12]}; commit them before sharing this.",
+            "Written before its commit",
+            f"{plural(len(code.changed), 'file')} of code, parameters or groups differed from "
+            f"commit {code.commit[:12]} when this was written. Once they are committed, "
+            "`dvc repro -f report` names their commit here.",
         )
 
 
