@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.exceptions import PrefectException
 
 from tasks.errors import ParamsError
 from tasks.params_file import load_params
@@ -43,9 +45,13 @@ def keep_forms_true(params: Path, deployments: Sequence[UUID]) -> None:
 def _watch(params: Path, seen: int, deployments: Sequence[UUID]) -> None:
     while True:
         time.sleep(SECONDS_BETWEEN_LOOKS)
-        if (changed := _written(params)) != seen:
-            seen = changed
+        if (changed := _written(params)) == seen:
+            continue
+        try:
             _update(params, deployments)
+            seen = changed
+        except (httpx.HTTPError, PrefectException) as err:  # a busy server; the next look tries
+            log.warning("the forms show older values: %s", err)
 
 
 def _written(params: Path) -> int:

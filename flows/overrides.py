@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import SkipJsonSchema
 from ruamel.yaml import YAML
 
+from tasks.errors import ParamsError
 from tasks.params import Block, Params
 
 BOUNDS = {
@@ -28,6 +29,16 @@ BOUNDS = {
     "lt": "below {}",
     "le": "at most {}",
 }
+
+LOST = (
+    "minimum",
+    "maximum",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+    "pattern",
+    "minLength",
+    "maxLength",
+)
 
 Unset = SkipJsonSchema[None]  # null is allowed, but the schema does not say so
 
@@ -77,7 +88,14 @@ def _optional(name: str, field: FieldInfo) -> tuple[Any, Any]:
 
 
 def _for_the_form(schema: dict[str, Any]) -> None:
+    """Shape the schema of a field so that the form tells a wrong value at the field.
+
+    What the form sends to be checked lacks every bound, but a list such as allOf goes whole.
+    """
     schema.pop("default")
+    bounds = {name: schema.pop(name) for name in LOST if name in schema}
+    if bounds:
+        schema["allOf"] = [bounds]
     if schema.get("type") == "boolean":
         del schema["type"]
         schema["enum"] = [True, False]
@@ -137,7 +155,8 @@ def changes(overrides: OptionalBlock) -> dict[str, Any]:
 def apply_changes(text: str, values: Mapping[str, Any]) -> str:
     """Set values in the text of a params.yaml; comments, order and every other value stay.
 
-    So does the layout: params.yaml is written as DVC's own dumper leaves it after `dvc exp run -S`.
+    Names that params.yaml lacks are added, for `load_params` to complain of. The layout stays too:
+    params.yaml is written as DVC's own dumper leaves it after `dvc exp run -S`.
     """
     yaml = YAML()
     yaml.preserve_quotes = True
@@ -147,8 +166,10 @@ def apply_changes(text: str, values: Mapping[str, Any]) -> str:
         *blocks, leaf = path.split(".")
         node = tree
         for block in blocks:
-            node = node[block]
-        if isinstance(value, list):
+            node = node.setdefault(block, {})
+            if not isinstance(node, dict):
+                raise ParamsError(f"{path} is not a parameter: {block} is a value, not a block")
+        if isinstance(value, list) and isinstance(node.get(leaf), list):
             node[leaf][:] = value  # keeps the comments
         else:
             node[leaf] = value
