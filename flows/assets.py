@@ -26,7 +26,15 @@ def asset_key(project: Path, stage: str, experiment: str | None = None) -> str:
     return f"dvc://{quote(project.name)}{where}/data/{stage}"
 
 
-def emit_asset(root: Path, stage: str, key: str, upstream: Sequence[str], *, ran: bool) -> None:
+def emit_asset(
+    root: Path,
+    stage: str,
+    key: str,
+    upstream: Sequence[str],
+    *,
+    ran: bool,
+    with_metric: bool = True,
+) -> None:
     """Tell that a stage made its outs, or that they are there as they were.
 
     Args:
@@ -35,6 +43,7 @@ def emit_asset(root: Path, stage: str, key: str, upstream: Sequence[str], *, ran
         key: Of the asset.
         upstream: Keys of what it stands on.
         ran: Whether it made them now.
+        with_metric: Whether the event tells the number by which people know what it made.
     """
     outs = locked_outs(root, stage)
     payload: dict[str, Any] = {
@@ -44,7 +53,7 @@ def emit_asset(root: Path, stage: str, key: str, upstream: Sequence[str], *, ran
         ],
         "bytes": sum(out["size"] for out in outs.values()),
     }
-    metric = headline_metric(root, stage)
+    metric = headline_metric(root, stage) if with_metric else None
     if metric is not None:
         payload["metric"] = {"name": metric[0], "value": metric[1]}
     emit_event(

@@ -25,7 +25,9 @@ StageName = Annotated[str, WithJsonSchema({"type": "string", "enum": ["check", *
     on_cancellation=[settle_run],
 )
 def pipeline(
-    stages: tuple[StageName, ...] = (), overrides: ParamsOverrides = NO_OVERRIDES
+    stages: tuple[StageName, ...] = (),
+    overrides: ParamsOverrides = NO_OVERRIDES,
+    hide_test: bool = False,
 ) -> State[Any]:
     """Run the stages of dvc.yaml; DVC runs, restores or leaves each one, as `dvc repro` does.
 
@@ -33,5 +35,6 @@ def pipeline(
         stages: Only these stages, in the graph's order. Empty: all of them.
         overrides: Values of params.yaml for this run alone. With any of them set the run works in
             a copy of the project and comes back as a DVC experiment; your files stay as they are.
+        hide_test: Keep test off the page, as for one of several runs that val is to choose from.
     """
-    return run_stages(Wish(stages, values=changes(overrides)))
+    return run_stages(Wish(stages, values=changes(overrides), test_is_hidden=hide_test))

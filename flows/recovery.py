@@ -5,14 +5,12 @@ after a power cut the run itself, would stand as Running for ever.
 """
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterParentFlowRunId,
@@ -24,7 +22,7 @@ from prefect.client.schemas.filters import (
     TaskRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.states import Cancelled, Crashed
+from prefect.states import Cancelled, Cancelling, Crashed
 
 from flows.stages.isolation import kept_clones, remove_dead_clones
 
@@ -38,12 +36,12 @@ GO_ON = (
 
 
 def recover(root: Path) -> None:
-    """Settle what an earlier server of this project left running, free its slots, tidy up.
+    """Settle what an earlier server of this project left running, and tidy up.
 
     Only for a server whose runs can all be known to be dead, as that of `make ui` when it starts.
     """
     with get_client(sync_client=True) as client:
-        for run in _runs_at_work(client):
+        for run in _own_runs_at_work(client):
             cancelling = run.state is not None and run.state.is_cancelling()
             state: State[Any] = (
                 Cancelled(message="the server stopped while it was being cancelled")
@@ -53,19 +51,19 @@ def recover(root: Path) -> None:
             client.set_flow_run_state(run.id, state, force=True)
             settle(client, run.id, state)
             log.info("Run %s was at work when the server stopped: %s", run.name, state.message)
-        for limit in client.read_global_concurrency_limits(limit=PAGE, offset=0):
-            free = GlobalConcurrencyLimitUpdate(active_slots=0)
-            client.update_global_concurrency_limit(limit.name, free)
     for name in remove_dead_clones(root):
         log.info("Removed the working copy of run %s, which was killed.", name)
     for clone, why in kept_clones(root).items():
         log.info("Kept working copy %s (%s); delete it when done.", clone, why.splitlines()[0])
 
 
-def _runs_at_work(client: SyncPrefectClient) -> Iterator[FlowRun]:
+def _own_runs_at_work(client: SyncPrefectClient) -> list[FlowRun]:
+    """Runs that stand as at work, but for those of work pools, whose workers may live."""
     chosen = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=AT_WORK)))
-    while runs := client.read_flow_runs(flow_run_filter=chosen, limit=PAGE):
-        yield from runs
+    found: list[FlowRun] = []
+    while runs := client.read_flow_runs(flow_run_filter=chosen, limit=PAGE, offset=len(found)):
+        found += runs
+    return [run for run in found if run.work_pool_name is None]
 
 
 def settle(client: SyncPrefectClient, run: UUID, state: State[Any]) -> None:
@@ -78,7 +76,11 @@ def settle(client: SyncPrefectClient, run: UUID, state: State[Any]) -> None:
         client.set_task_run_state(task.id, state, force=True)
     children = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run]))
     for child in client.read_flow_runs(flow_run_filter=children, limit=PAGE):
-        if child.state is None or not child.state.is_final():
+        if child.state is not None and child.state.is_final():
+            continue
+        if child.work_pool_name is not None:  # its worker stops it
+            client.set_flow_run_state(child.id, Cancelling(), force=True)
+        else:
             client.set_flow_run_state(child.id, state, force=True)
             settle(client, child.id, state)
 

@@ -8,6 +8,7 @@ experiment.
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,14 +50,38 @@ from flows.stages.graph import (
 from flows.stages.locks import WORKSPACE, hold, hold_lane, lanes_of
 from flows.stages.runner import Outcome, Runner
 from tasks.errors import RegraftError
-from tasks.evaluation.words import headline
+from tasks.evaluation.words import headline, headline_on_val
 from tasks.machine import read_machine
 
+GIT_REMOTE = "REGRAFT_GIT_REMOTE"  # where set, results go to it and to the DVC remote
 TWINS = Path(".regraft/twins")  # a lock for each computation that is going on
 BLOCKING = {"Failed", "Skipped", "Cancelled"}
+TELLS_TEST = "evaluate"  # the stage whose numbers are those of test
 GUARD = "check"  # the stage that looks at params.yaml: nothing works on its results
 RETRY_SECONDS = [30.0, 120.0]
 SHOWN_REASONS = 4  # in the log; the table of stages has all of them
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a run is asked to do.
+
+    Attributes:
+        stages: Their names; empty: all of them.
+        follow: Whether the stages that stand on them run too.
+        force: Stages that run although nothing changed.
+        values: Values of params.yaml for this run alone, by key path.
+        base: What a run with values starts from; None: the project as it is then.
+        test_is_hidden: Whether the page keeps quiet about test, as for one of many that val is to
+            choose from.
+    """
+
+    stages: Sequence[str] = ()
+    follow: bool = False
+    force: Collection[str] = ()
+    values: Mapping[str, Any] = field(default_factory=dict)
+    base: isolation.Base | None = None
+    test_is_hidden: bool = False
 
 
 class Run:
@@ -68,8 +93,8 @@ class Run:
         graph: All stages.
         stale: Why each of them would run now.
         runner: Runs them in the project itself or in a clone.
+        wish: What the run is asked to do.
         experiment: Name of the experiment that the clone becomes.
-        force: Stages that run although nothing changed.
     """
 
     def __init__(
@@ -79,11 +104,11 @@ class Run:
         graph: Sequence[Stage],
         stale: Mapping[str, list[str]],
         runner: Runner,
+        wish: Wish,
         *,
-        force: Collection[str] = (),
         experiment: str | None = None,
     ) -> None:
-        self.home, self.root, self.runner, self.force = home, runner.root, runner, force
+        self.home, self.root, self.runner, self.wish = home, runner.root, runner, wish
         self.chosen = {stage.name: stage for stage in chosen}
         self.graph, self.experiment = graph, experiment
         self.reports: dict[str, StageReport] = {}
@@ -115,7 +140,7 @@ class Run:
         """Say why a stage has to run; nothing where it has not."""
         if any(self._outcome(other) != "unchanged" for other in self.upstream(name)):
             self._stale |= why_stale(self.root, [name])
-        return self._stale[name] or (["asked for"] if name in self.force else [])
+        return self._stale[name] or (["asked for"] if name in self.wish.force else [])
 
     def _outcome(self, name: str) -> str:
         report = self.reports[name]
@@ -128,11 +153,12 @@ class Run:
             return asset_key(self.home, stage, self.experiment)
 
         before = [key(other) for other in self.waits_for(name)]
-        emit_asset(self.root, name, key(name), before, ran=ran)
+        shown = not (self.wish.test_is_hidden and name == TELLS_TEST)
+        emit_asset(self.root, name, key(name), before, ran=ran, with_metric=shown)
 
     def do(self, name: str, say: Callable[[str], None]) -> Outcome:
         """Restore a stage, or run it on a lane of the machine; another run may be at the same."""
-        if name not in self.force and self._restore(name):
+        if name not in self.wish.force and self._restore(name):
             return Outcome("restored", "restored from run-cache")
         told: list[str] = []
 
@@ -143,7 +169,7 @@ class Run:
         twin = self.home / TWINS / f"{run_key(self.root, name)}.lock"
         run = f"{flow_run.name}, {name}"
         with hold(twin, run, wait) as lock:
-            if told and name not in self.force and self._restore(name):
+            if told and name not in self.wish.force and self._restore(name):
                 return Outcome("restored", "restored from run-cache")
             try:
                 return self._compute(name, say, run, lock)
@@ -165,45 +191,45 @@ class Run:
         with hold_lane(self.home, run, machine, wait) as lane:
             gpus = {"CUDA_VISIBLE_DEVICES": lane.gpus} if lane.gpus else {}
             return self.runner.run(
-                name, say, force=name in self.force, settings=gpus, locks=[lock, lane.descriptor]
+                name,
+                say,
+                force=name in self.wish.force,
+                settings=gpus,
+                locks=[lock, lane.descriptor],
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What a run is asked to do.
-
-    Attributes:
-        stages: Their names; empty: all of them.
-        follow: Whether the stages that stand on them run too.
-        force: Stages that run although nothing changed.
-        values: Values of params.yaml for this run alone, by key path.
-    """
-
-    stages: Sequence[str] = ()
-    follow: bool = False
-    force: Collection[str] = ()
-    values: Mapping[str, Any] = field(default_factory=dict)
-
-
-def run_stages(wish: Wish) -> State[Any]:
+def run_stages(wish: Wish, root: Path | None = None) -> State[Any]:
     """Run stages as task runs of the current flow run and give its final state.
 
     With values of its own it runs in a clone of the project and becomes an experiment.
+
+    Args:
+        wish: What to run.
+        root: The project; None: that of the current folder.
     """
     log = get_run_logger()
     try:
-        root = find_root(Path.cwd())
+        root = root or find_root(Path.cwd())
         if wish.values:
             return _run_isolated(root, wish)
         waited: list[str] = []
         with hold(root / WORKSPACE, str(flow_run.name), _show_waiting(waited)) as lock:
             if waited:
                 _show(Running())
-            return _run(root, wish, Runner(root, locks=[lock]))
+            runner = Runner(root, locks=[lock])
+            state = _run(root, wish, runner)
+            _push(root)
+            return state
     except RegraftError as err:
         log.error("%s", err)
         return Failed(message=str(err))
+
+
+def _push(root: Path) -> None:
+    """Bring what stages made to the DVC remote, where others need it, also after a failure."""
+    if GIT_REMOTE in os.environ:
+        Runner(root).dvc("push", "--run-cache")
 
 
 def _show_waiting(waited: list[str]) -> Callable[[str], None]:
@@ -225,22 +251,29 @@ def _show(state: State[Any]) -> None:
 def _run_isolated(root: Path, wish: Wish) -> State[Any]:
     """Run in a clone with other values; keep its results as an experiment, itself on failure."""
     log = get_run_logger()
-    choose_stages(read_graph(root), wish.stages)  # a wrong name is told before anything is made
+    choose_stages(read_graph(root), wish.stages)  # a mistake is told before anything is made
+    base = wish.base or isolation.base_of(root)
+    isolation.check_values(root, wish.values)
     name = isolation.experiment_name(root, str(flow_run.name))
     for path, value in wish.values.items():
         log.info("override: %s = %s", path, value)
-    with isolation.cloned(root, name, wish.values) as clone:
+    with isolation.cloned(root, name, wish.values, base) as clone:
         log.info("working in %s", clone.path)
         try:
             runner = Runner(clone.path, clone.settings, [clone.lock])
             state = _run(root, wish, runner, experiment=name)
+            if state.is_cancelled():
+                return state
             if not state.is_completed():
+                _push(root)
                 isolation.keep_clone(clone.path, str(state.message))
                 message = f"{state.message}\nThe working copy is kept at {clone.path}"
                 return Failed(message=message)
             isolation.keep_results(root, clone.path, name)
+            if remote := os.environ.get(GIT_REMOTE):
+                Runner(root).dvc("exp", "push", "--run-cache", remote, name)
         except Exception as err:
-            isolation.keep_clone(clone.path, str(err))
+            isolation.keep_clone(clone.path, str(err) or repr(err))
             log.error("the working copy is kept at %s", clone.path)
             raise
     kept = f"kept as experiment {name}: `dvc exp show`, `dvc exp apply {name}`"
@@ -253,7 +286,7 @@ def _run(home: Path, wish: Wish, runner: Runner, *, experiment: str | None = Non
     root = runner.root
     graph, stale = read_state(root)
     chosen = choose_stages(graph, wish.stages, follow=wish.follow)
-    run = Run(home, chosen, graph, stale, runner, force=wish.force, experiment=experiment)
+    run = Run(home, chosen, graph, stale, runner, wish, experiment=experiment)
     for stage, why in run.stale_and_left_out().items():
         get_run_logger().warning(
             "%s is stale (%s) but not chosen; what follows works on its old results",
@@ -272,8 +305,10 @@ def _run(home: Path, wish: Wish, runner: Runner, *, experiment: str | None = Non
     failed = [report for report in reports if report.outcome == "Failed"]
     if failed:
         return Failed(message="\n".join(f"{one.stage}: {one.message}" for one in failed))
-    publish_results(root, reports)
-    return Completed(message=_summary(home, root, reports))
+    if any(report.outcome in BLOCKING for report in reports):
+        return Cancelled(message="the run was stopped")
+    publish_results(root, reports, test_is_hidden=wish.test_is_hidden)
+    return Completed(message=_summary(home, root, reports, wish))
 
 
 def _submit(run: Run) -> None:
@@ -306,9 +341,16 @@ def _is_passing(task: object, task_run: object, state: State[Any]) -> bool:
 def stage_task(stage: str, run: Run) -> State[Any]:
     """Run one stage through DVC where there is a reason; the state says what happened."""
     started = time.monotonic()
-    blocker = run.blocked_by(stage)
-    why = [] if blocker else run.why(stage)
-    state = _blocked(blocker) if blocker else _do(run, stage, why)
+    why: list[str] = []
+    try:
+        blocker = run.blocked_by(stage)
+        why = [] if blocker else run.why(stage)
+        state = _blocked(blocker) if blocker else _do(run, stage, why)
+    except (RegraftError, OSError) as err:
+        state = Failed(message=str(err))
+    except BaseException as err:
+        run.reports[stage] = StageReport(stage, "Failed", repr(err), "; ".join(why), 0.0)
+        raise
     run.reports[stage] = StageReport(
         stage=stage,
         outcome=state.name or state.type.value,
@@ -322,7 +364,8 @@ def stage_task(stage: str, run: Run) -> State[Any]:
 
 
 def _blocked(blocker: str) -> State[Any]:
-    return Cancelled(name="Skipped", message=f"{blocker} failed")
+    # Of the type Failed: after a cancelled task run Prefect leaves what waits for it pending.
+    return Failed(name="Skipped", message=f"{blocker} failed")
 
 
 def _do(run: Run, stage: str, why: Sequence[str]) -> State[Any]:
@@ -333,12 +376,13 @@ def _do(run: Run, stage: str, why: Sequence[str]) -> State[Any]:
     progress = StageProgress(stage)
 
     def say(line: str) -> None:
-        log.log(_level(line), "%s", line)
+        tells_test = run.wish.test_is_hidden and line.startswith(f"{TELLS_TEST}: test accuracy")
+        log.log(logging.DEBUG if tells_test else _level(line), "%s", line)
         progress.read(line)
 
     outcome = run.do(stage, say)
     if outcome.kind == "stopped":
-        return Cancelled(message=outcome.message)
+        return Failed(name="Cancelled", message=outcome.message)
     if outcome.kind == "failed":
         return Failed(message=outcome.message, data=outcome)
     progress.finish()
@@ -359,7 +403,7 @@ def _level(line: str) -> int:
     return logging.WARNING if line.startswith("WARNING:") else logging.INFO
 
 
-def _summary(home: Path, root: Path, reports: Sequence[StageReport]) -> str:
+def _summary(home: Path, root: Path, reports: Sequence[StageReport], wish: Wish) -> str:
     """Write "shipped fine-tuned: 86.6 % [...], +3.3 over frozen; 3 ran, 6 cached, 7 min saved"."""
     cached = [report.stage for report in reports if report.outcome == "Cached"]
     saved = sum(_last_seconds(home, stage) for stage in cached)
@@ -368,7 +412,8 @@ def _summary(home: Path, root: Path, reports: Sequence[StageReport]) -> str:
     if saved >= 1:
         words.append(f"{in_time(saved)} saved")
     found = read_metrics(root) if "evaluate" in {report.stage for report in reports} else None
-    return "; ".join([*([headline(*found)] if found else []), ", ".join(words)])
+    say = headline_on_val if wish.test_is_hidden else headline
+    return "; ".join([*([say(*found)] if found else []), ", ".join(words)])
 
 
 def _last_seconds(home: Path, stage: str) -> float:

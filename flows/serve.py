@@ -24,6 +24,8 @@ from flows.errors import ServerError
 from flows.reports import serving_reports
 from flows.stages.graph import cache_folder
 from flows.stages.runner import GUARD
+from tasks.errors import RegraftError
+from tasks.machine import read_machine
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ def main() -> int:
         signal.signal(number, _stop)
     try:
         serve(Path.cwd(), read_port(os.environ.get("REGRAFT_UI_PORT")))
-    except ServerError as err:
+    except RegraftError as err:
         log.error("ui stopped: %s", err)
         return 1
     except KeyboardInterrupt:
@@ -65,6 +67,7 @@ def serve(root: Path, port: int) -> None:
     """
     if not (root / "prefect.yaml").exists():
         raise ServerError(f"{root} holds no prefect.yaml; run from the project's folder")
+    read_machine()  # a mistake in a variable is told here, not by every process
     for one in (port, port + 1):
         check_port_is_free(one)
     home = _make_home(root)

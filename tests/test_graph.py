@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -252,6 +253,14 @@ def test_the_root_is_found_from_below(toy: ToyProject) -> None:
 def test_a_folder_outside_any_project_is_told_with_the_command_to_run(tmp_path: Path) -> None:
     with pytest.raises(GraphError, match="run from the project's folder, or `dvc init`"):
         find_root(tmp_path)
+
+
+def test_a_project_without_git_is_told_what_to_type(toy: ToyProject) -> None:
+    shutil.rmtree(toy.root / ".git")
+    with pytest.raises(GraphError, match=r"is not a git repository\. Run `git init`.*no_scm"):
+        read_graph(toy.root)
+    toy.write(".dvc/config.local", "[core]\n    no_scm = true\n")
+    assert names(read_graph(toy.root)) == STAGES
 
 
 def test_a_project_without_stages_is_told(toy: ToyProject) -> None:

@@ -412,6 +412,16 @@ def test_clones_of_killed_runs_are_removed_and_living_ones_are_not(
     assert alive.is_dir()
 
 
+def test_a_kept_copy_without_a_reason_and_one_that_was_deleted_are_no_trouble(
+    toy: ToyProject,
+) -> None:
+    for name in ("silent", "deleted"):
+        with cloned(toy.root, name, FASTER) as clone:
+            keep_clone(clone.path, "")
+    shutil.rmtree(toy.root / RUNS / "deleted")
+    assert kept_clones(toy.root) == {toy.root / RUNS / "silent": "no reason is known"}
+
+
 @pytest.mark.parametrize(
     ("given", "expected"), [(None, "{root}/.regraft"), ("mine", "{root}/mine"), ("/a/b", "/a/b")]
 )

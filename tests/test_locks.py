@@ -1,5 +1,6 @@
 """Locks: one run at a time in one working tree, and lanes of the machine."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -13,7 +14,15 @@ from conftest import ROOT
 
 from flows.errors import GraphError
 from flows.stages import locks
-from flows.stages.locks import WORKSPACE, hold, hold_lane, holder_of, lanes_of, visible_gpus
+from flows.stages.locks import (
+    WORKSPACE,
+    hold,
+    hold_if_free,
+    hold_lane,
+    holder_of,
+    lanes_of,
+    visible_gpus,
+)
 from tasks.machine import Machine
 
 HOLD = """
@@ -128,6 +137,7 @@ def test_lanes_share_out_gpus_or_cores(
     settings: dict[str, Any],
     lanes: list[str | None],
 ) -> None:
+    monkeypatch.delenv("REGRAFT_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
     monkeypatch.setattr("flows.stages.locks.usable_cores", lambda: cores)
     assert lanes_of(Machine(**settings)) == lanes
@@ -142,6 +152,29 @@ def test_gpus_are_those_that_the_driver_lists(
     program.write_text("#!/bin/sh\necho 'GPU 0: H100'\necho 'GPU 1: H100'\n")
     program.chmod(0o755)
     assert visible_gpus({}) == ["0", "1"]
+    program.write_text("#!/bin/sh\necho 'GPU 0: A100'\necho '  MIG 3g.20gb Device 0:'\n")
+    assert visible_gpus({}) == ["0"]
+    program.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n")
+    assert visible_gpus({}) == []
+
+
+def test_a_lock_that_was_removed_while_it_was_being_taken_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run.lock"
+    flock = fcntl.flock
+
+    def late(descriptor: int, operation: int) -> None:
+        path.unlink()  # by who held it, right before this one gets it
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with hold_if_free(path, "late") as descriptor:
+        assert descriptor is None
+    monkeypatch.undo()
+    with hold_if_free(path, "first") as first, hold_if_free(path, "second") as second:
+        assert first is not None
+        assert second is None
 
 
 def test_two_lanes_take_two_stages_and_a_third_waits(

@@ -1,6 +1,7 @@
 """The flow on a real Prefect server: one task run a stage, and the same dvc.lock as `dvc repro`."""
 
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,9 +25,11 @@ from prefect.testing.utilities import prefect_test_harness
 from test_contracts import STAGES as STAGES_OF_REGRAFT
 from toy import STAGES, ToyProject
 
+from flows.errors import GraphError
 from flows.overrides import ParamsOverrides
 from flows.pipeline import pipeline
 from flows.run import Wish, run_stages, stage_task
+from flows.stages.runner import Outcome
 
 pytest_plugins = ["toy_fixtures"]
 pytestmark = pytest.mark.filterwarnings(
@@ -130,6 +133,55 @@ def test_after_dvc_repro_every_stage_is_cached(
     assert toy.git("status", "--porcelain") == ""
 
 
+def test_data_that_dvc_tracks_is_taken_over_where_it_changed(
+    toy: ToyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy.git("rm", "--quiet", "--cached", "source.txt")
+    toy.dvc("add", "source.txt")
+    toy.commit("Track the source")
+    toy.write("source.txt", "more images\n")
+    shutil.copytree(toy.root, tmp_path / "plain", symlinks=True)
+    plain = ToyProject(tmp_path / "plain")
+    plain.dvc("repro")
+    monkeypatch.chdir(toy.root)
+    run = run_flow(5)
+    assert run.state.name == "Completed"
+    assert run.outcomes["source.txt.dvc"] == ("Completed", "ran")
+    assert run.outcomes["fetch"] == ("Completed", "ran")
+    assert toy.lock == plain.lock
+    assert toy.read("source.txt.dvc") == plain.read("source.txt.dvc")
+
+
+@pytest.mark.parametrize("error", [GraphError("no lock is free"), ZeroDivisionError("a mistake")])
+def test_whatever_goes_wrong_in_a_stage_is_named_and_what_follows_is_skipped(
+    toy: ToyProject, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise error
+
+    monkeypatch.chdir(toy.root)
+    toy.set("finetune.head_lr", 0.0003)
+    monkeypatch.setattr("flows.run.run_key", fail)
+    run = run_flow(4)
+    assert run.state.name == "Failed"
+    assert str(error) in str(run.state.message)
+    assert run.state.message.startswith("left: ")
+    assert run.outcomes["join"] == ("Skipped", "left failed")
+
+
+def test_a_run_whose_stages_were_stopped_is_cancelled_and_leaves_no_experiment(
+    toy: ToyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(toy.root)
+    stopped = Outcome("stopped", "the run was stopped")
+    monkeypatch.setattr("flows.run.Run.do", lambda run, name, say: stopped)
+    overrides = ParamsOverrides.model_validate({"finetune": {"head_lr": 0.0003}})
+    run = run_flow(4, overrides=overrides)
+    assert (run.state.name, run.state.message) == ("Cancelled", "the run was stopped")
+    assert toy.dvc("exp", "list", "--name-only").split() == []
+    assert not list((toy.root / ".regraft/runs").glob("*/"))
+
+
 @pytest.mark.slow
 def test_a_value_changed_back_is_restored(toy: ToyProject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(toy.root)
@@ -161,6 +213,22 @@ def test_a_failed_stage_ends_the_run_with_its_message_and_what_follows_is_skippe
         "join": ("Skipped", "left failed"),
     }
     assert "| join | Skipped | left failed |" in run.artifact("stages")
+
+
+def test_everything_after_a_failed_stage_is_skipped_however_far(
+    toy: ToyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(toy.root)
+    toy.write("source.txt", "other\n")
+    toy.write("fetch.break", "no network")
+    run = run_flow(4)
+    assert run.state.message == "fetch: no network"
+    assert {name: state for name, (state, _) in run.outcomes.items()} == {
+        "fetch": "Failed",
+        "left": "Skipped",
+        "right": "Skipped",
+        "join": "Skipped",
+    }
 
 
 @pytest.mark.slow

@@ -188,6 +188,22 @@ def test_a_stage_that_outlives_dvc_gets_one_signal(tmp_path: Path) -> None:
     assert (tmp_path / "count").read_text() == "1"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of a parent's end")
+def test_a_command_ends_when_the_guard_alone_is_killed(tmp_path: Path) -> None:
+    script = COUNTING.format(path=str(tmp_path / "count"))
+    with subprocess.Popen(
+        [sys.executable, guard.__file__, sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as guarded:
+        assert guarded.stdout is not None
+        assert guarded.stdout.readline() == "ready\n"
+        guarded.kill()
+        # One signal for each thread of the guard that the kernel finds dead after the other.
+        assert wait_for_file(tmp_path / "count") in {"1", "2"}
+
+
 @pytest.mark.slow
 def test_a_stage_that_ignores_sigterm_is_killed(toy: ToyProject) -> None:
     stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"

@@ -116,12 +116,13 @@ def test_nothing_of_the_users_prefect_reaches_the_server(tmp_path: Path) -> None
 
 
 def test_the_deployment_is_paused_and_has_a_time_zone() -> None:
-    whole, *single = read_specifications(ROOT / "prefect.yaml")
+    whole, *single, sweep, sweep_dask = read_specifications(ROOT / "prefect.yaml")
     assert f"{pipeline.name}/{whole['name']}" == DEPLOYMENT
     schedules = [Schedule(**schedule) for schedule in whole["schedules"]]
     assert [(schedule.active, schedule.timezone) for schedule in schedules] == [(False, "Etc/UTC")]
     assert [one["entrypoint"] for one in single] == [f"flows/stage.py:{name}" for name in STAGES_OF]
     assert [one["name"] for one in single] == [f"regraft-{name}" for name in STAGES_OF]
+    assert [one["name"] for one in (sweep, sweep_dask)] == ["regraft-sweep", "regraft-sweep-dask"]
 
 
 @pytest.mark.parametrize("module", sorted((ROOT / "flows").rglob("*.py")), ids=lambda p: p.stem)
@@ -144,7 +145,7 @@ def test_a_served_run_takes_the_form_and_can_be_cancelled(toy: ToyProject, serve
 
     run = served.run(overrides={"finetune": {"head_lr": 0.0004}})
     assert served.wait_for_end(run)["name"] == "Completed"
-    assert served.task_states(run)["left"] == "Completed"
+    assert served.ended_tasks(run)["left"] == "Completed"
     assert "experiment" in served.api(f"flow_runs/{run}")["state"]["message"]
     assert toy.git("status", "--porcelain") == ""
 
@@ -178,7 +179,7 @@ def test_a_schedule_that_is_switched_on_starts_runs_at_their_time(
     served.api(f"deployments/{deployment['id']}/schedules", [minutely])
     run = eventually(lambda: served.runs(["COMPLETED", "FAILED", "CRASHED"]), bool)[0]
     assert run["state"]["name"] == "Completed"
-    assert served.task_states(run["id"]) == dict.fromkeys(STAGES, "Cached")
+    assert served.ended_tasks(run["id"]) == dict.fromkeys(STAGES, "Cached")
     times = [datetime.fromisoformat(run[f"{which}start_time"]) for which in ("", "expected_")]
     late = times[0] - times[1]  # the runner looks ahead and may be early by a moment
     assert abs(late) < timedelta(seconds=30)

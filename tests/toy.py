@@ -152,7 +152,7 @@ def _run(*command: str, cwd: Path) -> str:
         command,
         check=False,
         cwd=cwd,
-        env={**os.environ, **SAME_COMMITS, "PATH": path},
+        env={**os.environ, **(SAME_COMMITS if command[0] == "git" else {}), "PATH": path},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

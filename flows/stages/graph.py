@@ -34,6 +34,10 @@ from tasks.check import check
 from tasks.params_file import load_params
 
 GRAPH_FILE, LOCK_FILE = "dvc.yaml", "dvc.lock"
+NO_GIT = (
+    "Run `git init`, `git add --all` and `git commit` there; or, to do without experiments, "
+    "write no_scm = true below [core] into .dvc/config.local"
+)
 _ONE_AT_A_TIME = threading.RLock()  # DVC's objects are not made for threads
 
 
@@ -207,10 +211,13 @@ def run_key(root: Path, name: str) -> str:
     """Name what a stage is about to compute: the same for the same command, inputs and values."""
     with _open(root) as repo:
         node = _find(repo, name)
+        alone = f"{name}-{hashlib.sha256(str(root).encode()).hexdigest()[:16]}"
+        if node.cmd is None:  # a .dvc file, which DVC brings up to date by hashing
+            return alone.replace(os.sep, "-")
         try:
             node.save_deps()
         except (DvcException, OSError):  # a dep is missing; running the stage will tell
-            return f"{name}-{hashlib.sha256(str(root).encode()).hexdigest()[:16]}"
+            return alone
         inputs = to_single_stage_lockfile(node)
         inputs.pop("outs", None)
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
@@ -309,7 +316,8 @@ def _with_causes(err: BaseException) -> str:
         if str(cause) and str(cause) not in messages:
             messages.append(str(cause))
         cause = cause.__cause__
-    return ": ".join(messages)
+    said = ": ".join(messages)
+    return f"{said}. {NO_GIT}" if said.endswith("is not a git repository") else said
 
 
 def _find(repo: Repo, name: str) -> DvcStage:

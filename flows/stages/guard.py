@@ -2,10 +2,11 @@
 
 Whoever started it holds the other end of that pipe: it closes when the command shall stop and also
 when the starter dies, however it dies. `dvc` passes no signal on to the stage it runs, so the whole
-group is ended. SIGTERM is passed on to the command alone. Started by file name:
-`python guard.py COMMAND...`.
+group is ended. SIGTERM is passed on to the command alone. Where the guard itself is killed, Linux
+sends the command SIGTERM. Started by file name: `python guard.py COMMAND...`.
 """
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -17,6 +18,8 @@ from types import FrameType
 
 GRACE_SECONDS = 30.0  # between SIGTERM and SIGKILL: training saves what it has learned
 PAUSE_SECONDS = 0.05
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1  # man 2 prctl
 
 
 def main(command: list[str]) -> int:
@@ -24,7 +27,12 @@ def main(command: list[str]) -> int:
 
     Whatever the command leaves running in its group is ended too.
     """
-    running = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    running = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=_end_with_parent,  # noqa: PLW1509, no thread runs yet
+    )
     signal.signal(signal.SIGTERM, partial(_pass_on, running))
     ending = threading.Lock()  # a second SIGTERM would not let the stage save
     threading.Thread(target=_end_at_eof, args=(running.pid, ending), daemon=True).start()
@@ -33,6 +41,11 @@ def main(command: list[str]) -> int:
     finally:
         with ending:
             end_group(running.pid)
+
+
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def end_group(group: int) -> None:

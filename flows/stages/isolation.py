@@ -13,11 +13,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from ruamel.yaml import YAML
 
 from flows.errors import IsolationError
 from flows.overrides import apply_changes
 from flows.stages.graph import (
+    cache_folder,
     made_paths,
     read_graph,
     restore_outs,
@@ -25,7 +29,7 @@ from flows.stages.graph import (
     uncached_outs,
     why_stale,
 )
-from flows.stages.locks import hold, holder_of
+from flows.stages.locks import hold, hold_if_free, holder_of
 from flows.stages.source_images import SourceImages, find_source_images
 from tasks.errors import ParamsError
 from tasks.machine import read_machine
@@ -42,35 +46,52 @@ AUTHOR = {
 
 @dataclass(frozen=True, slots=True)
 class Clone:
-    """A copy of the project for one run. `lock` is held while the run or a stage of it lives."""
+    """A copy of the project for one run. `lock` is held while the run or a guard of it lives."""
 
     path: Path
     lock: int
     settings: Mapping[str, str]  # environment variables for its stages
 
 
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The project at one moment: its commit, and a commit of the files as they were edited."""
+
+    head: str
+    files: str
+
+
 @contextmanager
-def cloned(root: Path, name: str, values: Mapping[str, Any]) -> Iterator[Clone]:
+def cloned(
+    root: Path, name: str, values: Mapping[str, Any], base: Base | None = None
+) -> Iterator[Clone]:
     """Clone the project as the user sees it, with other values in params.yaml, for one run.
 
     The clone is removed afterwards unless `keep_clone` was called. Clones that killed runs left
     behind are removed first: what their stages finished is in the cache, and what training had
     learned in the scratch folder, from where a run with the same values goes on.
 
+    Args:
+        root: The project.
+        name: Of the run.
+        values: By key path.
+        base: What to start from; None: the project as it is now.
+
     Raises:
         IsolationError: There is no commit to start from, the images' path leads elsewhere from a
             clone, or git refuses; nothing stays behind.
         ParamsError: The values do not fit together or into params.yaml.
     """
-    _check_start(root)
+    base = base or base_of(root)
     remove_dead_clones(root)
     path = root / RUNS / name
     with hold(_lock_of(path), name, lambda holder: None) as lock:
         _kept_of(path).unlink(missing_ok=True)  # of the same run, which is tried again
         shutil.rmtree(path, ignore_errors=True)
         try:
-            _clone(root, path)
-            _override(root, path, values)
+            _clone(root, path, base)
+            params = path / "params.yaml"
+            params.write_text(check_values(path, values), encoding="utf-8")
             images = find_source_images(root, _source_of(path))
             _carry_new_files(root, path, images)
             share_cache(root, path)
@@ -85,25 +106,25 @@ def cloned(root: Path, name: str, values: Mapping[str, Any]) -> Iterator[Clone]:
 
 def keep_clone(clone: Path, why: str) -> None:
     """Keep a clone after its run, for the user to look at."""
-    _kept_of(clone).write_text(why, encoding="utf-8")
+    _kept_of(clone).write_text(why or "no reason is known", encoding="utf-8")
 
 
 def kept_clones(root: Path) -> dict[Path, str]:
     """Clones of earlier runs that are kept, and why."""
     marks = sorted((root / RUNS).glob(f"*{KEPT}"))
-    return {mark.with_suffix(""): mark.read_text(encoding="utf-8") for mark in marks}
+    kept = {mark.with_suffix(""): mark.read_text(encoding="utf-8") for mark in marks}
+    return {clone: why for clone, why in kept.items() if clone.is_dir()}
 
 
 def remove_dead_clones(root: Path) -> list[str]:
     """Remove the clones of runs that were killed; give their names. Kept ones stay."""
-    dead = [
-        path
-        for path in sorted((root / RUNS).glob("*"))
-        if path.is_dir() and not _kept_of(path).exists() and holder_of(_lock_of(path)) is None
-    ]
-    for path in dead:
-        _remove_clone(path)
-    return [path.name for path in dead]
+    dead = []
+    for path in [path for path in sorted((root / RUNS).glob("*")) if path.is_dir()]:
+        with hold_if_free(_lock_of(path), "tidying up") as lock:
+            if lock is not None and path.is_dir() and not _kept_of(path).exists():
+                _remove_clone(path)
+                dead.append(path.name)
+    return dead
 
 
 def _lock_of(clone: Path) -> Path:
@@ -145,6 +166,31 @@ def keep_results(root: Path, clone: Path, name: str) -> None:
     _git(root, "fetch", "--quiet", "--no-tags", str(clone), f"+{reference}:{reference}")
 
 
+def has_experiment(root: Path, name: str) -> bool:
+    """Tell whether the project has an experiment of this name."""
+    return bool(_references(root, name))
+
+
+def experiment_outs(root: Path, name: str) -> dict[str, Path]:
+    """Find what the stages of an experiment made: path in the project -> file in DVC's cache.
+
+    Raises:
+        IsolationError: There is no such experiment, or its dvc.lock cannot be read.
+    """
+    references = _references(root, name)
+    if not references:
+        raise IsolationError(f"{root} has no experiment {name}")
+    cache = cache_folder(root) / "files/md5"
+    stages = YAML(typ="safe").load(_git(root, "show", f"{references[-1]}:dvc.lock"))["stages"]
+    outs = [out for stage in stages.values() for out in stage.get("outs", [])]
+    return {out["path"]: cache / out["md5"][:2] / out["md5"][2:] for out in outs}
+
+
+def _references(root: Path, name: str) -> list[str]:
+    found = _git(root, "for-each-ref", "--format=%(refname)", "refs/exps/").split()
+    return [reference for reference in found if reference.endswith(f"/{name}")]
+
+
 def experiment_name(root: Path, wish: str) -> str:
     """Make a name that git takes and no experiment or living run of the project has."""
     base = re.sub(r"[^A-Za-z0-9_-]+", "-", wish).strip("-") or "run"
@@ -154,8 +200,19 @@ def experiment_name(root: Path, wish: str) -> str:
     return next(name for name in (base, *numbered) if name not in taken)
 
 
+def base_of(root: Path) -> Base:
+    """Take the project as it is now, uncommitted edits included; touches nothing.
+
+    Raises:
+        IsolationError: It has no commit, or tracked data that changed without `dvc add`.
+    """
+    _check_start(root)
+    head = _git(root, "rev-parse", "HEAD").strip()
+    _try_git(root, "update-index", "-q", "--refresh")  # else files only touched count as edits
+    return Base(head, _git(root, "stash", "create").strip() or head)
+
+
 def _check_start(root: Path) -> None:
-    """Refuse a project that has no commit, or whose tracked data changed without `dvc add`."""
     if not (root / ".git").exists():
         raise IsolationError(
             f"a run with overrides becomes an experiment, that is a git commit; {root} is not the "
@@ -178,16 +235,13 @@ def _check_start(root: Path) -> None:
             )
 
 
-def _clone(root: Path, clone: Path) -> None:
+def _clone(root: Path, clone: Path, base: Base) -> None:
     """Make a clone at the same commit whose files are the user's, uncommitted edits included.
 
     Made by hand because `git clone` does not share the objects of a shallow repository.
     """
     clone.parent.mkdir(parents=True, exist_ok=True)
     (clone.parent / ".gitignore").write_text("*\n", encoding="utf-8")
-    head = _git(root, "rev-parse", "HEAD").strip()
-    _try_git(root, "update-index", "-q", "--refresh")  # else files only touched count as edits
-    edits = _git(root, "stash", "create").strip()  # a commit of the edits; touches nothing
     kind = _git(root, "rev-parse", "--show-object-format").strip()
     _git(root, "init", "--quiet", f"--object-format={kind}", str(clone))
     shared = root / _git(root, "rev-parse", "--git-path", "objects").strip()
@@ -197,8 +251,8 @@ def _clone(root: Path, clone: Path) -> None:
         shutil.copy(shallow, clone / ".git/shallow")
     for fact, value in (("name", "Regraft"), ("email", "regraft@localhost")):
         _git(clone, "config", f"user.{fact}", value)
-    _git(clone, "checkout", "--quiet", "--detach", edits or head)
-    _git(clone, "reset", "--quiet", "--mixed", head)
+    _git(clone, "checkout", "--quiet", "--detach", base.files)
+    _git(clone, "reset", "--quiet", "--mixed", base.head)
 
 
 def _source_of(clone: Path) -> str:
@@ -218,16 +272,22 @@ def _carry_new_files(root: Path, clone: Path, images: SourceImages) -> None:
         shutil.copy2(settings, clone / ".dvc/config.local")
 
 
-def _override(root: Path, clone: Path, values: Mapping[str, Any]) -> None:
-    path = clone / "params.yaml"
-    if not path.exists():  # git does not know it yet
-        _copy(str(root / "params.yaml"), str(path))
-    path.write_text(apply_changes(path.read_text(encoding="utf-8"), values), encoding="utf-8")
-    try:
-        load_params(path)
-    except ParamsError as err:
-        said = str(err).replace(f"{clone}{os.sep}", "")
-        raise ParamsError(f"params.yaml with these overrides is refused:\n{said}") from err
+def check_values(root: Path, values: Mapping[str, Any]) -> str:
+    """Give the user's params.yaml with other values at some key paths.
+
+    Raises:
+        ParamsError: They do not fit together or into params.yaml; one line for each problem.
+    """
+    text = apply_changes((root / "params.yaml").read_text(encoding="utf-8"), values)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "params.yaml"
+        path.write_text(text, encoding="utf-8")
+        try:
+            load_params(path)
+        except ParamsError as err:
+            said = str(err).replace(f"{folder}{os.sep}", "")
+            raise ParamsError(f"params.yaml with these overrides is refused:\n{said}") from err
+    return text
 
 
 def _link_sources(root: Path, clone: Path) -> None:

@@ -1,12 +1,14 @@
 """What one run has for itself: a working tree, a clone, a lane of the machine.
 
-Locks are the kernel's: they are free once nobody holds them, however their holders died. A stage
-keeps those of its run until its last process has ended.
+Locks are the kernel's: they are free once nobody holds them, however their holders died. The guard
+of a stage keeps those of its run until it has ended the stage.
 """
 
 import fcntl
 import json
+import math
 import os
+import platform
 import shutil
 import subprocess
 import time
@@ -21,16 +23,13 @@ from tasks.machine import Machine, usable_cores
 
 WORKSPACE = Path(".regraft/flow.lock")
 LANES = Path(".regraft/lanes")
-BUSY_SECONDS = 2 * 60 * 60.0  # how long a run waits for another one
 PAUSE_SECONDS = 2.0
 
 Say = Callable[[str], None]
 
 
 @contextmanager
-def hold(
-    path: Path, run: str, waiting: Say, *, busy_seconds: float = BUSY_SECONDS
-) -> Iterator[int]:
+def hold(path: Path, run: str, waiting: Say, *, busy_seconds: float = math.inf) -> Iterator[int]:
     """Hold a lock while the block runs; give its file descriptor.
 
     Args:
@@ -56,15 +55,16 @@ class Lane:
 
 @contextmanager
 def hold_lane(
-    root: Path, run: str, machine: Machine, waiting: Say, *, busy_seconds: float = BUSY_SECONDS
+    root: Path, run: str, machine: Machine, waiting: Say, *, busy_seconds: float = math.inf
 ) -> Iterator[Lane]:
-    """Hold one of the machine's lanes, so that stages of several runs share it without crowding.
+    """Hold one of this machine's lanes, so that stages of several runs share it without crowding.
 
     Raises:
         GraphError: All lanes are still held after `busy_seconds`.
     """
     shares = lanes_of(machine)
-    paths = [root / LANES / f"{number}.lock" for number in range(len(shares))]
+    folder = root / LANES / platform.node()  # the project may lie on a disk that hosts share
+    paths = [folder / f"{number}.lock" for number in range(len(shares))]
     with _waiting(paths, run, waiting, busy_seconds) as (number, descriptor):
         yield Lane(descriptor, shares[number])
 
@@ -94,7 +94,8 @@ def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
     if program is None:
         return []
     listed = subprocess.run([program, "-L"], check=False, capture_output=True, text=True)
-    return [str(number) for number, _ in enumerate(listed.stdout.splitlines())]
+    gpus = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    return [] if listed.returncode else [str(number) for number, _ in enumerate(gpus)]
 
 
 def holder_of(path: Path) -> str | None:
@@ -110,6 +111,17 @@ def holder_of(path: Path) -> str | None:
     finally:
         os.close(file)
     return None
+
+
+@contextmanager
+def hold_if_free(path: Path, run: str) -> Iterator[int | None]:
+    """Hold a lock while the block runs; None where another run has it."""
+    descriptor = _try(path, run)
+    try:
+        yield descriptor
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 @contextmanager
@@ -142,7 +154,10 @@ def _try(path: Path, run: str) -> int | None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        same = os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except (BlockingIOError, FileNotFoundError):
+        same = False
+    if not same:  # held, or removed in between by who held it
         os.close(descriptor)
         return None
     since = datetime.now().astimezone().isoformat(timespec="seconds")

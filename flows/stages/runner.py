@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ import psutil
 
 from flows.errors import GraphError
 from flows.stages import guard
-from flows.stages.locks import BUSY_SECONDS
 
 GUARD = Path(guard.__file__)
+BUSY_SECONDS = 2 * 60 * 60.0  # how long a stage waits for a dvc process that holds its files
 END_SECONDS = guard.GRACE_SECONDS + 5.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 15.0
 
@@ -52,6 +53,17 @@ class Outcome:
     passing: bool = False
 
 
+_RUNNERS: weakref.WeakSet["Runner"] = weakref.WeakSet()
+_ENDING = threading.Event()  # of this process: no runner starts anything more
+
+
+def stop_all() -> None:
+    """Stop the stages of every runner of this process, which is about to end."""
+    _ENDING.set()
+    for runner in list(_RUNNERS):
+        runner.stop()
+
+
 class Runner:
     """Runs the stages of one project, several at once if asked; stops them all at once.
 
@@ -68,6 +80,7 @@ class Runner:
         self._settings, self._locks = dict(settings or {}), tuple(locks)
         self._running: set[subprocess.Popen[str]] = set()
         self._stopped = threading.Event()
+        _RUNNERS.add(self)
 
     def run(
         self,
@@ -95,9 +108,9 @@ class Runner:
         words = ["repro", "--single-item", *(["--force"] if force else []), name]
         give_up = time.monotonic() + busy_seconds
         pause = FIRST_PAUSE_SECONDS
-        while not self._stopped.is_set():
+        while not self._is_stopped():
             status, lines = self._stream(words, say, settings or {}, locks)
-            if self._stopped.is_set():
+            if self._is_stopped():
                 break
             if any(CORRUPTED.search(line) for line in lines):
                 return Outcome("failed", f"{self.root / RWLOCK} was cut off. Delete that file")
@@ -135,6 +148,9 @@ class Runner:
         for process in running:
             _end(process)
 
+    def _is_stopped(self) -> bool:
+        return self._stopped.is_set() or _ENDING.is_set()
+
     def _stream(
         self, words: Sequence[str], say: Say, settings: Mapping[str, str], locks: Sequence[int]
     ) -> tuple[int, list[str]]:
@@ -171,7 +187,7 @@ class Runner:
         )
         self._running.add(process)
         try:
-            if self._stopped.is_set():
+            if self._is_stopped():
                 _let_go(process)
             yield process
         finally:
