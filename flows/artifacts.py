@@ -29,7 +29,8 @@ from flows.serve import REPORTS_URL
 from flows.stages.graph import locked_outs
 from tasks.artifacts import read_record
 from tasks.errors import ArtifactError
-from tasks.evaluation.words import name_trained
+from tasks.evaluation.comparison import Ranked
+from tasks.evaluation.words import headline, name_trained
 from tasks.files import read_bytes
 from tasks.progress import read_progress
 from tasks.records import (
@@ -73,14 +74,19 @@ def publish_stages(reports: Sequence[StageReport]) -> None:
     _send("markdown", "stages", _table(head, rows), "What DVC did with every stage")
 
 
-def publish_results(root: Path, reports: Iterable[StageReport]) -> None:
+def publish_results(
+    root: Path, reports: Iterable[StageReport], *, test_is_hidden: bool = False
+) -> None:
     """Show what the stages of a run made; pictures and words only of those that made them anew.
 
     Args:
         root: Where they ran.
         reports: Of the stages.
+        test_is_hidden: Whether to show nothing of the test images.
     """
     done = {report.stage: report.message != "unchanged" for report in reports}
+    if test_is_hidden:
+        done = {stage: new for stage, new in done.items() if stage not in {"evaluate", "report"}}
     if "evaluate" in done:
         _publish_metrics(root)
     for stage, (key, description, show) in SHOWN.items():
@@ -160,6 +166,62 @@ def _scores_of_last_run() -> dict[str, float]:
             scores: dict[str, float] = json.loads(found[0].metadata_["scores"])
             return scores
     return {}
+
+
+def publish_sweep(
+    ranked: Sequence[Ranked],
+    experiments: Mapping[str, Sequence[str]],
+    troubles: Mapping[str, str],
+    tested: Sequence[tuple[Metrics, Arm]],
+) -> None:
+    """Show the settings of a sweep, the chosen one first, and what test says of that one alone.
+
+    Args:
+        ranked: The settings, best on val first.
+        experiments: Setting -> names of its experiments.
+        troubles: Setting -> message of a run of it that failed.
+        tested: Test results of the runs of the chosen setting, and how they trained.
+    """
+    head = ("setting", "val accuracy, %", "to the chosen, points", "seeds", "experiments", "failed")
+    rows = [
+        (
+            one.setting,
+            f"{100 * one.accuracy:.1f}",
+            _points(one.difference) if number else "chosen",
+            ", ".join(map(str, one.seeds)),
+            ", ".join(experiments[one.setting]),
+            troubles.get(one.setting, ""),
+        )
+        for number, one in enumerate(ranked)
+    ]
+    known = {one.setting for one in ranked}
+    rows += [
+        (setting, "", "", "", "", said)
+        for setting, said in troubles.items()
+        if setting not in known
+    ]
+    lines = [_table(head, rows), ""]
+    if ranked:
+        lines += [
+            f"Chosen on val: **{ranked[0].setting}**. Its val figure flatters, as that of any best "
+            "of several does; test was looked at for it alone:",
+            "",
+            *(
+                f"- {name}: {headline(metrics, arm)}"
+                for name, (metrics, arm) in zip(experiments[ranked[0].setting], tested, strict=True)
+            ),
+            "",
+            f"`dvc exp apply {experiments[ranked[0].setting][0]}` brings it into the working tree; "
+            "`dvc exp show --only-changed` shows all.",
+        ]
+    _send("markdown", "sweep", "\n".join(lines), "Settings compared on val")
+
+
+def _points(difference: Estimate | None) -> str:
+    if difference is None or difference.low is None or difference.high is None:
+        return "other val images"
+    value, low, high = (100 * x for x in (difference.value, difference.low, difference.high))
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 # words and pictures ------------------------------------------------------------------------------

@@ -675,7 +675,7 @@ def test_a_checkpoint_of_other_rates_is_not_resumed(
     project.run(arguments)
     assert "resumed" not in caplog.text
     assert "left behind by trainings of other inputs, values or code" in caplog.text
-    assert "phase 1 of 2, epoch 1:" in caplog.text
+    assert "phase 1 of 2, epoch 1 of" in caplog.text
 
 
 # refused inputs ----------------------------------------------------------------------------------

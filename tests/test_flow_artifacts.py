@@ -17,7 +17,9 @@ from flows.artifacts import (
     metrics_in_words,
     publish_results,
     publish_stages,
+    publish_sweep,
 )
+from tasks.evaluation.comparison import Ranked
 from tasks.evaluation.words import headline
 from tasks.records import Arm, Difference, Estimate, Metrics, Scores
 
@@ -219,6 +221,36 @@ def test_progress_moves_a_bar_with_the_time_left(
         (25.0, "finetune: phase 1 of 2, epoch 1 of 2, 6 min left"),
         (100.0, "finetune: done in 2 min"),
     ]
+
+
+def test_a_sweep_shows_every_setting_and_test_of_the_chosen_one_alone(
+    published: dict[str, Any],
+) -> None:
+    difference = Estimate(value=-0.012, low=-0.03, high=0.006, n=60)
+    ranked = [
+        Ranked("lr = 2", (17, 18), 0.91, None),
+        Ranked("lr = 1", (17, 18), 0.898, difference),
+        Ranked("groups", (17,), 0.9, None),
+    ]
+    names = {"lr = 2": ["owl-1", "owl-2"], "lr = 1": ["owl-3", "owl-4"], "groups": ["owl-5"]}
+    troubles = {"groups": "lr | too high", "broken": "no such network"}
+    tested = [(metrics(), "fine_tune"), (metrics(), "fine_tune")]
+    publish_sweep(ranked, names, troubles, tested)  # type: ignore[arg-type]
+    lines = published["sweep"].splitlines()
+    assert lines[2:6] == [
+        "| lr = 2 | 91.0 | chosen | 17, 18 | owl-1, owl-2 |  |",
+        "| lr = 1 | 89.8 | -1.2 [-3.0, +0.6] | 17, 18 | owl-3, owl-4 |  |",
+        "| groups | 90.0 | other val images | 17 | owl-5 | lr \\| too high |",
+        "| broken |  |  |  |  | no such network |",
+    ]
+    on_test = [line for line in lines if line.startswith("- ")]
+    assert [line.split(":")[0] for line in on_test] == ["- owl-1", "- owl-2"]
+    assert all("88.5 %" in line for line in on_test)
+
+
+def test_a_sweep_of_which_nothing_is_left_says_why(published: dict[str, Any]) -> None:
+    publish_sweep([], {}, {"a": "no room"}, [])
+    assert published["sweep"].splitlines()[2:] == ["| a |  |  |  |  | no room |"]
 
 
 def test_a_server_in_trouble_costs_the_page_and_not_the_run(

@@ -377,7 +377,7 @@ def test_a_resumed_run_says_where_it_goes_on(
         make_run(tmp_path / "b", setting()).go(Memory(state=stopped.latest()))
     assert "resumed from phase 1, epoch 2" in caplog.text
     assert "phase 1 of 2, epoch 2:" not in caplog.text
-    assert "phase 1 of 2, epoch 3:" in caplog.text
+    assert "phase 1 of 2, epoch 3 of" in caplog.text
 
 
 def test_the_next_phase_starts_from_the_best_epoch_of_the_one_before(

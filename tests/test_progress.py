@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from tasks import progress as module
-from tasks.progress import progress
+from tasks.progress import Reading, progress, read_progress
 
 
 class Clock:
@@ -86,3 +86,36 @@ def test_an_error_inside_gets_out_and_ends_the_bar(monkeypatch, caplog):
     monkeypatch.setattr(sys, "stderr", stream)
     with pytest.raises(RuntimeError, match="inside"), progress("features", 4):
         raise RuntimeError("inside")
+
+
+@pytest.mark.parametrize(
+    ("line", "reading"),
+    [
+        (
+            "extract: train: 50 of 200 views, 12 a second, 13 s left",
+            Reading("train", 0.25, 13.0),
+        ),
+        ("features: 200 of 200 images, 7.5 a second, 0 s left", Reading("features", 1.0, 0.0)),
+        (
+            "finetune: phase 1 of 2, epoch 3 of 4: train loss 0.5, val loss 0.4",
+            Reading("phase 1 of 2, epoch 3 of 4", 0.375, None),
+        ),
+        (
+            "finetune: phase 2 of 2, epoch 1 of 4: 30 of 60 batches, 2 a second, 15 s left",
+            Reading("phase 2 of 2, epoch 1 of 4", 0.5625, None),
+        ),
+        ("Running stage 'extract':", None),
+        ("evaluate: test accuracy 0.9 on 50 of 200 images", None),
+    ],
+)
+def test_a_line_of_a_log_is_read_as_progress(line, reading):
+    assert read_progress(line) == reading
+
+
+def test_what_a_loop_writes_can_be_read_again(clock, caplog, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Stream(terminal=False))
+    caplog.set_level(logging.INFO)
+    with progress("features", 400, "views") as meter:
+        clock.now += 20
+        meter.advance(100)
+    assert read_progress(f"extract: {caplog.messages[-1]}") == Reading("features", 0.25, 60.0)

@@ -140,5 +140,5 @@ def test_a_forced_choice_that_the_rules_share_is_no_alert(findings: Findings) ->
 
 def test_uncommitted_code_is_said_but_no_checkout_is_not_dirty(findings: Findings) -> None:
     dirty = CodeState("1" * 40, ("tasks/report.py",), "ab")
-    assert "Uncommitted code" in titles(findings, dirty)
-    assert "Uncommitted code" not in titles(findings, CodeState(None))
+    assert "Written before its commit" in titles(findings, dirty)
+    assert "Written before its commit" not in titles(findings, CodeState(None))

@@ -68,6 +68,16 @@ def headline(metrics: Metrics, arm: Arm) -> str:
     return f"{words}, {_short(arm)} {gain:+.1f}"
 
 
+def headline_on_val(metrics: Metrics, arm: Arm) -> str:
+    """Say in a few words which model ships and how good both are on val; nothing of test."""
+    frozen = f"frozen {100 * metrics.val_baseline:.1f} %"
+    if metrics.val_finetuned is None:
+        return f"ships the frozen head; on val {frozen}"
+    names = {"baseline": "the frozen head", "finetuned": _short(arm)}
+    tuned = f"{_short(arm)} {100 * metrics.val_finetuned:.1f} %"
+    return f"ships {names[metrics.shipped]}; on val {frozen}, {tuned}"
+
+
 def _short(arm: Arm) -> str:
     return "from scratch" if arm == "scratch" else "fine-tuned"
 
