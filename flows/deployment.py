@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -18,9 +19,12 @@ from prefect.runner import Runner
 from prefect.schedules import Schedule
 from ruamel.yaml import YAML
 
+from flows.automations import offer_automations
 from flows.form import keep_forms_true
 from flows.recovery import recover
 from flows.serve import READY
+
+log = logging.getLogger(f"flows.{Path(__file__).stem}")  # run by python -m it is called __main__
 
 SPECIFICATION = Path("prefect.yaml")
 POOL = "regraft"  # deployments of other pools are not for this machine
@@ -39,19 +43,33 @@ def main() -> None:
     root = Path.cwd()
     recover(root)
     runner = Runner(limit=RUNS_AT_ONCE, pause_on_shutdown=False)
-    made = [_deployment_of(one) for one in read_specifications()]
+    made = [_deployment_of(one) for one in read_specifications() if _can_be_served(one)]
     served = [runner.add_deployment(one) for one in made]
     keep_forms_true(root / "params.yaml", [one for one in served if isinstance(one, UUID)])
+    offer_automations()
     if READY in os.environ:
         Path(os.environ[READY]).touch()
     asyncio.run(runner.start())
 
 
+def _can_be_served(specification: dict[str, Any]) -> bool:
+    """Tell whether what a deployment needs is installed; say what is not."""
+    module = specification["entrypoint"].split(":")[0].removesuffix(".py").replace("/", ".")
+    try:
+        import_module(module)
+    except ModuleNotFoundError as err:
+        if not (err.name or "").startswith("prefect_dask"):
+            raise
+        log.info("%s is not there: pip install -e '.[dask]'", specification["name"])
+        return False
+    return True
+
+
 def speak() -> None:
     """Let the log of this package reach the terminal; Prefect sets up none but its own."""
-    log = logging.getLogger("flows")
-    log.addHandler(logging.StreamHandler(sys.stdout))
-    log.setLevel(logging.INFO)
+    own = logging.getLogger("flows")
+    own.addHandler(logging.StreamHandler(sys.stdout))
+    own.setLevel(logging.INFO)
 
 
 def _deployment_of(specification: dict[str, Any]) -> RunnerDeployment:
