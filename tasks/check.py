@@ -5,6 +5,7 @@ It runs first and in a second, so that a mistake is told before anything is comp
 
 import difflib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from tasks.params_file import load_params, place_of_key
 from tasks.records import NamedPaths
 
 WEIGHTS = Path("data/weights")
+COPY = os.path.join(".dvc", "tmp", "exps")  # where DVC runs experiments beside the working tree
 NO_STAGES = {"seed", "backbone"}  # of the top level of params.yaml; every other block is a stage's
 
 
@@ -79,6 +81,13 @@ def _missing(value: str, path: Path, project: Path) -> str:
     if meant != value:
         hint = f"write the whole path: {meant}" if os.path.exists(project / meant) else ""
         return f"; ~ and $ stand for nothing here; {hint or 'write the path out'}"
+    tracked = next((one for one in (path, *path.parents) if Path(f"{one}.dvc").is_file()), None)
+    if tracked is not None:
+        return "; DVC tracks it, but it is not here: dvc checkout, or dvc pull from a remote"
+    home, copied, _ = str(project.resolve()).partition(COPY)
+    if copied and (Path(home) / value).exists():
+        own = shlex.quote(os.path.normpath(value))
+        return f"; this copy has only what git and DVC track: dvc add {own} in the project itself"
     return f"; there is no such file or folder{_nearest(path, project)}"
 
 

@@ -87,6 +87,24 @@ def test_a_path_that_cannot_be_used_is_told_with_the_way_out(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("source", ["data/mine", "data/mine/left"])
+def test_images_that_dvc_tracks_and_did_not_bring_are_told(tmp_path: Path, source: str) -> None:
+    root = write_project(tmp_path, source=source)
+    (root / "data/mine.dvc").touch()
+    with pytest.raises(ParamsError, match="; DVC tracks it, but it is not here: dvc checkout, or"):
+        checked(root)
+
+
+def test_a_copy_that_lacks_the_images_tells_how_it_would_have_them(tmp_path: Path) -> None:
+    (tmp_path / "my images").mkdir()
+    root = write_project(tmp_path / ".dvc/tmp/exps/tmp1", source="my images")
+    with pytest.raises(ParamsError, match="dvc add 'my images' in the project itself"):
+        checked(root)
+    root = write_project(tmp_path / ".dvc/tmp/exps/tmp2", source="your images")
+    with pytest.raises(ParamsError, match="no such file or folder"):
+        checked(root)
+
+
 def test_weights_that_lead_out_of_their_folder_are_told(tmp_path: Path) -> None:
     root = write_project(tmp_path, weights="data/weights/../mine.safetensors")
     (root / "data/mine.safetensors").touch()
