@@ -1,6 +1,6 @@
 # What README and CI call. Everything is installed into .venv, in the versions of constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help run test slow check ui bench clean
+.PHONY: help run test slow browser check ui bench clean repository environment
 
 PYTHON ?= python3
 VENV := .venv
@@ -22,25 +22,28 @@ help: ## show this help
 	@echo "  REGRAFT_ENGINE     auto | onnxruntime | compiled | torch: what runs frozen networks"
 	@echo "  REGRAFT_SCRATCH    folder of checkpoints and cached activations (.regraft)"
 
-run: $(VENV)/.installed ## set up and run the pipeline (dvc repro); prints where report and model are
+run: repository environment $(VENV)/.installed ## set up and run the pipeline (dvc repro); prints where report and model are
 	@python -m tasks.check --paths data/check/paths.json
 	@dvc repro
 	@echo
 	@echo "Report:  $(CURDIR)/data/report/report.html"
 	@echo "Model:   $(CURDIR)/data/report/model  (timm.create_model(\"local-dir:...\"))"
 
-test: $(VENV)/.installed-dev ## set up and run the tests
+test: environment $(VENV)/.installed-dev ## set up and run the tests
 	@$(PYTEST) --cov=tasks --cov-report=term:skip-covered --cov-fail-under=90
 
 slow: $(VENV)/.installed-dev ## run the longer tests
-	@$(PYTEST) -m "slow and not gpu"
+	@$(PYTEST) -m "slow and not gpu and not browser"
+
+browser: $(VENV)/.installed-dev ## run the tests that need chromium (Debian: apt-get install chromium)
+	@$(PYTEST) -m browser
 
 check: $(VENV)/.installed-dev ## ruff, ruff format, mypy --strict
 	@ruff check .
 	@ruff format --check .
 	@mypy
 
-ui: $(VENV)/.installed ## serve the flows on a Prefect server at 127.0.0.1
+ui: repository environment $(VENV)/.installed ## serve the flows on a Prefect server at 127.0.0.1
 	@python -m flows.serve
 
 bench: $(VENV)/.installed $(BENCH_VENV)/.installed ## compare with other libraries (BENCH=--help for options); writes docs/benchmarks.md
@@ -48,6 +51,17 @@ bench: $(VENV)/.installed $(BENCH_VENV)/.installed ## compare with other librari
 
 clean: ## remove environments, caches, checkpoints, Prefect's history; data, results, DVC's cache stay
 	rm -rf $(VENV) $(BENCH_VENV) .regraft .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* *.egg-info
+
+repository:
+	@git rev-parse --git-dir > /dev/null 2>&1 || grep -qs no_scm .dvc/config.local || { \
+		echo "$(CURDIR) is no git repository, and DVC works in one. Type:"; \
+		echo "  git init && git add --all && git commit --message Start"; \
+		echo "or, to do without experiments, write [core] and below it no_scm = true into .dvc/config.local"; exit 1; }
+
+environment:
+	@test ! -e $(BIN)/dvc || $(BIN)/dvc --version > /dev/null 2>&1 || { \
+		echo "$(VENV) was made for another place or another Python and does not work here. Type:"; \
+		echo "  rm -r $(VENV) && make $(or $(MAKECMDGOALS),run)"; exit 1; }
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -62,8 +63,19 @@ class Server:
         for line in self.process.stdout:
             self.said.append(line)
             if line.startswith(f"Open http://127.0.0.1:{self.port}"):
+                self._reader = threading.Thread(target=self._keep_reading, daemon=True)
+                self._reader.start()
                 return
         raise AssertionError("".join(self.said))
+
+    def _keep_reading(self) -> None:
+        """A pipe that nobody reads would stop the runs that write to it."""
+        assert self.process.stdout is not None
+        self.said += self.process.stdout
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
 
     def api(self, path: str, body: Any = None, method: str | None = None) -> Any:
         """Ask; while its database is locked the server answers 503, and Prefect's client waits."""
@@ -78,7 +90,7 @@ class Server:
 
     def _ask(self, path: str, body: Any, method: str | None) -> Any:
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/api/{path}",
+            f"{self.address}/api/{path}",
             data=None if body is None else json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
             method=method,
@@ -88,7 +100,7 @@ class Server:
             content = answer.read()
         return json.loads(content) if content else None
 
-    def run(self, deployment: str = DEPLOYMENT, **parameters: Any) -> str:
+    def run(self, deployment: str = DEPLOYMENT, /, **parameters: Any) -> str:
         """Start a run of a deployment, as the form does, and give its id."""
         known = self.api(f"deployments/name/{deployment}")["id"]
         made = self.api(f"deployments/{known}/create_flow_run", {"parameters": parameters})
@@ -118,12 +130,23 @@ class Server:
     def task_states(self, run: str) -> dict[str, str]:
         return {name: state["name"] for name, state in self.tasks(run).items()}
 
+    def ended_tasks(self, run: str) -> dict[str, str]:
+        """Names of the states of a run that has ended; they reach the database after the run's."""
+        states: dict[str, str] = eventually(
+            lambda: self.task_states(run),
+            lambda found: not {"Pending", "Running"} & {*found.values()},
+        )
+        return states
+
     def stop(self) -> list[psutil.Process]:
         """Stop it, if it lives, and give what is still alive of everything it started."""
         family = []
         if self.process.poll() is None:
             family = psutil.Process(self.process.pid).children(recursive=True)
             self.process.send_signal(signal.SIGTERM)
-        if self.process.stdout is not None and not self.process.stdout.closed:
-            self.said.append(self.process.communicate(timeout=90)[0])
+        self.process.wait(90)
+        self._reader.join(90)
+        assert not self._reader.is_alive(), "something that make ui started outlives it"
+        assert self.process.stdout is not None
+        self.process.stdout.close()
         return psutil.wait_procs(family, 10)[1]
