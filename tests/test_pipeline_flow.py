@@ -116,7 +116,8 @@ def test_the_flow_leaves_the_same_lock_as_dvc_repro(
     run = run_flow(4)
     assert fresh_toy.lock == plain.lock
     assert run.outcomes == dict.fromkeys(STAGES, ("Completed", "ran"))
-    assert list(run.outcomes) == STAGES
+    first, *siblings, last = run.outcomes
+    assert (first, {*siblings}, last) == ("fetch", {"left", "right"}, "join")
     assert run.state.message == "4 ran"
     assert "Data and pipelines are up to date." in fresh_toy.dvc("status")
     eventually(lambda: run.log, lambda log: "left starts" in log)
