@@ -178,7 +178,7 @@ class Run:
 
     def _restore(self, name: str) -> bool:
         try:
-            return restore(self.root, name)
+            return restore(self.root, name, pull=GIT_REMOTE in os.environ)
         except GraphError:  # another process holds the files; the runner knows how to wait
             return False
 
@@ -219,17 +219,17 @@ def run_stages(wish: Wish, root: Path | None = None) -> State[Any]:
                 _show(Running())
             runner = Runner(root, locks=[lock])
             state = _run(root, wish, runner)
-            _push(root)
+            _push(runner)
             return state
     except RegraftError as err:
         log.error("%s", err)
         return Failed(message=str(err))
 
 
-def _push(root: Path) -> None:
+def _push(runner: Runner) -> None:
     """Bring what stages made to the DVC remote, where others need it, also after a failure."""
     if GIT_REMOTE in os.environ:
-        Runner(root).dvc("push", "--run-cache")
+        runner.dvc("push", "--run-cache")
 
 
 def _show_waiting(waited: list[str]) -> Callable[[str], None]:
@@ -254,7 +254,8 @@ def _run_isolated(root: Path, wish: Wish) -> State[Any]:
     choose_stages(read_graph(root), wish.stages)  # a mistake is told before anything is made
     base = wish.base or isolation.base_of(root)
     isolation.check_values(root, wish.values)
-    name = isolation.experiment_name(root, str(flow_run.name))
+    remote = os.environ.get(GIT_REMOTE)
+    name = isolation.experiment_name(root, str(flow_run.name), remote)
     for path, value in wish.values.items():
         log.info("override: %s = %s", path, value)
     with isolation.cloned(root, name, wish.values, base) as clone:
@@ -265,13 +266,15 @@ def _run_isolated(root: Path, wish: Wish) -> State[Any]:
             if state.is_cancelled():
                 return state
             if not state.is_completed():
-                _push(root)
+                _push(runner)
                 isolation.keep_clone(clone.path, str(state.message))
                 message = f"{state.message}\nThe working copy is kept at {clone.path}"
                 return Failed(message=message)
             isolation.keep_results(root, clone.path, name)
-            if remote := os.environ.get(GIT_REMOTE):
-                Runner(root).dvc("exp", "push", "--run-cache", remote, name)
+            if remote:
+                said = Runner(root).dvc("exp", "push", "--run-cache", remote, name)
+                if "diverged" in said:
+                    raise GraphError(f"{remote} has another experiment {name}; name the run anew")
         except Exception as err:
             isolation.keep_clone(clone.path, str(err) or repr(err))
             log.error("the working copy is kept at %s", clone.path)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
 
+import httpx
 import numpy as np
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -113,8 +114,8 @@ def _try_all(trials: Sequence[Trial], root: Path, deployment: str | None) -> dic
     """Do all runs; give the names of those that failed and why."""
     started: dict[str, UUID] = {}
     try:
-        if deployment:
-            started = {trial.name: _start(trial, deployment) for trial in trials}
+        for trial in trials if deployment else []:
+            started[trial.name] = _start(trial, str(deployment))
         futures = [try_setting.submit(trial, root, started.get(trial.name)) for trial in trials]
         for future in futures:
             future.wait()
@@ -181,6 +182,8 @@ def plan(root: Path, settings: Sequence[Values], seeds: Sequence[int]) -> list[T
 @task(name="try", task_run_name="{trial.name}", cache_policy=NO_CACHE, persist_result=False)
 def try_setting(trial: Trial, root: Path, started: UUID | None) -> State[Any]:
     """Do one run, or wait for that of a deployment; the state says how it ended."""
+    if not started and isolation.experiment_name(root, trial.name) != trial.name:
+        return Failed(message=f"{trial.name} is a run of another sweep; name this one anew")
     state = (
         _wait_for(started)
         if started
@@ -217,8 +220,11 @@ def _start(trial: Trial, deployment: str) -> UUID:
     parameters = {"overrides": overrides, "hide_test": True}
     try:
         run = run_deployment(deployment, parameters=parameters, flow_run_name=trial.name, timeout=0)
-    except ObjectNotFound as err:
-        raise GraphError(f"there is no deployment {deployment}; see the list in the UI") from err
+    except (ObjectNotFound, ValueError) as err:
+        hint = "write flow and name, as in pipeline/regraft-docker"
+        raise GraphError(f"there is no deployment {deployment}; {hint}") from err
+    except httpx.HTTPStatusError as err:
+        raise GraphError(f"{deployment} does not take these runs: {err.response.text}") from err
     assert isinstance(run, FlowRun)  # this flow is not asynchronous
     return run.id
 

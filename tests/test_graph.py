@@ -281,3 +281,21 @@ def test_a_broken_graph_is_told_in_dvcs_own_words(toy: ToyProject) -> None:
     toy.write("dvc.yaml", GRAPH.replace("cmd:", "command:"))
     with pytest.raises(GraphError, match=r"dvc\.yaml.*'fetch'.*'command'"):
         read_graph(toy.root)
+
+
+def test_what_another_clone_made_is_fetched_from_the_remote(
+    toy: ToyProject, tmp_path: Path
+) -> None:
+    toy.dvc("remote", "add", "--default", "shelf", str(tmp_path / "shelf"))
+    toy.commit("Add a remote")
+    other = ToyProject(tmp_path / "other")
+    shutil.copytree(toy.root, other.root, symlinks=True)
+    for project in (toy, other):
+        project.set("finetune.head_lr", 0.0003)
+    other.dvc("repro", "left")
+    other.dvc("push", "--run-cache")
+    toy.dvc("fetch", "--run-cache")
+    assert not restore(toy.root, "left")
+    assert restore(toy.root, "left", pull=True)
+    assert toy.read("out/left.txt") == other.read("out/left.txt")
+    assert toy.lock == other.lock

@@ -345,6 +345,25 @@ def test_the_users_own_dvc_settings_hold_in_the_clone(
     assert "cache" not in toy.read(".dvc/config.local")
 
 
+def test_a_remote_that_is_a_folder_beside_the_project_is_the_same_from_a_clone(
+    make_clone: MakeClone, toy: ToyProject
+) -> None:
+    toy.dvc("remote", "add", "--default", "shelf", "../shelf")
+    toy.commit("Add a remote")
+    clone = make_clone(toy.root, "quick-fox", FASTER)
+    Runner(clone).dvc("push", "--run-cache")
+    assert list((toy.root.parent / "shelf").rglob("*"))
+    assert not (toy.root / RUNS / "shelf").exists()
+
+
+def test_names_that_a_remote_has_are_taken(toy: ToyProject, tmp_path: Path) -> None:
+    toy.git("clone", "--quiet", "--bare", str(toy.root), str(tmp_path / "hub.git"))
+    toy.git("remote", "add", "hub", str(tmp_path / "hub.git"))
+    toy.git("push", "--quiet", "hub", "HEAD:refs/exps/ab/cdef/quick-fox")
+    assert experiment_name(toy.root, "quick-fox") == "quick-fox"
+    assert experiment_name(toy.root, "quick-fox", "hub") == "quick-fox-2"
+
+
 def test_tracked_data_that_changed_is_refused_with_the_command_to_run(
     make_clone: MakeClone, toy: ToyProject
 ) -> None:

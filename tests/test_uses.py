@@ -453,6 +453,9 @@ def test_runs_of_a_worker_elsewhere_come_back_through_the_remotes(
             message = server.wait_for_end(apart, 300)["message"]
             assert "3 ran, 8 cached" in message, message  # data/raw.dvc is one of them
             name = message.split("experiment ")[1].split(":")[0]
+            again = server.run(deployment, overrides={"evaluate": {"ece_bins": 4}})
+            message = server.wait_for_end(again, 300)["message"]
+            assert "; 11 cached" in message, message  # made by the run before, in another clone
             swept = server.run(
                 "sweep/regraft-sweep", rows=[{"evaluate.ece_bins": 6}], deployment=deployment
             )

@@ -167,8 +167,13 @@ def _why(node: DvcStage) -> list[str]:
         return [_with_causes(err)]
 
 
-def restore(root: Path, name: str) -> bool:
+def restore(root: Path, name: str, *, pull: bool = False) -> bool:
     """Bring the outs of a stage that ran before from the same inputs, as `dvc repro` would.
+
+    Args:
+        root: The project.
+        name: Of the stage.
+        pull: Whether what the cache lacks is fetched from the remote, as by `dvc repro --pull`.
 
     Returns:
         False where DVC remembers no such run; nothing has changed then.
@@ -183,6 +188,8 @@ def restore(root: Path, name: str) -> bool:
             probe.save_deps()
             for out in probe.outs:
                 out.hash_info = HashInfo()  # else dvc.lock's outs count as those of these deps
+            if pull:
+                repo.stage_cache.pull_outs(probe)
             repo.stage_cache.restore(probe, dry=True)
         except (DvcException, OSError):  # RunCacheNotFoundError, or a dep is missing
             return False
@@ -205,6 +212,14 @@ class _RunCache(StageCache):  # type: ignore[misc]
         )
         StageLoader.fill_from_lock(stage, cache)
         return stage
+
+    def pull_outs(self, stage: DvcStage) -> None:
+        """Fetch what a stage made elsewhere from the same inputs."""
+        cache = self._load(stage)
+        if cache:
+            known = self._create_stage(cache, wdir=stage.wdir)
+            for objects in known.get_used_objs().values():
+                self.repo.cloud.pull(objects)
 
 
 def run_key(root: Path, name: str) -> str:
@@ -269,11 +284,16 @@ def _stages_of(lock: Path, written: int) -> dict[str, Any]:
 
 
 def share_cache(root: Path, clone: Path) -> None:
-    """Let a clone use the project's cache; what DVC remembers of its files stays in the clone."""
+    """Let a clone use the project's cache and remotes; what DVC remembers of files stays in it."""
     cache = str(cache_folder(root))
+    with _open(root) as repo:  # which has made the path of a folder whole
+        remotes = {name: one["url"] for name, one in repo.config["remote"].items()}
     with Config(str(clone / ".dvc")).edit("local") as settings:
         settings["cache"]["dir"] = cache
         settings["core"]["site_cache_dir"] = str(clone / ".dvc/tmp/site")
+        for name, url in remotes.items():
+            if os.path.isabs(url):
+                settings["remote"].setdefault(name, {})["url"] = os.path.abspath(url)
 
 
 def restore_outs(root: Path) -> None:

@@ -191,10 +191,22 @@ def _references(root: Path, name: str) -> list[str]:
     return [reference for reference in found if reference.endswith(f"/{name}")]
 
 
-def experiment_name(root: Path, wish: str) -> str:
-    """Make a name that git takes and no experiment or living run of the project has."""
+def experiment_name(root: Path, wish: str, remote: str | None = None) -> str:
+    """Make a name that git takes and no experiment or living run of the project has.
+
+    Args:
+        root: The project.
+        wish: The name, which gets a number where it is taken.
+        remote: A git remote whose experiments count too.
+
+    Raises:
+        IsolationError: Git refuses.
+    """
     base = re.sub(r"[^A-Za-z0-9_-]+", "-", wish).strip("-") or "run"
-    taken = {line.rsplit("/", 1)[-1] for line in _git(root, "for-each-ref", "refs/exps/").split()}
+    listed = _git(root, "for-each-ref", "refs/exps/")
+    if remote:
+        listed += _git(root, "ls-remote", "--quiet", remote, "refs/exps/*")
+    taken = {line.rsplit("/", 1)[-1] for line in listed.split()}
     taken |= {lock.stem for lock in (root / RUNS).glob("*.lock") if holder_of(lock)}
     numbered = (f"{base}-{number}" for number in range(2, 10_000))
     return next(name for name in (base, *numbered) if name not in taken)
