@@ -130,11 +130,11 @@ class Server:
     def task_states(self, run: str) -> dict[str, str]:
         return {name: state["name"] for name, state in self.tasks(run).items()}
 
-    def ended_tasks(self, run: str) -> dict[str, str]:
-        """Names of the states of a run that has ended; they reach the database after the run's."""
+    def ended_tasks(self, run: str, number: int) -> dict[str, str]:
+        """Names of the states of a run's tasks, which reach the database after that of the run."""
         states: dict[str, str] = eventually(
             lambda: self.task_states(run),
-            lambda found: not {"Pending", "Running"} & {*found.values()},
+            lambda found: len(found) == number and not {"Pending", "Running"} & {*found.values()},
         )
         return states
 

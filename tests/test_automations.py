@@ -106,9 +106,9 @@ def test_a_stage_that_was_made_sets_off_an_automation_and_one_that_is_cached_doe
     project.set("finetune.head_lr", 0.0004)
     run = server.run()
     assert server.wait_for_end(run)["type"] == "COMPLETED"
-    assert server.ended_tasks(run)["left"] == "Completed"
+    assert server.ended_tasks(run, 4)["left"] == "Completed"
     followed = eventually(lambda: server.runs()[2:], bool, 60)
     assert server.wait_for_end(followed[0]["id"])["type"] == "COMPLETED"
-    assert set(server.ended_tasks(followed[0]["id"]).values()) == {"Cached"}
+    assert set(server.ended_tasks(followed[0]["id"], 4).values()) == {"Cached"}
     time.sleep(5)
     assert len(server.runs()) == 3

@@ -376,7 +376,7 @@ def test_a_resumed_run_says_where_it_goes_on(
     with caplog.at_level(logging.INFO):
         make_run(tmp_path / "b", setting()).go(Memory(state=stopped.latest()))
     assert "resumed from phase 1, epoch 2" in caplog.text
-    assert "phase 1 of 2, epoch 2:" not in caplog.text
+    assert "phase 1 of 2, epoch 2 of" not in caplog.text
     assert "phase 1 of 2, epoch 3 of" in caplog.text
 
 

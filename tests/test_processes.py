@@ -281,7 +281,7 @@ def test_a_stage_of_two_processes_killed_and_then_stopped_writes_the_same_bytes(
 
     whole = finish(stage("whole"))
     assert whole[0] == 0, whole[1]
-    assert whole[1].count("phase 2 of 2, epoch 12:") == 1
+    assert whole[1].count("phase 2 of 2, epoch 12 of 12:") == 1
     assert (scratch / "timings" / "finetune.json").is_file()
     killed = stage("again")
     wait_for(lambda: list(scratch.glob("checkpoints/*/phase-002-epoch-000001.safetensors")))

@@ -145,7 +145,7 @@ def test_a_served_run_takes_the_form_and_can_be_cancelled(toy: ToyProject, serve
 
     run = served.run(overrides={"finetune": {"head_lr": 0.0004}})
     assert served.wait_for_end(run)["name"] == "Completed"
-    assert served.ended_tasks(run)["left"] == "Completed"
+    assert served.ended_tasks(run, 4)["left"] == "Completed"
     assert "experiment" in served.api(f"flow_runs/{run}")["state"]["message"]
     assert toy.git("status", "--porcelain") == ""
 
@@ -156,12 +156,12 @@ def test_a_served_run_takes_the_form_and_can_be_cancelled(toy: ToyProject, serve
     served.api(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
     assert served.wait_for_end(run)["type"] == "CANCELLED"
     assert not psutil.pid_exists(stage)
-    assert eventually(
+    states = eventually(
         lambda: served.task_states(run), lambda names: "Running" not in names.values()
-    ) == {
-        "fetch": "Cached",
-        "left": "Cancelled",
-    }
+    )
+    assert (states["fetch"], states["left"]) == ("Cached", "Cancelled")
+    # Where there are lanes for both, its sibling was begun too, and what follows was told.
+    assert {*states.values()} <= {"Cached", "Cancelled", "Skipped"}
 
 
 @pytest.mark.slow
@@ -179,7 +179,7 @@ def test_a_schedule_that_is_switched_on_starts_runs_at_their_time(
     served.api(f"deployments/{deployment['id']}/schedules", [minutely])
     run = eventually(lambda: served.runs(["COMPLETED", "FAILED", "CRASHED"]), bool)[0]
     assert run["state"]["name"] == "Completed"
-    assert served.ended_tasks(run["id"]) == dict.fromkeys(STAGES, "Cached")
+    assert served.ended_tasks(run["id"], 4) == dict.fromkeys(STAGES, "Cached")
     times = [datetime.fromisoformat(run[f"{which}start_time"]) for which in ("", "expected_")]
     late = times[0] - times[1]  # the runner looks ahead and may be early by a moment
     assert abs(late) < timedelta(seconds=30)
@@ -261,9 +261,11 @@ def test_a_run_whose_process_is_killed_is_told_with_all_its_tasks(
     kill(flow_process(stage))
     assert served.wait_for_end(run)["type"] == "CRASHED"
     told = eventually(
-        lambda: served.task_states(run), lambda names: "Running" not in names.values()
+        lambda: served.task_states(run),
+        lambda names: not {"Running", "Pending"} & {*names.values()},
     )
-    assert told == {"fetch": "Cached", "left": "Crashed"}
+    assert (told["fetch"], told["left"]) == ("Cached", "Crashed")
+    assert {*told.values()} <= {"Cached", "Crashed"}  # of two lanes, its sibling's too
     (toy.root / "left.sleep").unlink()
     again = served.run()
     assert served.wait_for_end(again)["name"] == "Completed"
