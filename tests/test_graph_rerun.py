@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -285,7 +286,7 @@ def test_a_parameter_changed_back_is_restored_without_training(project: Project)
     before = project.lock
     rate = project.get("finetune.head_lr")
     project.put("finetune.head_lr", rate / 2)
-    assert project.repro() == ["finetune", "evaluate", "report"]
+    assert project.repro() == ["check", "finetune", "evaluate", "report"]
     project.put("finetune.head_lr", rate)
     assert project.repro() == []
     assert project.lock == before
@@ -315,8 +316,8 @@ def check_axes_have_numbers(plot: dict[str, Any]) -> None:
     rows = plot["data"]["values"]
     fields = re.findall(r'"field": "([^"]+)", "type": "quantitative"', json.dumps(plot))
     known = [field for field in fields if field in rows[0]]
-    assert known, plot["title"]
-    assert all(isinstance(row[field], int | float) for row in rows for field in known)
+    assert known or fields == 3 * ["xy_count"], plot["title"]  # of the confusion, which Vega counts
+    assert all(math.isfinite(float(row[field])) for row in rows for field in known)
 
 
 @pytest.mark.slow

@@ -406,8 +406,9 @@ def test_a_run_killed_at_ten_random_moments_ends_in_the_same_model(
         kill_something(drawn, server)
         server.stop()
         server = Server(project.root)
-        assert server.state(run)["type"] in {"CRASHED", "COMPLETED", "RUNNING"}
-        if server.state(run)["type"] == "CRASHED":
+        # Cancelled, where what was killed left the others the time to end.
+        assert server.state(run)["type"] in {"CRASHED", "CANCELLED", "COMPLETED", "RUNNING"}
+        if server.state(run)["type"] in {"CRASHED", "CANCELLED"}:
             server.api(
                 f"flow_runs/{run}/set_state", {"state": {"type": "SCHEDULED"}, "force": True}
             )
@@ -454,8 +455,9 @@ def test_runs_of_a_worker_elsewhere_come_back_through_the_remotes(
             assert "3 ran, 8 cached" in message, message  # data/raw.dvc is one of them
             name = message.split("experiment ")[1].split(":")[0]
             again = server.run(deployment, overrides={"evaluate": {"ece_bins": 4}})
-            message = server.wait_for_end(again, 300)["message"]
-            assert "; 11 cached" in message, message  # made by the run before, in another clone
+            assert server.wait_for_end(again, 300)["type"] == "COMPLETED"
+            states = server.ended_tasks(again, 11)  # made by the run before, in another clone
+            assert (states["check"], states["report"]) == ("Cached", "Cached")
             swept = server.run(
                 "sweep/regraft-sweep", rows=[{"evaluate.ece_bins": 6}], deployment=deployment
             )
