@@ -283,11 +283,11 @@ def test_a_change_of_an_image_is_seen(project: Project) -> None:
 
 @pytest.mark.slow
 def test_a_parameter_changed_back_is_restored_without_training(project: Project) -> None:
-    before = project.lock
-    rate = project.get("finetune.head_lr")
-    project.put("finetune.head_lr", rate / 2)
+    before, params = project.lock, project.root / "params.yaml"
+    text = params.read_bytes()
+    project.put("finetune.head_lr", project.get("finetune.head_lr") / 2)
     assert project.repro() == ["check", "finetune", "evaluate", "report"]
-    project.put("finetune.head_lr", rate)
+    params.write_bytes(text)
     assert project.repro() == []
     assert project.lock == before
 
