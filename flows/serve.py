@@ -42,6 +42,7 @@ SIGNS = {  # in the server's log, of a database that it cannot use
     "unable to open database file": "cannot be opened",
 }
 START_SECONDS, STOP_SECONDS = 120.0, 30.0
+_FAMILIES: dict[int, list[psutil.Process]] = {}  # by guard, which may be killed alone
 
 
 def main() -> int:
@@ -204,20 +205,27 @@ def _running(
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a process and everything it started, also what is in sessions of its own."""
-    if process.poll() is not None:
-        return
-    family = psutil.Process(process.pid).children(recursive=True)
-    process.terminate()  # the guard passes it on to the command alone
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
+    family = _family_of(process)
+    if process.poll() is None:
+        process.terminate()  # the guard passes it on to the command alone
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
     for child in family:
         with suppress(psutil.NoSuchProcess):
             child.terminate()
     for child in psutil.wait_procs(family, STOP_SECONDS)[1]:
         with suppress(psutil.NoSuchProcess):
             child.kill()
+
+
+def _family_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Everything that a process started; of one that was killed, what it had started before."""
+    with suppress(psutil.NoSuchProcess):
+        if process.poll() is None:
+            _FAMILIES[process.pid] = psutil.Process(process.pid).children(recursive=True)
+    return _FAMILIES.get(process.pid, [])
 
 
 def _wait_until(
@@ -243,6 +251,8 @@ def _answers(port: int) -> bool:
 
 def _wait_for_any(*processes: subprocess.Popen[bytes]) -> None:
     while all(process.poll() is None for process in processes):
+        for process in processes:
+            _family_of(process)
         time.sleep(0.5)
 
 

@@ -302,6 +302,17 @@ def test_after_a_power_cut_the_next_server_settles_what_was_at_work(
 
 
 @pytest.mark.slow
+def test_nothing_outlives_a_guard_that_is_killed(toy: ToyProject, served: Server) -> None:
+    start_sleeping_run(served, toy)
+    family = psutil.Process(served.process.pid).children(recursive=True)
+    guards = [one for one in family if any(word.endswith("guard.py") for word in one.cmdline())]
+    runner = next(one for one in guards if "flows.deployment" in one.cmdline())
+    kill(runner)
+    assert served.process.wait(90) == 1
+    assert psutil.wait_procs(family, 30)[1] == []
+
+
+@pytest.mark.slow
 def test_nothing_outlives_a_server_that_is_killed(toy: ToyProject, served: Server) -> None:
     _, stage = start_sleeping_run(served, toy)
     family = psutil.Process(served.process.pid).children(recursive=True)

@@ -398,22 +398,24 @@ def test_a_run_killed_at_ten_random_moments_ends_in_the_same_model(
 
     project = ran.copy(tmp_path / "killed")
     drawn, server = random.Random(5), Server(project.root)
-    run = server.run(overrides=values)
-    for _ in range(10):
-        time.sleep(drawn.uniform(2, seconds * 0.4))
-        if server.state(run)["type"] == "COMPLETED":
-            break
-        kill_something(drawn, server)
+    try:
+        run = server.run(overrides=values)
+        for _ in range(10):
+            time.sleep(drawn.uniform(2, seconds * 0.4))
+            if server.state(run)["type"] == "COMPLETED":
+                break
+            kill_something(drawn, server)
+            server.stop()
+            server = Server(project.root)
+            state = server.state(run)["type"]
+            # Cancelled, where what was killed left the others the time to end.
+            assert state in {"CRASHED", "CANCELLED", "COMPLETED", "RUNNING"}
+            if state in {"CRASHED", "CANCELLED"}:
+                again = {"state": {"type": "SCHEDULED"}, "force": True}
+                server.api(f"flow_runs/{run}/set_state", again)
+        assert server.wait_for_end(run, 300)["type"] == "COMPLETED"
+    finally:
         server.stop()
-        server = Server(project.root)
-        # Cancelled, where what was killed left the others the time to end.
-        assert server.state(run)["type"] in {"CRASHED", "CANCELLED", "COMPLETED", "RUNNING"}
-        if server.state(run)["type"] in {"CRASHED", "CANCELLED"}:
-            server.api(
-                f"flow_runs/{run}/set_state", {"state": {"type": "SCHEDULED"}, "force": True}
-            )
-    assert server.wait_for_end(run, 300)["type"] == "COMPLETED"
-    server.stop()
     (name,) = project.experiments()
     assert project.hash_in(project.reference(name), TRAINED) == expected
     assert not list((project.root / ".regraft/runs").glob("*/"))
