@@ -60,7 +60,9 @@ def _can_be_served(specification: dict[str, Any]) -> bool:
     except ModuleNotFoundError as err:
         if not (err.name or "").startswith("prefect_dask"):
             raise
-        log.info("%s is not there: pip install -e '.[dask]'", specification["name"])
+        log.info(
+            "%s is not there: pip install -c constraints.txt -e '.[dask]'", specification["name"]
+        )
         return False
     return True
 

@@ -85,6 +85,17 @@ def draw_image(label: int, number: int, size: tuple[int, int] = (40, 32)) -> Ima
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
+def draw_classes(
+    root: Path, classes: tuple[str, ...] = ("cat", "dog", "fox"), images: int = 30
+) -> None:
+    """Fill a new folder with class folders of drawn images."""
+    for label, name in enumerate(classes):
+        folder = root / name
+        folder.mkdir(parents=True)
+        for number in range(images):
+            draw_image(label, number).save(folder / f"{number:03d}.png")
+
+
 ImageFolder = Callable[..., Path]
 
 
@@ -96,11 +107,7 @@ def image_folder(tmp_path: Path) -> ImageFolder:
         classes: tuple[str, ...] = ("cat", "dog", "fox"), images: int = 30, name: str = "raw"
     ) -> Path:
         root = tmp_path / name
-        for label, class_name in enumerate(classes):
-            folder = root / class_name
-            folder.mkdir(parents=True)
-            for number in range(images):
-                draw_image(label, number).save(folder / f"{number:03d}.png")
+        draw_classes(root, classes, images)
         return root
 
     return make

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import ROOT, TINY, draw_image
+from conftest import ROOT, TINY, draw_classes, draw_image
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 from test_contracts import ALL_MODULES, STAGES, UNTRACKED, closure, keys_read, templated_keys
@@ -63,11 +63,7 @@ class Project:
         (self.root / ".dvc").mkdir(exist_ok=True)
         shutil.copy(ROOT / ".dvc/config", self.root / ".dvc/config")
         shutil.copy(ROOT / "data/groups.csv", self.root / "data/groups.csv")
-        for label, name in enumerate(("cat", "dog", "fox")):
-            folder = self.root / "data/raw" / name
-            folder.mkdir(parents=True)
-            for number in range(30):
-                draw_image(label, number).save(folder / f"{number:03d}.png")
+        draw_classes(self.root / "data/raw")
         for path, value in {**TINY, "ingest.source": "data/raw"}.items():
             self.put(path, value)
         (self.root / ".gitignore").write_text(".regraft/\n/data/raw/\n__pycache__/\n")

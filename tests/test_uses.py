@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, TINY, draw_image
+from conftest import ROOT, TINY, draw_classes
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 from ruamel.yaml import YAML
 from served import DEPLOYMENT, Server, eventually
@@ -45,11 +45,7 @@ class Project(ToyProject):
         return project
 
     def add_images(self) -> None:
-        for label, name in enumerate(("cat", "dog", "fox")):
-            folder = self.root / "data/raw" / name
-            folder.mkdir(parents=True)
-            for number in range(30):
-                draw_image(label, number).save(folder / f"{number:03d}.png")
+        draw_classes(self.root / "data/raw")
         for path, value in {**TINY, "ingest.source": "data/raw"}.items():
             self.set(path, value)
 
@@ -66,9 +62,8 @@ class Project(ToyProject):
         return self.dvc("exp", "list", "--name-only").split()
 
     def hash_in(self, revision: str, path: str) -> str:
-        """The md5 of an out in the dvc.lock of a revision, or of the working tree ("")."""
-        text = self.git("show", f"{revision}:dvc.lock") if revision else self.read("dvc.lock")
-        stages = YAML(typ="safe").load(text)["stages"].values()
+        """The md5 of an out in the dvc.lock of a revision."""
+        stages = YAML(typ="safe").load(self.git("show", f"{revision}:dvc.lock"))["stages"].values()
         outs = (out for stage in stages for out in stage["outs"])
         return str(next(out["md5"] for out in outs if out["path"] == path))
 

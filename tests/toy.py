@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from conftest import ROOT, TINY, draw_image
+from conftest import ROOT, TINY, draw_classes
 from ruamel.yaml import YAML
 
 SAME_COMMITS = {f"GIT_{role}_DATE": "2026-01-01T00:00:00Z" for role in ("AUTHOR", "COMMITTER")}
@@ -86,11 +86,7 @@ class ToyProject:
         for name in ("tasks", "data/cards", "data/weights"):
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / name, self.root / name, ignore=ignored)
-        for label, name in enumerate(("cat", "dog", "fox")):
-            folder = self.root / "data/raw" / name
-            folder.mkdir(parents=True)
-            for number in range(30):
-                draw_image(label, number).save(folder / f"{number:03d}.png")
+        draw_classes(self.root / "data/raw")
         for path, value in {**TINY, "ingest.source": "data/raw"}.items():
             self.set(path, value)
         self.write(".gitignore", ".regraft/\n/data/raw/\n__pycache__/\n")
