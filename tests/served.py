@@ -1,7 +1,9 @@
 """`make ui` of a project as a test sees it: the process, its API, what became of a run."""
 
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -24,9 +26,16 @@ ENDED = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port free together with the next, of those that no system hands out by itself.
+
+    One from the system's own range may be given to another connection before the server binds it.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 30_000, 2)
+        with socket.socket() as one, socket.socket() as other, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            other.bind(("127.0.0.1", port + 1))
+            return port
 
 
 def eventually(read: Callable[[], Any], right: Callable[[Any], Any], seconds: float = 120) -> Any:

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 import torch
 from conftest import ROOT, with_values
 from ruamel.yaml import YAML
+from served import free_port
 from test_finetune import WAITING, Project, arguments_in, digests, outputs
 from tiny_finetune import COUNTS
 
@@ -122,12 +122,6 @@ for stage, port, arguments in json.load(open(sys.argv[1])):
 """
 
 
-def free_port() -> str:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return str(opened.getsockname()[1])
-
-
 def make_pixels(folder: Path) -> list[str]:
     """Write three pixel stores; give what extract reads."""
     named = []
@@ -176,7 +170,7 @@ class Compared:
                 for case in CASES
             ),
         ]
-        (self.root / "jobs.json").write_text(json.dumps([[s, free_port(), a] for s, a in jobs]))
+        (self.root / "jobs.json").write_text(json.dumps([[s, str(free_port()), a] for s, a in jobs]))
         started = [
             start(
                 ["-c", PROGRAM, str(self.root / "jobs.json")],
@@ -311,7 +305,7 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(
     tmp_path: Path, default_params: Params
 ):
     arguments = Project(tmp_path, default_params).arguments()
-    scratch, port = tmp_path / "scratch", free_port()
+    scratch, port = tmp_path / "scratch", str(free_port())
     command = ["-c", WAITING, *arguments, *outputs(tmp_path / "again")]
     both = [
         start(
