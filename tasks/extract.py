@@ -1,8 +1,8 @@
 """Runs the frozen backbone once over all packed images and views.
 
-Writes pooled features and source logits of every split, and a probe: what the batch-norm layers see
-in training images, and features of the same architecture with random weights. Several processes
-share the rows and write the same bytes as one.
+Writes pooled features of every split, and a probe: what the batch-norm layers see in training
+images, and features of the same architecture with random weights. Several processes share the rows
+and write the same bytes as one.
 """
 
 import logging
@@ -16,7 +16,7 @@ from tasks.artifacts import write_record
 from tasks.backbones.catalogue import Backbone, load_backbone
 from tasks.backbones.engine import Engine, make_engine
 from tasks.backbones.feature_files import count_own_rows, write_features
-from tasks.backbones.features import FeaturesAndLogits, PooledFeatures
+from tasks.backbones.features import PooledFeatures
 from tasks.backbones.groups import layer_groups
 from tasks.backbones.launch import run_in_processes
 from tasks.backbones.normalization import norm_kind
@@ -46,7 +46,6 @@ def describe_backbone(backbone: Backbone, engine: Engine) -> BackboneInfo:
         input=backbone.input,
         groups=layer_groups(backbone.model),
         feature_dim=backbone.feature_dim,
-        source_classes=backbone.source_classes,
         norm=norm_kind(backbone.model),
         engine=engine.name,
         parity=engine.parity,
@@ -91,10 +90,13 @@ def extract(paths: Namespace, params: Params, machine: Machine, processes: Proce
     image_px = stores[0].info.image_px
     name = params.backbone.name
     backbone = load_backbone(name, params.backbone.weights, image_px=image_px, seed=params.seed)
-    whole = FeaturesAndLogits if backbone.source_classes else PooledFeatures
     total = sum(store.info.count * (store.info.views + 1) for store in stores)
     engine = make_engine(
-        whole(backbone.model), backbone.input, machine, sample_pixels(stores[0]), rows=total
+        PooledFeatures(backbone.model),
+        backbone.input,
+        machine,
+        sample_pixels(stores[0]),
+        rows=total,
     )
     started = time.monotonic()
     own = sum(count_own_rows(store, params.extract.batch_size, processes) for store in stores)
@@ -112,11 +114,10 @@ def extract(paths: Namespace, params: Params, machine: Machine, processes: Proce
     write_probe(paths.probe, probe)
     write_record(paths.backbone, describe_backbone(backbone, engine))
     log.info(
-        "%d features of %d rows and %d source logits from %s by %s (%s), %.0f rows a second; probe "
+        "%d features of %d rows from %s by %s (%s), %.0f rows a second; probe "
         "of %d images over %d batch-norm layers",
         backbone.feature_dim,
         total,
-        backbone.source_classes,
         name,
         engine.name,
         "exact" if engine.parity is None else f"within {engine.parity:.0e} of torch",

@@ -160,7 +160,6 @@ class BackboneInfo(Record):
     input: InputSpec
     groups: list[LayerGroup]
     feature_dim: int
-    source_classes: int  # logits of the pretrained head; 0 where there is none
     norm: Literal["batch", "other"]
     engine: str
     parity: float | None  # largest |engine - torch| of the features / their largest value

@@ -272,7 +272,6 @@ def _write_backbone(paths: argparse.Namespace, shape: Shape) -> BackboneInfo:
         input=InputSpec(image_px=shape.image_px, mean=loaded.input.mean, std=loaded.input.std),
         groups=[LayerGroup(name=name, parameters=1000) for name in GROUPS],
         feature_dim=loaded.feature_dim,
-        source_classes=0,
         norm="batch",
         engine="onnxruntime",
         parity=3.1e-6,

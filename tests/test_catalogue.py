@@ -16,7 +16,7 @@ from torch import nn
 
 from tasks.backbones import weights as weights_module
 from tasks.backbones.catalogue import create_architecture, load_backbone
-from tasks.backbones.features import FeaturesAndLogits, PooledFeatures
+from tasks.backbones.features import PooledFeatures
 from tasks.backbones.weights import (
     PACKAGED,
     Packaged,
@@ -63,9 +63,9 @@ def test_random_weights_leave_the_global_generator_alone():
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_a_random_backbone_has_no_source_classes():
+def test_a_random_backbone_has_no_license():
     backbone = load("test_efficientnet")
-    assert (backbone.source_classes, backbone.feature_dim) == (0, 256)
+    assert backbone.feature_dim == 256
     assert (backbone.license, backbone.source) == (None, None)
     assert not backbone.model.training
 
@@ -116,12 +116,10 @@ def test_a_network_without_one_feature_vector_is_refused(monkeypatch):
         load("test_resnet")
 
 
-def test_a_classifier_that_does_not_act_on_pooled_features_is_left_out(tmp_path, caplog):
+def test_a_classifier_that_does_not_act_on_pooled_features_is_no_obstacle(tmp_path):
     model = timm.create_model("deit_tiny_distilled_patch16_224", img_size=32)
     path = save_state(tmp_path / "w.safetensors", model)
-    backbone = load("deit_tiny_distilled_patch16_224", path)
-    assert backbone.source_classes == 0
-    assert "no source logits" in caplog.text
+    assert load("deit_tiny_distilled_patch16_224", path).feature_dim == 192
 
 
 # packaged ----------------------------------------------------------------------------------------
@@ -160,7 +158,6 @@ def test_packaged_weights_are_loaded_by_position_with_what_belongs_to_them(wheel
     assert backbone.weights_sha256 == hash_state(model.state_dict())
     assert (backbone.input.mean, backbone.input.std) == (packaged.mean, packaged.std)
     assert (backbone.license, backbone.source) == ("MIT", "here")
-    assert backbone.source_classes == 1000
 
 
 def test_the_tag_of_a_name_does_not_hide_packaged_weights(wheel):
@@ -210,7 +207,7 @@ def test_tensors_that_do_not_stand_where_they_should_are_refused(change):
 def test_the_bundled_wheels_fit(name):
     pytest.importorskip(PACKAGED[name].package)
     backbone = load_backbone(name, "packaged", image_px=64, seed=0)
-    assert (backbone.feature_dim, backbone.source_classes) == (1280, 1000)
+    assert backbone.feature_dim == 1280
     assert backbone.input.mean == (127 / 255,) * 3
     assert backbone.license == "Apache-2.0"
 
@@ -218,21 +215,15 @@ def test_the_bundled_wheels_fit(name):
 # files -------------------------------------------------------------------------------------------
 
 
-def test_a_file_gives_features_and_logits_of_the_model_that_wrote_it(tmp_path):
+def test_a_file_gives_the_features_of_the_model_that_wrote_it(tmp_path):
     model = timm.create_model("test_efficientnet", num_classes=7).eval()
     backbone = load("test_efficientnet", save_state(tmp_path / "w.safetensors", model))
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
-        features, logits = FeaturesAndLogits(backbone.model)(images)
-        assert torch.equal(logits, model(images))
+        features = PooledFeatures(backbone.model)(images)
+        assert torch.equal(model.get_classifier()(features), model(images))
     assert features.shape == (2, backbone.feature_dim)
-    assert backbone.source_classes == 7
     assert backbone.source == "w.safetensors"
-
-
-def test_a_file_without_classifier_has_no_source_classes(tmp_path):
-    model = timm.create_model("test_convnext", num_classes=0)
-    assert load("test_convnext", save_state(tmp_path / "w.safetensors", model)).source_classes == 0
 
 
 def test_half_precision_weights_become_float32(tmp_path):

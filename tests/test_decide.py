@@ -27,7 +27,6 @@ INFO = BackboneInfo(
     input=InputSpec(image_px=32, mean=(0, 0, 0), std=(1, 1, 1)),
     groups=[LayerGroup(name=name, parameters=size) for name, size in SIZES.items()],
     feature_dim=8,
-    source_classes=0,
     norm="batch",
     engine="torch",
     parity=None,

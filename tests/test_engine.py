@@ -13,7 +13,7 @@ from torch import nn
 
 from tasks.backbones import engine as engine_module
 from tasks.backbones.engine import make_engine
-from tasks.backbones.features import FeaturesAndLogits, PooledFeatures
+from tasks.backbones.features import PooledFeatures
 from tasks.backbones.onnx_export import export_onnx
 from tasks.backbones.runtime import normalize
 from tasks.backbones.split import prefixes_at, split_at
@@ -47,8 +47,8 @@ def in_torch(module: nn.Module, pixels: np.ndarray) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("machine", [ONNX, TORCH, AUTO], ids=["onnxruntime", "torch", "auto"])
-def test_an_engine_gives_features_and_logits_of_torch(machine):
-    module = FeaturesAndLogits(build("test_efficientnet"))
+def test_an_engine_gives_all_outputs_of_torch(machine):
+    module = prefixes_at(build("test_efficientnet"), [2, 6])
     pixels = draw(7, 32)
     engine = make_engine(module, spec_of(32), machine, draw(4, 32, seed=1))
     for found, expected in zip(engine(pixels), in_torch(module, pixels), strict=True):

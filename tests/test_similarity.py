@@ -42,7 +42,6 @@ INFO = BackboneInfo(
     input=SPEC,
     groups=[LayerGroup(name=name, parameters=10) for name in ("stem", "top")],
     feature_dim=D,
-    source_classes=0,
     norm="batch",
     engine="torch",
     parity=None,

@@ -81,7 +81,6 @@ def make_info(name: str = BACKBONE) -> tuple[BackboneInfo, int]:
         input=InputSpec(image_px=SIDE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
         groups=layer_groups(backbone.model),
         feature_dim=backbone.feature_dim,
-        source_classes=0,
         norm=norm_kind(backbone.model),
         engine="torch",
         parity=None,

@@ -1,7 +1,6 @@
 """Backbones by name: a timm architecture with packaged, downloaded, given or random weights."""
 
 import difflib
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from timm.models import PretrainedCfg
 from torch import nn
 
-from tasks.backbones.features import PooledFeatures, untyped
+from tasks.backbones.features import PooledFeatures
 from tasks.backbones.weights import (
     fetch_from_hub,
     find_packaged,
@@ -25,8 +24,6 @@ from tasks.backbones.weights import (
 )
 from tasks.errors import EngineError, ParamsError, WeightsError
 from tasks.records import InputSpec
-
-log = logging.getLogger(__name__)
 
 WEIGHTS_PURPOSE = 0x57E1  # tells the random numbers of weights from those drawn for other purposes
 
@@ -45,7 +42,6 @@ class Backbone:
     license: str | None
     source: str | None
     feature_dim: int
-    source_classes: int  # logits of the pretrained classifier; 0 where there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +79,6 @@ def load_backbone(name: str, weights: str, *, image_px: int, seed: int) -> Backb
     else:
         loaded = _load_file(name, image_px, Path(weights), settings)
     spec = InputSpec(image_px=image_px, mean=loaded.mean, std=loaded.std)
-    feature_dim, source_classes = _measure_outputs(name, loaded.model, image_px)
     return Backbone(
         name=name,
         weights=weights,
@@ -92,8 +87,7 @@ def load_backbone(name: str, weights: str, *, image_px: int, seed: int) -> Backb
         weights_sha256=hash_state(loaded.model.state_dict()),
         license=loaded.license,
         source=loaded.source,
-        feature_dim=feature_dim,
-        source_classes=source_classes,
+        feature_dim=_count_features(name, loaded.model, image_px),
     )
 
 
@@ -209,8 +203,8 @@ def _three(found: object, otherwise: tuple[float, ...]) -> tuple[float, float, f
     return float(red), float(green), float(blue)
 
 
-def _measure_outputs(name: str, model: nn.Module, image_px: int) -> tuple[int, int]:
-    """Number of pooled features and of source logits, from one forward pass."""
+def _count_features(name: str, model: nn.Module, image_px: int) -> int:
+    """Number of pooled features, from one forward pass."""
     image = torch.rand((1, 3, image_px, image_px), generator=torch.Generator().manual_seed(0))
     try:
         with torch.inference_mode():
@@ -225,24 +219,4 @@ def _measure_outputs(name: str, model: nn.Module, image_px: int) -> tuple[int, i
             f"backbone {name} gives no single vector of pooled features for an image; choose "
             "another backbone"
         )
-    return features.shape[1], _count_classes(name, model, image, features)
-
-
-def _count_classes(name: str, model: nn.Module, image: torch.Tensor, features: torch.Tensor) -> int:
-    classifier = untyped(model).get_classifier()
-    if isinstance(classifier, nn.Identity):
-        return 0
-    with torch.inference_mode():
-        whole = model(image)
-        logits = classifier(features) if isinstance(classifier, nn.Module) else None
-    if (
-        logits is None
-        or logits.shape != whole.shape
-        or not torch.allclose(logits, whole, atol=1e-4)
-    ):
-        log.warning(
-            "backbone %s: its classifier does not act on pooled features; no source logits",
-            name,
-        )
-        return 0
-    return int(logits.shape[1])
+    return features.shape[1]

@@ -18,7 +18,7 @@ from tasks.images.store import PixelStore
 from tasks.params import ExtractParams
 from tasks.progress import Meter
 
-FEATURES, LOGITS = "features.npy", "logits.npy"
+FEATURES = "features.npy"
 
 
 def write_features(
@@ -29,16 +29,15 @@ def write_features(
     meter: Meter,
     processes: Processes = ALONE,
 ) -> None:
-    """Run the engine over every row of a store and write `features.npy` and `logits.npy`.
+    """Run the engine over every row of a store and write `features.npy`.
 
-    Both are written batch by batch, so that memory does not grow with the number of images. Several
+    It is written batch by batch, so that memory does not grow with the number of images. Several
     processes share the batches, each writes its part beside the folder, the first one joins them.
 
     Args:
-        folder: Replaced whole: features float32 (N, V, D) of all views, logits float16 (N, S) of
-            the clean views; S is 0 if the engine gives no logits.
+        folder: Replaced whole: features float32 (N, V, D) of all views.
         store: Packed pixels of N images with V rows each.
-        engine: Gives features (n, D) and, where there are any, logits (n, S).
+        engine: Gives features (n, D).
         params: Batch size.
         meter: Told of every row that is done.
         processes: Write the same folder together.
@@ -78,11 +77,10 @@ def _part(folder: Path, rank: int | str) -> Path:
 
 def _join_parts(folder: Path, joined: Path, world: int) -> None:
     """Append the parts of all but the first process, in order; delete them and any older ones."""
-    for file in FEATURES, LOGITS:
-        with (joined / file).open("ab") as whole:
-            for rank in range(1, world):
-                with (_part(folder, rank) / file).open("rb") as part:
-                    shutil.copyfileobj(part, whole)
+    with (joined / FEATURES).open("ab") as whole:
+        for rank in range(1, world):
+            with (_part(folder, rank) / FEATURES).open("rb") as part:
+                shutil.copyfileobj(part, whole)
     for left in folder.parent.glob(_part(folder, "*").name):
         shutil.rmtree(left, ignore_errors=True)
 
@@ -102,30 +100,23 @@ def _write_rows(
     meter: Meter,
     processes: Processes,
 ) -> None:
-    """Write this process's rows; the first one's files start with the header of the whole."""
+    """Write this process's rows; the first one's file starts with the header of the whole."""
     count, views = store.info.count, store.info.views + 1
     rows = _own_rows(store, params.batch_size, processes)
-    with (
-        (folder / FEATURES).open("wb") as features_file,
-        (folder / LOGITS).open("wb") as logits_file,
-    ):
+    with (folder / FEATURES).open("wb") as file:
         done = 0
         for pixels in store.batches(rows, params.batch_size):
-            features, *rest = engine(pixels)
-            logits = rest[0] if rest else np.empty((len(pixels), 0), np.float32)
+            (features,) = engine(pixels)
             if done == 0 and processes.first:
-                _write_header(features_file, np.float32, (count, views, features.shape[1]))
-                _write_header(logits_file, np.float16, (count, logits.shape[1]))
+                _write_header(file, (count, views, features.shape[1]))
             _check_finite(features, int(rows[done]), store)
-            clean = rows[done : done + len(pixels)] % views == 0
-            features_file.write(features.tobytes())
-            logits_file.write(logits[clean].astype(np.float16).tobytes())
+            file.write(features.tobytes())
             done += len(pixels)
             meter.advance(len(pixels))
 
 
-def _write_header(file: BinaryIO, kind: type[np.floating], shape: tuple[int, ...]) -> None:
-    header = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": shape}
+def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    header = {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
     npy.write_array_header_1_0(file, header)
 
 

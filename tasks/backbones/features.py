@@ -1,4 +1,4 @@
-"""What a timm model gives: pooled features, alone or with the logits of its own classifier."""
+"""Pooled features of a timm model."""
 
 from typing import Any
 
@@ -20,19 +20,6 @@ class PooledFeatures(nn.Module):
             timm_model.forward_features(images), pre_logits=True
         )
         return features
-
-
-class FeaturesAndLogits(nn.Module):
-    """Normalized images (N, 3, R, R) -> pooled features (N, D), source logits (N, S); one pass."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.features = PooledFeatures(model)
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give features and logits of a batch."""
-        features = self.features(images)
-        return features, untyped(self.features.model).get_classifier()(features)
 
 
 def untyped(model: nn.Module) -> Any:

@@ -96,7 +96,7 @@ def run_flow() -> dict[str, float]:
     from tasks.backbones.catalogue import load_backbone
     from tasks.backbones.engine import make_engine
     from tasks.backbones.feature_files import write_features
-    from tasks.backbones.features import FeaturesAndLogits
+    from tasks.backbones.features import PooledFeatures
     from tasks.images.store import PixelStore
     from tasks.progress import progress
 
@@ -104,7 +104,7 @@ def run_flow() -> dict[str, float]:
     params = project.params()
     pixels = _pixels(params.augment.image_px)
     backbone = load_backbone(BACKBONE, "packaged", image_px=params.augment.image_px, seed=0)
-    engine = make_engine(FeaturesAndLogits(backbone.model), backbone.input, machine, pixels[:8])
+    engine = make_engine(PooledFeatures(backbone.model), backbone.input, machine, pixels[:8])
     seconds, views = defaultdict(float), 0
     stretches = project.stretches(STRETCH_IMAGES, MOST_STRETCHES)
     with progress("flow", sum(map(len, stretches))) as meter:
