@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.decomposition import PCA
 
 from tasks.artifacts import read_record, write_record, write_table
 from tasks.backbones.source_cards import SourceCard, find_card
@@ -20,7 +21,6 @@ from tasks.params import SimilarityParams
 from tasks.params_file import load_params
 from tasks.records import BackboneInfo, ImageSource, MmdResult, Similarity
 from tasks.transferability.mmd import measure_mmd
-from tasks.transferability.projection import project_to_plane
 from tasks.transferability.ruler import Ruler, find_ruler
 from tasks.transferability.sampling import choose_rows
 from tasks.transferability.scores import Sample, estimate_scores, estimate_transfer_gain
@@ -172,7 +172,8 @@ def project(
     rows = choose_rows(train, min(limit, SHOWN_IMAGES), seed=seed)
     shown = np.asarray(target.features[rows, 0])
     source = np.empty((0, shown.shape[1]), np.float32) if card is None else card.features
-    plane = project_to_plane(np.concatenate([source, shown]))
+    both = np.concatenate([source, shown]).astype(np.float64)
+    plane = PCA(n_components=2, svd_solver="covariance_eigh").fit_transform(both)
     marks = [("source", "")] * len(source) + [("target", train[row].label) for row in rows]
     return [
         (float(x), float(y), kind, label)

@@ -87,6 +87,8 @@ class GroupBootstrap:
 def wilson_interval(successes: float, n: float, *, confidence: float) -> Interval:
     """Bound a share of `successes` out of `n` trials; [0, 1] where there was no trial.
 
+    Neither need be whole, as scipy's `proportion_ci` asks: they may be what images are worth.
+
     Source: Wilson 1927, Probable inference, the law of succession, and statistical inference.
     """
     if n <= 0:
@@ -168,13 +170,6 @@ def accuracy_interval(
         confidence=confidence,
     )
     return Estimate(value=value, low=interval.low, high=interval.high, n=len(right))
-
-
-def balanced_weights(labels: NDArray[np.int64]) -> Floats:
-    """Weights of images by which all classes count the same: float64 (N,), 1 on average."""
-    _, places, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    weights: Floats = len(labels) / (len(counts) * counts[places])
-    return weights
 
 
 # differences of two models on the same images ----------------------------------------------------

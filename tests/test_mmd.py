@@ -6,7 +6,7 @@ from scipy import stats
 
 from tasks.errors import ArtifactError
 from tasks.transferability import mmd as mmd_module
-from tasks.transferability.kernels import gaussian_kernel, median_bandwidths, squared_distances
+from tasks.transferability.kernels import gaussian_kernel, median_bandwidths
 from tasks.transferability.mmd import measure_mmd
 from tasks.transferability.permutation import permutation_p_value
 
@@ -39,16 +39,6 @@ def naive_mmd(x, y, bandwidths, groups=None):
 
 
 # kernels -----------------------------------------------------------------------------------------
-
-
-def test_squared_distances_of_known_points():
-    x, y = np.array([[0.0, 0.0], [3.0, 4.0]]), np.array([[0.0, 1.0]])
-    np.testing.assert_allclose(squared_distances(x, y), [[1.0], [18.0]])
-
-
-def test_squared_distances_never_fall_below_zero():
-    x = normal(50, seed=1).astype(np.float64) + 1e6
-    assert squared_distances(x, x).min() >= 0
 
 
 def test_kernel_is_the_mean_of_the_gaussians():

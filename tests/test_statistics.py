@@ -3,13 +3,12 @@ from collections import Counter
 import numpy as np
 import pytest
 from scipy import sparse, stats
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.utils.class_weight import compute_sample_weight
 
 from tasks import statistics
 from tasks.statistics import (
     GroupBootstrap,
     accuracy_interval,
-    balanced_weights,
     independent_images,
     paired_accuracy_interval,
     percentile_interval,
@@ -274,15 +273,6 @@ def test_ten_thousand_images_give_the_width_of_the_textbook():
 # images that do not count the same ---------------------------------------------------------------
 
 
-def test_balanced_weights_give_the_balanced_accuracy_of_sklearn():
-    rng = np.random.default_rng(5)
-    labels, predicted = rng.choice(3, 90, p=[0.8, 0.15, 0.05]), rng.integers(0, 3, 90)
-    weights = balanced_weights(labels)
-    assert weights.mean() == pytest.approx(1)
-    found = np.average(predicted == labels, weights=weights)
-    assert found == pytest.approx(balanced_accuracy_score(labels, predicted))
-
-
 def test_equal_weights_change_nothing():
     sample = pair(60, 3, 12, 5)
     weighted = paired_accuracy_interval(*sample, **SETTING, weights=np.full(80, 2.5))
@@ -293,7 +283,7 @@ def test_equal_weights_change_nothing():
 def test_a_weighted_difference_is_as_unsure_as_the_rare_class():
     right_a, right_b = np.zeros(400, bool), np.arange(400) % 2 == 0
     right_a[:390] = right_b[:390]  # the models differ on half of the ten images of the rare class
-    weights = balanced_weights((np.arange(400) >= 390).astype(np.int64))
+    weights = compute_sample_weight("balanced", (np.arange(400) >= 390).astype(np.int64))
     estimate = paired_accuracy_interval(
         right_a, right_b, singletons(400), **SETTING, weights=weights
     )

@@ -1,10 +1,8 @@
 from collections import Counter
 
 import numpy as np
-import pytest
 
 from tasks.records import ManifestRow
-from tasks.transferability.projection import project_to_plane
 from tasks.transferability.sampling import choose_rows, number_groups
 
 
@@ -61,33 +59,3 @@ def test_groups_are_numbered_as_they_appear():
 
 def test_a_single_group_gives_every_image_its_own_number():
     assert number_groups(["x", "x", "x"]).tolist() == [0, 1, 2]
-
-
-# the plane ---------------------------------------------------------------------------------------
-
-
-def test_plane_holds_the_directions_of_largest_variance():
-    rng = np.random.default_rng(0)
-    rows = rng.normal(size=(300, 5)) * [1, 9, 1, 4, 1]
-    plane = project_to_plane(rows)
-    centered = rows - rows.mean(axis=0)
-    assert abs(np.corrcoef(plane[:, 0], centered[:, 1])[0, 1]) > 0.99
-    assert abs(np.corrcoef(plane[:, 1], centered[:, 3])[0, 1]) > 0.99
-    singular = np.linalg.svd(centered, compute_uv=False)
-    np.testing.assert_allclose(np.linalg.norm(plane, axis=0), singular[:2])
-
-
-def test_signs_of_the_axes_are_settled():
-    rows = np.random.default_rng(0).normal(size=(50, 4)) * [1, 9, 1, 4]
-    np.testing.assert_allclose(project_to_plane(rows), project_to_plane(rows[::-1])[::-1])
-    assert np.corrcoef(project_to_plane(rows)[:, 0], rows[:, 1])[0, 1] > 0.99
-
-
-@pytest.mark.parametrize("columns", [1, 2])
-def test_few_columns_are_no_obstacle(columns):
-    rows = np.arange(5.0 * columns).reshape(5, columns)
-    plane = project_to_plane(rows)
-    assert plane.shape == (5, 2)
-    np.testing.assert_allclose(
-        np.linalg.norm(plane, axis=1), np.linalg.norm(rows - rows.mean(axis=0), axis=1)
-    )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse, special
+from scipy import sparse, stats
 
 from tasks.evaluation.calibration import equal_mass_bins
 from tasks.evaluation.judged import Judged, confidence_of
@@ -112,8 +112,8 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
     Source: McNemar 1947, Note on the sampling error of the difference between correlated
     proportions or percentages; the binomial instead of its normal limit.
     """
-    tail = special.bdtr(min(only_a, only_b), only_a + only_b, 0.5)
-    return min(1.0, 2 * float(tail))
+    differing = only_a + only_b
+    return float(stats.binomtest(only_a, differing).pvalue) if differing else 1.0
 
 
 def _shares(by_class: Floats) -> Floats:

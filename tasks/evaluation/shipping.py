@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from sklearn.utils.class_weight import compute_sample_weight
 
 from tasks.artifacts import Manifest
 from tasks.evaluation.judged import Judged
 from tasks.evaluation.words import name_trained
 from tasks.params import EvaluateParams
 from tasks.records import Arm, Estimate
-from tasks.statistics import Bools, Floats, balanced_weights, paired_accuracy_interval
+from tasks.statistics import Bools, Floats, paired_accuracy_interval
 
 Shipped = Literal["baseline", "finetuned"]
 
@@ -48,7 +49,7 @@ def choose_model(
         arm: How stage finetune trained its model.
         balanced: Whether all classes count the same, as they did in its training.
     """
-    weights = balanced_weights(baseline.labels) if balanced else None
+    weights = compute_sample_weight("balanced", baseline.labels) if balanced else None
     kind = "class-balanced " if balanced else ""
     names: dict[Shipped, str] = {"baseline": "baseline", "finetuned": name_trained(arm)}
     gain = paired_accuracy_interval(

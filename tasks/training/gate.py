@@ -7,12 +7,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from sklearn.utils.class_weight import compute_sample_weight
 
 from tasks.records import Estimate
 from tasks.statistics import (
     GroupBootstrap,
     Interval,
-    balanced_weights,
     paired_accuracy_interval,
     percentile_interval,
 )
@@ -41,7 +41,7 @@ class ValSet:
     @cached_property
     def weights(self) -> NDArray[np.float64] | None:
         """What each image counts, float64 (N,); None: all the same."""
-        return balanced_weights(self.labels) if self.balanced else None
+        return compute_sample_weight("balanced", self.labels) if self.balanced else None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics.pairwise import euclidean_distances
 
 from tasks.errors import ArtifactError
 
@@ -23,25 +24,16 @@ def median_bandwidths(source: Floats) -> list[float]:
     Raises:
         ArtifactError: The median distance is 0.
     """
-    distances = np.sqrt(squared_distances(source, source)[np.triu_indices(len(source), k=1)])
+    distances = euclidean_distances(source)[np.triu_indices(len(source), k=1)]
     median = float(np.median(distances))
     if median <= 0:
         raise ArtifactError("the source card's features are all alike; make the card again")
     return [factor * median for factor in BANDWIDTH_FACTORS]
 
 
-def squared_distances(x: Floats, y: Floats) -> Floats:
-    """Squared Euclidean distances of all pairs, float64 (n, m)."""
-    distances = x @ y.T
-    distances *= -2
-    distances += np.einsum("ij,ij->i", x, x)[:, None]
-    distances += np.einsum("ij,ij->i", y, y)
-    return np.maximum(distances, 0, out=distances)
-
-
 def gaussian_kernel(x: Floats, y: Floats, bandwidths: Sequence[float]) -> Floats:
     """Mean over bandwidths b of exp(-|x - y|^2 / (2 b^2)) for all pairs, float64 (n, m)."""
-    distances = squared_distances(x, y)
+    distances: Floats = euclidean_distances(x, y, squared=True)
     kernel = np.zeros_like(distances)
     for bandwidth in bandwidths:
         kernel += np.exp(distances / (-2 * bandwidth**2))
