@@ -19,7 +19,7 @@ SHEET_IMAGES = 8
 
 TILE, GAP, COLUMN_GAP, MARGIN, CAPTION = 144, 8, 24, 16, 24  # pixels
 TILES_ACROSS = 8
-FONT, FONT_SIZE = "fonts/ttf/DejaVuSans.ttf", 13  # knows more letters than Pillow's own font
+FONT, FONT_SIZE = "fonts/ttf/DejaVuSans.ttf", 13  # Pillow's own knows ASCII alone
 PAPER, INK, PALE = (255, 255, 255), (28, 32, 38), (118, 124, 132)
 
 
