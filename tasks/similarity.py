@@ -21,12 +21,10 @@ from tasks.params import SimilarityParams
 from tasks.params_file import load_params
 from tasks.records import BackboneInfo, ImageSource, MmdResult, Similarity
 from tasks.transferability.mmd import measure_mmd
-from tasks.transferability.ruler import Ruler, find_ruler
-from tasks.transferability.sampling import choose_rows
-from tasks.transferability.scores import Sample, estimate_scores, estimate_transfer_gain
+from tasks.transferability.ruler import Ruler, find_ruler, summarize
+from tasks.transferability.sampling import Sample, Target, choose_rows, read_target
+from tasks.transferability.scores import estimate_scores, estimate_transfer_gain
 from tasks.transferability.shift import estimate_shift, shift_by_group
-from tasks.transferability.target import Target, read_target
-from tasks.transferability.words import summarize
 
 log = logging.getLogger(__name__)
 
@@ -112,17 +110,13 @@ def _compare(
             f"source card {card.name!r} has {card.features.shape[1]} columns, the features have "
             f"{sample.features.shape[1]}; make the card again with this backbone"
         )
-    mmd = measure_mmd(card.features, sample.features, sample.groups, params=params, seed=seed)
-    return MmdResult(
-        value=mmd.value,
-        low=mmd.low,
-        high=mmd.high,
-        n=mmd.n,
-        p_value=mmd.p_value,
-        bandwidths=mmd.bandwidths,
-        estimator="full" if mmd.blocks == 1 else "block",
-        source=card.name,
-        source_rows=mmd.source_rows,
+    return measure_mmd(
+        card.features,
+        sample.features,
+        sample.groups,
+        name=card.name,
+        params=params,
+        seed=seed,
     )
 
 

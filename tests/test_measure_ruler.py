@@ -86,7 +86,7 @@ def test_a_set_is_measured_as_the_similarity_stage_measures_new_data(
     seen = see(read_set(known, tiny_params, images=99), backbone, tiny_params, machine)
     card = source_cards.find_card(folder_of_cards, backbone.weights_sha256)
     expected = measure_mmd(
-        card.features, seen.features, [str(i) for i in range(16)],
+        card.features, seen.features, [str(i) for i in range(16)], name="card",
         params=tiny_params.similarity, seed=tiny_params.seed,
     )  # fmt: skip
     assert found.mmd == expected.value

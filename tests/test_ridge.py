@@ -3,8 +3,7 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from tasks.transferability import ridge as module
-from tasks.transferability.ridge import classify_by_ridge, standardize
-from tasks.transferability.spectrum import decompose
+from tasks.transferability.ridge import classify_by_ridge, decompose, standardize
 
 
 def classed(n, columns, classes=3, *, seed=0, signal=0.6):

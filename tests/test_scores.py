@@ -4,11 +4,14 @@ import pytest
 from tasks.records import Estimate, KnownSet, MmdResult, Similarity
 from tasks.transferability.hscore import measure_h_score
 from tasks.transferability.logme import measure_logme
-from tasks.transferability.neighbors import classify_by_neighbors
 from tasks.transferability.ridge import classify_by_ridge
-from tasks.transferability.ruler import Ruler, find_ruler, place_on_ruler
-from tasks.transferability.scores import Sample, estimate_scores, estimate_transfer_gain
-from tasks.transferability.words import summarize
+from tasks.transferability.ruler import Ruler, find_ruler, place_on_ruler, summarize
+from tasks.transferability.sampling import Sample
+from tasks.transferability.scores import (
+    classify_by_neighbors,
+    estimate_scores,
+    estimate_transfer_gain,
+)
 
 
 def sample(n=60, *, seed=0, signal=0.7):

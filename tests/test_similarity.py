@@ -27,9 +27,8 @@ from tasks.similarity import Reference, main, measure_similarity, project
 from tasks.transferability import scores as scores_module
 from tasks.transferability.mmd import measure_mmd
 from tasks.transferability.ruler import Ruler
-from tasks.transferability.sampling import choose_rows
+from tasks.transferability.sampling import Target, choose_rows
 from tasks.transferability.shift import LayerShift
-from tasks.transferability.target import Target
 
 D, IMAGES = 6, 90
 SPEC = InputSpec(image_px=32, mean=(0, 0, 0), std=(1, 1, 1))
@@ -105,7 +104,7 @@ def test_mmd_compares_clean_views_with_the_card(params):
     found = measured(params)
     clean = features_of()[:, 0]
     groups = [f"g{i}" for i in range(IMAGES)]
-    expected = measure_mmd(CARD.features, clean, groups, params=params, seed=3)
+    expected = measure_mmd(CARD.features, clean, groups, name="photographs", params=params, seed=3)
     assert (found.mmd.value, found.mmd.low, found.mmd.high) == (
         expected.value, expected.low, expected.high,
     )  # fmt: skip
@@ -168,8 +167,9 @@ def test_a_large_set_is_sampled_by_class(params):
     assert "Measured on 64 of 90 training images, each class by its share." in found.notes
     rows = choose_rows(manifest_of().of("train"), 64, seed=3)
     expected = measure_mmd(
-        CARD.features, features_of()[rows, 0], [f"g{row}" for row in rows], params=limited, seed=3
-    )
+        CARD.features, features_of()[rows, 0], [f"g{row}" for row in rows],
+        name="photographs", params=limited, seed=3,
+    )  # fmt: skip
     assert found.mmd.value == expected.value
 
 

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from scipy import special
 
 from tasks.records import Estimate
+from tasks.transferability.ridge import Spectrum, decompose
 from tasks.transferability.sampling import number_groups
-from tasks.transferability.spectrum import Spectrum, decompose
 
 Floats = NDArray[np.float64]
 

@@ -33,8 +33,8 @@ from tasks.params_file import load_params
 from tasks.records import KnownSet, ManifestRow
 from tasks.transferability.mmd import measure_mmd
 from tasks.transferability.ruler import Ruler
-from tasks.transferability.sampling import choose_rows
-from tasks.transferability.scores import Sample, estimate_transfer_gain
+from tasks.transferability.sampling import Sample, choose_rows
+from tasks.transferability.scores import estimate_transfer_gain
 from tasks.transferability.shift import layer_shift
 
 log = logging.getLogger(__name__)
@@ -121,8 +121,14 @@ def measure_set(
     name: str, known: Labeled, seen: Seen, source: Features, params: Params
 ) -> KnownSet:
     """Measure one set against source features (m, D)."""
-    singletons = [str(number) for number in range(len(seen.features))]
-    mmd = measure_mmd(source, seen.features, singletons, params=params.similarity, seed=params.seed)
+    mmd = measure_mmd(
+        source,
+        seen.features,
+        [str(number) for number in range(len(seen.features))],
+        name="",
+        params=params.similarity,
+        seed=params.seed,
+    )
     shifts = [
         layer_shift(layer.mean, layer.var, layer.running_mean, layer.running_var)
         for layer in seen.probe.layers

@@ -6,41 +6,29 @@ are left out everywhere, resamples draw whole groups, and the test sees one imag
 Source: Gretton et al. 2012, A kernel two-sample test (JMLR 13), Lemma 6 for the unbiased estimate.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from sklearn.metrics.pairwise import euclidean_distances
 
 from tasks.errors import ArtifactError
 from tasks.params import SimilarityParams
-from tasks.transferability.kernels import gaussian_kernel, median_bandwidths
-from tasks.transferability.permutation import permutation_p_value
+from tasks.records import MmdResult
 from tasks.transferability.sampling import number_groups
 
 # purposes of the random numbers drawn here
-RESAMPLING, BLOCKING, DRAWING = 0x4D52, 0x4D42, 0x4D44
+RESAMPLING, BLOCKING, DRAWING, PERMUTING = 0x4D52, 0x4D42, 0x4D44, 0x4D50
+BANDWIDTH_FACTORS = (0.5, 1.0, 2.0)
 SOURCE_ROWS = 2_500  # most rows of a card that are used
 FULL_ROWS = 5_000  # rows of source and target together that one kernel matrix holds
+PERMUTATIONS_AT_ONCE = 250
+ROUNDING = 1e-12  # a relabeling that ties with the data counts as reaching it
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Features = NDArray[np.float32] | Floats
-
-
-@dataclass(frozen=True, slots=True)
-class Mmd:
-    """Unbiased MMD^2 with its interval and the p-value of equal distributions."""
-
-    value: float
-    low: float
-    high: float
-    n: int  # target rows
-    source_rows: int
-    p_value: float
-    bandwidths: list[float]
-    blocks: int  # 1: every pair of target rows was used
 
 
 def measure_mmd(
@@ -48,9 +36,10 @@ def measure_mmd(
     target: Features,
     groups: Sequence[str],
     *,
+    name: str,
     params: SimilarityParams,
     seed: int,
-) -> Mmd:
+) -> MmdResult:
     """Measure the unbiased MMD^2 between two samples under a mean of Gaussian kernels.
 
     Beyond 5,000 rows of both together the target is dealt into blocks, and only pairs of target
@@ -65,6 +54,7 @@ def measure_mmd(
         source: (m, D), m >= 2.
         target: (n, D), n >= 2.
         groups: The group of each target row, (n,).
+        name: Of the source, in reports.
         params: Block size, permutations, resamples and confidence.
         seed: The run's seed.
 
@@ -89,18 +79,53 @@ def measure_mmd(
     tail = (1 - params.confidence) / 2
     low, high = np.nanquantile(resampled, [tail, 1 - tail])
     one_each = _draw_one_each(units, FULL_ROWS - len(x), seed=seed)
-    return Mmd(
+    return MmdResult(
         value=value,
         low=min(value, float(low)),
         high=max(value, float(high)),
         n=len(target),
-        source_rows=len(x),
         p_value=permutation_p_value(
             x, target[one_each] - center, bandwidths, permutations=params.permutations, seed=seed
         ),
         bandwidths=bandwidths,
-        blocks=len(blocks),
+        estimator="full" if len(blocks) == 1 else "block",
+        source=name,
+        source_rows=len(x),
     )
+
+
+# kernels ------------------------------------------------------------------------------------------
+
+
+def median_bandwidths(source: Floats) -> list[float]:
+    """Bandwidths of the kernels: 0.5, 1 and 2 times the median distance between two source rows.
+
+    They depend on the source alone, so that all targets are measured with the same kernels.
+
+    Args:
+        source: float64 (m, D).
+
+    Raises:
+        ArtifactError: The median distance is 0.
+    """
+    distances = euclidean_distances(source)[np.triu_indices(len(source), k=1)]
+    median = float(np.median(distances))
+    if median <= 0:
+        raise ArtifactError("the source card's features are all alike; make the card again")
+    return [factor * median for factor in BANDWIDTH_FACTORS]
+
+
+def gaussian_kernel(x: Floats, y: Floats, bandwidths: Sequence[float]) -> Floats:
+    """Mean over bandwidths b of exp(-|x - y|^2 / (2 b^2)) for all pairs, float64 (n, m)."""
+    distances: Floats = euclidean_distances(x, y, squared=True)
+    kernel = np.zeros_like(distances)
+    for bandwidth in bandwidths:
+        kernel += np.exp(distances / (-2 * bandwidth**2))
+    kernel /= len(bandwidths)
+    return kernel
+
+
+# blocks and resamples -----------------------------------------------------------------------------
 
 
 def _deal(units: Ints, source_rows: int, *, params: SimilarityParams, seed: int) -> list[Ints]:
@@ -185,4 +210,58 @@ def _ratio(sums: Floats) -> Floats:
     """Totals by counts (2, B); NaN where a resample holds no pair."""
     empty = np.full(sums.shape[1], np.nan)
     result: Floats = np.divide(sums[0], sums[1], out=empty, where=sums[1] > 0)
+    return result
+
+
+# the test -----------------------------------------------------------------------------------------
+
+
+def permutation_p_value(
+    x: Floats, y: Features, bandwidths: Sequence[float], *, permutations: int, seed: int
+) -> float:
+    """Test that two samples of independent rows come from one distribution.
+
+    Args:
+        x: float64 (m, D).
+        y: (n, D).
+        bandwidths: Of the Gaussian kernels.
+        permutations: Random relabelings, B.
+        seed: The run's seed.
+
+    Returns:
+        (1 + relabelings whose MMD^2 reaches that of the data) / (1 + B), at least 1 / (1 + B).
+
+    Source: Phipson and Smyth 2010, Permutation p-values should never be zero.
+    """
+    pooled = np.concatenate([x, np.asarray(y, dtype=np.float64)])
+    kernel = gaussian_kernel(pooled, pooled, bandwidths)
+    np.fill_diagonal(kernel, 0)
+    observed = _mmd_of_labelings(kernel, (np.arange(len(pooled)) < len(x))[None])[0]
+    rng = np.random.default_rng([seed, PERMUTING])
+    reached = sum(
+        int(np.sum(_mmd_of_labelings(kernel, first) >= observed - ROUNDING))
+        for first in _labelings(rng, len(x), len(pooled), permutations)
+    )
+    return (1 + reached) / (1 + permutations)
+
+
+def _labelings(
+    rng: np.random.Generator, first: int, rows: int, permutations: int
+) -> Iterator[NDArray[np.bool_]]:
+    """Yield random choices of `first` rows, some at a time, bool (b, rows)."""
+    labels = np.arange(rows) < first
+    for start in range(0, permutations, PERMUTATIONS_AT_ONCE):
+        size = min(PERMUTATIONS_AT_ONCE, permutations - start)
+        yield rng.permuted(np.broadcast_to(labels, (size, rows)), axis=1)
+
+
+def _mmd_of_labelings(kernel: Floats, first: NDArray[np.bool_]) -> Floats:
+    """Unbiased MMD^2 between marked rows (b, N) and the others; kernel (N, N), zero diagonal."""
+    marks = first.astype(np.float64)
+    m = marks.sum(axis=1)
+    n = len(kernel) - m
+    xx = np.einsum("bi,bi->b", marks @ kernel, marks)
+    xy = marks @ kernel.sum(axis=1) - xx
+    yy = kernel.sum() - xx - 2 * xy
+    result: Floats = xx / (m * (m - 1)) + yy / (n * (n - 1)) - 2 * xy / (m * n)
     return result
