@@ -33,7 +33,10 @@ def estimate_h_score(
     *,
     confidence: float,
 ) -> Estimate:
-    """Measure the shrunk H-score with an interval over groups of images.
+    """Measure the H-score with an interval over groups of images.
+
+    It is (1 - a) tr(S_a^-1 B), S_a the shrunk covariance and B that of the class means: at least 0,
+    at most the number of classes - 1 where nothing is shrunk.
 
     The interval comes from leaving out each of 20 parts of the groups in turn (jackknife); a
     bootstrap would repeat images, and the covariance of fewer distinct rows is another one.
@@ -44,7 +47,8 @@ def estimate_h_score(
         groups: The group of each image, (n,).
         confidence: In (0, 1).
 
-    Source: Efron and Tibshirani 1993, An introduction to the bootstrap, chapter 11.
+    Source: Ibrahim et al. 2021 (2110.06893), H-score with the shrinkage of Ledoit and Wolf 2004;
+    Efron and Tibshirani 1993, An introduction to the bootstrap, chapter 11.
     """
     whole = _center(features, labels)
     units = number_groups(groups)
@@ -55,21 +59,6 @@ def estimate_h_score(
     half = -error * float(special.stdtrit(count - 1, (1 - confidence) / 2))
     value = _h_score(whole)
     return Estimate(value=value, low=value - half, high=value + half, n=len(labels))
-
-
-def measure_h_score(features: NDArray[np.float32] | Floats, labels: NDArray[np.int64]) -> float:
-    """Measure (1 - a) tr(S_a^-1 B), S_a the shrunk covariance and B that of the class means.
-
-    Args:
-        features: (n, D).
-        labels: Class indices, int64 (n,).
-
-    Returns:
-        At least 0; at most the number of classes - 1 where nothing is shrunk.
-
-    Source: Ibrahim et al. 2021 (2110.06893), H-score with the shrinkage of Ledoit and Wolf 2004.
-    """
-    return _h_score(_center(features, labels))
 
 
 def _center(features: NDArray[np.float32] | Floats, labels: NDArray[np.int64]) -> _Rows:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
+from sklearn.preprocessing import StandardScaler
 
 from tasks.transferability.sampling import number_groups
 
@@ -47,7 +48,7 @@ def classify_by_ridge(
     """
     classes, position = np.unique(labels, return_inverse=True)
     targets = (position[:, None] == np.arange(len(classes))).astype(np.float64)
-    spectrum = decompose(standardize(features))
+    spectrum = decompose(StandardScaler().fit_transform(np.asarray(features, dtype=np.float64)))
     units = number_groups(groups)
     best_error, best = np.inf, targets
     for strength in STRENGTHS:
@@ -56,15 +57,6 @@ def classify_by_ridge(
         if error < best_error:
             best_error, best = error, outputs
     result: NDArray[np.int64] = classes[np.argmax(best, axis=1)]
-    return result
-
-
-def standardize(features: NDArray[np.float32] | Floats) -> Floats:
-    """Give every feature mean 0 and standard deviation 1; a constant feature becomes 0."""
-    rows = np.asarray(features, dtype=np.float64)
-    rows = rows - rows.mean(axis=0)
-    deviations = rows.std(axis=0)
-    result: Floats = rows / np.where(deviations > 0, deviations, 1)
     return result
 
 
