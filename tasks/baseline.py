@@ -1,4 +1,4 @@
-"""Train new heads on the frozen features: logistic regression, an MLP, a cosine head.
+"""Train new heads on the frozen features: logistic regression and an MLP.
 
 Val chooses. The first head of baseline.heads stays unless a later one is better beyond doubt. That
 is the linear one by default: it has fewer ways to be wrong, and a model that ends in it can be
@@ -26,19 +26,18 @@ from tasks.records import Baseline, Candidate, HeadKind, Split
 from tasks.statistics import accuracy_interval
 from tasks.training.gate import RESAMPLES, ValSet, judge_change
 from tasks.training.heads import ROWS_AT_ONCE, apply_head, build_head, write_head
-from tasks.training.logistic import Labelled, LinearFit, measure_moments
+from tasks.training.logistic import Labelled, LinearFit
 from tasks.training.losses import image_losses, right_images
 from tasks.training.overfitting import describe_gap, describe_overfitting
 from tasks.training.state import Logits
 from tasks.training.strength import choose_linear
-from tasks.training.trained_heads import fit_cosine, fit_mlp
+from tasks.training.trained_heads import fit_mlp
 
 log = logging.getLogger(__name__)
 
 CONFIDENCE = 0.95  # of the interval of the val accuracy
 LATER_CONFIDENCE = 0.9  # with which a later head must be better to be chosen
-AUTO_HEADS: tuple[HeadKind, ...] = ("linear", "mlp")
-NAMES: dict[HeadKind, str] = {"linear": "linear head", "mlp": "MLP", "cosine": "cosine head"}
+NAMES: dict[HeadKind, str] = {"linear": "linear head", "mlp": "MLP"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def train_baseline(
         seed: The run's seed.
     """
     classes = len(class_names)
-    first, *later = AUTO_HEADS if params.heads == "auto" else params.heads
+    first, *later = params.heads
     tried, chosen = _train(first, train, val, params, classes=classes, seed=seed)
     notes = list(chosen.notes)
     for kind in later:
@@ -128,17 +127,8 @@ def _train(
     """Train heads of a kind; give all of them and the chosen one."""
     if kind == "linear":
         return _train_linear(train, val, params, classes=classes, seed=seed)
-    moments = measure_moments(train, np.arange(len(train.labels)))
-    fit_head = fit_mlp if kind == "mlp" else fit_cosine
-    fit = fit_head(train, val, moments, params, classes=classes, seed=seed)
-    width = f"{fit.hidden} hidden units, " if fit.hidden else ""
-    setting = f"{width}epoch {fit.best_epoch} of {len(fit.epochs)}"
-    name, outcome = f"The {NAMES[kind]}", f"epoch {fit.best_epoch} was kept"
-    overfits = describe_overfitting(name, fit.epochs, fit.best_epoch, outcome)
-    broke = f"{name} broke down in {fit.breakdown}; {outcome}." if fit.breakdown else None
-    notes = [note for note in (overfits, broke) if note]
-    trained = replace(_judge(kind, setting, fit.head, train, val), hidden=fit.hidden, notes=notes)
-    return [trained], trained
+    mlp = _train_mlp(train, val, params, classes=classes, seed=seed)
+    return [mlp], mlp
 
 
 def _train_linear(
@@ -157,6 +147,19 @@ def _train_linear(
         notes.append(f"It is the {end} of baseline.l2_strengths; a wider range may be better.")
     tried[index] = replace(tried[index], notes=notes)
     return tried, tried[index]
+
+
+def _train_mlp(
+    train: Labelled, val: Labelled, params: BaselineParams, *, classes: int, seed: int
+) -> Trained:
+    """Train an MLP and say what befell it."""
+    fit = fit_mlp(train, val, params, classes=classes, seed=seed)
+    setting = f"{fit.hidden} hidden units, epoch {fit.best_epoch} of {len(fit.epochs)}"
+    outcome = f"epoch {fit.best_epoch} was kept"
+    overfits = describe_overfitting("The MLP", fit.epochs, fit.best_epoch, outcome)
+    broke = f"The MLP broke down in {fit.breakdown}; {outcome}." if fit.breakdown else None
+    notes = [note for note in (overfits, broke) if note]
+    return replace(_judge("mlp", setting, fit.head, train, val), hidden=fit.hidden, notes=notes)
 
 
 def _linear_head(fit: LinearFit) -> nn.Module:

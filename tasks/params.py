@@ -247,38 +247,28 @@ class BaselineParams(Block):
     l2_strengths: list[float] = Field(
         min_length=1, description="Penalties of the logistic regression that val chooses from."
     )
-    heads: (
-        Annotated[list[Literal["linear", "mlp", "cosine"]], Field(min_length=1)] | Literal["auto"]
-    ) = Field(
-        description="Heads to train: linear (logistic regression), mlp (one hidden layer), cosine "
-        "(angles to one direction a class). The first stays unless a later one is better on val "
-        "beyond doubt. auto: linear, mlp."
+    heads: list[Literal["linear", "mlp"]] = Field(
+        min_length=1,
+        description="Heads to train: linear (logistic regression), mlp (one hidden layer). The "
+        "first stays unless a later one is better on val beyond doubt.",
     )
     mlp_hidden: Annotated[int, Field(ge=2, le=8192)] | Literal["auto"] = Field(
         description="Width of the MLP's hidden layer. auto: the largest power of two, from 16 to "
         "1024, with at most 256 weights a training image."
     )
     mlp_dropout: float = Field(ge=0, lt=1, description="Dropout before the MLP's last layer.")
-    mlp_lr: float = Field(
-        gt=0, le=1, description="Peak learning rate of the MLP and of the cosine head (AdamW)."
-    )
-    mlp_weight_decay: float = Field(
-        ge=0, le=1, description="Weight decay of the MLP and of the cosine head."
-    )
-    mlp_epochs: int = Field(
-        ge=1, le=10_000, description="Most epochs of the MLP and of the cosine head."
-    )
+    mlp_lr: float = Field(gt=0, le=1, description="Peak learning rate of the MLP (AdamW).")
+    mlp_weight_decay: float = Field(ge=0, le=1, description="Weight decay of the MLP.")
+    mlp_epochs: int = Field(ge=1, le=10_000, description="Most epochs of the MLP.")
     mlp_patience: int = Field(
-        ge=1, le=1_000, description="Epochs without a better val loss that end them."
+        ge=1, le=1_000, description="Epochs without a better val loss that end its training."
     )
-    batch_size: int = Field(
-        ge=2, le=65_536, description="Feature rows a step of the MLP and of the cosine head."
-    )
+    batch_size: int = Field(ge=2, le=65_536, description="Feature rows a step of the MLP.")
 
     @model_validator(mode="after")
     def check_heads_differ(self) -> Self:
         """Refuse a head that is named twice."""
-        if self.heads != "auto" and len(set(self.heads)) < len(self.heads):
+        if len(set(self.heads)) < len(self.heads):
             raise ValueError(f"heads is {self.heads}; allowed: each head once")
         return self
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Arm = Literal["scratch", "feature_extraction", "fine_tune"]
-HeadKind = Literal["linear", "mlp", "cosine"]
+HeadKind = Literal["linear", "mlp"]
 
 
 class Record(BaseModel):
@@ -262,7 +262,7 @@ class Baseline(Record):
     """The frozen baseline (baseline.json); its head is head.safetensors beside it."""
 
     head: HeadKind
-    hidden: int  # 0 for heads without a hidden layer
+    hidden: int  # width of an MLP; 0 for a linear head
     dropout: float
     feature_dim: int
     classes: list[str]

@@ -26,10 +26,10 @@ from tasks.records import Baseline, ManifestRow
 from tasks.training import strength, trained_heads
 from tasks.training.gate import Verdict
 from tasks.training.heads import apply_head, load_head
-from tasks.training.logistic import Labelled, measure_moments
+from tasks.training.logistic import Labelled
 from tasks.training.losses import image_losses
 from tasks.training.strength import choose_linear
-from tasks.training.trained_heads import fit_cosine, fit_mlp, mlp_width
+from tasks.training.trained_heads import fit_mlp, mlp_width
 
 D = 8
 NAMES = ["a", "b", "c"]
@@ -117,7 +117,7 @@ def test_an_mlp_that_is_better_only_by_luck_is_not_chosen(
     assert any(note.startswith("From the linear head to the MLP") for note in summary.notes)
 
 
-@pytest.mark.parametrize("heads", [["linear"], ["mlp"], ["cosine"], ["linear", "mlp", "cosine"]])
+@pytest.mark.parametrize("heads", [["linear"], ["mlp"], ["linear", "mlp"]])
 def test_only_the_heads_asked_for_are_tried(params: BaselineParams, heads: list[str]):
     few = params.model_copy(update={"heads": heads, "mlp_epochs": 2})
     train, val = make_labelled(160), make_labelled(30, seed=1)
@@ -130,55 +130,12 @@ def test_only_the_heads_asked_for_are_tried(params: BaselineParams, heads: list[
 
 def test_the_first_head_stays_unless_a_later_one_is_better(params: BaselineParams):
     train, val = make_labelled(240, noise=0.3), make_labelled(60, seed=1, noise=0.3)
-    for first, second in [("mlp", "cosine"), ("cosine", "linear")]:
+    for first, second in [("mlp", "linear"), ("linear", "mlp")]:
         two = params.model_copy(update={"heads": [first, second]})
         summary = train_baseline(train, val, two, class_names=NAMES, seed=1).summary
         assert summary.head == first
         assert (summary.hidden, summary.dropout) == ((32, 0.1) if first == "mlp" else (0, 0.0))
         assert any(f"to the {stage.NAMES[second]}, val" in note for note in summary.notes)
-
-
-def make_directions(images: int, seed: int = 0) -> Labelled:
-    """Classes that differ in direction alone: lengths are from 0.03 to 30. One class is rare."""
-    rng = np.random.default_rng(seed)
-    centers = np.random.default_rng(99).normal(size=(3, D))
-    labels = np.where(np.arange(images) % 10 == 9, 2, np.arange(images) % 2)
-    lengths = 10 ** rng.uniform(-1.5, 1.5, (images, 1))
-    features = lengths * (centers[labels] + 0.5 * rng.normal(size=(images, D)))
-    return Labelled(
-        features[:, None].astype(np.float32), labels, [f"{seed}-{n}" for n in range(images)]
-    )
-
-
-def test_a_cosine_head_is_chosen_where_only_directions_count(params: BaselineParams):
-    params = params.model_copy(update={"heads": ["linear", "cosine"]})
-    train, val = make_directions(300), make_directions(300, seed=1)
-    summary = train_baseline(train, val, params, class_names=NAMES, seed=1).summary
-    assert (summary.head, summary.hidden, summary.dropout) == ("cosine", 0, 0.0)
-    accuracy = {one.head: one.val_accuracy for one in summary.candidates}
-    assert accuracy["cosine"] > accuracy["linear"]
-
-
-def test_a_cosine_head_starts_at_the_mean_directions_of_the_classes(params: BaselineParams):
-    few = params.model_copy(update={"mlp_lr": 1e-12, "mlp_epochs": 1})
-    train, val = make_labelled(60, views=2), make_labelled(30, seed=1)
-    moments = measure_moments(train, np.arange(60))
-    head = fit_cosine(train, val, moments, few, classes=4, seed=1).head
-    rows = (train.features - moments.mean) / np.sqrt(moments.deviation**2 + 1e-5)
-    units = rows / np.linalg.norm(rows, axis=2, keepdims=True)
-    for label in range(3):
-        mean = units[train.labels == label].sum(axis=(0, 1))
-        found = head.get_parameter("weight")[label].detach().numpy()
-        np.testing.assert_allclose(found, mean / np.linalg.norm(mean), atol=1e-4)
-    absent = head.get_parameter("weight")[3].detach()
-    assert float(absent.norm()) == pytest.approx(1)
-
-
-def test_the_scale_of_a_cosine_head_is_learned(params: BaselineParams):
-    train, val = make_labelled(240, noise=0.3), make_labelled(60, seed=1, noise=0.3)
-    moments = measure_moments(train, np.arange(240))
-    fit = fit_cosine(train, val, moments, params, classes=3, seed=1)
-    assert float(fit.head.get_parameter("log_scale").detach().exp()) > 1.5 * 10
 
 
 def break_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
@@ -192,13 +149,12 @@ def break_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
     monkeypatch.setattr(trained_heads, "_run_epoch", run_epoch)
 
 
-@pytest.mark.parametrize("head", ["mlp", "cosine"])
 def test_a_head_that_breaks_down_at_once_is_an_error_that_names_the_rate(
-    params: BaselineParams, monkeypatch: pytest.MonkeyPatch, head: str
+    params: BaselineParams, monkeypatch: pytest.MonkeyPatch
 ):
     break_after(monkeypatch, 0)
     train, val = make_labelled(60), make_labelled(30, seed=1)
-    only = params.model_copy(update={"heads": [head]})
+    only = params.model_copy(update={"heads": ["mlp"]})
     with pytest.raises(TrainingError, match=r"broke down in epoch 1 .*lower baseline\.mlp_lr"):
         train_baseline(train, val, only, class_names=NAMES, seed=1)
 
@@ -262,8 +218,7 @@ def test_an_mlp_that_overfits_keeps_its_best_epoch_and_says_so(default_params: P
     }
     params = with_values(default_params, values).baseline
     train, val = make_labelled(60, noise=4.0), make_labelled(60, seed=1, noise=4.0)
-    moments = measure_moments(train, np.arange(60))
-    fit = fit_mlp(train, val, moments, params, classes=3, seed=1)
+    fit = fit_mlp(train, val, params, classes=3, seed=1)
     losses = [one.val_loss for one in fit.epochs]
     assert fit.best_epoch == int(np.argmin(losses)) + 1
     assert len(losses) == fit.best_epoch + 20
@@ -277,8 +232,7 @@ def test_an_mlp_that_overfits_keeps_its_best_epoch_and_says_so(default_params: P
 
 def test_the_mlp_standardizes_by_the_statistics_of_all_training_rows(params: BaselineParams):
     train, val = make_labelled(60, views=2), make_labelled(30, seed=1)
-    moments = measure_moments(train, np.arange(60))
-    head = fit_mlp(train, val, moments, params, classes=3, seed=1).head
+    head = fit_mlp(train, val, params, classes=3, seed=1).head
     rows = train.features.reshape(-1, D).astype(np.float64)
     state = {name: tensor.numpy() for name, tensor in head.state_dict().items()}
     np.testing.assert_allclose(state["norm.running_mean"], rows.mean(axis=0), rtol=1e-5)
@@ -288,7 +242,7 @@ def test_the_mlp_standardizes_by_the_statistics_of_all_training_rows(params: Bas
 def test_an_mlp_can_be_trained_on_a_last_batch_of_one_image(default_params: Params):
     params = with_values(default_params, {"baseline.batch_size": 4}).baseline
     train, val = make_labelled(5), make_labelled(6, seed=1)
-    fit = fit_mlp(train, val, measure_moments(train, np.arange(5)), params, classes=3, seed=1)
+    fit = fit_mlp(train, val, params, classes=3, seed=1)
     assert np.isfinite([one.val_loss for one in fit.epochs]).all()
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics.pairwise import cosine_similarity
 from torch import nn
 
 from tasks.artifacts import write_tensors
@@ -58,26 +57,7 @@ def test_mlp_head_standardizes_with_its_stored_statistics():
     np.testing.assert_allclose(apply_head(head, rows()), expected, rtol=1e-4)
 
 
-def test_cosine_head_scales_the_cosines_of_standardized_features():
-    head = head_of("cosine")
-    state = {name: tensor.numpy() for name, tensor in head.state_dict().items()}
-    standard = (rows() - state["norm.running_mean"]) / np.sqrt(state["norm.running_var"] + 1e-5)
-    expected = np.exp(state["log_scale"]) * cosine_similarity(standard, state["weight"])
-    np.testing.assert_allclose(apply_head(head, rows()), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_lengths_do_not_matter_to_a_cosine_head():
-    head = head_of("cosine")
-    before = apply_head(head, rows())
-    with torch.no_grad():
-        head.get_parameter("weight").mul_(7)
-    np.testing.assert_allclose(apply_head(head, rows()), before, rtol=1e-5)
-    mean = head.get_buffer("norm.running_mean").numpy()
-    longer = (mean + 3 * (rows() - mean)).astype(np.float32)
-    np.testing.assert_allclose(apply_head(head, longer), before, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["linear", "mlp", "cosine"])
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
 def test_head_read_from_its_file_gives_the_same_logits(kind: HeadKind, tmp_path: Path):
     head = head_of(kind)
     write_head(tmp_path / "head.safetensors", head)

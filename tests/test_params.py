@@ -117,7 +117,7 @@ def test_a_wrong_item_of_a_list_is_named(params_file):
 
 def test_a_wrong_word_of_a_list_is_named_with_the_choices(params_file):
     text, line = with_value("baseline.heads", "[linear, svm]")
-    message = rf":{line}: baseline\.heads\.1 is 'svm'; allowed: linear \| mlp \| cosine"
+    message = rf":{line}: baseline\.heads\.1 is 'svm'; allowed: linear \| mlp"
     with pytest.raises(ParamsError, match=message):
         load_params(params_file(text))
 

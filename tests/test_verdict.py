@@ -54,10 +54,9 @@ def test_unequal_classes_put_balanced_accuracy_first(findings: Findings) -> None
     [
         (Shape(arm="feature_extraction", shipped="baseline"), "A linear head on frozen"),
         (Shape(shipped="baseline", head="mlp"), "An MLP head on frozen"),
-        (Shape(shipped="baseline", head="cosine"), "A cosine head on frozen"),
         (Shape(arm="scratch"), "test_efficientnet trained from scratch"),
     ],
-    ids=["frozen", "rejected fine-tuning", "cosine", "scratch"],
+    ids=["frozen", "rejected fine-tuning", "scratch"],
 )
 def test_the_sentence_names_what_ships(
     shape: Shape, start: str, tmp_path: Path, default_params: Params

@@ -181,10 +181,6 @@ def _describe_head(head: nn.Module) -> dict[str, Any]:
     """Say of which layers a head is made, so that it can be built again."""
     if isinstance(head, nn.Linear):
         return {"kind": "linear", "feature_dim": head.in_features, "classes": head.out_features}
-    if "log_scale" in head.state_dict():
-        classes, dim = head.get_parameter("weight").shape
-        layers = ["norm", "unit length", "cosines", "scale"]
-        return {"kind": "cosine", "layers": layers, "feature_dim": dim, "classes": classes}
     hidden, out = head.get_submodule("hidden"), head.get_submodule("out")
     return {
         "kind": "mlp",

@@ -67,7 +67,7 @@ class Findings:
 
     @property
     def shipped_head(self) -> str:
-        """Whether the head of the shipped model is linear, an mlp or cosine."""
+        """Whether the head of the shipped model is linear or an mlp."""
         return (self.baseline if self.metrics.shipped == "baseline" else self.finetuned).head
 
     @property

@@ -44,30 +44,6 @@ head = torch.nn.Sequential(OrderedDict(
 head.load_state_dict(load_file(folder / "head.safetensors"))
 model = torch.nn.Sequential(model, head).eval()
 """,
-        "cosine": """
-# timm's classifier is one linear layer; this head compares directions, so it is a file of its own.
-from safetensors.torch import load_file
-from torch.nn import functional
-
-
-class CosineHead(torch.nn.Module):
-    def __init__(self, feature_dim, classes):
-        super().__init__()
-        self.norm = torch.nn.BatchNorm1d(feature_dim, affine=False)
-        self.weight = torch.nn.Parameter(torch.empty(classes, feature_dim))
-        self.log_scale = torch.nn.Parameter(torch.empty(1))
-
-    def forward(self, features):
-        units = functional.normalize(self.norm(features), dim=1)
-        cosines = functional.linear(units, functional.normalize(self.weight, dim=1))
-        return self.log_scale.exp() * cosines
-
-
-form = json.loads((folder / "head.json").read_text(encoding="utf-8"))
-head = CosineHead(form["feature_dim"], form["classes"])
-head.load_state_dict(load_file(folder / "head.safetensors"))
-model = torch.nn.Sequential(model, head).eval()
-""",
     }
 )
 PREDICT = """
@@ -89,6 +65,6 @@ def loading_code(*, whole: bool, head: str) -> str:
 
     Args:
         whole: Whether timm alone gives the logits.
-        head: linear, mlp or cosine.
+        head: linear or mlp.
     """
     return BEGIN + HEADS["inside" if whole else head] + PREDICT

@@ -93,8 +93,8 @@ def name_shipped(findings: Findings) -> str:
     """Name the shipped model at the head of a sentence."""
     name = findings.backbone.name
     if findings.metrics.shipped == "baseline":
-        heads = {"linear": "A linear head", "mlp": "An MLP head", "cosine": "A cosine head"}
-        return f"{heads[findings.baseline.head]} on frozen {name} features"
+        head = "A linear head" if findings.baseline.head == "linear" else "An MLP head"
+        return f"{head} on frozen {name} features"
     if findings.finetuned.arm == "scratch":
         return f"{name} trained from scratch"
     return f"Fine-tuned {name}"

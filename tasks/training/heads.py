@@ -1,47 +1,18 @@
 """Heads: raw pooled features to logits. Written by baseline, read by every later stage."""
 
-import math
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 from tasks.artifacts import read_tensors, write_tensors
 from tasks.records import Baseline, HeadKind
 from tasks.training.tensors import from_arrays, to_arrays
 
 ROWS_AT_ONCE = 8192
-START_SCALE = 10.0  # of a cosine head, before it is trained
-
-
-class CosineHead(nn.Module):
-    """Scaled cosines between standardized features and one direction a class.
-
-    Lengths play no part, of features or of weights: classes with few images are named as readily
-    as those with many. Features are standardized because those after a ReLU are all positive, and
-    the angles between them small.
-
-    Source: Gidaris and Komodakis 2018, 1804.09458.
-    """
-
-    def __init__(self, feature_dim: int, classes: int) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(feature_dim, affine=False)
-        self.weight = nn.Parameter(torch.randn(classes, feature_dim))
-        self.log_scale = nn.Parameter(torch.full((1,), math.log(START_SCALE)))
-
-    def cosines(self, features: Tensor) -> Tensor:
-        """Give the cosines, (N, C), of features (N, D)."""
-        units = functional.normalize(self.norm(features), dim=1)
-        return functional.linear(units, functional.normalize(self.weight, dim=1))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Give the logits of a batch."""
-        return self.log_scale.exp() * self.cosines(features)
 
 
 def build_head(
@@ -49,21 +20,18 @@ def build_head(
 ) -> nn.Module:
     """Build an untrained head: raw pooled features (N, feature_dim) to logits (N, classes).
 
-    Standardization is part of the head: a linear head has it folded into its weights, the others
-    start with a batch norm whose stored statistics are those of the training features.
+    Standardization is part of the head: a linear head has it folded into its weights, an MLP starts
+    with a batch norm whose stored statistics are those of the training features.
 
     Args:
-        kind: `linear` is one layer; `mlp` is batch norm, linear, ReLU, dropout, linear; `cosine` is
-            batch norm and scaled cosines.
+        kind: `linear` is one layer; `mlp` is batch norm, linear, ReLU, dropout, linear.
         feature_dim: Number of pooled features.
         classes: Number of logits.
-        hidden: Width of the MLP's hidden layer; the others have none.
+        hidden: Width of the MLP's hidden layer.
         dropout: Share of hidden units dropped in training.
     """
     if kind == "linear":
         return nn.Linear(feature_dim, classes)
-    if kind == "cosine":
-        return CosineHead(feature_dim, classes)
     return nn.Sequential(
         OrderedDict(
             norm=nn.BatchNorm1d(feature_dim),
