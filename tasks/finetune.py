@@ -29,8 +29,6 @@ from tasks.training.history import write_history
 from tasks.training.inputs import FinetuneInputs, read_inputs
 from tasks.training.interpolation import Chosen, choose_weights, explain_choice
 from tasks.training.loop import Trainer
-from tasks.training.lr_range import RangeTester
-from tasks.training.lr_suggestion import describe_range_test
 from tasks.training.mixing import check_mixing
 from tasks.training.outcome import START, FinetunedModel, summarize
 from tasks.training.parts import BackboneParts, CachePlan
@@ -87,13 +85,8 @@ def finetune(
     parts = _open_parts(classifier, groups, inputs, params, machine, workspace, processes)
     theta_0 = copy_tensors(classifier, list(classifier.state_dict()))
     examples = inputs.examples(balanced=params.class_balanced)
-    found = None
-    if params.head_lr == "auto" and inputs.decision.arm != "scratch":
-        found = RangeTester(
-            classifier, groups, examples, params, seed=seed, processes=processes
-        ).run_once(parts, inputs.decision.phases[0], folder=workspace.checkpoints)
     trainer = Trainer(classifier, groups, examples, params, seed=seed, processes=processes)
-    plans = plan_phases(inputs.decision, groups, params, found=found)
+    plans = plan_phases(inputs.decision, groups, params)
     state = trainer.run_phases(plans, parts, CheckpointFolder(workspace.checkpoints, processes))
     chosen = _choose_weights(classifier, trainer, parts, state, theta_0, inputs, params)
     return FinetunedModel(
@@ -103,13 +96,7 @@ def finetune(
         state.finished,
         chosen.best if chosen else START,
         chosen.val_logits if chosen else inputs.baseline_logits,
-        [
-            *notes,
-            *describe_range_test(found, params),
-            *note_overfitting(state),
-            *explain_choice(chosen),
-        ],
-        found,
+        [*notes, *note_overfitting(state), *explain_choice(chosen)],
         params.class_balanced,
     )
 

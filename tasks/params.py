@@ -289,10 +289,7 @@ class FinetuneParams(Block):
     )
     epochs: int = Field(ge=1, le=10_000, description="Most epochs of the last phase.")
     batch_size: int = Field(ge=2, le=65_536, description="Images a training step.")
-    head_lr: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = Field(
-        description="Peak learning rate of the head, a step (AdamW). auto: found by a range test "
-        "before the first phase; backbone_lr then stays as it is, but never above the found rate."
-    )
+    head_lr: float = Field(gt=0, le=1, description="Peak learning rate of the head (AdamW).")
     backbone_lr: float = Field(
         gt=0, le=1, description="Peak learning rate of the topmost backbone group, at most head_lr."
     )
@@ -357,7 +354,7 @@ class FinetuneParams(Block):
     @model_validator(mode="after")
     def check_rates_and_shares(self) -> Self:
         """Refuse a backbone rate above the head's and interpolation shares outside [0, 1]."""
-        if self.head_lr != "auto" and self.backbone_lr > self.head_lr:
+        if self.backbone_lr > self.head_lr:
             raise ValueError(
                 f"backbone_lr is {self.backbone_lr:g}; allowed: at most head_lr "
                 f"({self.head_lr:g}), because pretrained layers are destroyed by the rate that a "

@@ -288,18 +288,6 @@ class Phase(Record):
     reason: str
 
 
-class RangeTest(Record):
-    """A learning-rate range test; losses are smoothed and corrected for the batches' difficulty."""
-
-    suggested: float  # peak rate of the head
-    falls: bool  # whether the loss falls by a hundredth at some rate
-    rises: bool  # whether it rises by a tenth above its lowest value
-    steps: int
-    first_loss: float
-    lowest_loss: float
-    lowest_at: float  # rate of the head
-
-
 class Finetuned(Record):
     """The fine-tuned model (finetune.json); weights in model.safetensors beside it.
 
@@ -318,7 +306,6 @@ class Finetuned(Record):
     interpolation: float  # share of the fine-tuned weights in the final ones
     averaged: bool = False  # whether these are the average of what the kept phases ended with
     class_balanced: bool = False  # whether all classes counted the same in training and judging
-    range_test: RangeTest | None = None  # where finetune.head_lr is auto
     val_accuracy: Estimate
     val_loss: float
     notes: list[str]

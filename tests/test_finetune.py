@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 import signal
 import subprocess
@@ -36,7 +35,7 @@ from tasks.backbones.runtime import normalize
 from tasks.errors import ArtifactError, EngineError, TrainingError
 from tasks.params import Params
 from tasks.records import Arm, Decision, Finetuned
-from tasks.training import lr_suggestion, parts, passes
+from tasks.training import parts, passes
 from tasks.training.classifier import load_finetuned
 from tasks.training.heads import apply_head, write_head
 from tasks.training.inputs import FinetuneInputs
@@ -57,11 +56,6 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A scratch folder of its own."""
     set_machine(monkeypatch, tmp_path / "scratch")
     return tmp_path / "scratch"
-
-
-@pytest.fixture
-def shorter_range_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lr_suggestion, "STEPS", 25)
 
 
 def set_machine(monkeypatch: pytest.MonkeyPatch, scratch: Path) -> None:
@@ -169,7 +163,6 @@ def test_the_written_model_gives_the_written_logits(project: Project, head: str)
     assert summary.val_accuracy.value == np.mean(written.argmax(axis=1) == labels)
     assert [phase.kept for phase in summary.phases] == [True, True]
     assert summary.interpolation in (0.25, 0.5, 0.75, 1.0)
-    assert summary.range_test is None
     assert summary.backbone == BACKBONE
 
 
@@ -316,55 +309,6 @@ def test_one_kept_phase_is_not_averaged(project: Project):
     summary = project.run(project.arguments(phases=[5]))
     assert not summary.averaged
     assert "average" not in summary.notes[-1]
-
-
-def test_a_found_rate_is_the_heads_and_is_written_down(
-    project: Project, caplog: pytest.LogCaptureFixture, shorter_range_test: None
-):
-    caplog.set_level("INFO")
-    values = {"finetune.head_lr": "auto", "finetune.warmup_fraction": 0.0}
-    summary = project.run(project.arguments(values=values))
-    assert summary.range_test is not None
-    found = summary.range_test.suggested
-    assert f"learning-rate range test: {found:.2g} for the head" in caplog.text
-    assert summary.notes[0].startswith(f"The learning-rate range test suggests {found:.2g}")
-    row = read_table(project.root / "out" / "history.csv")[0]
-    shares = [0.5 * (1 + math.cos(math.pi * step / 8)) for step in range(4)]
-    assert float(row["lr_head"]) == pytest.approx(found * np.mean(shares))
-    assert project.inputs is not None
-    top = project.inputs.backbone.groups[5].name
-    assert float(row[f"lr_{top}"]) == pytest.approx(min(0.003, found) * np.mean(shares))
-
-
-def test_training_from_scratch_needs_no_range_test(project: Project):
-    summary = project.run(project.arguments("scratch", {"finetune.head_lr": "auto"}))
-    assert summary.range_test is None
-
-
-@pytest.mark.parametrize("left", [True, False], ids=["with its result", "without"])
-def test_a_stage_killed_after_its_range_test_ends_in_the_same_bytes(
-    project: Project,
-    machine: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    shorter_range_test: None,
-    left: bool,
-):
-    arguments = project.arguments(values={"finetune.head_lr": "auto", "finetune.mixup_alpha": 0.4})
-    project.run(arguments, "whole")
-
-    def stop(*args: object) -> None:
-        raise InterruptedError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stage, "_choose_weights", stop)
-        with pytest.raises(InterruptedError):
-            project.run(arguments, "again")
-    (found,) = machine.rglob("range_test.json")
-    if not left:
-        found.unlink()
-    project.run(arguments, "again")
-    assert digests(project.root / "whole") == digests(project.root / "again")
-    assert not list(machine.rglob("range_test.json"))
 
 
 def test_a_phase_that_learns_by_heart_is_told(project: Project, monkeypatch: pytest.MonkeyPatch):

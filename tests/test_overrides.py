@@ -59,7 +59,7 @@ def test_the_form_has_every_leaf_of_params_with_the_same_bounds() -> None:
 def test_bounds_are_said_in_the_description() -> None:
     schema = dict(leaves(ParamsOverrides.model_json_schema()))
     assert schema["finetune.scratch_lr"]["description"].endswith("Allowed: above 0, at most 1.")
-    assert schema["finetune.head_lr"]["description"].endswith("above 0, at most 1, or auto.")
+    assert schema["baseline.mlp_hidden"]["description"].endswith("8192, or auto.")
     assert schema["ingest.val_fraction"]["description"].endswith("Allowed: above 0, below 0.5.")
 
 

@@ -80,9 +80,9 @@ MISTAKES = {
     "YAML 1.1 boolean": ("finetune.class_balanced", "yes", "is 'yes'; allowed: true or false"),
     "number as boolean": ("finetune.class_balanced", "1", "is 1; allowed: true or false"),
     "neither number nor word": (
-        "finetune.head_lr",
+        "baseline.mlp_hidden",
         "automatic",
-        r"is 'automatic'; allowed: number, greater than 0, at most 1 \| auto \(",
+        r"is 'automatic'; allowed: integer, at least 2, at most 8192 \| auto \(",
     ),
     "fraction or word": ("baseline.mlp_hidden", "1.5", r"is 1.5; allowed: integer, .* \| auto \("),
     "boolean as number": ("finetune.epochs", "true", "is True; allowed: integer"),
@@ -124,14 +124,14 @@ def test_a_wrong_word_of_a_list_is_named_with_the_choices(params_file):
 
 def test_a_value_of_several_types_gets_one_line(params_file):
     with pytest.raises(ParamsError) as caught:
-        load_params(params_file(with_value("finetune.head_lr", "fast")[0]))
+        load_params(params_file(with_value("baseline.mlp_hidden", "wide")[0]))
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize(("written", "value"), [("auto", "auto"), ("1e-3", 0.001), ("1", 1.0)])
-def test_a_rate_may_be_a_number_or_auto(params_file, written, value):
-    text, _ = with_value("finetune.head_lr", written)
-    assert load_params(params_file(text)).finetune.head_lr == value
+@pytest.mark.parametrize(("written", "value"), [("auto", "auto"), ("300", 300)])
+def test_a_width_may_be_a_number_or_auto(params_file, written, value):
+    text, _ = with_value("baseline.mlp_hidden", written)
+    assert load_params(params_file(text)).baseline.mlp_hidden == value
 
 
 def test_every_mistake_gets_its_line(params_file):

@@ -265,7 +265,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 100) -> None:
 def test_a_stage_of_two_processes_killed_and_then_stopped_writes_the_same_bytes(
     tmp_path: Path, default_params: Params
 ):
-    values = {"finetune.epochs": 12, "finetune.patience": 12, "finetune.head_lr": "auto"}
+    values = {"finetune.epochs": 12, "finetune.patience": 12}
     arguments = Project(tmp_path, default_params).arguments(values=values)
     scratch = tmp_path / "scratch"
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tasks.records import Finetuned, Phase, RangeTest
+from tasks.records import Finetuned, Phase
 from tasks.statistics import accuracy_interval
 from tasks.training.classifier import Classifier
 from tasks.training.freezing import TrainingGroup
@@ -29,7 +29,6 @@ class FinetunedModel:
     weights: Candidate
     val_logits: Logits
     notes: Sequence[str]
-    range_test: RangeTest | None = None
     class_balanced: bool = False
 
 
@@ -49,7 +48,6 @@ def summarize(model: FinetunedModel, inputs: FinetuneInputs, *, seed: int) -> Fi
         interpolation=model.weights.alpha,
         averaged=model.weights.averaged,
         class_balanced=model.class_balanced,
-        range_test=model.range_test,
         val_accuracy=accuracy_interval(
             right_images(model.val_logits, val.labels),
             val.groups,

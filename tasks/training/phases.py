@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tasks.errors import ArtifactError
 from tasks.params import FinetuneParams
-from tasks.records import Decision, RangeTest
+from tasks.records import Decision
 from tasks.training.freezing import TrainingGroup
 
 
@@ -58,11 +58,7 @@ def phase_cuts(decision: Decision, groups: Sequence[TrainingGroup]) -> list[int]
 
 
 def plan_phases(
-    decision: Decision,
-    groups: Sequence[TrainingGroup],
-    params: FinetuneParams,
-    *,
-    found: RangeTest | None = None,
+    decision: Decision, groups: Sequence[TrainingGroup], params: FinetuneParams
 ) -> list[PhasePlan]:
     """Turn a decision into phases; none where only the head is to be trained.
 
@@ -70,7 +66,6 @@ def plan_phases(
         decision: The arm and the lowest unfrozen group of each phase.
         groups: The backbone's groups in forward order, then the head.
         params: The `finetune` block.
-        found: The range test, where it was asked for the head's rate.
 
     Raises:
         ArtifactError: The decision does not fit the backbone.
@@ -85,31 +80,11 @@ def plan_phases(
             unfrozen_from=cut,
             epochs=_most_epochs(params, scratch=scratch, last=number == len(cuts)),
             patience=params.scratch_patience if scratch else params.patience,
-            rates=_scratch_rates(groups, params)
-            if scratch
-            else peak_rates(groups, cut, params, head_lr=_head_lr(params, found)),
+            rates=_scratch_rates(groups, params) if scratch else _peak_rates(groups, cut, params),
             adapt_norm=scratch,
         )
         for number, cut in enumerate(cuts, start=1)
     ]
-
-
-def peak_rates(
-    groups: Sequence[TrainingGroup], unfrozen_from: int, params: FinetuneParams, *, head_lr: float
-) -> dict[str, float]:
-    """Rates of the trained groups: the head's, the topmost group's, less with every group below.
-
-    The topmost group's is backbone_lr, but never above the head's.
-
-    Source: Howard and Ruder 2018, 1801.06146 (discriminative rates).
-    """
-    *backbone, head = groups
-    top = min(params.backbone_lr, head_lr)
-    rates = {
-        group.name: top * params.lr_decay**depth
-        for depth, group in enumerate(reversed(backbone[unfrozen_from:]))
-    }
-    return {head.name: head_lr, **rates}
 
 
 def _most_epochs(params: FinetuneParams, *, scratch: bool, last: bool) -> int:
@@ -118,11 +93,19 @@ def _most_epochs(params: FinetuneParams, *, scratch: bool, last: bool) -> int:
     return params.epochs if last else params.early_epochs
 
 
-def _head_lr(params: FinetuneParams, found: RangeTest | None) -> float:
-    if params.head_lr != "auto":
-        return params.head_lr
-    assert found is not None, "finetune.head_lr is auto, but no range test was run"
-    return found.suggested
+def _peak_rates(
+    groups: Sequence[TrainingGroup], unfrozen_from: int, params: FinetuneParams
+) -> dict[str, float]:
+    """Rates of the trained groups: the head's, the topmost group's, less with every group below.
+
+    Source: Howard and Ruder 2018, 1801.06146 (discriminative rates).
+    """
+    *backbone, head = groups
+    rates = {
+        group.name: params.backbone_lr * params.lr_decay**depth
+        for depth, group in enumerate(reversed(backbone[unfrozen_from:]))
+    }
+    return {head.name: params.head_lr, **rates}
 
 
 def _scratch_rates(groups: Sequence[TrainingGroup], params: FinetuneParams) -> dict[str, float]:

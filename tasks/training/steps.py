@@ -84,33 +84,21 @@ class Stepper:
         Raises:
             TrainingError: Memory runs out with the smallest micro-batch, or for the optimizer.
         """
-        loss, right = self._run(part, TrainBatch.of(rows, labels, mix), learn=True)
+        loss, right = self._run(part, TrainBatch.of(rows, labels, mix))
         result = StepResult(loss=loss, right=right, images=len(labels), norm=self._clip())
         if result.is_finite:
             with explaining_memory("optimizer step", TrainingError, ADVICE):
                 self._optimizer.step()
         return result
 
-    @torch.no_grad()
-    def measure(
-        self, part: TrainedPart, rows: Indices, labels: Indices, mix: Mix | None = None
-    ) -> StepResult:
-        """Give what `train` would see, but change nothing; no gradient has the norm 0.
-
-        Raises:
-            TrainingError: Memory runs out with the smallest micro-batch.
-        """
-        loss, right = self._run(part, TrainBatch.of(rows, labels, mix), learn=False)
-        return StepResult(loss=loss, right=right, images=len(labels), norm=0.0)
-
-    def _run(self, part: TrainedPart, batch: TrainBatch, *, learn: bool) -> tuple[float, int]:
+    def _run(self, part: TrainedPart, batch: TrainBatch) -> tuple[float, int]:
         """Give mean loss and right images of a batch of all processes; the gradient is summed."""
         own, share = self._own_share(len(batch.rows))
         mine = batch.at(own)
         norms = adapting_norms(part.module)
         with self._sharing_batch_norm(share):
             loss, right = self.micro_batches.run(
-                lambda parts: self._accumulate(part, mine, parts, share, learn=learn),
+                lambda parts: self._accumulate(part, mine, parts, share),
                 len(mine.rows),
                 smallest=self._fewest_at_once(len(mine.rows), adapting=bool(norms)),
                 undo=remember_forward(norms, self._device),
@@ -124,8 +112,6 @@ class Stepper:
         batch: TrainBatch,
         micro_batches: Sequence[slice],
         share: float,
-        *,
-        learn: bool,
     ) -> tuple[float, int]:
         """Sum the gradient of this process's images, which weigh `share` in the mean of the batch.
 
@@ -141,9 +127,8 @@ class Stepper:
                 logits, shown, smoothing=self._smoothing, weights=self._class_weights
             )
             weighted = mean * (share * len(shown.labels) / len(batch.rows))
-            if learn:
-                pull = self._pull(part) * share if chosen.start == 0 else 0.0
-                torch.autograd.backward(weighted + pull)
+            pull = self._pull(part) * share if chosen.start == 0 else 0.0
+            torch.autograd.backward(weighted + pull)
             loss += float(weighted.detach())
             right += int((logits.argmax(dim=1) == shown.dominant).sum()) if share else 0
         return loss, right
