@@ -24,12 +24,11 @@ from tasks.params_file import load_params
 from tasks.training.checkpoints import CheckpointFolder
 from tasks.training.classifier import Classifier, write_classifier
 from tasks.training.fingerprint import fingerprint
-from tasks.training.freezing import TrainingGroup, training_groups
+from tasks.training.freezing import training_groups
 from tasks.training.history import write_history
 from tasks.training.inputs import FinetuneInputs, read_inputs
 from tasks.training.interpolation import Chosen, choose_weights, explain_choice
 from tasks.training.loop import Trainer
-from tasks.training.mixing import check_mixing
 from tasks.training.outcome import START, FinetunedModel, summarize
 from tasks.training.parts import BackboneParts, CachePlan
 from tasks.training.phases import phase_cuts, plan_phases
@@ -82,7 +81,15 @@ def finetune(
     if not phase_cuts(inputs.decision, groups):
         note = "The decision was to train nothing but the head: the model is the frozen baseline."
         return FinetunedModel(classifier, groups, (), (), START, inputs.baseline_logits, [note])
-    parts = _open_parts(classifier, groups, inputs, params, machine, workspace, processes)
+    parts = BackboneParts(
+        classifier,
+        groups,
+        inputs.stores,
+        inputs.backbone.input,
+        machine,
+        CachePlan(workspace.activations, params.cache_gb, inputs.decision.phases),
+        processes,
+    )
     theta_0 = copy_tensors(classifier, list(classifier.state_dict()))
     examples = inputs.examples(balanced=params.class_balanced)
     trainer = Trainer(classifier, groups, examples, params, seed=seed, processes=processes)
@@ -113,30 +120,6 @@ def _say_how(params: FinetuneParams, *, scratch: bool) -> tuple[list[str], Finet
         notes.append("finetune.l2_sp does nothing here: from scratch there are no weights to keep.")
         params = params.model_copy(update={"l2_sp": 0.0})
     return notes, params
-
-
-def _open_parts(
-    classifier: Classifier,
-    groups: list[TrainingGroup],
-    inputs: FinetuneInputs,
-    params: FinetuneParams,
-    machine: Machine,
-    workspace: Workspace,
-    processes: Processes,
-) -> BackboneParts:
-    """Prepare the cuts; refuse one, or mixing that it cannot have, before anything is computed."""
-    parts = BackboneParts(
-        classifier,
-        groups,
-        inputs.stores,
-        inputs.backbone.input,
-        machine,
-        CachePlan(workspace.activations, params.cache_gb, inputs.decision.phases),
-        processes,
-    )
-    for cut in inputs.decision.phases:
-        check_mixing(parts.input_shape(cut), params)
-    return parts
 
 
 def _choose_weights(

@@ -301,16 +301,6 @@ class FinetuneParams(Block):
     label_smoothing: float = Field(
         ge=0, lt=1, description="Share of the label given to all classes."
     )
-    mixup_alpha: float = Field(
-        ge=0,
-        le=100,
-        description="Beta(alpha, alpha) draws the shares by which images are blended; 0 is off.",
-    )
-    cutmix_alpha: float = Field(
-        ge=0,
-        le=100,
-        description="The same for the area of a box taken from another image; 0 is off.",
-    )
     l2_sp: float = Field(
         ge=0,
         le=10,

@@ -32,7 +32,7 @@ from tasks.artifacts import (
 )
 from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.runtime import normalize
-from tasks.errors import ArtifactError, EngineError, TrainingError
+from tasks.errors import ArtifactError, EngineError
 from tasks.params import Params
 from tasks.records import Arm, Decision, Finetuned
 from tasks.training import parts, passes
@@ -632,15 +632,6 @@ def test_weights_that_did_not_make_the_features_are_refused(project: Project):
     write_record(project.root / "in" / "backbone.json", other)
     with pytest.raises(ArtifactError, match=r"ffffffffffff.*rerun extract"):
         project.run(arguments)
-
-
-def test_cutmix_of_tokens_is_refused_before_anything_is_computed(
-    project: Project, machine: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(stage.BackboneParts, "input_shape", lambda self, cut: (17, 64))
-    with pytest.raises(TrainingError, match=r"shape \(17, 64\) an image; cutmix needs maps"):
-        project.run(project.arguments(values={"finetune.cutmix_alpha": 1.0}))
-    assert not list(machine.rglob("*.npy"))
 
 
 @pytest.mark.parametrize("phases", [[], [4, 5], [5, 5], [99], [-1]])

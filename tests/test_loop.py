@@ -23,15 +23,11 @@ from tasks.training import passes
 from tasks.training.epochs import Examples
 from tasks.training.freezing import (
     TrainingGroup,
-    set_rates,
-    set_training_mode,
     training_groups,
-    unfreeze_from,
 )
 from tasks.training.gate import ValSet
 from tasks.training.inputs import FinetuneInputs
 from tasks.training.loop import Trainer
-from tasks.training.mixing import Mix, draw_mix
 from tasks.training.parts import BackboneParts, CachePlan
 from tasks.training.phases import PhasePlan, plan_phases
 from tasks.training.sampling import Indices
@@ -203,7 +199,7 @@ def test_two_runs_are_equal_to_the_last_bit(tmp_path: Path, setting: Setting):
     [
         (1, {}),
         (3, {}),
-        (4, {"mixup_alpha": 0.4, "cutmix_alpha": 1.0}),
+        (4, {}),
         (5, {}),
         (6, {"ema_decay": 0.9}),
         (7, {"l2_sp": 0.5, "weight_decay": 0.1}),
@@ -242,7 +238,7 @@ def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize(
     ("arm", "values"),
     [
-        ("fine_tune", {"mixup_alpha": 0.4, "ema_decay": 0.9, "epochs": 2}),
+        ("fine_tune", {"ema_decay": 0.9, "epochs": 2}),
         ("scratch", {"l2_sp": 0.0}),
     ],
 )
@@ -624,64 +620,6 @@ def test_a_huge_pull_holds_the_backbone_and_lets_the_head_learn(tmp_path: Path, 
         farthest.append(max(moved[name] for name in run.groups[5].tensors))
         assert moved["head.weight"] > 0.005
     assert farthest[1] < 2 * 0.003 < farthest[0]
-
-
-def first_step(run: Run, mix: Mix | None) -> StepResult:
-    """Take one step of the first phase."""
-    plan, part = run.plans[0], run.parts.open(run.plans[0].unfrozen_from)
-    unfreeze_from(run.classifier, run.groups, plan.unfrozen_from)
-    set_training_mode(run.classifier, part.module, part.names, adapt_norm=False)
-    set_rates(run.trainer._optimizer, plan.rates, 1.0)
-    rows = np.arange(8)
-    return run.trainer._stepper.train(part, rows * (part.rows.train.views + 1), rows % 3, mix)
-
-
-@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-def test_a_step_with_the_whole_share_is_a_step_without_mixing(
-    tmp_path: Path, setting: Setting, kind: Any
-):
-    plain, mixed, half = (make_run(tmp_path / name, setting(), phases=[4]) for name in "abc")
-    expected = first_step(plain, None)
-    assert first_step(mixed, Mix(kind, 1.0, (0.5, 0.5))) == expected
-    assert_equal(plain.weights(), mixed.weights())
-    assert first_step(half, Mix(kind, 0.5, (0.5, 0.5))).loss != expected.loss
-
-
-def test_every_step_of_training_is_mixed_by_its_own_draw(
-    tmp_path: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch
-):
-    real, seen = Stepper.train, []
-
-    def train(self: Stepper, *batch: Any) -> StepResult:
-        seen.append(batch[-1])
-        return real(self, *batch)
-
-    monkeypatch.setattr(Stepper, "train", train)
-    params = setting(mixup_alpha=0.4, cutmix_alpha=1.0, early_epochs=2, epochs=2)
-    make_run(tmp_path, params).go()
-    assert seen == [
-        draw_mix(params, seed=17, phase=phase, epoch=epoch, step=step)
-        for phase in (1, 2)
-        for epoch in (1, 2)
-        for step in range(4)
-    ]
-
-
-@pytest.mark.parametrize("cut", [0, 4, 5])
-def test_the_shape_of_what_is_trained_on_is_known_before_it_is_computed(
-    tmp_path: Path, setting: Setting, cut: int
-):
-    parts = make_run(tmp_path, setting(), phases=[cut]).parts
-    shape = parts.input_shape(cut)
-    assert not (tmp_path / "activations").exists()
-    assert parts.open(cut).rows.train.read(np.arange(2)).shape == (2, *shape)
-
-
-def test_training_images_are_learned_from_mixtures(tmp_path: Path, setting: Setting):
-    params = setting(epochs=20, backbone_lr=0.01, mixup_alpha=0.2, cutmix_alpha=1.0)
-    history = make_run(tmp_path, params, phases=[4], views=0).go().history
-    assert max(row.val_accuracy for row in history) > 0.9
-    assert history[-1].train_loss < 0.8 * history[0].train_loss
 
 
 def test_the_kept_phases_are_averaged_on_the_way(tmp_path: Path, setting: Setting):

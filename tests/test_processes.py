@@ -30,12 +30,7 @@ from tasks.records import Arm
 
 SETTINGS = {"REGRAFT_DEVICE": "cpu", "REGRAFT_ENGINE": "torch", "REGRAFT_THREADS": "2"}
 UNEVEN = {"finetune.batch_size": 7}  # of 30 images
-MIXED = {**UNEVEN, "finetune.mixup_alpha": 0.4, "finetune.cutmix_alpha": 1.0}
-CASES: dict[str, tuple[Arm, dict[str, float], dict[str, object]]] = {
-    "fine_tune": ("fine_tune", UNEVEN, {}),
-    "scratch": ("scratch", UNEVEN, {}),
-    "mixed": ("fine_tune", MIXED, {"phases": [4, 3]}),  # maps of 4 x 4 and 8 x 8 for cutmix
-}
+ARMS: tuple[Arm, ...] = ("fine_tune", "scratch")
 
 
 def start(command: list[str], **variables: str) -> subprocess.Popen[str]:
@@ -148,10 +143,10 @@ class Compared:
 
     def __init__(self, root: Path, defaults: Params, tiny: Params) -> None:
         self.root = root
-        for name, (arm, values, kind) in CASES.items():
-            (root / name).mkdir()
-            self.project = Project(root / name, defaults)
-            self.project.arguments(arm, values, **kind)
+        for arm in ARMS:
+            (root / arm).mkdir()
+            self.project = Project(root / arm, defaults)
+            self.project.arguments(arm, UNEVEN)
         with (root / "params.yaml").open("w") as file:
             YAML().dump(with_values(tiny, {"extract.batch_size": 4}).model_dump(mode="json"), file)
         self.pixels = [f"--params={root / 'params.yaml'}", *make_pixels(root / "pixels")]
@@ -165,12 +160,14 @@ class Compared:
             *(
                 (
                     "finetune",
-                    arguments_in(self.root / case / "in") + outputs(self.root / name / case),
+                    arguments_in(self.root / arm / "in") + outputs(self.root / name / arm),
                 )
-                for case in CASES
+                for arm in ARMS
             ),
         ]
-        (self.root / "jobs.json").write_text(json.dumps([[s, str(free_port()), a] for s, a in jobs]))
+        (self.root / "jobs.json").write_text(
+            json.dumps([[s, str(free_port()), a] for s, a in jobs])
+        )
         started = [
             start(
                 ["-c", PROGRAM, str(self.root / "jobs.json")],
@@ -196,11 +193,11 @@ def compared(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("arm", ARMS)
 def test_the_curve_does_not_depend_on_how_many_processes_share_a_batch(
-    compared: Compared, case: str
+    compared: Compared, arm: Arm
 ):
-    one, three = (compared.root / name / case for name in ("one", "three"))
+    one, three = (compared.root / name / arm for name in ("one", "three"))
     for single, shared in zip(
         read_table(one / "history.csv"), read_table(three / "history.csv"), strict=True
     ):

@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from tasks.backbones.engine import Engine, make_engine
 from tasks.backbones.processes import ALONE, Processes
-from tasks.backbones.recording import example_images
 from tasks.backbones.split import prefixes_at, split_at
 from tasks.machine import Machine
 from tasks.records import InputSpec
@@ -54,6 +52,9 @@ class BackboneParts:
         machine: What runs the frozen layers.
         cache: Where activations may be cached, and for which cuts.
         processes: Open the same cuts in the same order and fill the caches together.
+
+    Raises:
+        EngineError: The backbone cannot be cut at one of the planned cuts.
     """
 
     def __init__(
@@ -72,6 +73,8 @@ class BackboneParts:
         self._cut: int | None = None
         self._part: TrainedPart | None = None
         self._cuts = [cut for cut in cache.cuts if cut > 0]
+        for cut in self._cuts:
+            split_at(classifier.backbone, cut)  # so that none fails after a phase before it
         several = cache.budget_gb > 0 and len(self._cuts) > 1
         self._pretrained = copy.deepcopy(classifier.backbone) if several else None
         self._ahead: dict[int, Rows] = {}  # cached for later phases
@@ -81,19 +84,11 @@ class BackboneParts:
 
         Raises:
             TrainingError: Activations cannot be stored.
-            EngineError: The backbone cannot be cut there.
         """
         if self._part is None or self._cut != unfrozen_from:
             self.close()
             self._part, self._cut = self._make(unfrozen_from), unfrozen_from
         return self._part
-
-    @torch.no_grad()
-    def input_shape(self, unfrozen_from: int) -> tuple[int, ...]:
-        """Shape of what the part from a layer group on reads of one image; nothing is cached."""
-        backbone = self._classifier.eval().backbone
-        prefix, _ = split_at(backbone, unfrozen_from)
-        return tuple(prefix(example_images(backbone, count=2)).shape[1:])
 
     def close(self) -> None:
         """Delete what was cached for the open part."""

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 
 import torch
@@ -16,7 +15,6 @@ from tasks.training.averaging import update_average
 from tasks.training.classifier import Classifier
 from tasks.training.epochs import Examples, check_step, count_step
 from tasks.training.freezing import set_rates, set_training_mode
-from tasks.training.mixing import draw_mix
 from tasks.training.phases import PhasePlan
 from tasks.training.sampling import Batch, count_steps, epoch_batches, layer_seed
 from tasks.training.schedule import warmup_cosine
@@ -54,7 +52,6 @@ class TrainingPass:
         self._examples, self._seed, self._processes = examples, seed, stepper.processes
         self._batch_size, self._warmup_fraction = params.batch_size, params.warmup_fraction
         self._ema_decay = params.ema_decay
-        self._draw_mix = partial(draw_mix, params, seed=seed)
         self._epoch_steps = count_steps(len(examples.labels), params.batch_size)
 
     def take(
@@ -128,8 +125,7 @@ class TrainingPass:
         epoch = step // self._epoch_steps + 1
         place = {"phase": plan.number, "epoch": epoch, "step": tally.steps}
         torch.manual_seed(layer_seed(self._seed, **place, process=self._processes.rank))
-        labels = self._examples.labels[batch.images]
-        result = self._stepper.train(part, batch.rows, labels, self._draw_mix(**place))
+        result = self._stepper.train(part, batch.rows, self._examples.labels[batch.images])
         check_step(
             plan,
             f"epoch {epoch}, step {step + 1}, {share:.0%} of the peak rate",

@@ -21,8 +21,7 @@ from tasks.errors import TrainingError
 from tasks.params import FinetuneParams
 from tasks.training.classifier import BACKBONE, Classifier
 from tasks.training.freezing import adapting_norms
-from tasks.training.losses import distance_to_start
-from tasks.training.mixing import Mix, TrainBatch, blended_cross_entropy
+from tasks.training.losses import distance_to_start, smoothed_cross_entropy
 from tasks.training.sampling import Indices
 from tasks.training.shared_norm import SharedBatchNorm
 from tasks.training.state import Logits
@@ -67,9 +66,7 @@ class Stepper:
         self.micro_batches = MicroBatches("training step", TrainingError, ADVICE)
         self._looks = MicroBatches("look at val", TrainingError, ADVICE)
 
-    def train(
-        self, part: TrainedPart, rows: Indices, labels: Indices, mix: Mix | None = None
-    ) -> StepResult:
+    def train(self, part: TrainedPart, rows: Indices, labels: Indices) -> StepResult:
         """Take one step on some training rows, unless its loss or gradient is not finite.
 
         Where memory runs out, the gradient is summed over micro-batches: the same step but
@@ -79,28 +76,27 @@ class Stepper:
             part: What is trained, in training mode.
             rows: Rows of the part's source, int64 (n,), of all processes together.
             labels: Their classes, int64 (n,).
-            mix: How they are mixed, if at all.
 
         Raises:
             TrainingError: Memory runs out with the smallest micro-batch, or for the optimizer.
         """
-        loss, right = self._run(part, TrainBatch.of(rows, labels, mix))
+        loss, right = self._run(part, rows, labels)
         result = StepResult(loss=loss, right=right, images=len(labels), norm=self._clip())
         if result.is_finite:
             with explaining_memory("optimizer step", TrainingError, ADVICE):
                 self._optimizer.step()
         return result
 
-    def _run(self, part: TrainedPart, batch: TrainBatch) -> tuple[float, int]:
+    def _run(self, part: TrainedPart, rows: Indices, labels: Indices) -> tuple[float, int]:
         """Give mean loss and right images of a batch of all processes; the gradient is summed."""
-        own, share = self._own_share(len(batch.rows))
-        mine = batch.at(own)
+        own, share = self._own_share(len(rows))
+        rows, labels = rows[own], labels[own]
         norms = adapting_norms(part.module)
         with self._sharing_batch_norm(share):
             loss, right = self.micro_batches.run(
-                lambda parts: self._accumulate(part, mine, parts, share),
-                len(mine.rows),
-                smallest=self._fewest_at_once(len(mine.rows), adapting=bool(norms)),
+                lambda parts: self._accumulate(part, rows, labels, parts, share),
+                len(rows),
+                smallest=self._fewest_at_once(len(rows), adapting=bool(norms)),
                 undo=remember_forward(norms, self._device),
                 remark=", and norm layers normalize over so many" if norms else "",
             )
@@ -109,7 +105,8 @@ class Stepper:
     def _accumulate(
         self,
         part: TrainedPart,
-        batch: TrainBatch,
+        rows: Indices,
+        labels: Indices,
         micro_batches: Sequence[slice],
         share: float,
     ) -> tuple[float, int]:
@@ -121,16 +118,16 @@ class Stepper:
         self._optimizer.zero_grad()
         loss, right = 0.0, 0
         for chosen in micro_batches:
-            shown = batch.at(chosen).read(part.rows.train, self._device)
-            logits = self._infer(part, shown.inputs)
-            mean = blended_cross_entropy(
-                logits, shown, smoothing=self._smoothing, weights=self._class_weights
+            logits = self._infer(part, part.rows.train.read(rows[chosen]).to(self._device))
+            wanted = torch.from_numpy(labels[chosen]).to(self._device)
+            mean = smoothed_cross_entropy(
+                logits, wanted, smoothing=self._smoothing, weights=self._class_weights
             )
-            weighted = mean * (share * len(shown.labels) / len(batch.rows))
+            weighted = mean * (share * len(wanted) / len(rows))
             pull = self._pull(part) * share if chosen.start == 0 else 0.0
             torch.autograd.backward(weighted + pull)
             loss += float(weighted.detach())
-            right += int((logits.argmax(dim=1) == shown.dominant).sum()) if share else 0
+            right += int((logits.argmax(dim=1) == wanted).sum()) if share else 0
         return loss, right
 
     def _fewest_at_once(self, images: int, *, adapting: bool) -> int:

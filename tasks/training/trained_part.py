@@ -34,10 +34,7 @@ class Parts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step saw: mean loss over its images, how many were right, and the gradient's norm.
-
-    A mixed image is right where the model names the label of which it shows more.
-    """
+    """What a step saw: mean loss over its images, how many were right, and the gradient's norm."""
 
     loss: float
     right: int
