@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 
 TASKS = Path(__file__).parent
 CONSTRAINTS = TASKS.parent / "constraints.txt"  # versions of all libraries
+BALANCED = (
+    "All classes count the same in training and where val judges it (finetune.class_balanced)."
+)
 READS = (
     "manifest",
     "train",
@@ -72,7 +75,6 @@ def finetune(
         workspace: Where checkpoints and activations are kept while it runs.
         processes: Train together, each on its part of every batch; all end with the same model.
     """
-    notes, params = _say_how(params, scratch=inputs.decision.arm == "scratch")
     classifier = start_classifier(
         inputs.backbone, inputs.baseline, inputs.head, arm=inputs.decision.arm, seed=seed
     )
@@ -95,6 +97,7 @@ def finetune(
     trainer = Trainer(classifier, groups, examples, params, seed=seed, processes=processes)
     plans = plan_phases(inputs.decision, groups, params)
     state = trainer.run_phases(plans, parts, CheckpointFolder(workspace.checkpoints, processes))
+    notes = [BALANCED] if params.class_balanced else []
     chosen = _choose_weights(classifier, trainer, parts, state, theta_0, inputs, params)
     return FinetunedModel(
         classifier,
@@ -106,20 +109,6 @@ def finetune(
         [*notes, *note_overfitting(state), *explain_choice(chosen)],
         params.class_balanced,
     )
-
-
-def _say_how(params: FinetuneParams, *, scratch: bool) -> tuple[list[str], FinetuneParams]:
-    """Give what a reader should know of the parameters, and those that count here."""
-    notes = []
-    if params.class_balanced:
-        notes.append(
-            "All classes count the same in training and where val judges it "
-            "(finetune.class_balanced)."
-        )
-    if scratch and params.l2_sp:
-        notes.append("finetune.l2_sp does nothing here: from scratch there are no weights to keep.")
-        params = params.model_copy(update={"l2_sp": 0.0})
-    return notes, params
 
 
 def _choose_weights(

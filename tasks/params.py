@@ -301,12 +301,6 @@ class FinetuneParams(Block):
     label_smoothing: float = Field(
         ge=0, lt=1, description="Share of the label given to all classes."
     )
-    l2_sp: float = Field(
-        ge=0,
-        le=10,
-        description="Strength of the pull towards the pretrained weights, which then takes the "
-        "place of their weight decay; from scratch there are none.",
-    )
     ema_decay: float = Field(ge=0, lt=1, description="Decay of the averaged weights; 0 is off.")
     clip_norm: float = Field(ge=0, le=1_000, description="Largest gradient norm; 0 is off.")
     class_balanced: bool = Field(

@@ -226,11 +226,6 @@ def test_training_from_scratch_forgets_the_pretrained_weights(project: Project):
     assert summary.arm == "scratch"
 
 
-def test_what_cannot_act_from_scratch_is_said(project: Project):
-    summary = project.run(project.arguments("scratch", {"finetune.l2_sp": 0.1}))
-    assert "finetune.l2_sp does nothing here" in summary.notes[0]
-
-
 def test_classes_that_count_the_same_are_told_to_the_reader_and_to_later_stages(project: Project):
     summary = project.run(project.arguments(values={"finetune.class_balanced": True}))
     assert summary.class_balanced

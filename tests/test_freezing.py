@@ -184,17 +184,6 @@ def test_optimizer_decays_what_timms_own_groups_decay(name: str):
     assert (decay[id(classifier.head.weight)], decay[id(classifier.head.bias)]) == (0.1, 0.0)
 
 
-def test_only_the_head_decays_where_the_backbone_is_not_to():
-    classifier = make_classifier()
-    groups = training_groups(classifier)
-    optimizer = build_optimizer(classifier, groups, weight_decay=0.1, backbone_decays=False)
-    held = [item for options in optimizer.param_groups for item in options["params"]]
-    assert {id(item) for item in held} == {id(item) for item in classifier.parameters()}
-    decaying = [options for options in optimizer.param_groups if options["weight_decay"]]
-    assert [options["group"] for options in decaying] == ["head"]
-    assert [id(item) for item in decaying[0]["params"]] == [id(classifier.head.weight)]
-
-
 def test_rates_are_peak_rates_times_the_share_and_zero_for_frozen_groups():
     classifier = make_classifier()
     groups = training_groups(classifier)

@@ -202,7 +202,7 @@ def test_two_runs_are_equal_to_the_last_bit(tmp_path: Path, setting: Setting):
         (4, {}),
         (5, {}),
         (6, {"ema_decay": 0.9}),
-        (7, {"l2_sp": 0.5, "weight_decay": 0.1}),
+        (7, {"weight_decay": 0.1}),
         (8, {"gate_confidence": 0.99}),
     ],
 )
@@ -239,7 +239,7 @@ def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     ("arm", "values"),
     [
         ("fine_tune", {"ema_decay": 0.9, "epochs": 2}),
-        ("scratch", {"l2_sp": 0.0}),
+        ("scratch", {}),
     ],
 )
 def test_a_run_killed_within_an_epoch_goes_on_after_its_last_saved_step(
@@ -506,18 +506,6 @@ def test_training_from_scratch_has_a_patience_of_its_own(tmp_path: Path, setting
     assert plan.patience == 9
 
 
-def test_the_backbone_does_not_decay_where_it_is_pulled_to_its_start(
-    tmp_path: Path, setting: Setting
-):
-    for pull, groups in ((0.0, 6), (0.1, 1)):
-        run = make_run(tmp_path / str(pull), setting(l2_sp=pull, weight_decay=0.1))
-        options = run.trainer._optimizer.param_groups
-        decaying = {one["group"] for one in options if one["weight_decay"]}
-        assert len(decaying) >= groups
-        assert "head" in decaying
-        assert (len(decaying) == 1) == (pull > 0)
-
-
 def break_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Let every step after so many see a loss that is not a number."""
     real, taken = Stepper.train, []
@@ -579,47 +567,6 @@ def test_training_from_scratch_moves_every_weight_and_every_statistic(
     same = [name for name, tensor in run.weights().items() if torch.equal(tensor, before[name])]
     assert same == []
     assert set(state.history[0].rates.values()) == {state.history[0].rates["head"]}
-
-
-def test_the_pull_to_the_start_keeps_the_backbone_near_it(tmp_path: Path, setting: Setting):
-    distances = []
-    for pull in (0.0, 10.0):
-        run = make_run(tmp_path / str(pull), setting(l2_sp=pull, clip_norm=0.0), phases=[5])
-        before = run.weights()
-        run.go()
-        names = [name for name in run.groups[5].tensors if name.endswith("weight")]
-        distances.append(sum(float((run.weights()[name] - before[name]).norm()) for name in names))
-    assert distances[1] < 0.7 * distances[0]
-
-
-def test_the_pull_is_half_the_squared_distance_to_the_pretrained_weights(
-    tmp_path: Path, setting: Setting
-):
-    run = make_run(tmp_path, setting(l2_sp=0.5), phases=[5])
-    part, stepper = run.parts.open(5), run.trainer._stepper
-    parameters = dict(run.classifier.named_parameters())
-    moved = [parameters[name] for name in part.names if name in parameters]
-    with torch.no_grad():
-        assert float(stepper._pull(part)) == 0
-        for parameter in moved:
-            parameter.add_(0.1)
-        pull = float(stepper._pull(part))
-    count = sum(p.numel() for p in moved) - run.classifier.head.weight.numel() - 3
-    assert count > 1000
-    assert pull == pytest.approx(0.5 * 0.5 * 0.01 * count, rel=1e-4)
-
-
-def test_a_huge_pull_holds_the_backbone_and_lets_the_head_learn(tmp_path: Path, setting: Setting):
-    farthest = []
-    for pull in (0.0, 1e6):
-        params = setting(clip_norm=0.0, weight_decay=0.0, warmup_fraction=0.0)
-        params = params.model_copy(update={"l2_sp": pull})
-        run = make_run(tmp_path / str(pull), params, phases=[5])
-        before, after = run.weights(), (run.go(), run.weights())[1]
-        moved = {name: float((after[name] - before[name]).abs().max()) for name in before}
-        farthest.append(max(moved[name] for name in run.groups[5].tensors))
-        assert moved["head.weight"] > 0.005
-    assert farthest[1] < 2 * 0.003 < farthest[0]
 
 
 def test_the_kept_phases_are_averaged_on_the_way(tmp_path: Path, setting: Setting):

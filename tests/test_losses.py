@@ -8,7 +8,6 @@ from torch.nn import functional
 
 from tasks.training.losses import (
     class_weights,
-    distance_to_start,
     image_losses,
     right_images,
     smoothed_cross_entropy,
@@ -54,9 +53,3 @@ def test_losses_of_images_are_exact_for_large_logits():
     logits = np.float32([[1000, 0], [0, 1000]])
     np.testing.assert_allclose(image_losses(logits, np.array([0, 0])), [0, 1000])
     assert right_images(logits, np.array([0, 0])).tolist() == [True, False]
-
-
-def test_distance_to_the_start_is_half_the_squared_norm():
-    now = [torch.tensor([1.0, 2.0]), torch.tensor([[3.0]])]
-    start = [torch.tensor([0.0, 4.0]), torch.tensor([[1.0]])]
-    assert float(distance_to_start(now, start)) == pytest.approx((1 + 4 + 4) / 2)

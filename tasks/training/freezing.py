@@ -53,11 +53,7 @@ def tensors_from(groups: Sequence[TrainingGroup], unfrozen_from: int) -> list[st
 
 
 def build_optimizer(
-    classifier: nn.Module,
-    groups: Sequence[TrainingGroup],
-    *,
-    weight_decay: float,
-    backbone_decays: bool = True,
+    classifier: nn.Module, groups: Sequence[TrainingGroup], *, weight_decay: float
 ) -> AdamW:
     """Build AdamW over every parameter of every group, all rates still 0.
 
@@ -69,7 +65,6 @@ def build_optimizer(
         classifier: Whose parameters they are.
         groups: Its layer groups, the head last.
         weight_decay: Of what decays.
-        backbone_decays: Whether anything but the head does.
 
     Source: Loshchilov and Hutter 2019, 1711.05101; what decays is timm's convention.
     """
@@ -79,12 +74,11 @@ def build_optimizer(
     options: list[dict[str, object]] = []
     for group in groups:
         members: dict[float, list[nn.Parameter]] = {weight_decay: [], 0.0: []}
-        may_decay = backbone_decays or group.name == HEAD_GROUP
         for name in group.tensors:
             item = parameters.get(name)
             if item is not None and id(item) not in seen:
                 seen.add(id(item))
-                decays = may_decay and item.ndim > 1 and not _matches(name, exempt)
+                decays = item.ndim > 1 and not _matches(name, exempt)
                 members[weight_decay if decays else 0.0].append(item)
         options += [
             {"params": items, "weight_decay": decay, "group": group.name}

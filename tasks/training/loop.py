@@ -70,12 +70,7 @@ class Trainer:
         self._classifier, self._groups, self._examples = classifier, groups, examples
         self._confidence, self._ema_decay = params.gate_confidence, params.ema_decay
         self._seed, self._processes = seed, processes
-        self._optimizer = build_optimizer(
-            classifier,
-            groups,
-            weight_decay=params.weight_decay,
-            backbone_decays=not params.l2_sp,  # which takes its place
-        )
+        self._optimizer = build_optimizer(classifier, groups, weight_decay=params.weight_decay)
         weights = class_weights(examples.labels, examples.classes)
         self._stepper = Stepper(
             classifier,

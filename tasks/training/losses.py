@@ -1,6 +1,4 @@
-"""What training minimizes: cross-entropy, and what may be added to it."""
-
-from collections.abc import Sequence
+"""What training minimizes: cross-entropy."""
 
 import numpy as np
 import torch
@@ -40,15 +38,6 @@ def smoothed_cross_entropy(
         logits.float(), labels, label_smoothing=smoothing, reduction="none"
     )
     return losses.mean() if weights is None else (losses * weights[labels]).mean()
-
-
-def distance_to_start(parameters: Sequence[Tensor], start: Sequence[Tensor]) -> Tensor:
-    """Half the squared distance of the parameters to their start.
-
-    Source: Li et al. 2018, 1802.01483 (L2-SP).
-    """
-    squares = [torch.sum((now - then) ** 2) for now, then in zip(parameters, start, strict=True)]
-    return 0.5 * torch.stack(squares).sum()
 
 
 def image_losses(logits: NDArray[np.float32], labels: Indices) -> NDArray[np.float64]:

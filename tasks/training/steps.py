@@ -7,7 +7,7 @@ because it cannot be told of layers that freeze and unfreeze.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -19,9 +19,9 @@ from tasks.backbones.memory import MicroBatches, explaining_memory, remember_for
 from tasks.backbones.processes import ALONE, Processes
 from tasks.errors import TrainingError
 from tasks.params import FinetuneParams
-from tasks.training.classifier import BACKBONE, Classifier
+from tasks.training.classifier import Classifier
 from tasks.training.freezing import adapting_norms
-from tasks.training.losses import distance_to_start, smoothed_cross_entropy
+from tasks.training.losses import smoothed_cross_entropy
 from tasks.training.sampling import Indices
 from tasks.training.shared_norm import SharedBatchNorm
 from tasks.training.state import Logits
@@ -59,10 +59,9 @@ class Stepper:
         self.processes = processes
         self._classifier, self._optimizer = classifier, optimizer
         self._smoothing, self._clip_norm = params.label_smoothing, params.clip_norm
-        self._batch_size, self._l2_sp = params.batch_size, params.l2_sp
+        self._batch_size = params.batch_size
         self._device = next(classifier.parameters()).device
         self._class_weights = None if class_weights is None else class_weights.to(self._device)
-        self._pretrained = _copy_backbone(classifier) if params.l2_sp else {}
         self.micro_batches = MicroBatches("training step", TrainingError, ADVICE)
         self._looks = MicroBatches("look at val", TrainingError, ADVICE)
 
@@ -124,8 +123,7 @@ class Stepper:
                 logits, wanted, smoothing=self._smoothing, weights=self._class_weights
             )
             weighted = mean * (share * len(wanted) / len(rows))
-            pull = self._pull(part) * share if chosen.start == 0 else 0.0
-            torch.autograd.backward(weighted + pull)
+            torch.autograd.backward(weighted)
             loss += float(weighted.detach())
             right += int((logits.argmax(dim=1) == wanted).sum()) if share else 0
         return loss, right
@@ -210,23 +208,8 @@ class Stepper:
             logits: Tensor = part.module(inputs)
         return logits
 
-    def _pull(self, part: TrainedPart) -> Tensor | float:
-        """Penalty for the distance of the trained backbone layers to the pretrained ones."""
-        moved = [name for name in part.names if name in self._pretrained]
-        if not moved:
-            return 0.0
-        now = [self._classifier.get_parameter(name) for name in moved]
-        return self._l2_sp * distance_to_start(now, [self._pretrained[n] for n in moved])
-
     def _clip(self) -> float:
         """Limit the norm of the gradient; give what it was."""
         trained = [item for item in self._classifier.parameters() if item.grad is not None]
         limit = self._clip_norm or math.inf
         return float(nn.utils.clip_grad_norm_(trained, limit))
-
-
-def _copy_backbone(classifier: Classifier) -> Mapping[str, Tensor]:
-    return {
-        BACKBONE + name: parameter.detach().clone()
-        for name, parameter in classifier.backbone.named_parameters()
-    }
