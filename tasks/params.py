@@ -301,7 +301,6 @@ class FinetuneParams(Block):
     label_smoothing: float = Field(
         ge=0, lt=1, description="Share of the label given to all classes."
     )
-    ema_decay: float = Field(ge=0, lt=1, description="Decay of the averaged weights; 0 is off.")
     clip_norm: float = Field(ge=0, le=1_000, description="Largest gradient norm; 0 is off.")
     class_balanced: bool = Field(
         description="Whether all classes count the same: in the loss, and in what judges on val."

@@ -1,50 +1,10 @@
-"""Averages of weights are what their formulas, and timm, say."""
+"""The average of phases counts their ends the same."""
 
 import pytest
 import torch
-from timm.utils import ModelEmaV3
-from torch import nn
 
-from tasks.training.averaging import average_in, update_average, warm_decay
-from tasks.training.state import Tensors, copy_tensors
-
-
-def make_module() -> nn.Module:
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-
-
-@pytest.mark.parametrize("decay", [0.3, 0.9])
-def test_the_moving_average_takes_the_steps_of_timm(decay: float):
-    module = make_module()
-    theirs = ModelEmaV3(module, decay=decay, use_warmup=True)
-    ours = copy_tensors(module, list(module.state_dict()))
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    for step in range(12):
-        optimizer.zero_grad()
-        torch.autograd.backward(
-            nn.functional.mse_loss(module(torch.randn(5, 3)), torch.randn(5, 4))
-        )
-        optimizer.step()
-        theirs.update(module, step=step + 1)
-        update_average(ours, module, decay, step=step)
-    for name, tensor in theirs.module.state_dict().items():
-        torch.testing.assert_close(ours[name], tensor)
-    assert ours["1.num_batches_tracked"] == 12
-    assert not torch.allclose(ours["0.weight"], module.state_dict()["0.weight"])
-
-
-def test_the_decay_rises_from_nothing_to_what_was_asked_for():
-    decays = [warm_decay(0.9, step) for step in range(50)]
-    assert decays[:2] == pytest.approx([0.0, 1 - 2 ** (-2 / 3)])
-    assert decays == sorted(decays)
-    assert decays[-1] == 0.9
-
-
-def test_nothing_is_averaged_where_no_average_is_kept():
-    average: dict[str, torch.Tensor] = {}
-    update_average(average, make_module(), 0.9, step=3)
-    assert average == {}
+from tasks.training.averaging import average_in
+from tasks.training.state import Tensors
 
 
 def phase(value: float, batches: int, deeper: float | None = None) -> Tensors:

@@ -48,7 +48,6 @@ def make_state(phase: int = 1, epoch: int = 2, *, best: bool = True, steps: int 
         start=Snapshot(0, tensors(1), logits),
         best=Snapshot(1, tensors(2), 2 * logits) if best else None,
         weights=tensors(3),
-        average={},
         moments={"head.bias.exp_avg": torch.ones(3), "head.bias.step": torch.tensor(7.0)},
         history=(row,),
         finished=(done,),
@@ -61,7 +60,7 @@ def make_state(phase: int = 1, epoch: int = 2, *, best: bool = True, steps: int 
 def assert_same(one: TrainState, other: TrainState) -> None:
     for name in ("phase", "epoch", "history", "finished", "micro_batch", "tally", "place"):
         assert getattr(one, name) == getattr(other, name)
-    for name in ("weights", "average", "moments", "phase_average"):
+    for name in ("weights", "moments", "phase_average"):
         assert_same_tensors(getattr(one, name), getattr(other, name))
     assert (one.best is None) == (other.best is None)
     pairs = [(one.start, other.start)]

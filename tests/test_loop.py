@@ -201,7 +201,7 @@ def test_two_runs_are_equal_to_the_last_bit(tmp_path: Path, setting: Setting):
         (3, {}),
         (4, {}),
         (5, {}),
-        (6, {"ema_decay": 0.9}),
+        (6, {}),
         (7, {"weight_decay": 0.1}),
         (8, {"gate_confidence": 0.99}),
     ],
@@ -235,17 +235,11 @@ def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return steps
 
 
-@pytest.mark.parametrize(
-    ("arm", "values"),
-    [
-        ("fine_tune", {"ema_decay": 0.9, "epochs": 2}),
-        ("scratch", {}),
-    ],
-)
+@pytest.mark.parametrize("arm", ["fine_tune", "scratch"])
 def test_a_run_killed_within_an_epoch_goes_on_after_its_last_saved_step(
-    tmp_path: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch, arm: Arm, values: Any
+    tmp_path: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch, arm: Arm
 ):
-    params = setting(**values)
+    params = setting(epochs=2)
     whole = make_run(tmp_path / "whole", params, head="mlp", arm=arm)
     expected = whole.go()
     killed = Memory(stop_after=9)  # start, four steps, end of the epoch, three steps
@@ -614,14 +608,3 @@ def test_the_gradient_is_limited_to_the_norm_asked_for(tmp_path: Path, setting: 
     run.go()
     assert len(norms) == 3 * 4
     assert max(norms) <= 0.0101
-
-
-def test_averaged_weights_are_judged_and_kept(tmp_path: Path, setting: Setting):
-    memory = Memory()
-    run = make_run(tmp_path, setting(ema_decay=0.9), phases=[5])
-    run.go(memory)
-    last = memory.states[-1]
-    assert last.best is not None
-    assert last.best.epoch == last.epoch
-    assert not torch.equal(last.weights["head.weight"], last.average["head.weight"])
-    assert torch.equal(run.weights()["head.weight"], last.average["head.weight"])

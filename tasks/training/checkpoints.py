@@ -124,7 +124,6 @@ def write_state(path: Path, state: TrainState) -> None:
     """Write a state as one safetensors file whose note holds the rest of it and a digest."""
     arrays = {
         **_named("weights", state.weights),
-        **_named("average", state.average),
         **_named("moments", state.moments),
         **_named("phase-average", state.phase_average),
         **_named_snapshot("start", state.start),
@@ -164,7 +163,6 @@ def read_state(path: Path) -> TrainState:
         start=_snapshot(arrays, "start", 0),
         best=None if best_epoch is None else _snapshot(arrays, "best", best_epoch),
         weights=_tensors(arrays, "weights"),
-        average=_tensors(arrays, "average"),
         moments=_tensors(arrays, "moments"),
         history=tuple(position.history),
         finished=tuple(position.finished),

@@ -68,8 +68,7 @@ class Trainer:
         processes: Processes = ALONE,
     ) -> None:
         self._classifier, self._groups, self._examples = classifier, groups, examples
-        self._confidence, self._ema_decay = params.gate_confidence, params.ema_decay
-        self._seed, self._processes = seed, processes
+        self._confidence, self._seed, self._processes = params.gate_confidence, seed, processes
         self._optimizer = build_optimizer(classifier, groups, weight_decay=params.weight_decay)
         weights = class_weights(examples.labels, examples.classes)
         self._stepper = Stepper(
@@ -158,7 +157,6 @@ class Trainer:
             start=start,
             best=None,
             weights=weights,
-            average=weights if self._ema_decay else {},
             moments={},
             history=before.history if before else (),
             finished=before.finished if before else (),
@@ -171,10 +169,8 @@ class Trainer:
         return state.epoch >= plan.epochs or stale >= plan.patience
 
     def _close_epoch(self, plan: PhasePlan, taken: TrainState, part: TrainedPart) -> TrainState:
-        """Look at val, by the averaged weights where there are any, and make the next state."""
-        load_tensors(self._classifier, taken.average)
-        judged = Snapshot(taken.epoch + 1, taken.average or taken.weights, self.predict_val(part))
-        load_tensors(self._classifier, taken.weights)
+        """Look at val and make the next state."""
+        judged = Snapshot(taken.epoch + 1, taken.weights, self.predict_val(part))
         row = close_epoch(plan, taken, judged.val_logits, self._examples)
         log_epoch(plan, judged.epoch, row)
         best = taken.best

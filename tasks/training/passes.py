@@ -1,17 +1,15 @@
 """A pass over the training images: its steps, saved on the way, left within it and gone on with."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 
 import torch
-from torch import Tensor
 from torch.optim import AdamW
 
 from tasks.params import FinetuneParams
 from tasks.progress import progress
-from tasks.training.averaging import update_average
 from tasks.training.classifier import Classifier
 from tasks.training.epochs import Examples, check_step, count_step
 from tasks.training.freezing import set_rates, set_training_mode
@@ -51,7 +49,6 @@ class TrainingPass:
         self._classifier, self._optimizer, self._stepper = classifier, optimizer, stepper
         self._examples, self._seed, self._processes = examples, seed, stepper.processes
         self._batch_size, self._warmup_fraction = params.batch_size, params.warmup_fraction
-        self._ema_decay = params.ema_decay
         self._epoch_steps = count_steps(len(examples.labels), params.batch_size)
 
     def take(
@@ -81,7 +78,6 @@ class TrainingPass:
             TrainingError: Memory runs out with the smallest micro-batch, or for the optimizer.
         """
         set_training_mode(self._classifier, part.module, part.names, adapt_norm=plan.adapt_norm)
-        average = {name: tensor.clone() for name, tensor in state.average.items()}
         tally, saved = state.tally, time.monotonic()
         left = len(self._examples.labels) - tally.images
         epoch = f"epoch {state.epoch + 1} of {plan.epochs}"
@@ -89,14 +85,13 @@ class TrainingPass:
             for batch in self._batches_left(plan, state, part):
                 step = state.epoch * self._epoch_steps + tally.steps
                 tally = self._step(plan, part, batch, step=step, tally=tally)
-                update_average(average, self._classifier, self._ema_decay, step=step)
                 meter.advance(len(batch.images))
                 if held.agree_to_stop():
                     break
                 if self._processes.first and time.monotonic() - saved >= SAVE_SECONDS:
-                    checkpoints.save(self._state_now(state, part, average, tally))
+                    checkpoints.save(self._state_now(state, part, tally))
                     saved = time.monotonic()
-        return self._state_now(state, part, average, tally)
+        return self._state_now(state, part, tally)
 
     def _batches_left(
         self, plan: PhasePlan, state: TrainState, part: TrainedPart
@@ -134,13 +129,10 @@ class TrainingPass:
         )
         return count_step(tally, result, share)
 
-    def _state_now(
-        self, state: TrainState, part: TrainedPart, average: Mapping[str, Tensor], tally: Tally
-    ) -> TrainState:
+    def _state_now(self, state: TrainState, part: TrainedPart, tally: Tally) -> TrainState:
         return replace(
             state,
             weights=copy_tensors(self._classifier, part.names),
-            average={name: tensor.clone() for name, tensor in average.items()},
             moments=copy_moments(self._classifier, self._optimizer),
             micro_batch=self._stepper.micro_batches.largest,
             tally=tally,

@@ -67,14 +67,13 @@ class TrainState:
         start: As the phase began: what a rollback returns to.
         best: The epoch with the lowest val loss so far; None before the first.
         weights: The trained layers now.
-        average: Their moving average; empty where none is kept.
         moments: The optimizer's memory, `<parameter>.<name>`.
         history: All epochs of all phases.
         finished: Records of the phases before this one.
         phase_average: Uniform average of what the kept ones among them ended with.
         micro_batch: Images that memory allows at once in a step; None: all of a batch.
-        tally: Sums over the steps taken since those epochs. Where there are any, `weights`,
-            `average` and `moments` are those after the last one of them.
+        tally: Sums over the steps taken since those epochs. Where there are any, `weights` and
+            `moments` are those after the last one of them.
     """
 
     phase: int
@@ -82,7 +81,6 @@ class TrainState:
     start: Snapshot
     best: Snapshot | None
     weights: Tensors
-    average: Tensors
     moments: Tensors
     history: tuple[HistoryRow, ...]
     finished: tuple[Phase, ...]
