@@ -180,9 +180,8 @@ def _schema_of(where: tuple[str, ...]) -> dict[str, Any]:
     whole = _whole_schema()
     schema = whole
     for part in where:
-        if part.isdigit():  # an item, where there may be other types than lists
-            options = schema.get("anyOf", [schema])
-            schema = next((option["items"] for option in options if "items" in option), {})
+        if part.isdigit():
+            schema = schema.get("items", {})
         else:
             schema = schema.get("properties", {}).get(part, {})
         described = schema.get("description")
