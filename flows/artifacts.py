@@ -27,7 +27,7 @@ from prefect.runtime import deployment, flow_run, task_run
 
 from flows.serve import REPORTS_URL
 from flows.stages.graph import locked_outs
-from tasks.artifacts import read_record
+from tasks.artifacts import read_record, read_rows
 from tasks.errors import ArtifactError
 from tasks.evaluation.comparison import Ranked
 from tasks.evaluation.words import headline, name_trained
@@ -36,16 +36,17 @@ from tasks.progress import read_progress
 from tasks.records import (
     Arm,
     Baseline,
+    ConfusionRow,
     Estimate,
     Finetuned,
     Health,
+    HistoryRow,
     Metrics,
     Scores,
 )
-from tasks.reporting.confusion import matrix
+from tasks.reporting.confusion import count_answers, matrix
 from tasks.reporting.curves import accuracy_curves, loss_curves
 from tasks.reporting.pictures import picture
-from tasks.reporting.tables import read_confusion, read_history
 
 METRICS, REPORT = "data/evaluate/metrics.json", "data/report/report.html"
 FINETUNED, BASELINE = "data/finetune/finetune.json", "data/baseline/baseline.json"
@@ -232,7 +233,7 @@ def _decision(root: Path) -> str:
 
 
 def _curves(root: Path) -> str:
-    history = read_history(root / "data/finetune/history.csv")
+    history = read_rows(root / "data/finetune/history.csv", HistoryRow)
     phases = read_record(root / FINETUNED, Finetuned).phases
     baseline = read_record(root / BASELINE, Baseline)
     if not history:
@@ -246,7 +247,8 @@ def _curves(root: Path) -> str:
 
 def _confusion(root: Path) -> str:
     classes = read_record(root / "data/ingest/health.json", Health).classes
-    counts = read_confusion(root / "data/evaluate/confusion.csv", classes)
+    rows = read_rows(root / "data/evaluate/confusion.csv", ConfusionRow)
+    counts = count_answers([(row.actual, row.predicted) for row in rows], classes)
     figure = ("Confusion of the shipped model on test", matrix(counts, classes))
     return _image("svg+xml", picture([figure]).encode())
 

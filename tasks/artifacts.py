@@ -7,24 +7,27 @@ import csv
 import io
 import json
 import mmap
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, fields
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from tasks.errors import ArtifactError
 from tasks.files import read_bytes, replacing_file, write_bytes, write_text
-from tasks.records import SPLITS, ManifestRow, Record, Rejected, Split
+from tasks.records import PREFIX, ManifestRow, Record, Split
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 R = TypeVar("R", bound=Record)
+Row = TypeVar("Row", bound="DataclassInstance")
 Array = NDArray[Any]
 
 
@@ -75,60 +78,90 @@ def read_json(path: Path) -> Any:
 # tables ------------------------------------------------------------------------------------------
 
 
-def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a csv file; floats with full precision, names that are not UTF-8 as their bytes."""
+def columns_of(kind: type["DataclassInstance"], keys: Iterable[str] = ()) -> list[str]:
+    """Name the columns of a table: the fields of its dataclass, without an underscore at the end.
+
+    Args:
+        kind: The dataclass of a row. A field with a `prefix` in its metadata holds a mapping.
+        keys: Of that mapping; each is a column, after the prefix.
+    """
+    names: list[str] = []
+    for field in fields(kind):
+        prefix = field.metadata.get(PREFIX)
+        names += [field.name.rstrip("_")] if prefix is None else [prefix + key for key in keys]
+    return names
+
+
+def write_rows(path: Path, kind: type[Row], rows: Iterable[Row], keys: Sequence[str] = ()) -> None:
+    """Write a table as csv, with the columns of `columns_of`.
+
+    Floats have full precision, booleans are 0 or 1, None is an empty cell, and names that are not
+    UTF-8 are their bytes.
+    """
     text = io.StringIO()
     plain = csv.writer(text, lineterminator="\n")
     quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    plain.writerow(header)
+    plain.writerow(columns_of(kind, keys))
     for row in rows:  # readers end a row at a carriage return that the plain writer does not quote
-        (quoted if any("\r" in cell for cell in row if isinstance(cell, str)) else plain).writerow(
-            row
-        )
+        cells = list(_cells(row, keys))
+        returns = any("\r" in cell for cell in cells if isinstance(cell, str))
+        (quoted if returns else plain).writerow(cells)
     write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def read_table(path: Path, header: Sequence[str] | None = None) -> list[dict[str, str]]:
-    """Read a csv file as one mapping a row.
+def _cells(row: "DataclassInstance", keys: Sequence[str]) -> Iterator[Any]:
+    for field in fields(row):
+        value = getattr(row, field.name)
+        if PREFIX in field.metadata:
+            yield from (value[key] for key in keys)
+        else:
+            yield int(value) if isinstance(value, bool) else value
 
-    Args:
-        path: The file.
-        header: The columns it must have, in this order; any where None.
+
+def read_rows(path: Path, kind: type[Row]) -> list[Row]:
+    """Read a table that `write_rows` wrote.
 
     Raises:
-        ArtifactError: The file is missing or empty, has other columns, or a row has more or fewer
-            cells than there are columns.
+        ArtifactError: The file is missing, has other columns, or a line of it is no such row.
     """
-    return list(_rows_of(path, header))
-
-
-def _rows_of(path: Path, header: Sequence[str] | None) -> Iterator[dict[str, str]]:
-    """Yield what `read_table` reads, so that a long table need not stand in memory twice."""
     text = read_bytes(path).decode("utf-8", "surrogateescape")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        found = next(reader, [])
-        _check_columns(path, found, header)
-        for number, row in enumerate(reader, start=1):
-            if len(row) != len(found):
-                raise ArtifactError(
-                    f"{path}: row {number} has {len(row)} cells, expected {len(found)} "
-                    f"({','.join(found)}); run the stage that writes it again"
-                )
-            yield dict(zip(found, row, strict=True))
-    except csv.Error as err:
+        header = next(reader, [])
+        prefix = next((f.metadata[PREFIX] for f in fields(kind) if PREFIX in f.metadata), None)
+        keys = [name.removeprefix(prefix) for name in header if prefix and name.startswith(prefix)]
+        columns = columns_of(kind, keys)
+        if header != columns:
+            found = ",".join(header) or "(none)"
+            raise ValueError(f"has the columns {found}, expected {','.join(columns)}")
+        rows = TypeAdapter(kind)
+        return [rows.validate_python(_by_field(kind, keys, columns, cells)) for cells in reader]
+    except (csv.Error, ValueError) as err:
         raise ArtifactError(
-            f"{path}:{reader.line_num}: {err}; run the stage that writes it again"
+            f"{path}:{max(reader.line_num, 1)}: {_explain(err)}; run the stage that writes it again"
         ) from err
 
 
-def _check_columns(path: Path, found: Sequence[str], header: Sequence[str] | None) -> None:
-    if not found or (header is not None and list(found) != list(header)):
-        wanted = f", expected {','.join(header)}" if header else ""
-        raise ArtifactError(
-            f"{path}: has the columns {','.join(found) or '(none)'}{wanted}; "
-            "run the stage that writes it again"
-        )
+def _by_field(
+    kind: type["DataclassInstance"],
+    keys: Sequence[str],
+    columns: Sequence[str],
+    cells: Sequence[str],
+) -> dict[str, str | dict[str, str]]:
+    if len(cells) != len(columns):
+        raise ValueError(f"has {len(cells)} cells, expected {len(columns)} ({','.join(columns)})")
+    left = iter(cells)
+    return {
+        field.name: {key: next(left) for key in keys} if PREFIX in field.metadata else next(left)
+        for field in fields(kind)
+    }
+
+
+def _explain(err: Exception) -> str:
+    if not isinstance(err, ValidationError):
+        return str(err)
+    first = err.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))} is {first['input']!r} ({first['msg']})"
 
 
 class Manifest:
@@ -160,13 +193,9 @@ class Manifest:
         return [row.group for row in self.of(split)]
 
 
-MANIFEST_COLUMNS = [field.name for field in fields(ManifestRow)]
-REJECTED_COLUMNS = [field.name for field in fields(Rejected)]
-
-
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write manifest.csv."""
-    write_table(path, MANIFEST_COLUMNS, (astuple(row) for row in manifest.rows))
+    write_rows(path, ManifestRow, manifest.rows)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -175,33 +204,7 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         ArtifactError: The file is missing or no manifest.
     """
-    return Manifest([_manifest_row(path, row) for row in _rows_of(path, MANIFEST_COLUMNS)])
-
-
-def _manifest_row(path: Path, row: dict[str, str]) -> ManifestRow:
-    split = next((split for split in SPLITS if split == row["split"]), None)
-    if split is None or not (row["width"].isdecimal() and row["height"].isdecimal()):
-        raise ArtifactError(f"{path}: row of {row['path']!r} is damaged; rerun ingest")
-    return ManifestRow(
-        path=row["path"],
-        label=sys.intern(row["label"]),  # one string for all images of a class
-        split=split,
-        group=row["group"],
-        sha256=row["sha256"],
-        width=int(row["width"]),
-        height=int(row["height"]),
-        mode=sys.intern(row["mode"]),
-    )
-
-
-def write_rejected(path: Path, rejected: Sequence[Rejected]) -> None:
-    """Write quarantine.csv."""
-    write_table(path, REJECTED_COLUMNS, (astuple(item) for item in rejected))
-
-
-def read_rejected(path: Path) -> list[Rejected]:
-    """Read quarantine.csv."""
-    return [Rejected(**row) for row in read_table(path, REJECTED_COLUMNS)]
+    return Manifest(read_rows(path, ManifestRow))
 
 
 # arrays and tensors ------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from tasks.artifacts import (
     read_manifest,
     read_record,
     write_record,
-    write_table,
+    write_rows,
     write_tensors,
 )
 from tasks.backbones.engine import make_engine
@@ -42,7 +42,19 @@ from tasks.machine import read_machine
 from tasks.params import EvaluateParams
 from tasks.params_file import load_params
 from tasks.progress import progress
-from tasks.records import Arm, Baseline, Finetuned, InputSpec, Metrics, Split
+from tasks.records import (
+    Arm,
+    Baseline,
+    ClassRow,
+    ConfusionRow,
+    Finetuned,
+    InputSpec,
+    Metrics,
+    ModelName,
+    PredictionRow,
+    ReliabilityRow,
+    Split,
+)
 from tasks.statistics import GroupBootstrap, accuracy_interval
 from tasks.training.classifier import load_finetuned
 from tasks.training.heads import apply_head, load_head
@@ -69,7 +81,7 @@ class Evaluation:
     """The metrics, and the answers of every model to the test images."""
 
     metrics: Metrics
-    models: dict[str, Judged]
+    models: dict[ModelName, Judged]
 
     @property
     def shipped(self) -> Judged:
@@ -98,9 +110,10 @@ def evaluate(
         arm: How stage finetune trained its model, if it did.
         balanced: Whether all classes count the same in choosing the model that ships.
     """
-    val, test = judge_models(
-        manifest, {"baseline": baseline} | ({"finetuned": finetuned} if finetuned else {})
-    )
+    models: dict[ModelName, ModelLogits] = {"baseline": baseline}
+    if finetuned:
+        models["finetuned"] = finetuned
+    val, test = judge_models(manifest, models)
     groups = manifest.groups("test")
     bootstrap = GroupBootstrap(groups, resamples=params.bootstrap, seed=seed)
     scores = {name: score(judged, bootstrap, params) for name, judged in test.items()}
@@ -223,12 +236,11 @@ def write_outputs(
         logits["finetuned"] = inputs.finetuned.test
     write_tensors(paths.logits, logits)
     predictions = tables.prediction_rows(images, shipped, models["baseline"], names)
-    write_table(paths.predictions, tables.PREDICTION_COLUMNS, predictions)
-    by_class = tables.class_rows(shipped, names, params.confidence)
-    write_table(paths.classes, tables.CLASS_COLUMNS, by_class)
-    write_table(paths.confusion, tables.CONFUSION_COLUMNS, tables.confusion_rows(shipped, names))
+    write_rows(paths.predictions, PredictionRow, predictions)
+    write_rows(paths.classes, ClassRow, tables.class_rows(shipped, names, params.confidence))
+    write_rows(paths.confusion, ConfusionRow, tables.confusion_rows(shipped, names))
     reliability = tables.reliability_rows(models, params.ece_bins)
-    write_table(paths.reliability, tables.RELIABILITY_COLUMNS, reliability)
+    write_rows(paths.reliability, ReliabilityRow, reliability)
     hardest = hardest_images(shipped.losses, params.hardest)
     pictures = inputs.pixels.rows(inputs.pixels.row_of(hardest))
     write_hardest(paths.hardest, hardest, pictures, judged=shipped, paths=images, class_names=names)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.artifacts import Manifest, write_manifest, write_record, write_rejected
+from tasks.artifacts import Manifest, write_manifest, write_record, write_rows
 from tasks.entry import read_paths, run_stage
 from tasks.errors import DataError
 from tasks.images.duplicates import Grouping, group_images
@@ -26,7 +26,7 @@ from tasks.images.validate import (
 from tasks.machine import read_machine
 from tasks.params import IngestParams
 from tasks.params_file import load_params
-from tasks.records import Health, ManifestRow
+from tasks.records import Health, ManifestRow, Rejected
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ def _inspect(listing: Listing, params: IngestParams, quarantine: Path) -> Inspec
     root = resolve_root(listing.origin)
     inspection = inspect_images(root, listing, params, workers=read_machine().decode_workers)
     check_pin(root, listing, inspection)
-    write_rejected(quarantine, inspection.rejected)
+    write_rows(quarantine, Rejected, inspection.rejected)
     check_share_of_bad(inspection, params, written_to=quarantine)
     return inspection
 

@@ -1,17 +1,25 @@
 """What the json files and tables of the stages hold, so that writer and reader cannot disagree.
 
-Fractions are in [0, 1]. A record keeps its keys; new facts get new keys.
+Fractions are in [0, 1]. A record keeps its keys; new facts get new keys. A table is a dataclass:
+its fields are the columns, in this order (`tasks.artifacts.columns_of`).
 """
 
-from dataclasses import dataclass
-from typing import Literal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, PositiveInt
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Arm = Literal["scratch", "feature_extraction", "fine_tune"]
 HeadKind = Literal["linear", "mlp"]
+ModelName = Literal["baseline", "finetuned"]
+
+PREFIX = "prefix"  # in the metadata of a mapping, each key of which is a column of the table
+Repeated = Annotated[str, AfterValidator(sys.intern)]  # one string for all rows that share it
+Ratio = Annotated[float | None, BeforeValidator(lambda cell: None if cell == "" else cell)]
 
 
 class Record(BaseModel):
@@ -48,13 +56,13 @@ class ManifestRow:
     """One usable image. `path` is relative to the source's root, with forward slashes."""
 
     path: str
-    label: str
+    label: Repeated
     split: Split
     group: str
     sha256: str
-    width: int
-    height: int
-    mode: str
+    width: PositiveInt
+    height: PositiveInt
+    mode: Repeated
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +225,26 @@ class Similarity(Record):
     known: list[KnownSet] = []  # nearest to the source first; empty: no ruler for these weights
 
 
+@dataclass(frozen=True, slots=True)
+class ShiftRow:
+    """Batch-norm shift of one layer, numbered in forward order (shift_profile.csv)."""
+
+    layer: str
+    group: str
+    index: int
+    shift: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlaneRow:
+    """One image on the plane that the features were projected to (projection.csv)."""
+
+    x: float
+    y: float
+    set: Literal["source", "target"]
+    label: str  # empty for the source
+
+
 # decide ------------------------------------------------------------------------------------------
 
 
@@ -286,6 +314,22 @@ class Phase(Record):
     change_in_val_accuracy: Estimate  # against the state before the phase, paired
     kept: bool
     reason: str
+
+
+@dataclass(frozen=True)
+class HistoryRow:
+    """One epoch, numbered on over the phases, which count from 1 (history.csv).
+
+    `rates` is the mean rate over the epoch of the head and of each group.
+    """
+
+    phase: int
+    epoch: int
+    rates: Mapping[str, float] = field(metadata={PREFIX: "lr_"})
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
 
 
 class Finetuned(Record):
@@ -368,8 +412,77 @@ class Metrics(Record):
     baseline: Scores
     finetuned: Scores | None  # None where nothing was fine-tuned
     difference: Difference | None
-    shipped: Literal["baseline", "finetuned"]
+    shipped: ModelName
     shipped_reason: str
     val_baseline: float
     val_finetuned: float | None
     warnings: list[str] = []  # sentences for a person
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionRow:
+    """What the models say about one test image (predictions.csv).
+
+    All but the last is of the shipped model. `probability` is calibrated and of the predicted
+    class, `label_probability` the same of the label; `loss` is the negative natural log of that.
+    """
+
+    path: str
+    label: Repeated
+    predicted: Repeated
+    probability: float
+    label_probability: float
+    correct: bool
+    loss: float
+    baseline_predicted: Repeated
+
+
+@dataclass(frozen=True, slots=True)
+class ClassRow:
+    """What the shipped model does with the `n` test images of one class (per_class.csv).
+
+    A ratio of no images is None; its Wilson interval is [0, 1].
+    """
+
+    class_: str
+    n: int
+    predicted: int
+    recall: Ratio
+    recall_low: float
+    recall_high: float
+    precision: Ratio
+    precision_low: float
+    precision_high: float
+    f1: Ratio
+
+
+@dataclass(frozen=True, slots=True)
+class ConfusionRow:
+    """Label and answer of one test image, as DVC's confusion template counts them."""
+
+    actual: Repeated
+    predicted: Repeated
+
+
+@dataclass(frozen=True, slots=True)
+class ReliabilityRow:
+    """The `n` test images of one model in one bin of similar confidence (reliability.csv)."""
+
+    model: ModelName
+    calibrated: bool  # after temperature scaling
+    bin: int  # 0: least confident
+    confidence: float
+    accuracy: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class HardestRow:
+    """A test image that the shipped model finds hard (hardest/index.csv), hardest first."""
+
+    file: str  # JPEG beside the table
+    path: str
+    label: str
+    predicted: str
+    probability: float
+    loss: float

@@ -4,14 +4,14 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
-from tasks.artifacts import read_record
+from tasks.artifacts import read_record, read_rows
 from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.runtime import configure_torch
 from tasks.entry import read_paths, run_stage
@@ -24,16 +24,25 @@ from tasks.records import (
     AugmentPolicy,
     BackboneInfo,
     Baseline,
+    ClassRow,
+    ConfusionRow,
     Decision,
     Finetuned,
+    HardestRow,
     Health,
+    HistoryRow,
     ImageSource,
     Metrics,
+    PlaneRow,
+    PredictionRow,
+    ReliabilityRow,
+    ShiftRow,
     Similarity,
 )
 from tasks.reporting.card import render_card
-from tasks.reporting.export import Shipped, export_model
-from tasks.reporting.findings import Findings
+from tasks.reporting.confusion import count_answers
+from tasks.reporting.export import Exported, Shipped, export_model
+from tasks.reporting.findings import Findings, read_picture
 from tasks.reporting.html import render_report
 from tasks.reporting.provenance import (
     Provenance,
@@ -41,17 +50,6 @@ from tasks.reporting.provenance import (
     installed_versions,
     list_params,
     read_code_state,
-)
-from tasks.reporting.tables import (
-    count_confusion,
-    read_bins,
-    read_classes,
-    read_confusion,
-    read_hardest,
-    read_history,
-    read_predictions,
-    read_profile,
-    read_projection,
 )
 from tasks.reporting.text import size
 from tasks.training.classifier import load_finetuned
@@ -66,6 +64,108 @@ READS = (
     *("model", "finetune", "history", "metrics", "predictions", "classes", "confusion"),
     *("reliability", "hardest"),
 )
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a person reads: the page, html, and the model card, Markdown."""
+
+    page: str
+    card: str
+
+
+def report(findings: Findings, exported: Exported, provenance: Provenance) -> Report:
+    """Tell what was found, what was exported and where both come from."""
+    return Report(
+        page=render_report(findings, exported, provenance),
+        card=render_card(findings, exported, provenance),
+    )
+
+
+def tell_about(findings: Findings, provenance: Provenance) -> dict[str, Any]:
+    """Give the facts of regraft.json beside architecture, classes and preprocessing."""
+    return {
+        "temperature": findings.shipped.temperature,
+        "shipped": findings.metrics.shipped,
+        "metrics": findings.shipped.model_dump(mode="json"),
+        "licenses": {
+            "data": findings.origin.license,
+            "pretrained_weights": findings.backbone.weights_license,
+        },
+        "provenance": {
+            "commit": provenance.code.commit,
+            "uncommitted_changes": provenance.code.changes_sha256,
+            "data_sha256": provenance.data_sha256,
+            "pretrained_weights_sha256": findings.backbone.weights_sha256,
+        },
+    }
+
+
+# reading and writing -----------------------------------------------------------------------------
+
+
+def read_findings(paths: argparse.Namespace, params: Params) -> Findings:
+    """Read what the earlier stages wrote.
+
+    Raises:
+        ArtifactError: A file is missing, damaged or from another run than the others.
+    """
+    health = read_record(paths.health, Health)
+    confusion = read_rows(paths.confusion, ConfusionRow)
+    findings = Findings(
+        title=params.report.title,
+        confidence=params.evaluate.confidence,
+        health=health,
+        origin=read_record(paths.origin, ImageSource),
+        policy=read_record(paths.policy, AugmentPolicy),
+        backbone=read_record(paths.backbone, BackboneInfo),
+        similarity=read_record(paths.similarity, Similarity),
+        decision=read_record(paths.decision, Decision),
+        baseline=read_record(paths.baseline, Baseline),
+        finetuned=read_record(paths.finetune, Finetuned),
+        metrics=read_record(paths.metrics, Metrics),
+        layers=read_rows(paths.profile, ShiftRow),
+        places=read_rows(paths.projection, PlaneRow),
+        history=read_rows(paths.history, HistoryRow),
+        classes=read_rows(paths.classes, ClassRow),
+        confusion=count_answers([(row.actual, row.predicted) for row in confusion], health.classes),
+        bins=read_rows(paths.reliability, ReliabilityRow),
+        hardest=[
+            (row, read_picture(paths.hardest / Path(row.file).name))
+            for row in read_rows(paths.hardest / "index.csv", HardestRow)
+        ],
+        sheet=read_picture(paths.sheet),
+    )
+    _check_recomputed(paths, findings)
+    return findings
+
+
+def _check_recomputed(paths: argparse.Namespace, findings: Findings) -> None:
+    """Compare what can be counted in predictions.csv with metrics.json and confusion.csv."""
+    predictions = read_rows(paths.predictions, PredictionRow)
+    answers = [(row.label, row.predicted) for row in predictions]
+    counts = count_answers(answers, findings.health.classes)
+    if not np.array_equal(counts, findings.confusion):
+        raise ArtifactError(
+            f"{paths.confusion}: counts other images than {paths.predictions}; run evaluate again"
+        )
+    told = findings.shipped.accuracy
+    counted = float(np.trace(counts) / max(counts.sum(), 1))
+    if told.n != counts.sum() or abs(counted - told.value) > 1e-9:
+        raise ArtifactError(
+            f"{paths.metrics}: accuracy {told.value:.6f} of {told.n} images, {paths.predictions} "
+            f"gives {counted:.6f} on {counts.sum()}; run evaluate again"
+        )
+
+
+def read_provenance(paths: argparse.Namespace, params: Params) -> Provenance:
+    """Find out from what code, data, parameters and packages this run is."""
+    return Provenance(
+        code=read_code_state(PROJECT, inputs=[params.ingest.groups]),
+        data_sha256=hash_file(paths.manifest),
+        params=list_params(params.model_dump(mode="json")),
+        versions=installed_versions(),
+    )
 
 
 def load_shipped(paths: argparse.Namespace, findings: Findings, *, seed: int) -> Shipped:
@@ -107,88 +207,6 @@ def _modules(
     return model, load_head(paths.head, findings.baseline)
 
 
-def tell_about(findings: Findings, provenance: Provenance) -> dict[str, Any]:
-    """Give the facts of regraft.json beside architecture, classes and preprocessing."""
-    return {
-        "temperature": findings.shipped.temperature,
-        "shipped": findings.metrics.shipped,
-        "metrics": findings.shipped.model_dump(mode="json"),
-        "licenses": {
-            "data": findings.origin.license,
-            "pretrained_weights": findings.backbone.weights_license,
-        },
-        "provenance": {
-            "commit": provenance.code.commit,
-            "uncommitted_changes": provenance.code.changes_sha256,
-            "data_sha256": provenance.data_sha256,
-            "pretrained_weights_sha256": findings.backbone.weights_sha256,
-        },
-    }
-
-
-# reading and writing -----------------------------------------------------------------------------
-
-
-def read_findings(paths: argparse.Namespace, params: Params) -> Findings:
-    """Read what the earlier stages wrote.
-
-    Raises:
-        ArtifactError: A file is missing, damaged or from another run than the others.
-    """
-    health, metrics = read_record(paths.health, Health), read_record(paths.metrics, Metrics)
-    predictions = read_predictions(paths.predictions)
-    findings = Findings(
-        title=params.report.title,
-        confidence=params.evaluate.confidence,
-        health=health,
-        origin=read_record(paths.origin, ImageSource),
-        policy=read_record(paths.policy, AugmentPolicy),
-        backbone=read_record(paths.backbone, BackboneInfo),
-        similarity=read_record(paths.similarity, Similarity),
-        decision=read_record(paths.decision, Decision),
-        baseline=read_record(paths.baseline, Baseline),
-        finetuned=read_record(paths.finetune, Finetuned),
-        metrics=metrics,
-        layers=read_profile(paths.profile),
-        places=read_projection(paths.projection),
-        history=read_history(paths.history),
-        classes=read_classes(paths.classes),
-        confusion=read_confusion(paths.confusion, health.classes),
-        bins=read_bins(paths.reliability),
-        hardest=read_hardest(paths.hardest),
-        sheet=paths.sheet,
-    )
-    _check_recomputed(paths, findings, count_confusion(predictions, health.classes))
-    return findings
-
-
-def _check_recomputed(
-    paths: argparse.Namespace, findings: Findings, counts: NDArray[np.int64]
-) -> None:
-    """Compare what can be counted in predictions.csv with metrics.json and confusion.csv."""
-    if not np.array_equal(counts, findings.confusion):
-        raise ArtifactError(
-            f"{paths.confusion}: counts other images than {paths.predictions}; run evaluate again"
-        )
-    told = findings.shipped.accuracy
-    counted = float(np.trace(counts) / max(counts.sum(), 1))
-    if told.n != counts.sum() or abs(counted - told.value) > 1e-9:
-        raise ArtifactError(
-            f"{paths.metrics}: accuracy {told.value:.6f} of {told.n} images, {paths.predictions} "
-            f"gives {counted:.6f} on {counts.sum()}; run evaluate again"
-        )
-
-
-def read_provenance(paths: argparse.Namespace, params: Params) -> Provenance:
-    """Find out from what code, data, parameters and packages this run is."""
-    return Provenance(
-        code=read_code_state(PROJECT, inputs=[params.ingest.groups]),
-        data_sha256=hash_file(paths.manifest),
-        params=list_params(params.model_dump(mode="json")),
-        versions=installed_versions(),
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Read everything, export the model, write report and model card."""
     paths = read_paths("report", __doc__, argv, reads=READS, writes=("report", "card", "export"))
@@ -197,8 +215,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     findings, provenance = read_findings(paths, params), read_provenance(paths, params)
     shipped = load_shipped(paths, findings, seed=params.seed)
     exported = export_model(paths.export, shipped, tell_about(findings, provenance))
-    write_text(paths.report, render_report(findings, exported, provenance))
-    write_text(paths.card, render_card(findings, exported, provenance))
+    told = report(findings, exported, provenance)
+    write_text(paths.report, told.page)
+    write_text(paths.card, told.card)
     log.info(
         "report at %s, model in %s (%s, loads with timm%s)",
         paths.report,

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from tasks.artifacts import read_record, write_record, write_table
+from tasks.artifacts import read_record, write_record, write_rows
 from tasks.backbones.source_cards import SourceCard, find_card
 from tasks.entry import read_paths, run_stage
 from tasks.errors import ArtifactError
 from tasks.params import SimilarityParams
 from tasks.params_file import load_params
-from tasks.records import BackboneInfo, ImageSource, MmdResult, Similarity
+from tasks.records import BackboneInfo, ImageSource, MmdResult, PlaneRow, ShiftRow, Similarity
 from tasks.transferability.mmd import measure_mmd
 from tasks.transferability.ruler import Ruler, find_ruler, summarize
 from tasks.transferability.sampling import Sample, Target, choose_rows, read_target
@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 
 SCORED_IMAGES = 5_000  # at most, for scores whose time grows with the square of the images
 SHOWN_IMAGES = 2_000  # at most, on the plane
-PROFILE_COLUMNS = ["layer", "group", "index", "shift"]
-PROJECTION_COLUMNS = ["x", "y", "set", "label"]
 
 Features = NDArray[np.float32]
 
@@ -154,24 +152,18 @@ def _notes_on_reference(reference: Reference, info: BackboneInfo) -> Iterator[st
         yield f"The known data sets were measured at {ruler.image_px} px."
 
 
-def project(
-    target: Target, card: SourceCard | None, *, limit: int, seed: int
-) -> list[tuple[float, float, str, str]]:
-    """Place source and target images on the plane of their two leading principal components.
-
-    Returns:
-        x, y, set (source or target) and label (empty for the source) of each image; source first.
-    """
+def project(target: Target, card: SourceCard | None, *, limit: int, seed: int) -> list[PlaneRow]:
+    """Place images on the plane of their two leading principal components, the source first."""
     train = target.manifest.of("train")
     rows = choose_rows(train, min(limit, SHOWN_IMAGES), seed=seed)
     shown = np.asarray(target.features[rows, 0])
     source = np.empty((0, shown.shape[1]), np.float32) if card is None else card.features
     both = np.concatenate([source, shown]).astype(np.float64)
     plane = PCA(n_components=2, svd_solver="covariance_eigh").fit_transform(both)
-    marks = [("source", "")] * len(source) + [("target", train[row].label) for row in rows]
-    return [
-        (float(x), float(y), kind, label)
-        for (x, y), (kind, label) in zip(plane, marks, strict=True)
+    places = [(float(x), float(y)) for x, y in plane]
+    ours = zip(places[len(source) :], rows, strict=True)
+    return [PlaneRow(*place, "source", "") for place in places[: len(source)]] + [
+        PlaneRow(*place, "target", train[row].label) for place, row in ours
     ]
 
 
@@ -195,19 +187,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     similarity = measure_similarity(
         target, reference, info, params=params.similarity, seed=params.seed
     )
-    write_table(
-        paths.profile,
-        PROFILE_COLUMNS,
-        [
-            (layer.name, info.groups[layer.group].name, number, layer.value)
-            for number, layer in enumerate(target.layers)
-        ],
-    )
-    write_table(
-        paths.projection,
-        PROJECTION_COLUMNS,
-        project(target, reference.card, limit=params.similarity.max_images, seed=params.seed),
-    )
+    profile = [
+        ShiftRow(layer.name, info.groups[layer.group].name, number, layer.value)
+        for number, layer in enumerate(target.layers)
+    ]
+    plane = project(target, reference.card, limit=params.similarity.max_images, seed=params.seed)
+    write_rows(paths.profile, ShiftRow, profile)
+    write_rows(paths.projection, PlaneRow, plane)
     write_record(paths.similarity, similarity)
     log.info("%s", similarity.summary)
 

@@ -14,29 +14,26 @@ from tasks.artifacts import (
     Manifest,
     write_manifest,
     write_record,
-    write_table,
+    write_rows,
 )
 from tasks.backbones.catalogue import create_architecture, load_backbone
-from tasks.evaluation.hardest import INDEX_COLUMNS
-from tasks.evaluation.tables import (
-    CLASS_COLUMNS,
-    CONFUSION_COLUMNS,
-    PREDICTION_COLUMNS,
-    RELIABILITY_COLUMNS,
-)
 from tasks.params import Params
 from tasks.records import (
     AugmentPolicy,
     BackboneInfo,
     Baseline,
     Candidate,
+    ClassRow,
+    ConfusionRow,
     Decision,
     Difference,
     Estimate,
     Finetuned,
     GroupShift,
+    HardestRow,
     HeadKind,
     Health,
+    HistoryRow,
     ImageSource,
     InputSpec,
     KnownSet,
@@ -44,16 +41,20 @@ from tasks.records import (
     ManifestRow,
     Metrics,
     MmdResult,
+    ModelName,
     Phase,
+    PlaneRow,
+    PredictionRow,
+    ReliabilityRow,
     Rule,
     Scores,
+    ShiftRow,
     Similarity,
 )
 from tasks.report import read_findings
 from tasks.reporting.export import Exported
 from tasks.reporting.findings import Findings
 from tasks.reporting.provenance import CodeState, Provenance
-from tasks.similarity import PROFILE_COLUMNS, PROJECTION_COLUMNS
 from tasks.training.classifier import Classifier, write_classifier
 from tasks.training.heads import build_head, write_head
 
@@ -282,18 +283,19 @@ def _write_backbone(paths: argparse.Namespace, shape: Shape) -> BackboneInfo:
 
 def _write_similarity(paths: argparse.Namespace, shape: Shape, rng: np.random.Generator) -> None:
     shifts = 0.2 + np.abs(rng.normal(0.1, 0.2, 49)) + np.linspace(0, 0.3, 49)
-    layers = [(f"{GROUPS[i * 9 // 49]}.bn{i}", GROUPS[i * 9 // 49], i) for i in range(49)]
-    write_table(
-        paths.profile,
-        PROFILE_COLUMNS,
-        [(layer, group, i, float(shifts[i])) for layer, group, i in layers],
-    )
-    places = [(*rng.normal(0, 1, 2), "source", "") for _ in range(300)]
+    layers = [
+        ShiftRow(f"{group}.bn{i}", group, i, float(shifts[i]))
+        for i, group in enumerate(GROUPS[i * 9 // 49] for i in range(49))
+    ]
+    write_rows(paths.profile, ShiftRow, layers)
+    places = [PlaneRow(*rng.normal(0, 1, 2), "source", "") for _ in range(300)]
     for position, name in enumerate(shape.classes):
         center = rng.normal(0, 2.5, 2)
         count = max(4, 600 // len(shape.classes) // (position + 1))
-        places += [(*(center + rng.normal(0, 0.6, 2)), "target", name) for _ in range(count)]
-    write_table(paths.projection, PROJECTION_COLUMNS, places)
+        places += [
+            PlaneRow(*(center + rng.normal(0, 0.6, 2)), "target", name) for _ in range(count)
+        ]
+    write_rows(paths.projection, PlaneRow, places)
     mmd = MmdResult(
         value=0.186,
         low=0.174,
@@ -306,7 +308,10 @@ def _write_similarity(paths: argparse.Namespace, shape: Shape, rng: np.random.Ge
         source_rows=1000,
     )
     means = [
-        GroupShift(group=name, value=float(np.mean([shifts[i] for _, g, i in layers if g == name])))
+        GroupShift(
+            group=name,
+            value=float(np.mean([layer.shift for layer in layers if layer.group == name])),
+        )
         for name in GROUPS
     ]
     record = Similarity(
@@ -417,13 +422,10 @@ def _write_training(
         **(common | {"val_accuracy": share(0.892, 0.03, 367), "val_loss": 0.29}),
     )
     write_record(paths.finetune, finetuned)
-    rates = [f"lr_{name}" for name in ("head", *GROUPS)]
-    header = ["phase", "epoch", *rates]
-    header += ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
-    write_table(paths.history, header, rows)
+    write_rows(paths.history, HistoryRow, rows, ["head", *GROUPS])
 
 
-def _phases(shape: Shape, rng: np.random.Generator) -> tuple[list[Phase], list[list[Any]]]:
+def _phases(shape: Shape, rng: np.random.Generator) -> tuple[list[Phase], list[HistoryRow]]:
     starts = {"fine_tune": [7, 5, 3], "scratch": [0], "feature_extraction": []}[shape.arm]
     phases, rows, loss = [], [], 0.36
     for position, start in enumerate(starts):
@@ -434,16 +436,15 @@ def _phases(shape: Shape, rng: np.random.Generator) -> tuple[list[Phase], list[l
             peaks = [0.0 if g < start else 2e-4 * 0.7 ** (8 - g) for g in range(len(GROUPS))]
             noise = float(rng.normal(0, 0.006))
             rows.append(
-                [
-                    position + 1,
-                    len(rows) + 1,
-                    5e-4,
-                    *peaks,
-                    loss * 0.9,
-                    0.9 + epoch / 300,
-                    loss + noise,
-                    1.13 - loss * 0.75 + noise,
-                ]
+                HistoryRow(
+                    phase=position + 1,
+                    epoch=len(rows) + 1,
+                    rates={"head": 5e-4, **dict(zip(GROUPS, peaks, strict=True))},
+                    train_loss=loss * 0.9,
+                    train_accuracy=0.9 + epoch / 300,
+                    val_loss=loss + noise,
+                    val_accuracy=1.13 - loss * 0.75 + noise,
+                )
             )
         phases.append(
             Phase(
@@ -498,24 +499,21 @@ def _write_evaluation(
     )
     write_record(paths.metrics, metrics)
     probability = np.round(0.6 + 0.4 * rng.random(n), 6)
-    write_table(
-        paths.predictions,
-        PREDICTION_COLUMNS,
-        [
-            (
-                f"{labels[i]}/{i}.png",
-                labels[i],
-                predicted[i],
-                probability[i],
-                0.5,
-                int(labels[i] == predicted[i]),
-                0.7,
-                before[i],
-            )
-            for i in range(n)
-        ],
-    )
-    write_table(paths.confusion, CONFUSION_COLUMNS, zip(labels, predicted, strict=True))
+    predictions = [
+        PredictionRow(
+            path=f"{labels[i]}/{i}.png",
+            label=labels[i],
+            predicted=predicted[i],
+            probability=probability[i],
+            label_probability=0.5,
+            correct=labels[i] == predicted[i],
+            loss=0.7,
+            baseline_predicted=before[i],
+        )
+        for i in range(n)
+    ]
+    write_rows(paths.predictions, PredictionRow, predictions)
+    write_rows(paths.confusion, ConfusionRow, map(ConfusionRow, labels, predicted))
     _write_classes(paths, shape, labels, predicted)
     _write_bins(paths, shape, rng)
     _write_hardest(paths, shape, labels, rng)
@@ -545,31 +543,34 @@ def _write_classes(
         found = right / actual if actual else None
         pure = right / called if called else None
         rows.append(
-            (
-                name,
-                actual,
-                called,
-                "" if found is None else found,
-                max(0.0, (found or 0) - 0.06),
-                min(1.0, (found or 1) + 0.05),
-                "" if pure is None else pure,
-                max(0.0, (pure or 0) - 0.06),
-                min(1.0, (pure or 1) + 0.05),
-                "" if not actual + called else 2 * right / (actual + called),
+            ClassRow(
+                class_=name,
+                n=actual,
+                predicted=called,
+                recall=found,
+                recall_low=max(0.0, (found or 0) - 0.06),
+                recall_high=min(1.0, (found or 1) + 0.05),
+                precision=pure,
+                precision_low=max(0.0, (pure or 0) - 0.06),
+                precision_high=min(1.0, (pure or 1) + 0.05),
+                f1=2 * right / (actual + called) if actual + called else None,
             )
         )
-    write_table(paths.classes, CLASS_COLUMNS, rows)
+    write_rows(paths.classes, ClassRow, rows)
 
 
 def _write_bins(paths: argparse.Namespace, shape: Shape, rng: np.random.Generator) -> None:
     rows = []
-    for model in ("baseline", "finetuned"):
-        for calibrated in (0, 1):
+    models: tuple[ModelName, ...] = ("baseline", "finetuned")
+    for model in models:
+        for calibrated in (False, True):
             for number_of_bin in range(10):
                 sure = 0.55 + 0.045 * number_of_bin
                 right = min(1.0, sure - 0.05 * (1 - calibrated) + float(rng.normal(0, 0.02)))
-                rows.append((model, calibrated, number_of_bin, sure, right, shape.test // 10))
-    write_table(paths.reliability, RELIABILITY_COLUMNS, rows)
+                rows.append(
+                    ReliabilityRow(model, calibrated, number_of_bin, sure, right, shape.test // 10)
+                )
+    write_rows(paths.reliability, ReliabilityRow, rows)
 
 
 def _write_hardest(
@@ -582,5 +583,6 @@ def _write_hardest(
         _draw(paths.hardest / file, rng, (shape.picture_px, shape.picture_px))
         label = labels[rank]
         other = shape.classes[(shape.classes.index(label) + 1) % len(shape.classes)]
-        rows.append((file, f"{label}/cell{rank:04d}.png", label, other, 0.99 - rank / 100, 3.0))
-    write_table(paths.hardest / "index.csv", INDEX_COLUMNS, rows)
+        path = f"{label}/cell{rank:04d}.png"
+        rows.append(HardestRow(file, path, label, other, 0.99 - rank / 100, 3.0))
+    write_rows(paths.hardest / "index.csv", HardestRow, rows)

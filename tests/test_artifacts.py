@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 
 from tasks import files
 from tasks.artifacts import (
-    MANIFEST_COLUMNS,
     Manifest,
+    columns_of,
     read_array,
     read_json,
     read_manifest,
     read_record,
-    read_rejected,
-    read_table,
+    read_rows,
     read_tensors,
     read_tensors_note,
     release_pages,
@@ -27,13 +26,21 @@ from tasks.artifacts import (
     write_json,
     write_manifest,
     write_record,
-    write_rejected,
-    write_table,
+    write_rows,
     write_tensors,
 )
 from tasks.errors import ArtifactError
 from tasks.files import replacing_file, replacing_folder, write_bytes, write_text
-from tasks.records import Estimate, ImageSource, ManifestRow, Rejected
+from tasks.records import (
+    ClassRow,
+    Estimate,
+    HistoryRow,
+    ImageSource,
+    ManifestRow,
+    PlaneRow,
+    Rejected,
+    ReliabilityRow,
+)
 
 STRANGE_NAMES = [
     "plain.png",
@@ -273,8 +280,10 @@ def test_plain_json_comes_back(tmp_path):
 
 
 def test_strange_names_come_back_from_a_table(tmp_path):
-    write_table(tmp_path / "t.csv", ["name", "n"], [[name, 1] for name in STRANGE_NAMES])
-    assert [line["name"] for line in read_table(tmp_path / "t.csv")] == STRANGE_NAMES
+    rows = [Rejected(name, "empty file") for name in STRANGE_NAMES]
+    for written in (rows, []):
+        write_rows(tmp_path / "q.csv", Rejected, written)
+        assert read_rows(tmp_path / "q.csv", Rejected) == written
 
 
 @settings(
@@ -283,27 +292,52 @@ def test_strange_names_come_back_from_a_table(tmp_path):
     deadline=None,
     derandomize=True,
 )
-@given(st.lists(st.tuples(*[st.text(st.characters(codec="utf-8"), max_size=5)] * 2), max_size=3))
+@given(st.lists(st.builds(Rejected, *[st.text(st.characters(codec="utf-8"), max_size=5)] * 2)))
 def test_every_text_comes_back_from_a_table(tmp_path, rows):
-    write_table(tmp_path / "t.csv", ["a", "b"], rows)
-    assert [tuple(line.values()) for line in read_table(tmp_path / "t.csv")] == rows
+    write_rows(tmp_path / "t.csv", Rejected, rows)
+    assert read_rows(tmp_path / "t.csv", Rejected) == rows
 
 
 def test_numbers_keep_full_precision_in_a_table(tmp_path):
     values = [0.1 + 0.2, 1e-300, np.float64(1 / 3), 7]
-    write_table(tmp_path / "t.csv", ["x"], [[value] for value in values])
-    assert [float(line["x"]) for line in read_table(tmp_path / "t.csv")] == values
+    rows = [PlaneRow(value, -value, "target", "a") for value in values]
+    write_rows(tmp_path / "t.csv", PlaneRow, rows)
+    assert read_rows(tmp_path / "t.csv", PlaneRow) == rows
+
+
+def test_a_boolean_is_a_digit_and_a_missing_ratio_an_empty_cell(tmp_path):
+    row = ReliabilityRow("baseline", True, 0, 0.5, 0.25, 4)
+    write_rows(tmp_path / "r.csv", ReliabilityRow, [row])
+    assert (tmp_path / "r.csv").read_text().splitlines()[1] == "baseline,1,0,0.5,0.25,4"
+    assert read_rows(tmp_path / "r.csv", ReliabilityRow) == [row]
+    unseen = ClassRow("cat", 0, 0, None, 0.0, 1.0, None, 0.0, 1.0, None)
+    write_rows(tmp_path / "c.csv", ClassRow, [unseen])
+    assert (tmp_path / "c.csv").read_text().splitlines() == [
+        "class,n,predicted,recall,recall_low,recall_high,precision,precision_low,precision_high,f1",
+        "cat,0,0,,0.0,1.0,,0.0,1.0,",
+    ]
+    assert read_rows(tmp_path / "c.csv", ClassRow) == [unseen]
+
+
+def test_a_mapping_has_a_column_a_key(tmp_path):
+    row = HistoryRow(1, 1, {"head": 1e-3, "stem": 0.0}, 0.5, 0.8, 0.6, 0.7)
+    write_rows(tmp_path / "h.csv", HistoryRow, [row], ["head", "stem"])
+    assert (tmp_path / "h.csv").read_text() == (
+        "phase,epoch,lr_head,lr_stem,train_loss,train_accuracy,val_loss,val_accuracy\n"
+        "1,1,0.001,0.0,0.5,0.8,0.6,0.7\n"
+    )
+    assert read_rows(tmp_path / "h.csv", HistoryRow) == [row]
 
 
 DAMAGED_TABLES = {
-    "missing": (None, "cannot be read"),
-    "empty": (b"", r"has the columns \(none\), expected a,b"),
-    "other columns": (b"a,c\n1,2\n", "has the columns a,c, expected a,b"),
-    "other order": (b"b,a\n1,2\n", "has the columns b,a, expected a,b"),
-    "cell missing": (b"a,b\n1,2\n3\n", r"row 2 has 1 cells, expected 2 \(a,b\)"),
-    "cell too many": (b"a,b\n1,2,3\n", "row 1 has 3 cells, expected 2"),
-    "quote left open": (b'a,b\n1,"2\n', ":2: unexpected end of data"),
-    "endless cell": (b"a,b\n1," + b"x" * 200_000, ":2: field larger than field limit"),
+    "missing": (None, " cannot be read"),
+    "empty": (b"", r"1: has the columns \(none\), expected path,reason"),
+    "other columns": (b"path,c\n1,2\n", "1: has the columns path,c, expected path,reason"),
+    "other order": (b"reason,path\n", "1: has the columns reason,path, expected path,reason"),
+    "cell missing": (b"path,reason\n1,2\n3\n", r"3: has 1 cells, expected 2 \(path,reason\)"),
+    "cell too many": (b"path,reason\n1,2,3\n", "2: has 3 cells, expected 2"),
+    "quote left open": (b'path,reason\n1,"2\n', "2: unexpected end of data"),
+    "endless cell": (b"path,reason\n1," + b"x" * 200_000, "2: field larger than field limit"),
 }
 
 
@@ -311,8 +345,8 @@ DAMAGED_TABLES = {
 def test_a_damaged_table_says_which_file_and_why(tmp_path, raw, message):
     if raw is not None:
         (tmp_path / "t.csv").write_bytes(raw)
-    with pytest.raises(ArtifactError, match=rf"t\.csv:? ?{message}.*run the stage that writes it"):
-        read_table(tmp_path / "t.csv", ["a", "b"])
+    with pytest.raises(ArtifactError, match=rf"t\.csv:{message}.*run the stage that writes it"):
+        read_rows(tmp_path / "t.csv", Rejected)
 
 
 def test_a_manifest_comes_back_in_its_order(tmp_path):
@@ -338,14 +372,14 @@ def test_a_manifest_numbers_classes_by_code_point_and_images_by_row():
     assert manifest.labels("test").tolist() == []
 
 
-HEADER = ",".join(MANIFEST_COLUMNS)
+HEADER = ",".join(columns_of(ManifestRow))
 DAMAGED_MANIFESTS = {
     "empty": ("", r"has the columns \(none\), expected path,label"),
     "other columns": ("path,label\na,b\n", "has the columns path,label, expected path,label,split"),
-    "other split": (f"{HEADER}\na,b,dev,g,0,1,1,RGB\n", "row of 'a' is damaged"),
-    "width no number": (f"{HEADER}\na,b,val,g,0,x,1,RGB\n", "row of 'a' is damaged"),
-    "negative height": (f"{HEADER}\na,b,val,g,0,1,-1,RGB\n", "row of 'a' is damaged"),
-    "digit that is no number": (f"{HEADER}\na,b,val,g,0,\u00b2,1,RGB\n", "row of 'a' is damaged"),
+    "other split": (f"{HEADER}\na,b,dev,g,0,1,1,RGB\n", r"m\.csv:2: split is 'dev' \("),
+    "width no number": (f"{HEADER}\na,b,val,g,0,x,1,RGB\n", r"m\.csv:2: width is 'x' \("),
+    "negative height": (f"{HEADER}\na,b,val,g,0,1,-1,RGB\n", r"m\.csv:2: height is '-1' \("),
+    "digit that is no number": (f"{HEADER}\na,b,val,g,0,\u00b2,1,RGB\n", "width is '\u00b2' "),
 }
 
 
@@ -356,14 +390,6 @@ def test_a_damaged_manifest_says_why(tmp_path, text, message):
     (tmp_path / "m.csv").write_text(text, encoding="utf-8")
     with pytest.raises(ArtifactError, match=message):
         read_manifest(tmp_path / "m.csv")
-
-
-def test_rejected_files_come_back(tmp_path):
-    rejected = [Rejected(name, "empty file") for name in STRANGE_NAMES]
-    write_rejected(tmp_path / "q.csv", rejected)
-    assert read_rejected(tmp_path / "q.csv") == rejected
-    write_rejected(tmp_path / "q.csv", [])
-    assert read_rejected(tmp_path / "q.csv") == []
 
 
 # arrays and tensors ------------------------------------------------------------------------------

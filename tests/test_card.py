@@ -63,10 +63,10 @@ def test_the_first_sentence_is_the_verdict_and_doubts_follow(findings: Findings)
 
 
 def test_limits_name_the_weakest_class(findings: Findings) -> None:
-    weakest = min(findings.classes, key=lambda row: (row.recall.value or 0, row.name))
+    weakest = min(findings.classes, key=lambda row: (row.recall or 0, row.class_))
     card = render(findings)
-    if len({row.recall.value for row in findings.classes}) > 1:
-        assert f"weakest class on test is {weakest.name}" in card
+    if len({row.recall for row in findings.classes}) > 1:
+        assert f"weakest class on test is {weakest.class_}" in card
     same = [replace(row, recall=findings.classes[0].recall) for row in findings.classes]
     assert "weakest" not in render(replace(findings, classes=same))
 

@@ -11,10 +11,10 @@ import torch
 
 from tasks.artifacts import write_tensors
 from tasks.errors import ArtifactError
-from tasks.records import Estimate, Phase
+from tasks.records import Estimate, HistoryRow, Phase
 from tasks.training.checkpoints import CheckpointFolder, read_state, write_state
 from tasks.training.fingerprint import fingerprint
-from tasks.training.state import HistoryRow, Snapshot, Tally, Tensors, TrainState
+from tasks.training.state import Snapshot, Tally, Tensors, TrainState
 
 
 def tensors(seed: int) -> Tensors:

@@ -5,14 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from tasks.records import Estimate, Phase
+from tasks.records import Estimate, HistoryRow, Phase
 from tasks.reporting.curves import accuracy_curves, loss_curves
-from tasks.reporting.tables import Epoch
 
 
-def history(epochs: int = 3) -> list[Epoch]:
+def history(epochs: int = 3) -> list[HistoryRow]:
     return [
-        Epoch(number, {"head": 1e-3}, 0.5 - i / 50, 0.80 + i / 50, 0.6 - i / 50, 0.70 + i / 50)
+        HistoryRow(
+            number, i + 1, {"head": 1e-3}, 0.5 - i / 50, 0.80 + i / 50, 0.6 - i / 50, 0.70 + i / 50
+        )
         for number in (1, 2)
         for i in range(epochs)
     ]

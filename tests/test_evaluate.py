@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 from sklearn import metrics as oracle
 
-from tasks.artifacts import Manifest, read_table, write_array, write_manifest, write_record
+from tasks.artifacts import Manifest, read_rows, write_array, write_manifest, write_record
 from tasks.backbones.catalogue import create_architecture
 from tasks.backbones.runtime import normalize
 from tasks.errors import ArtifactError
@@ -25,11 +25,15 @@ from tasks.evaluation.words import say_difference
 from tasks.images.store import StoreWriter, store_info
 from tasks.records import (
     Baseline,
+    ClassRow,
+    ConfusionRow,
     Estimate,
     Finetuned,
+    HardestRow,
     InputSpec,
     ManifestRow,
     Metrics,
+    PredictionRow,
     Summary,
 )
 from tasks.training.classifier import Classifier, load_finetuned, write_classifier
@@ -269,8 +273,8 @@ def flat(record, at=""):
 def test_a_class_without_images_has_empty_ratios_and_knows_nothing():
     judged = judge(np.eye(3)[[0, 0]], np.array([0, 0]))
     rows = list(class_rows(judged, CLASSES, 0.95))
-    assert rows[0][1:4] == (2, 2, 1.0)
-    assert rows[2] == (CLASSES[2], 0, 0, "", 0.0, 1.0, "", 0.0, 1.0, "")
+    assert (rows[0].n, rows[0].predicted, rows[0].recall) == (2, 2, 1.0)
+    assert rows[2] == ClassRow(CLASSES[2], 0, 0, None, 0.0, 1.0, None, 0.0, 1.0, None)
 
 
 def test_reliability_recomputes_the_calibration_error():
@@ -279,8 +283,8 @@ def test_reliability_recomputes_the_calibration_error():
     rows = list(reliability_rows({"baseline": judged}, bins=6))
     assert len(rows) == 12
     for calibrated, log_p in enumerate((judged.log_p, judged.calibrated)):
-        mine = [row for row in rows if row[1] == calibrated]
-        error = sum(n * abs(accuracy - confidence) for *_, confidence, accuracy, n in mine) / 50
+        mine = [row for row in rows if row.calibrated == calibrated]
+        error = sum(row.n * abs(row.accuracy - row.confidence) for row in mine) / 50
         confidence = np.exp(log_p.max(axis=1))
         assert error == pytest.approx(expected_calibration_error(confidence, judged.right, 6))
 
@@ -417,7 +421,7 @@ def outputs(project):
     return SimpleNamespace(
         metrics=Metrics.model_validate_json((out / "metrics.json").read_text()),
         logits=load_file(out / "logits.safetensors"),
-        predictions=read_table(out / "predictions.csv"),
+        predictions=read_rows(out / "predictions.csv", PredictionRow),
         folder=out,
     )
 
@@ -465,43 +469,41 @@ def test_predictions_hold_one_row_an_image_in_full_precision(project):
     found, manifest = outputs(project), make_manifest()
     scores = getattr(found.metrics, found.metrics.shipped)
     rows = found.predictions
-    assert [row["path"] for row in rows] == [row.path for row in manifest.of("test")]
-    assert [row["label"] for row in rows] == [row.label for row in manifest.of("test")]
-    right = [row["label"] == row["predicted"] for row in rows]
-    assert [row["correct"] for row in rows] == [str(int(value)) for value in right]
+    assert [row.path for row in rows] == [row.path for row in manifest.of("test")]
+    assert [row.label for row in rows] == [row.label for row in manifest.of("test")]
+    right = [row.label == row.predicted for row in rows]
+    assert [row.correct for row in rows] == right
     assert np.mean(right) == scores.accuracy.value
-    losses = [float(row["loss"]) for row in rows]
+    losses = [row.loss for row in rows]
     assert np.mean(losses) == pytest.approx(scores.nll_calibrated, rel=1e-12)
-    assert [float(row["label_probability"]) for row in rows] == pytest.approx(
-        np.exp(-np.array(losses))
-    )
-    baseline = [row["label"] == row["baseline_predicted"] for row in rows]
+    assert [row.label_probability for row in rows] == pytest.approx(np.exp(-np.array(losses)))
+    baseline = [row.label == row.baseline_predicted for row in rows]
     assert np.mean(baseline) == found.metrics.baseline.accuracy.value
 
 
 def test_confusion_and_classes_agree_with_the_predictions(project):
     found = outputs(project)
-    pairs = [(row["label"], row["predicted"]) for row in found.predictions]
-    confusion = read_table(found.folder / "confusion.csv")
-    assert [(row["actual"], row["predicted"]) for row in confusion] == pairs
+    pairs = [(row.label, row.predicted) for row in found.predictions]
+    confusion = read_rows(found.folder / "confusion.csv", ConfusionRow)
+    assert [(row.actual, row.predicted) for row in confusion] == pairs
     expected = oracle.precision_recall_fscore_support(*zip(*pairs, strict=True), labels=CLASSES)
-    classes = read_table(found.folder / "per_class.csv")
-    assert [row["class"] for row in classes] == CLASSES
+    classes = read_rows(found.folder / "per_class.csv", ClassRow)
+    assert [row.class_ for row in classes] == CLASSES
     for column, values in zip(("precision", "recall", "f1", "n"), expected, strict=True):
-        assert [float(row[column]) for row in classes] == pytest.approx(list(values))
+        assert [getattr(row, column) for row in classes] == pytest.approx(list(values))
     for row in classes:
-        assert float(row["recall_low"]) < float(row["recall"]) <= float(row["recall_high"])
+        assert row.recall_low < row.recall <= row.recall_high
 
 
 def test_hardest_images_are_shown_as_they_are_packed(project, tiny_params):
     found = outputs(project)
-    index = read_table(found.folder / "hardest" / "index.csv")
+    index = read_rows(found.folder / "hardest" / "index.csv", HardestRow)
     assert len(index) == tiny_params.evaluate.hardest
-    ranked = sorted(found.predictions, key=lambda row: -float(row["loss"]))
-    assert [row["path"] for row in index] == [row["path"] for row in ranked[: len(index)]]
+    ranked = sorted(found.predictions, key=lambda row: -row.loss)
+    assert [row.path for row in index] == [row.path for row in ranked[: len(index)]]
     images = sorted(path.name for path in (found.folder / "hardest").glob("*.jpg"))
-    assert [row["file"] for row in index] == images
-    number = [row["path"] for row in found.predictions].index(index[0]["path"])
+    assert [row.file for row in index] == images
+    number = [row.path for row in found.predictions].index(index[0].path)
     picture = np.asarray(Image.open(found.folder / "hardest" / images[0]), float)
     original = np.asarray(draw_image(number % 3, number, (32, 32)), float)
     assert np.abs(picture - original).mean() < 12
@@ -513,7 +515,7 @@ def test_the_plot_files_have_the_columns_that_the_graph_names(project):
         path.rsplit("/", 1)[-1]: plot for item in graph["plots"] for path, plot in item.items()
     }
     for name, plot in plots.items():
-        columns = set(read_table(project / "out" / name)[0])
+        columns = set((project / "out" / name).read_text().splitlines()[0].split(","))
         assert {plot["x"], plot["y"]} <= columns
     template = json.loads((ROOT / ".dvc/plots/reliability.json").read_text())
     assert "<DVC_METRIC_DATA>" in str(template)

@@ -15,7 +15,7 @@ from timm.models.swin_transformer import SwinTransformer
 from tiny_finetune import SIDE, make_inputs, make_manifest
 
 from tasks import decide, extract, similarity
-from tasks.artifacts import read_array, read_record, read_table, write_manifest, write_record
+from tasks.artifacts import read_array, read_record, read_rows, write_manifest, write_record
 from tasks.backbones.cards import Provenance, SourceCard, write_card
 from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.engine import make_engine
@@ -24,7 +24,7 @@ from tasks.backbones.runtime import normalize
 from tasks.backbones.split import prefixes_at, split_at
 from tasks.machine import Machine
 from tasks.params import Params
-from tasks.records import BackboneInfo, Decision, Similarity
+from tasks.records import BackboneInfo, Decision, ShiftRow, Similarity
 from tasks.training import verdicts
 from tasks.training.epochs import Examples
 from tasks.training.freezing import training_groups
@@ -175,7 +175,7 @@ def test_a_network_without_running_statistics_is_judged_by_its_source_card(
     decision = read_record(tmp_path / "decision.json", Decision)
     assert (info.norm, found.shift, found.shift_groups) == ("other", None, [])
     assert "test_vit has no batch-norm layer, so there is no shift profile." in found.notes
-    assert read_table(tmp_path / "profile.csv") == []
+    assert read_rows(tmp_path / "profile.csv", ShiftRow) == []
     if with_card:
         assert found.mmd is not None
         assert found.mmd.value > params.decide.far_mmd

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from fake_run import HOSTILE
 
-from tasks.records import GroupShift, KnownSet, MmdResult
+from tasks.records import GroupShift, KnownSet, MmdResult, PlaneRow, ShiftRow
 from tasks.reporting.figures import MOST_PLACES, class_bars, projection, ruler, shift_profile
 from tasks.reporting.svg import Drawing
-from tasks.reporting.tables import LayerShift, Place
 
 
 def nodes(drawing: Drawing, tag: str, kind: str = "") -> list[ET.Element]:
@@ -90,7 +89,7 @@ def test_an_mmd_below_zero_stays_on_the_ruler() -> None:
 
 
 def test_shift_bars_grow_from_zero_with_the_shift() -> None:
-    layers = [LayerShift(f"bn{i}", f"g{i // 2}", shift) for i, shift in enumerate([0.1, 0.2, 0.4])]
+    layers = [ShiftRow(f"bn{i}", f"g{i // 2}", i, shift) for i, shift in enumerate([0.1, 0.2, 0.4])]
     drawing = shift_profile(layers, [GroupShift(group="g0", value=0.15)])
     heights = [
         float(bar.attrib["height"])
@@ -102,7 +101,11 @@ def test_shift_bars_grow_from_zero_with_the_shift() -> None:
 
 
 def test_the_projection_shows_every_class_in_its_color() -> None:
-    places = [Place(0, 0, "source", ""), Place(1, 1, "target", "cat"), Place(2, 0, "target", "dog")]
+    places = [
+        PlaneRow(0, 0, "source", ""),
+        PlaneRow(1, 1, "target", "cat"),
+        PlaneRow(2, 0, "target", "dog"),
+    ]
     drawing = projection(places, ["cat", "dog"])
     assert [kind for kind, _ in drawing.keys] == ["source", "series-0", "series-1"]
     assert len(nodes(drawing, "path", "cloud")) == 3
@@ -112,7 +115,8 @@ def test_many_classes_share_one_color_and_many_images_are_thinned() -> None:
     rng = np.random.default_rng(0)
     names = [f"c{i}" for i in range(30)]
     places = [
-        Place(*rng.normal(size=2).tolist(), "target", names[i % 30]) for i in range(MOST_PLACES * 3)
+        PlaneRow(*rng.normal(size=2).tolist(), "target", names[i % 30])
+        for i in range(MOST_PLACES * 3)
     ]
     drawing = projection(places, names)
     assert [name for _, name in drawing.keys] == ["this data"]
@@ -123,6 +127,6 @@ def test_hostile_names_are_text() -> None:
     drawings = [
         class_bars(counts(**{HOSTILE: 3})),
         ruler([known(HOSTILE, 0.1)], HOSTILE, mmd()),
-        shift_profile([LayerShift(HOSTILE, HOSTILE, 0.1)], []),
+        shift_profile([ShiftRow(HOSTILE, HOSTILE, 0, 0.1)], []),
     ]
     assert not any("<script" in drawing.svg for drawing in drawings)

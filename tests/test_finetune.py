@@ -23,7 +23,7 @@ from tasks import finetune as stage
 from tasks.artifacts import (
     read_array,
     read_record,
-    read_table,
+    read_rows,
     read_tensors,
     write_array,
     write_manifest,
@@ -34,7 +34,7 @@ from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.runtime import normalize
 from tasks.errors import ArtifactError, EngineError
 from tasks.params import Params
-from tasks.records import Arm, Decision, Finetuned
+from tasks.records import Arm, Decision, Finetuned, HistoryRow
 from tasks.training import parts, passes
 from tasks.training.classifier import load_finetuned
 from tasks.training.heads import apply_head, write_head
@@ -168,10 +168,11 @@ def test_the_written_model_gives_the_written_logits(project: Project, head: str)
 
 def test_history_has_a_row_an_epoch_with_the_rate_of_every_group(project: Project):
     project.run(project.arguments())
-    rows = read_table(project.root / "out" / "history.csv")
+    path = project.root / "out" / "history.csv"
+    rows, columns = read_rows(path, HistoryRow), path.read_text().splitlines()[0].split(",")
     assert project.inputs is not None
     names = [group.name for group in project.inputs.backbone.groups]
-    assert list(rows[0]) == [
+    assert columns == [
         "phase",
         "epoch",
         "lr_head",
@@ -181,19 +182,14 @@ def test_history_has_a_row_an_epoch_with_the_rate_of_every_group(project: Projec
         "val_loss",
         "val_accuracy",
     ]
-    assert [(row["phase"], row["epoch"]) for row in rows] == [
-        ("1", "1"),
-        ("1", "2"),
-        ("2", "3"),
-        ("2", "4"),
-    ]
-    assert float(rows[0][f"lr_{names[4]}"]) == 0 < float(rows[2][f"lr_{names[4]}"])
+    assert [(row.phase, row.epoch) for row in rows] == [(1, 1), (1, 2), (2, 3), (2, 4)]
+    assert rows[0].rates[names[4]] == 0 < rows[2].rates[names[4]]
     for row in rows:
-        assert float(row["lr_head"]) > float(row[f"lr_{names[5]}"]) > float(row[f"lr_{names[4]}"])
-        assert float(row[f"lr_{names[0]}"]) == 0
+        assert row.rates["head"] > row.rates[names[5]] > row.rates[names[4]]
+        assert row.rates[names[0]] == 0
     for plot in YAML(typ="safe").load(ROOT / "dvc.yaml")["plots"]:
         (curves,) = plot.values()
-        assert {curves["x"], *curves["y"]["data/finetune/history.csv"]} <= set(rows[0])
+        assert {curves["x"], *curves["y"]["data/finetune/history.csv"]} <= set(columns)
 
 
 def test_first_epoch_starts_from_the_baseline(project: Project, caplog: pytest.LogCaptureFixture):
@@ -213,7 +209,7 @@ def test_nothing_to_train_gives_the_frozen_baseline(project: Project):
     baseline = read_array(project.root / "in" / "baseline_logits.npy")
     np.testing.assert_array_equal(written, baseline)
     np.testing.assert_allclose(project.logits_of_model(summary), baseline, atol=1e-5)
-    assert read_table(project.root / "out" / "history.csv") == []
+    assert read_rows(project.root / "out" / "history.csv", HistoryRow) == []
 
 
 def test_training_from_scratch_forgets_the_pretrained_weights(project: Project):

@@ -20,7 +20,7 @@ from PIL import Image
 from tasks.errors import ArtifactError
 from tasks.params import Params
 from tasks.reporting import html
-from tasks.reporting.findings import Findings
+from tasks.reporting.findings import Findings, read_picture
 from tasks.reporting.html import render_report
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -251,10 +251,10 @@ def noise(path: Path, side: int) -> Path:
 
 def test_large_pictures_are_made_smaller_small_ones_kept_as_they_are(tmp_path: Path) -> None:
     small, large = noise(tmp_path / "small.jpg", 64), noise(tmp_path / "large.jpg", 900)
-    kept = html._embed(small, 100_000)
+    kept = html._embed(read_picture(small), 100_000)
     assert kept["width"] == 64
     assert len(kept["src"]) == pytest.approx(small.stat().st_size * 4 / 3, abs=32)
-    shrunk = html._embed(large, 60_000)
+    shrunk = html._embed(read_picture(large), 60_000)
     assert large.stat().st_size > 60_000 > len(shrunk["src"]) * 3 / 4
     assert 48 < shrunk["width"] < 900
 
@@ -264,9 +264,9 @@ def test_a_missing_or_broken_picture_is_named(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(png, format="PNG")
     (tmp_path / "no.jpg").write_bytes(png.getvalue())
     with pytest.raises(ArtifactError, match=r"no\.jpg: cannot be read"):
-        html._embed(tmp_path / "no.jpg", 1000)
+        html._embed(read_picture(tmp_path / "no.jpg"), 1000)
     with pytest.raises(ArtifactError, match=r"missing\.jpg: cannot be read"):
-        html._embed(tmp_path / "missing.jpg", 1000)
+        read_picture(tmp_path / "missing.jpg")
 
 
 def test_figures_take_their_colors_from_the_theme(findings: Findings) -> None:

@@ -12,11 +12,11 @@ from conftest import ROOT, ImageFolder, draw_image
 from PIL import Image, ImageOps
 from ruamel.yaml import YAML
 
-from tasks.artifacts import Manifest, read_manifest, read_record, read_rejected
+from tasks.artifacts import Manifest, read_manifest, read_record, read_rows
 from tasks.errors import DataError
 from tasks.images.sources import resolve_root
 from tasks.ingest import main
-from tasks.records import Health, ImageSource
+from tasks.records import Health, ImageSource, Rejected
 
 
 class Result(NamedTuple):
@@ -94,7 +94,7 @@ def test_bad_files_are_left_out_and_listed(image_folder: ImageFolder, tmp_path: 
     (root / "dog" / "notes.txt").write_text("remember the milk")
     (root / "dog" / "Thumbs.db").write_bytes(b"x")
     result = run(root, tmp_path / "out", max_bad_fraction=0.1)
-    rejected = read_rejected(tmp_path / "out" / "quarantine.csv")
+    rejected = read_rows(tmp_path / "out" / "quarantine.csv", Rejected)
     assert [item.path for item in rejected] == ["cat/000.png", "dog/notes.txt"]
     assert result.health.rejected_reasons == {
         "empty file": 1,
@@ -113,7 +113,7 @@ def test_too_many_bad_files_stop_the_run_with_the_whole_list_and_no_manifest(
         (root / "cat" / f"{number:03d}.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"15 of 90 files cannot be used.*quarantine\.csv"):
         run(root, tmp_path / "out")
-    assert len(read_rejected(tmp_path / "out" / "quarantine.csv")) == 15
+    assert len(read_rows(tmp_path / "out" / "quarantine.csv", Rejected)) == 15
     assert not (tmp_path / "out" / "manifest.csv").exists()
     assert not list((tmp_path / "out").glob(".*"))
 
@@ -197,7 +197,7 @@ def test_odd_file_names_survive_in_every_file(image_folder: ImageFolder, tmp_pat
     assert {f"fox/{name}" for name in odd} <= paths
     assert all((root / path).is_file() for path in paths)
     json.loads((tmp_path / "out" / "health.json").read_text("utf-8"))
-    assert read_rejected(tmp_path / "out" / "quarantine.csv")[0].path == "fox/\udcfe.png"
+    assert read_rows(tmp_path / "out" / "quarantine.csv", Rejected)[0].path == "fox/\udcfe.png"
 
 
 def test_a_single_class_is_refused(image_folder: ImageFolder, tmp_path: Path) -> None:

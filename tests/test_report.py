@@ -5,6 +5,7 @@ import json
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +16,26 @@ from conftest import ROOT, with_values
 from fake_run import HOSTILE, Shape, arguments, fake_run
 from ruamel.yaml import YAML
 
-from tasks.artifacts import read_record, read_table, write_record, write_table
+from tasks.artifacts import read_record, read_rows, write_record, write_rows
 from tasks.backbones.catalogue import load_backbone
 from tasks.errors import ArtifactError, WeightsError
 from tasks.params import Params
-from tasks.records import BackboneInfo, Baseline, Finetuned, Metrics
+from tasks.records import (
+    BackboneInfo,
+    Baseline,
+    ConfusionRow,
+    Finetuned,
+    HardestRow,
+    HistoryRow,
+    Metrics,
+    PredictionRow,
+)
 from tasks.report import load_shipped, main, read_findings
 from tasks.reporting.provenance import hash_file
-from tasks.reporting.tables import read_classes, read_hardest, read_history
 from tasks.training.classifier import load_finetuned
 from tasks.training.freezing import TrainingGroup
 from tasks.training.heads import load_head
 from tasks.training.history import write_history
-from tasks.training.state import HistoryRow
 
 
 def images() -> torch.Tensor:
@@ -171,9 +179,9 @@ def test_neither_a_place_nor_a_secret_reaches_the_files(
 def test_hostile_names_are_harmless_everywhere(tmp_path: Path) -> None:
     unreadable = b"caf\xe9".decode("utf-8", "surrogateescape")
     paths = fake_run(tmp_path, Shape(classes=(HOSTILE, "ok"), name=HOSTILE))
-    rows = [list(row.values()) for row in read_table(paths.hardest / "index.csv")]
-    rows[0][1] = f"{unreadable}/\n<img src=x onerror=alert(1)>.png"
-    write_table(paths.hardest / "index.csv", list(read_table(paths.hardest / "index.csv")[0]), rows)
+    first, *others = read_rows(paths.hardest / "index.csv", HardestRow)
+    first = replace(first, path=f"{unreadable}/\n<img src=x onerror=alert(1)>.png")
+    write_rows(paths.hardest / "index.csv", HardestRow, [first, *others])
     run(paths)
     page = paths.report.read_text(encoding="utf-8")
     assert "<script" not in page
@@ -184,14 +192,14 @@ def test_hostile_names_are_harmless_everywhere(tmp_path: Path) -> None:
 
 def test_predictions_of_another_run_are_refused(tmp_path: Path, default_params: Params) -> None:
     paths = fake_run(tmp_path, Shape())
-    rows = read_table(paths.predictions)
-    rows[0]["predicted"] = "defective" if rows[0]["predicted"] == "functional" else "functional"
-    header = list(rows[0])
-    write_table(paths.predictions, header, [list(row.values()) for row in rows])
+    first, *others = read_rows(paths.predictions, PredictionRow)
+    other = "defective" if first.predicted == "functional" else "functional"
+    rows = [replace(first, predicted=other), *others]
+    write_rows(paths.predictions, PredictionRow, rows)
     with pytest.raises(ArtifactError, match=r"confusion\.csv: counts other images"):
         read_findings(paths, default_params)
-    pairs = [(row["label"], row["predicted"]) for row in rows]
-    write_table(paths.confusion, ["actual", "predicted"], pairs)
+    pairs = [ConfusionRow(row.label, row.predicted) for row in rows]
+    write_rows(paths.confusion, ConfusionRow, pairs)
     with pytest.raises(ArtifactError, match=r"metrics\.json: accuracy 0\.9.*run evaluate again"):
         read_findings(paths, default_params)
 
@@ -206,14 +214,13 @@ def test_a_missing_file_is_named(name: str, tmp_path: Path, default_params: Para
         read_findings(paths, default_params)
 
 
-def test_a_damaged_table_is_named_with_its_line(tmp_path: Path) -> None:
-    write_table(tmp_path / "per_class.csv", ["class", "n"], [("cat", 3)])
-    with pytest.raises(ArtifactError, match=r"per_class\.csv:2: .*'predicted'"):
-        read_classes(tmp_path / "per_class.csv")
-    header = ["phase", "epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy"]
-    write_table(tmp_path / "history.csv", header, [(1, 1, "x", 0, 0, 0)])
-    with pytest.raises(ArtifactError, match=r"history\.csv:2: .*'x'"):
-        read_history(tmp_path / "history.csv")
+def test_a_class_that_the_manifest_does_not_name_is_refused(
+    tmp_path: Path, default_params: Params
+) -> None:
+    paths = fake_run(tmp_path, Shape())
+    write_rows(paths.confusion, ConfusionRow, [ConfusionRow("functional", "odd")])
+    with pytest.raises(ArtifactError, match=r"a class 'odd' that the manifest does not name"):
+        read_findings(paths, default_params)
 
 
 def test_the_history_of_training_reads_back(tmp_path: Path) -> None:
@@ -228,19 +235,14 @@ def test_the_history_of_training_reads_back(tmp_path: Path) -> None:
         val_accuracy=0.7,
     )
     write_history(tmp_path / "history.csv", [row], [group])
-    (epoch,) = read_history(tmp_path / "history.csv")
-    assert (epoch.phase, epoch.rates) == (2, {"head": 1e-3, "blocks.0": 2e-4})
-    losses = (epoch.train_loss, epoch.train_accuracy, epoch.val_loss, epoch.val_accuracy)
-    assert losses == (0.5, 0.8, 0.6, 0.7)
+    assert read_rows(tmp_path / "history.csv", HistoryRow) == [row]
 
 
-def test_a_history_without_epochs_is_empty(tmp_path: Path) -> None:
-    write_table(tmp_path / "history.csv", ["phase", "epoch"], [])
-    assert read_history(tmp_path / "history.csv") == []
-
-
-def test_pictures_are_never_read_from_outside_their_folder(tmp_path: Path) -> None:
-    header = ["file", "path", "label", "predicted", "probability", "loss"]
-    row = ("../../etc/passwd.jpg", "a", "b", "c", 0.5, 1.0)
-    write_table(tmp_path / "index.csv", header, [row])
-    assert read_hardest(tmp_path)[0].picture == tmp_path / "passwd.jpg"
+def test_pictures_are_never_read_from_outside_their_folder(
+    tmp_path: Path, default_params: Params
+) -> None:
+    paths = fake_run(tmp_path, Shape(hardest=1))
+    (row,) = read_rows(paths.hardest / "index.csv", HardestRow)
+    write_rows(paths.hardest / "index.csv", HardestRow, [replace(row, file=f"../../{row.file}")])
+    ((_, picture),) = read_findings(paths, default_params).hardest
+    assert picture.path == paths.hardest / row.file

@@ -5,10 +5,9 @@ import xml.etree.ElementTree as ET
 import pytest
 from fake_run import HOSTILE, number, share
 
-from tasks.records import Difference, Estimate, Metrics, Scores
+from tasks.records import ClassRow, Difference, Estimate, Metrics, ReliabilityRow, Scores
 from tasks.reporting.results import MOST_CLASSES, class_recalls, comparison, gains, reliability
 from tasks.reporting.svg import Drawing
-from tasks.reporting.tables import Bin, ClassResult, Ratio
 from tasks.statistics import wilson_interval
 
 
@@ -95,9 +94,8 @@ def test_gains_lie_around_a_line_at_zero() -> None:
     assert "+3.0" in drawing.svg
 
 
-def result(name: str, value: float | None, low: float = 0.7) -> ClassResult:
-    ratio = Ratio(value, low, 1.0)
-    return ClassResult(name, 40, 41, ratio, ratio, value)
+def result(name: str, value: float | None, low: float = 0.7) -> ClassRow:
+    return ClassRow(name, 40, 41, value, low, 1.0, value, low, 1.0, value)
 
 
 def labels(drawing: Drawing) -> list[str]:
@@ -121,7 +119,10 @@ def test_hostile_class_names_are_text() -> None:
 
 
 def test_reliability_draws_wilson_intervals_within_its_axes() -> None:
-    bins = [Bin("finetuned", True, 0.9, 0.8, 20), Bin("finetuned", False, 0.95, 0.8, 20)]
+    bins = [
+        ReliabilityRow("finetuned", True, 0, 0.9, 0.8, 20),
+        ReliabilityRow("finetuned", False, 0, 0.95, 0.8, 20),
+    ]
     root = ET.fromstring(reliability(bins, 0.95).svg)
     bar = next(n for n in root.iter("line") if "thin" in n.attrib["class"])
     bounds = wilson_interval(16, 20, confidence=0.95)

@@ -7,7 +7,7 @@ from conftest import ROOT, make_origin
 from tasks.artifacts import (
     Manifest,
     read_record,
-    read_table,
+    read_rows,
     write_array,
     write_manifest,
     write_record,
@@ -21,6 +21,7 @@ from tasks.records import (
     KnownSet,
     LayerGroup,
     ManifestRow,
+    PlaneRow,
     Similarity,
 )
 from tasks.similarity import Reference, main, measure_similarity, project
@@ -252,10 +253,12 @@ def test_features_that_are_not_finite_are_an_error(params):
 
 def test_plane_shows_source_and_target():
     points = project(target_of(), CARD, limit=60, seed=3)
-    sets = [kind for _, _, kind, _ in points]
+    sets = [point.set for point in points]
     assert sets == ["source"] * 40 + ["target"] * 60
-    assert {label for *_, kind, label in points if kind == "target"} == {"a", "b", "c"}
-    assert np.mean([[x, y] for x, y, *_ in points], axis=0) == pytest.approx([0, 0], abs=1e-9)
+    assert {point.label for point in points if point.set == "target"} == {"a", "b", "c"}
+    assert np.mean([[point.x, point.y] for point in points], axis=0) == pytest.approx(
+        [0, 0], abs=1e-9
+    )
     assert len(project(target_of(), None, limit=60, seed=3)) == 60
 
 
@@ -301,13 +304,11 @@ def test_main_writes_what_it_measured(stage, tmp_path, default_params):
     found = read_record(tmp_path / "out/similarity.json", Similarity)
     target = target_of(layers=[LayerShift("stem.bn", 0, 0.25), LayerShift("top.bn", 1, 1.0)])
     assert found == measured(default_params.similarity, target, seed=default_params.seed)
-    assert read_table(tmp_path / "out/shift_profile.csv") == [
-        {"layer": "stem.bn", "group": "stem", "index": "0", "shift": "0.25"},
-        {"layer": "top.bn", "group": "top", "index": "1", "shift": "1.0"},
-    ]
-    points = read_table(tmp_path / "out/projection.csv")
-    assert len(points) == 40 + IMAGES
-    assert list(points[0]) == ["x", "y", "set", "label"]
+    assert (tmp_path / "out/shift_profile.csv").read_text() == (
+        "layer,group,index,shift\nstem.bn,stem,0,0.25\ntop.bn,top,1,1.0\n"
+    )
+    assert (tmp_path / "out/projection.csv").read_text().startswith("x,y,set,label\n")
+    assert len(read_rows(tmp_path / "out/projection.csv", PlaneRow)) == 40 + IMAGES
 
 
 def test_same_inputs_give_the_same_bytes(stage, tmp_path):

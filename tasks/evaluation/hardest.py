@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tasks.artifacts import write_table
+from tasks.artifacts import write_rows
 from tasks.evaluation.judged import Judged, confidence_of
 from tasks.evaluation.metrics import Floats, Ints
 from tasks.files import replacing_folder
+from tasks.records import HardestRow
 
 JPEG_QUALITY = 90
-INDEX_COLUMNS = ["file", "path", "label", "predicted", "probability", "loss"]
 
 
 def hardest_images(losses: Floats, count: int) -> Ints:
@@ -46,14 +46,14 @@ def write_hardest(
         for file, picture in zip(files, pixels, strict=True):
             Image.fromarray(picture).save(temporary / file, quality=JPEG_QUALITY, subsampling=0)
         rows = [
-            (
-                file,
-                paths[image],
-                class_names[judged.labels[image]],
-                class_names[judged.predicted[image]],
-                float(probability[image]),
-                float(losses[image]),
+            HardestRow(
+                file=file,
+                path=paths[image],
+                label=class_names[judged.labels[image]],
+                predicted=class_names[judged.predicted[image]],
+                probability=float(probability[image]),
+                loss=float(losses[image]),
             )
             for file, image in zip(files, images, strict=True)
         ]
-        write_table(temporary / "index.csv", INDEX_COLUMNS, rows)
+        write_rows(temporary / "index.csv", HardestRow, rows)

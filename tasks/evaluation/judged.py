@@ -16,6 +16,7 @@ from tasks.evaluation.metrics import (
     log_probabilities,
     sum_classes,
 )
+from tasks.records import ModelName
 
 Logits = NDArray[np.float32]
 
@@ -76,8 +77,8 @@ def confidence_of(log_p: Floats) -> Floats:
 
 
 def judge_models(
-    manifest: Manifest, models: Mapping[str, ModelLogits]
-) -> tuple[dict[str, Judged], dict[str, Judged]]:
+    manifest: Manifest, models: Mapping[ModelName, ModelLogits]
+) -> tuple[dict[ModelName, Judged], dict[ModelName, Judged]]:
     """Give the answers of every model to val and to test, calibrated on val."""
     labels, test_labels = manifest.labels("val"), manifest.labels("test")
     fitted = {name: fit_temperature(logits.val, labels) for name, logits in models.items()}

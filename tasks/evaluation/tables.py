@@ -7,61 +7,39 @@ import numpy as np
 from tasks.evaluation.calibration import reliability_table
 from tasks.evaluation.judged import Judged, confidence_of
 from tasks.evaluation.metrics import f1, precision, recall
-from tasks.records import Metrics, Summary
+from tasks.records import (
+    ClassRow,
+    ConfusionRow,
+    Metrics,
+    ModelName,
+    PredictionRow,
+    ReliabilityRow,
+    Summary,
+)
 from tasks.statistics import wilson_interval
-
-Cell = str | int | float
-Row = tuple[Cell, ...]
-
-# probability: calibrated, of the predicted class; label_probability: the same of the label;
-# loss: its negative natural log. All of the shipped model.
-PREDICTION_COLUMNS = [
-    "path",
-    "label",
-    "predicted",
-    "probability",
-    "label_probability",
-    "correct",
-    "loss",
-    "baseline_predicted",
-]
-CLASS_COLUMNS = [
-    "class",
-    "n",
-    "predicted",
-    "recall",
-    "recall_low",
-    "recall_high",
-    "precision",
-    "precision_low",
-    "precision_high",
-    "f1",
-]
-CONFUSION_COLUMNS = ["actual", "predicted"]
-RELIABILITY_COLUMNS = ["model", "calibrated", "bin", "confidence", "accuracy", "n"]
 
 
 def prediction_rows(
     paths: Sequence[str], shipped: Judged, baseline: Judged, class_names: Sequence[str]
-) -> Iterator[Row]:
+) -> Iterator[PredictionRow]:
     """One row a test image: what the shipped model says, and what the baseline says."""
     probability = confidence_of(shipped.calibrated)
     for image, path in enumerate(paths):
         label = shipped.labels[image]
-        yield (
-            path,
-            class_names[label],
-            class_names[shipped.predicted[image]],
-            float(probability[image]),
-            float(np.exp(shipped.calibrated[image, label])),
-            int(shipped.right[image]),
-            float(shipped.losses[image]),
-            class_names[baseline.predicted[image]],
+        yield PredictionRow(
+            path=path,
+            label=class_names[label],
+            predicted=class_names[shipped.predicted[image]],
+            probability=float(probability[image]),
+            label_probability=float(np.exp(shipped.calibrated[image, label])),
+            correct=bool(shipped.right[image]),
+            loss=float(shipped.losses[image]),
+            baseline_predicted=class_names[baseline.predicted[image]],
         )
 
 
-def class_rows(judged: Judged, class_names: Sequence[str], confidence: float) -> Iterator[Row]:
-    """One row a class; a ratio without images is left empty, its Wilson interval is [0, 1]."""
+def class_rows(judged: Judged, class_names: Sequence[str], confidence: float) -> Iterator[ClassRow]:
+    """One row a class, with Wilson intervals."""
     sums = judged.sums
     for name, right, actual, predicted, *ratios in zip(
         class_names,
@@ -73,30 +51,36 @@ def class_rows(judged: Judged, class_names: Sequence[str], confidence: float) ->
         f1(sums),
         strict=True,
     ):
-        of_class, of_predicted, harmonic = (_cell(ratio) for ratio in ratios)
+        of_class, of_predicted, harmonic = (_known(ratio) for ratio in ratios)
         found = wilson_interval(right, actual, confidence=confidence)
         pure = wilson_interval(right, predicted, confidence=confidence)
-        yield (
-            *(name, int(actual), int(predicted)),
-            *(of_class, found.low, found.high),
-            *(of_predicted, pure.low, pure.high),
-            harmonic,
+        yield ClassRow(
+            class_=name,
+            n=int(actual),
+            predicted=int(predicted),
+            recall=of_class,
+            recall_low=found.low,
+            recall_high=found.high,
+            precision=of_predicted,
+            precision_low=pure.low,
+            precision_high=pure.high,
+            f1=harmonic,
         )
 
 
-def confusion_rows(judged: Judged, class_names: Sequence[str]) -> Iterator[Row]:
-    """One row a test image, as DVC's confusion template counts them."""
+def confusion_rows(judged: Judged, class_names: Sequence[str]) -> Iterator[ConfusionRow]:
+    """One row a test image."""
     for label, predicted in zip(judged.labels, judged.predicted, strict=True):
-        yield class_names[label], class_names[predicted]
+        yield ConfusionRow(class_names[label], class_names[predicted])
 
 
-def reliability_rows(models: Mapping[str, Judged], bins: int) -> Iterator[Row]:
-    """One row a model, calibration (0 or 1) and bin, least confident first."""
+def reliability_rows(models: Mapping[ModelName, Judged], bins: int) -> Iterator[ReliabilityRow]:
+    """One row a model, before and after calibration, and bin, least confident first."""
     for name, judged in models.items():
-        for calibrated, log_p in enumerate((judged.log_p, judged.calibrated)):
+        for calibrated, log_p in ((False, judged.log_p), (True, judged.calibrated)):
             table = reliability_table(confidence_of(log_p), judged.right, bins)
             for number, row in enumerate(table):
-                yield name, calibrated, number, row.confidence, row.accuracy, row.n
+                yield ReliabilityRow(name, calibrated, number, row.confidence, row.accuracy, row.n)
 
 
 def summarize_metrics(metrics: Metrics) -> Summary:
@@ -121,5 +105,5 @@ def summarize_metrics(metrics: Metrics) -> Summary:
     )
 
 
-def _cell(ratio: float) -> Cell:
-    return "" if np.isnan(ratio) else float(ratio)
+def _known(ratio: float) -> float | None:
+    return None if np.isnan(ratio) else float(ratio)

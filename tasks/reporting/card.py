@@ -4,11 +4,11 @@ import html
 import json
 import re
 
+from tasks.records import ClassRow
 from tasks.reporting.export import Exported
 from tasks.reporting.findings import Findings
 from tasks.reporting.pages import make_environment
 from tasks.reporting.provenance import Provenance
-from tasks.reporting.tables import ClassResult
 from tasks.reporting.text import printable
 from tasks.reporting.usage import loading_code
 from tasks.reporting.verdict import find_alerts, give_verdict, name_shipped
@@ -52,9 +52,9 @@ def quote_yaml(text: str) -> str:
     return json.dumps(printable(text)).replace("<", "\\u003c")
 
 
-def _weakest(classes: list[ClassResult]) -> ClassResult | None:
+def _weakest(classes: list[ClassRow]) -> ClassRow | None:
     """The class with the lowest recall; None where every recall is the same."""
-    found = [(row.recall.value, row.name, row) for row in classes if row.recall.value is not None]
+    found = [(row.recall, row.class_, row) for row in classes if row.recall is not None]
     if len({value for value, _, _ in found}) < 2:
         return None
     return min(found, key=lambda item: item[:2])[2]

@@ -1,12 +1,13 @@
 """The confusion matrix as a figure, and the most frequent mistakes as a list."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from tasks.errors import ArtifactError
 from tasks.reporting.svg import WIDTH, Drawing, element, figure, text, text_width
 from tasks.reporting.text import count, percent, plural, printable, shortened
 
@@ -25,6 +26,24 @@ class Mistake:
     predicted: str
     images: int
     share: float
+
+
+def count_answers(pairs: Iterable[tuple[str, str]], classes: Sequence[str]) -> Counts:
+    """Count pairs of label and answer: int64 (C, C), rows are labels.
+
+    Raises:
+        ArtifactError: A name is none of the classes.
+    """
+    index = {name: number for number, name in enumerate(classes)}
+    counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    try:
+        for label, answer in pairs:
+            counts[index[label], index[answer]] += 1
+    except KeyError as err:
+        raise ArtifactError(
+            f"test images are of a class {err} that the manifest does not name; run evaluate again"
+        ) from err
+    return counts
 
 
 def mistakes(counts: Counts, classes: Sequence[str]) -> list[Mistake]:

@@ -6,7 +6,7 @@ from itertools import groupby
 
 from markupsafe import Markup
 
-from tasks.records import Phase
+from tasks.records import HistoryRow, Phase
 from tasks.reporting.svg import (
     WIDTH,
     Drawing,
@@ -21,7 +21,6 @@ from tasks.reporting.svg import (
     text,
     text_width,
 )
-from tasks.reporting.tables import Epoch
 from tasks.reporting.text import given, percent, printable
 
 LEFT, TOP, BOTTOM = 52.0, 46.0, 222.0
@@ -32,13 +31,13 @@ class Measure:
     """What a panel of curves shows: its axis, and how it is read from an epoch."""
 
     axis: str
-    train: Callable[[Epoch], float]
-    val: Callable[[Epoch], float]
+    train: Callable[[HistoryRow], float]
+    val: Callable[[HistoryRow], float]
     write: Callable[[float], str]
     baseline: float
 
 
-def loss_curves(history: Sequence[Epoch], phases: Sequence[Phase], baseline: float) -> Drawing:
+def loss_curves(history: Sequence[HistoryRow], phases: Sequence[Phase], baseline: float) -> Drawing:
     """Draw train and val loss; `baseline` is the val loss of the frozen baseline."""
     return _panel(
         history,
@@ -53,7 +52,9 @@ def loss_curves(history: Sequence[Epoch], phases: Sequence[Phase], baseline: flo
     )
 
 
-def accuracy_curves(history: Sequence[Epoch], phases: Sequence[Phase], baseline: float) -> Drawing:
+def accuracy_curves(
+    history: Sequence[HistoryRow], phases: Sequence[Phase], baseline: float
+) -> Drawing:
     """Draw train and val accuracy; `baseline` is the val accuracy of the frozen baseline."""
     return _panel(
         history,
@@ -68,7 +69,7 @@ def accuracy_curves(history: Sequence[Epoch], phases: Sequence[Phase], baseline:
     )
 
 
-def _panel(history: Sequence[Epoch], phases: Sequence[Phase], measure: Measure) -> Drawing:
+def _panel(history: Sequence[HistoryRow], phases: Sequence[Phase], measure: Measure) -> Drawing:
     train, val = (
         [measure.train(epoch) for epoch in history],
         [measure.val(epoch) for epoch in history],
@@ -101,7 +102,7 @@ def _panel(history: Sequence[Epoch], phases: Sequence[Phase], measure: Measure) 
     return Drawing(figure(266, f"{measure.axis} over {len(history)} epochs", shapes), keys)
 
 
-def _bands(history: Sequence[Epoch], phases: Sequence[Phase], scale: Scale) -> Markup:
+def _bands(history: Sequence[HistoryRow], phases: Sequence[Phase], scale: Scale) -> Markup:
     """Shade the phases, number them, and say which were rolled back."""
     shapes, start = [], 0
     for number, members in groupby(history, key=lambda epoch: epoch.phase):
@@ -122,7 +123,7 @@ def _bands(history: Sequence[Epoch], phases: Sequence[Phase], scale: Scale) -> M
     return Markup("").join(shapes)
 
 
-def _epoch_axis(history: Sequence[Epoch], scale: Scale) -> Markup:
+def _epoch_axis(history: Sequence[HistoryRow], scale: Scale) -> Markup:
     every = -(-len(history) // 16)
     numbers = [
         text(scale(epoch), BOTTOM + 16, str(epoch), anchor="middle", kind="tick")

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from markupsafe import Markup
 
-from tasks.records import SPLITS, GroupShift, KnownSet, MmdResult
+from tasks.records import SPLITS, GroupShift, KnownSet, MmdResult, PlaneRow, ShiftRow
 from tasks.reporting.svg import (
     WIDTH,
     Drawing,
@@ -24,7 +24,6 @@ from tasks.reporting.svg import (
     text_width,
     whisker,
 )
-from tasks.reporting.tables import LayerShift, Place
 from tasks.reporting.text import amount, count, fixed, given, plural, printable, shortened
 
 MOST_BARS = 20
@@ -110,7 +109,7 @@ def ruler(known: Sequence[KnownSet], name: str, ours: MmdResult) -> Drawing:
     return Drawing(figure(bottom + 40, label, shapes))
 
 
-def shift_profile(layers: Sequence[LayerShift], groups: Sequence[GroupShift]) -> Drawing:
+def shift_profile(layers: Sequence[ShiftRow], groups: Sequence[GroupShift]) -> Drawing:
     """Draw the batch-norm shift of each layer as a bar from 0, in forward order, and means."""
     means = {group.group: group.value for group in groups}
     left, bottom = 48.0, 190.0
@@ -141,7 +140,7 @@ def shift_profile(layers: Sequence[LayerShift], groups: Sequence[GroupShift]) ->
     )
 
 
-def projection(places: Sequence[Place], classes: Sequence[str]) -> Drawing:
+def projection(places: Sequence[PlaneRow], classes: Sequence[str]) -> Drawing:
     """Draw images as dots in the plane of the projected features: source gray, data by class.
 
     More classes than MOST_COLORS share one color; of very many images, every n-th is shown.
@@ -159,10 +158,10 @@ def projection(places: Sequence[Place], classes: Sequence[str]) -> Drawing:
 
 
 def _layers_of(
-    places: Sequence[Place], classes: Sequence[str]
-) -> list[tuple[str, str, list[Place]]]:
-    source = [place for place in places if place.kind == "source"]
-    target = [place for place in places if place.kind != "source"]
+    places: Sequence[PlaneRow], classes: Sequence[str]
+) -> list[tuple[str, str, list[PlaneRow]]]:
+    source = [place for place in places if place.set == "source"]
+    target = [place for place in places if place.set != "source"]
     if len(classes) > MOST_COLORS:
         return [("source", "source images", source), ("series-0", "this data", target)]
     return [("source", "source images", source)] + [

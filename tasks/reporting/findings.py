@@ -1,25 +1,48 @@
 """What the earlier stages found out, in one place."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.files import read_bytes
 from tasks.records import (
     AugmentPolicy,
     BackboneInfo,
     Baseline,
+    ClassRow,
     Decision,
     Finetuned,
+    HardestRow,
     Health,
+    HistoryRow,
     ImageSource,
     Metrics,
+    PlaneRow,
+    ReliabilityRow,
     Scores,
+    ShiftRow,
     Similarity,
 )
-from tasks.reporting.tables import Bin, ClassResult, Epoch, HardImage, LayerShift, Place
 from tasks.reporting.text import percent
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The bytes of a JPEG file, and where it lies."""
+
+    path: Path
+    content: bytes = field(repr=False)
+
+
+def read_picture(path: Path) -> Picture:
+    """Read a picture.
+
+    Raises:
+        ArtifactError: The file is missing.
+    """
+    return Picture(path, read_bytes(path))
 
 
 @dataclass(frozen=True)
@@ -30,7 +53,8 @@ class Findings:
         title: Of the report.
         confidence: Of the intervals of the test results, in (0, 1).
         confusion: Of the shipped model on test, int64 (C, C), rows are labels.
-        sheet: JPEG of the augmented views.
+        hardest: The test images that the shipped model finds hardest.
+        sheet: The augmented views.
     """
 
     title: str
@@ -44,14 +68,14 @@ class Findings:
     baseline: Baseline
     finetuned: Finetuned
     metrics: Metrics
-    layers: list[LayerShift]
-    places: list[Place]
-    history: list[Epoch]
-    classes: list[ClassResult]
+    layers: list[ShiftRow]
+    places: list[PlaneRow]
+    history: list[HistoryRow]
+    classes: list[ClassRow]
     confusion: NDArray[np.int64]
-    bins: list[Bin]
-    hardest: list[HardImage]
-    sheet: Path
+    bins: list[ReliabilityRow]
+    hardest: list[tuple[HardestRow, Picture]]
+    sheet: Picture
 
     @property
     def shipped(self) -> Scores:

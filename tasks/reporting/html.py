@@ -4,24 +4,22 @@ import base64
 import io
 from collections.abc import Mapping
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup, escape
 from PIL import Image, UnidentifiedImageError
 
 from tasks.errors import ArtifactError
-from tasks.records import Health, Scores
+from tasks.records import Health, HistoryRow, Scores
 from tasks.reporting.confusion import matrix, mistakes
 from tasks.reporting.curves import accuracy_curves, loss_curves
 from tasks.reporting.export import Exported
 from tasks.reporting.figures import class_bars, projection, ruler, shift_profile
-from tasks.reporting.findings import Findings
+from tasks.reporting.findings import Findings, Picture
 from tasks.reporting.pages import make_environment
 from tasks.reporting.provenance import Provenance
 from tasks.reporting.results import MOST_CLASSES, class_recalls, comparison, gains, reliability
 from tasks.reporting.svg import Drawing
-from tasks.reporting.tables import Epoch
 from tasks.reporting.text import sentence
 from tasks.reporting.usage import loading_code
 from tasks.reporting.verdict import find_alerts, give_verdict, name_shipped
@@ -50,7 +48,7 @@ def render_report(findings: Findings, exported: Exported, provenance: Provenance
         mistakes=mistakes(findings.confusion, findings.health.classes),
         most_classes=MOST_CLASSES,
         sheet=_embed(findings.sheet, SHEET_BYTES),
-        hardest=[(image, _embed(image.picture, share)) for image in findings.hardest],
+        hardest=[(row, _embed(picture, share)) for row, picture in findings.hardest],
         shipped_name=name_shipped(findings),
         code=loading_code(whole=exported.whole, head=findings.shipped_head),
     )
@@ -104,7 +102,7 @@ def _passed_checks(health: Health) -> list[str]:
     return [words for found, words in checks if not found]
 
 
-def _peak_rates(history: list[Epoch]) -> list[tuple[int, dict[str, float]]]:
+def _peak_rates(history: list[HistoryRow]) -> list[tuple[int, dict[str, float]]]:
     """Give the highest rate of an epoch of every group in every phase; 0 where it was frozen."""
     rates = []
     for phase, members in groupby(history, key=lambda epoch: epoch.phase):
@@ -123,28 +121,28 @@ def _score_rows(findings: Findings) -> list[tuple[str, Scores]]:
     return rows
 
 
-def _embed(path: Path, most_bytes: int) -> dict[str, Any]:
+def _embed(picture: Picture, most_bytes: int) -> dict[str, Any]:
     """Give a JPEG file as a data address with its size in pixels, made smaller if it is too large.
 
     Raises:
-        ArtifactError: The file is missing or no image.
+        ArtifactError: It is no such image.
     """
+    content = picture.content
     try:
-        content = path.read_bytes()
-        with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
-            picture = image.convert("RGB")
+        with Image.open(io.BytesIO(content), formats=["JPEG"]) as opened:
+            image = opened.convert("RGB")
     except (OSError, UnidentifiedImageError) as err:
         raise ArtifactError(
-            f"{path}: cannot be read ({err}); run the stage that writes it"
+            f"{picture.path}: cannot be read ({err}); run the stage that writes it"
         ) from err
-    while len(content) > most_bytes and min(picture.size) > SMALLEST_PX:
-        picture = picture.resize((picture.width * 4 // 5, picture.height * 4 // 5))
+    while len(content) > most_bytes and min(image.size) > SMALLEST_PX:
+        image = image.resize((image.width * 4 // 5, image.height * 4 // 5))
         smaller = io.BytesIO()
-        picture.save(smaller, format="JPEG", quality=85)
+        image.save(smaller, format="JPEG", quality=85)
         content = smaller.getvalue()
     address = base64.b64encode(content).decode("ascii")
     return {
         "src": f"data:image/jpeg;base64,{address}",
-        "width": picture.width,
-        "height": picture.height,
+        "width": image.width,
+        "height": image.height,
     }

@@ -35,6 +35,7 @@ def make_environment(
         "p_value": text.p_value,
         "percent": text.percent,
         "percent_interval": text.percent_interval,
+        "percent_range": text.percent_range,
         "plural": text.plural,
         "points": text.points,
         "points_interval": text.points_interval,

@@ -5,7 +5,7 @@ from math import floor
 
 from markupsafe import Markup
 
-from tasks.records import Difference, Estimate, Metrics, Scores
+from tasks.records import ClassRow, Difference, Estimate, Metrics, ReliabilityRow, Scores
 from tasks.reporting.svg import (
     WIDTH,
     Drawing,
@@ -20,7 +20,6 @@ from tasks.reporting.svg import (
     text_width,
     whisker,
 )
-from tasks.reporting.tables import Bin, ClassResult
 from tasks.reporting.text import (
     count,
     percent,
@@ -104,29 +103,29 @@ def points_tick(value: float) -> str:
     return points(value, 0 if abs(100 * value - round(100 * value)) < 1e-9 else 1)
 
 
-def class_recalls(classes: Sequence[ClassResult]) -> Drawing:
+def class_recalls(classes: Sequence[ClassRow]) -> Drawing:
     """Draw the recall of each class with its interval, worst first; of many only the worst."""
-    found = [(row.recall.value, row) for row in classes if row.recall.value is not None]
-    worst = sorted(found, key=lambda pair: (pair[0], pair[1].name))[:MOST_CLASSES]
-    left = min(175.0, 16 + max(text_width(shortened(row.name, 22)) for _, row in worst))
-    scale = _share_scale([row.recall.low for _, row in worst], left, WIDTH - 92)
+    found = [(row.recall, row) for row in classes if row.recall is not None]
+    worst = sorted(found, key=lambda pair: (pair[0], pair[1].class_))[:MOST_CLASSES]
+    left = min(175.0, 16 + max(text_width(shortened(row.class_, 22)) for _, row in worst))
+    scale = _share_scale([row.recall_low for _, row in worst], left, WIDTH - 92)
     bottom = 8.0 + 24 * len(worst)
     shapes = [axis_below(scale, 2, bottom, _share_axis("recall on test", scale), _whole)]
     for number, (value, row) in enumerate(worst):
         y = 17.0 + 24 * number
-        of_all = f"{count(round(value * row.images))} of {count(row.images)}"
+        of_all = f"{count(round(value * row.n))} of {count(row.n)}"
         shapes += [
-            text(left - 10, y + 4, shortened(row.name, 22), anchor="end", kind="key"),
-            whisker(scale, y, value, (row.recall.low, row.recall.high), "finetuned"),
+            text(left - 10, y + 4, shortened(row.class_, 22), anchor="end", kind="key"),
+            whisker(scale, y, value, (row.recall_low, row.recall_high), "finetuned"),
             text(WIDTH, y + 4, of_all, anchor="end", kind="tick"),
         ]
     label = f"Recall of {plural(len(worst), 'class', 'classes')}"
     return Drawing(figure(bottom + 38, label, shapes))
 
 
-def reliability(bins: Sequence[Bin], confidence: float) -> Drawing:
+def reliability(bins: Sequence[ReliabilityRow], confidence: float) -> Drawing:
     """Draw accuracy against confidence, before and after calibration, with intervals."""
-    bounds = [wilson_interval(b.accuracy * b.images, b.images, confidence=confidence) for b in bins]
+    bounds = [wilson_interval(b.accuracy * b.n, b.n, confidence=confidence) for b in bins]
     lowest = min([*(b.confidence for b in bins), *(interval.low for interval in bounds)])
     x_scale = _share_scale([lowest], 52, WIDTH - 14)
     y_scale = _share_scale([lowest], 300, 30)
@@ -139,7 +138,7 @@ def reliability(bins: Sequence[Bin], confidence: float) -> Drawing:
         x = x_scale(b.confidence)
         kind = "finetuned" if b.calibrated else "baseline"
         spoken = f"confidence {percent(b.confidence)}, accuracy {percent(b.accuracy)}"
-        tip = f"{plural(b.images, 'image')}: {spoken}"
+        tip = f"{plural(b.n, 'image')}: {spoken}"
         shapes += [
             line(x, y_scale(interval.low), x, y_scale(interval.high), f"interval thin {kind}"),
             dot(x, y_scale(b.accuracy), kind, tip=tip),

@@ -23,8 +23,12 @@ def percent_interval(estimate: Estimate) -> str:
     """Write the interval of a share: `88.3 to 93.7 %`, or that there is none."""
     if estimate.low is None or estimate.high is None:
         return "no interval"
-    low, high = _signed(100 * estimate.low, 1), _signed(100 * estimate.high, 1)
-    return f"{low} to {high}{NBSP}%"
+    return percent_range(estimate.low, estimate.high)
+
+
+def percent_range(low: float, high: float) -> str:
+    """Write the range of a share: `88.3 to 93.7 %`."""
+    return f"{_signed(100 * low, 1)} to {_signed(100 * high, 1)}{NBSP}%"
 
 
 def points_interval(estimate: Estimate) -> str:

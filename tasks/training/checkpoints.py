@@ -21,8 +21,8 @@ from torch import Tensor
 from tasks.artifacts import Array, read_tensors, read_tensors_note, write_tensors
 from tasks.backbones.processes import ALONE, Processes
 from tasks.errors import ArtifactError
-from tasks.records import Phase, Record
-from tasks.training.state import HistoryRow, Snapshot, Tally, Tensors, TrainState
+from tasks.records import HistoryRow, Phase, Record
+from tasks.training.state import Snapshot, Tally, Tensors, TrainState
 
 log = logging.getLogger(__name__)
 

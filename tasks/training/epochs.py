@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tasks.errors import TrainingError
+from tasks.records import HistoryRow
 from tasks.training.freezing import HEAD_GROUP
 from tasks.training.gate import ValSet
 from tasks.training.phases import PhasePlan
 from tasks.training.sampling import Indices
-from tasks.training.state import HistoryRow, Logits, Tally, TrainState
+from tasks.training.state import Logits, Tally, TrainState
 from tasks.training.trained_part import StepResult
 from tasks.training.verdicts import val_accuracy, val_loss
 

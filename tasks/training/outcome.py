@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tasks.records import Finetuned, Phase
+from tasks.records import Finetuned, HistoryRow, Phase
 from tasks.statistics import accuracy_interval
 from tasks.training.classifier import Classifier
 from tasks.training.freezing import TrainingGroup
@@ -11,7 +11,7 @@ from tasks.training.gate import RESAMPLES
 from tasks.training.inputs import FinetuneInputs
 from tasks.training.interpolation import Candidate
 from tasks.training.losses import right_images
-from tasks.training.state import HistoryRow, Logits
+from tasks.training.state import Logits
 from tasks.training.verdicts import val_loss
 
 CONFIDENCE = 0.95  # of the interval of the val accuracy

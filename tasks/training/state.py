@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tasks.records import Phase
+from tasks.records import HistoryRow, Phase
 
 Tensors = Mapping[str, Tensor]
 Logits = NDArray[np.float32]
@@ -23,19 +23,6 @@ class Snapshot:
     epoch: int
     weights: Tensors
     val_logits: Logits
-
-
-@dataclass(frozen=True)
-class HistoryRow:
-    """One epoch, numbered on over the phases. `rates` is each group's mean rate over the epoch."""
-
-    phase: int
-    epoch: int
-    rates: Mapping[str, float]
-    train_loss: float
-    train_accuracy: float
-    val_loss: float
-    val_accuracy: float
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ from bench.processes import Measured, run_measured
 from bench.results import Answers, Trial
 from ruamel.yaml import YAML
 
-from tasks.artifacts import Manifest, read_manifest, read_record, read_table, write_tensors
+from tasks.artifacts import Manifest, read_manifest, read_record, read_rows, write_tensors
 from tasks.augment import pack, render_file
 from tasks.backbones.catalogue import load_backbone
 from tasks.images.sources import resolve_root
 from tasks.images.store import store_info
 from tasks.params import Params
 from tasks.params_file import load_params
-from tasks.records import Baseline, Finetuned, ImageSource, ManifestRow
+from tasks.records import Baseline, Finetuned, ImageSource, ManifestRow, PredictionRow
 from tasks.training.tensors import to_arrays
 
 ROOT = Path(__file__).parent.parent.parent
@@ -170,18 +170,20 @@ def run_regraft(copy: Copy, *, seed: int) -> list[Trial]:
     measured = {stage: copy.run(stage) for stage in STAGES[1:]}
     manifest = copy.manifest()
     index = {name: number for number, name in enumerate(manifest.class_names)}
-    rows = {row["path"]: row for row in read_table(copy.root / "data/evaluate/predictions.csv")}
+    rows = read_rows(copy.root / "data/evaluate/predictions.csv", PredictionRow)
     baseline = read_record(copy.root / "data/baseline/baseline.json", Baseline)
     finetuned = read_record(copy.root / "data/finetune/finetune.json", Finetuned)
     shown = len(manifest.of("train")) * sum(phase.epochs for phase in finetuned.phases)
 
-    def trial(method: str, val: float, column: str, stages: Sequence[str], speed: float) -> Trial:
+    def trial(
+        method: str, val: float, said: list[str], stages: Sequence[str], speed: float
+    ) -> Trial:
         return Trial(
             method=method,
             seed=seed,
             rate=None,
             val_accuracy=val,
-            predictions=[index[rows[row.path][column]] for row in manifest.of("test")],
+            predictions=[index[name] for name in said],
             seconds=sum(measured[stage].seconds for stage in stages),
             peak_bytes=max(measured[stage].peak_bytes for stage in stages),
             images_per_second=speed,
@@ -193,14 +195,14 @@ def run_regraft(copy: Copy, *, seed: int) -> list[Trial]:
         trial(
             REGRAFT,
             finetuned.val_accuracy.value,
-            "predicted",
+            [row.predicted for row in rows],
             STAGES[1:],
             shown / measured["finetune"].seconds,
         ),
         trial(
             FROZEN,
             baseline.val_accuracy.value,
-            "baseline_predicted",
+            [row.baseline_predicted for row in rows],
             before,
             count_views(copy) / to_features,
         ),
