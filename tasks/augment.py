@@ -9,13 +9,14 @@ import logging
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from tasks.artifacts import Manifest, read_manifest, read_record, write_record
-from tasks.entry import read_paths, run_stage
+from tasks.entry import Read, StagePaths, Write, read_paths, run_stage
 from tasks.errors import ArtifactError, DataError, ImageError
 from tasks.files import replacing_folder, write_bytes
 from tasks.images.augmentation import draw_view, ranges_of
@@ -40,6 +41,19 @@ GIGABYTE = 1e9
 
 class ChangedError(DataError):
     """An image is no longer the file that the manifest lists."""
+
+
+@dataclass(frozen=True)
+class Paths(StagePaths):
+    """What the stage reads and writes."""
+
+    manifest: Read
+    origin: Read
+    train: Write
+    val: Write
+    test: Write
+    sheet: Write
+    policy: Write
 
 
 def render_rows(
@@ -204,11 +218,7 @@ def _changed_error(rows: Sequence[ManifestRow], root: Path, *, workers: int) -> 
 def main(argv: Sequence[str] | None) -> None:
     """Pack the images of every split."""
     paths = read_paths(
-        "augment",
-        "Decode every image once, render augmented views, pack pixels.",
-        argv,
-        reads=["manifest", "origin"],
-        writes=["train", "val", "test", "sheet", "policy"],
+        Paths, "augment", "Decode every image once, render augmented views, pack pixels.", argv
     )
     params = load_params(paths.params)
     workers = read_machine().decode_workers

@@ -17,7 +17,7 @@ from torch import nn
 
 from tasks.artifacts import Manifest, read_array, read_manifest, write_array, write_record
 from tasks.backbones.runtime import configure_torch
-from tasks.entry import read_paths, run_stage
+from tasks.entry import Read, StagePaths, Write, read_paths, run_stage
 from tasks.errors import ArtifactError
 from tasks.machine import read_machine
 from tasks.params import BaselineParams
@@ -38,6 +38,18 @@ log = logging.getLogger(__name__)
 CONFIDENCE = 0.95  # of the interval of the val accuracy
 LATER_CONFIDENCE = 0.9  # with which a later head must be better to be chosen
 NAMES: dict[HeadKind, str] = {"linear": "linear head", "mlp": "MLP"}
+
+
+@dataclass(frozen=True)
+class Paths(StagePaths):
+    """What the stage reads and writes."""
+
+    manifest: Read
+    train_features: Read
+    val_features: Read
+    head: Write
+    summary: Write
+    val_logits: Write
 
 
 @dataclass(frozen=True)
@@ -221,13 +233,7 @@ def read_features(folder: Path, manifest: Manifest, split: Split) -> Labelled:
 
 def main(argv: Sequence[str] | None) -> None:
     """Read features, train the heads, write the chosen one."""
-    paths = read_paths(
-        "baseline",
-        "Train a new head on the frozen features",
-        argv,
-        reads=["manifest", "train-features", "val-features"],
-        writes=["head", "summary", "val-logits"],
-    )
+    paths = read_paths(Paths, "baseline", "Train a new head on the frozen features", argv)
     params = load_params(paths.params)
     configure_torch(read_machine(), params.seed)
     manifest = read_manifest(paths.manifest)

@@ -8,11 +8,12 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from tasks.artifacts import write_record
-from tasks.entry import read_paths, run_stage
+from tasks.entry import StagePaths, Write, read_paths, run_stage
 from tasks.errors import ParamsError
 from tasks.params import Params
 from tasks.params_file import load_params, place_of_key
@@ -21,6 +22,13 @@ from tasks.records import NamedPaths
 WEIGHTS = Path("data/weights")
 COPY = os.path.join(".dvc", "tmp", "exps")  # where DVC runs experiments beside the working tree
 NO_STAGES = {"seed", "backbone"}  # of the top level of params.yaml; every other block is a stage's
+
+
+@dataclass(frozen=True)
+class Paths(StagePaths):
+    """What the stage reads and writes."""
+
+    paths: Write
 
 
 def check(params: Params, project: Path) -> NamedPaths:
@@ -112,7 +120,7 @@ def _nearest(path: Path, project: Path) -> str:
 
 def main(argv: Sequence[str] | None) -> None:
     """Read params.yaml, check it, write the paths that it names."""
-    paths = read_paths("check", __doc__ or "", argv, reads=(), writes=("paths",))
+    paths = read_paths(Paths, "check", __doc__ or "", argv)
     named = check(load_params(paths.params), paths.params.parent)
     write_record(paths.paths, named)
 

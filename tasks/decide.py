@@ -7,9 +7,10 @@ decision.json with every rule and what it saw, and decision.md in words.
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tasks.artifacts import read_manifest, read_record, write_record
-from tasks.entry import read_paths, run_stage
+from tasks.entry import Read, StagePaths, Write, read_paths, run_stage
 from tasks.files import write_text
 from tasks.params import DecideParams
 from tasks.params_file import load_params
@@ -28,6 +29,17 @@ log = logging.getLogger(__name__)
 ADVICE = (
     "The arm is in doubt: try the others with decide.arm in params.yaml and compare them on val."
 )
+
+
+@dataclass(frozen=True)
+class Paths(StagePaths):
+    """What the stage reads and writes."""
+
+    manifest: Read
+    similarity: Read
+    backbone: Read
+    decision: Write
+    words: Write
 
 
 def decide(
@@ -91,11 +103,10 @@ def gather_evidence(
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the measurements, decide, write the decision and its words."""
     paths = read_paths(
+        Paths,
         "decide",
         "Choose between scratch, frozen features and fine-tuning, with reasons.",
         argv,
-        reads=["manifest", "similarity", "backbone"],
-        writes=["decision", "words"],
     )
     params = load_params(paths.params)
     manifest = read_manifest(paths.manifest)

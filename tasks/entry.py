@@ -7,8 +7,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
+from typing import Annotated, TypeVar, get_type_hints
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -19,6 +21,12 @@ from tasks.machine import Machine, prepare_memory, read_machine, read_place
 
 log = logging.getLogger(__name__)
 
+P = TypeVar("P", bound="StagePaths")
+
+READ, WRITTEN = "read", "written"
+Read = Annotated[Path, READ]
+Write = Annotated[Path, WRITTEN]
+
 FAILED, TERMINATED, INTERRUPTED = 1, 143, 130
 PASSING = 75  # EX_TEMPFAIL of sysexits.h: the same may succeed later
 LACKING = {  # what an OSError of a machine at its limits says
@@ -27,22 +35,36 @@ LACKING = {  # what an OSError of a machine at its limits says
 }
 
 
-def read_paths(
-    stage: str,
-    description: str,
-    argv: Sequence[str] | None,
-    *,
-    reads: Sequence[str],
-    writes: Sequence[str],
-) -> argparse.Namespace:
-    """Parse a stage's arguments: `--params` and one path for each name in `reads` and `writes`."""
+@dataclass(frozen=True, kw_only=True)
+class StagePaths:
+    """Base of the paths of a stage, each of them a field that is `Read` or `Write`."""
+
+    params: Annotated[Path, "the parameters"] = Path("params.yaml")
+
+    @property
+    def read(self) -> list[Path]:
+        """What the stage reads beside the parameters, in the order of the fields."""
+        return [getattr(self, name) for name, use in _uses(type(self)).items() if use == READ]
+
+
+def _uses(kind: type[StagePaths]) -> dict[str, str]:
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name].__metadata__[0] for field in fields(kind)}
+
+
+def read_paths(kind: type[P], stage: str, description: str, argv: Sequence[str] | None) -> P:
+    """Parse a stage's arguments: one path for each field, `--val-logits` for `val_logits`."""
     parser = argparse.ArgumentParser(prog=f"python -m tasks.{stage}", description=description)
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the parameters")
-    for name in reads:
-        parser.add_argument(f"--{name}", type=Path, required=True, help="read")
-    for name in writes:
-        parser.add_argument(f"--{name}", type=Path, required=True, help="written")
-    return parser.parse_args(argv)
+    for name, use in _uses(kind).items():
+        default = getattr(kind, name, None)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=Path,
+            required=default is None,
+            default=default,
+            help=use,
+        )
+    return kind(**vars(parser.parse_args(argv)))
 
 
 def run_stage(stage: str, main: Callable[[Sequence[str] | None], None]) -> int:

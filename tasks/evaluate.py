@@ -3,7 +3,6 @@
 Val chooses the temperatures and the model that ships; test only reports.
 """
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from tasks.artifacts import (
 )
 from tasks.backbones.engine import make_engine
 from tasks.backbones.runtime import configure_torch
-from tasks.entry import read_paths, run_stage
+from tasks.entry import Read, StagePaths, Write, read_paths, run_stage
 from tasks.errors import ArtifactError
 from tasks.evaluation import tables
 from tasks.evaluation.hardest import hardest_images, write_hardest
@@ -62,6 +61,29 @@ from tasks.training.heads import apply_head, load_head
 log = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Paths(StagePaths):
+    """What the stage reads and writes."""
+
+    manifest: Read
+    test: Read
+    test_features: Read
+    head: Read
+    baseline: Read
+    baseline_logits: Read
+    model: Read
+    finetune: Read
+    finetune_logits: Read
+    summary: Write
+    metrics: Write
+    predictions: Write
+    logits: Write
+    classes: Write
+    confusion: Write
+    reliability: Write
+    hardest: Write
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +175,7 @@ def evaluate(
 # reading -----------------------------------------------------------------------------------------
 
 
-def read_inputs(paths: argparse.Namespace, *, seed: int) -> Inputs:
+def read_inputs(paths: Paths, *, seed: int) -> Inputs:
     """Read everything and run both models on the test images.
 
     Raises:
@@ -224,9 +246,7 @@ def _expect(path: Path, what: str, found: object, expected: object) -> None:
 # writing -----------------------------------------------------------------------------------------
 
 
-def write_outputs(
-    paths: argparse.Namespace, inputs: Inputs, result: Evaluation, params: EvaluateParams
-) -> None:
+def write_outputs(paths: Paths, inputs: Inputs, result: Evaluation, params: EvaluateParams) -> None:
     """Write metrics, logits, tables and pictures."""
     names = inputs.manifest.class_names
     images = [row.path for row in inputs.manifest.of("test")]
@@ -251,17 +271,7 @@ def write_outputs(
 def main(argv: Sequence[str] | None) -> None:
     """Read, judge, write."""
     paths = read_paths(
-        "evaluate",
-        "Judge baseline and fine-tuned model on the test images, once.",
-        argv,
-        reads=[
-            *("manifest", "test", "test-features", "head", "baseline", "baseline-logits"),
-            *("model", "finetune", "finetune-logits"),
-        ],
-        writes=[
-            *("summary", "metrics", "predictions", "logits", "classes", "confusion", "reliability"),
-            "hardest",
-        ],
+        Paths, "evaluate", "Judge baseline and fine-tuned model on the test images, once.", argv
     )
     params = load_params(paths.params)
     inputs = read_inputs(paths, seed=params.seed)

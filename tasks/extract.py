@@ -8,8 +8,8 @@ and write the same bytes as one.
 import logging
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.artifacts import write_record
@@ -23,16 +23,30 @@ from tasks.backbones.normalization import norm_kind
 from tasks.backbones.probe import choose_probe_images, measure_probe, sample_pixels, write_probe
 from tasks.backbones.processes import Processes, join_processes
 from tasks.backbones.runtime import configure_torch
-from tasks.entry import read_paths
+from tasks.entry import Read, StagePaths, Write, read_paths
 from tasks.errors import ArtifactError
 from tasks.images.store import PixelStore
 from tasks.machine import Machine, read_machine
 from tasks.params import Params
 from tasks.params_file import load_params
 from tasks.progress import progress
-from tasks.records import SPLITS, BackboneInfo
+from tasks.records import BackboneInfo
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Paths(StagePaths):
+    """What the stage reads and writes."""
+
+    train: Read
+    val: Read
+    test: Read
+    train_features: Write
+    val_features: Write
+    test_features: Write
+    probe: Write
+    backbone: Write
 
 
 def describe_backbone(backbone: Backbone, engine: Engine) -> BackboneInfo:
@@ -70,13 +84,7 @@ def open_stores(folders: Sequence[Path]) -> list[PixelStore]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the pixel stores, run the backbone, write features, probe and description."""
-    paths = read_paths(
-        "extract",
-        __doc__ or "",
-        argv,
-        reads=SPLITS,
-        writes=[*(f"{split}-features" for split in SPLITS), "probe", "backbone"],
-    )
+    paths = read_paths(Paths, "extract", __doc__ or "", argv)
     params = load_params(paths.params)
     machine = read_machine()
     with join_processes(machine) as processes:
@@ -84,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         extract(paths, params, machine, processes)
 
 
-def extract(paths: Namespace, params: Params, machine: Machine, processes: Processes) -> None:
+def extract(paths: Paths, params: Params, machine: Machine, processes: Processes) -> None:
     """Run the backbone over the rows of this process; the first one writes all there is."""
     stores = open_stores([paths.train, paths.val, paths.test])
     image_px = stores[0].info.image_px

@@ -7,8 +7,8 @@ again, it goes on where it was.
 
 import logging
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from tasks.artifacts import write_array, write_record
 from tasks.backbones.launch import run_in_processes
 from tasks.backbones.processes import ALONE, Processes, join_processes
 from tasks.backbones.runtime import configure_torch, find_device
-from tasks.entry import read_paths
+from tasks.entry import Write, read_paths
 from tasks.machine import Machine, read_machine
 from tasks.params import FinetuneParams
 from tasks.params_file import load_params
@@ -26,7 +26,7 @@ from tasks.training.classifier import Classifier, write_classifier
 from tasks.training.fingerprint import fingerprint
 from tasks.training.freezing import training_groups
 from tasks.training.history import write_history
-from tasks.training.inputs import FinetuneInputs, read_inputs
+from tasks.training.inputs import FinetuneInputs, InputPaths, read_inputs
 from tasks.training.interpolation import Chosen, choose_weights, explain_choice
 from tasks.training.loop import Trainer
 from tasks.training.outcome import START, FinetunedModel, summarize
@@ -44,16 +44,16 @@ CONSTRAINTS = TASKS.parent / "constraints.txt"  # versions of all libraries
 BALANCED = (
     "All classes count the same in training and where val judges it (finetune.class_balanced)."
 )
-READS = (
-    "manifest",
-    "train",
-    "val",
-    "decision",
-    "backbone",
-    "head",
-    "baseline",
-    "baseline-logits",
-)
+
+
+@dataclass(frozen=True)
+class Paths(InputPaths):
+    """What the stage reads and writes."""
+
+    model: Write
+    summary: Write
+    history: Write
+    val_logits: Write
 
 
 def finetune(
@@ -137,23 +137,18 @@ def _choose_weights(
 
 
 def _open_workspace(
-    paths: Namespace, params: FinetuneParams, machine: Machine, *, seed: int
+    paths: Paths, params: FinetuneParams, machine: Machine, *, seed: int
 ) -> Workspace:
     """Name the folders of this very training in the scratch folder."""
-    reads = [getattr(paths, name.replace("-", "_")) for name in READS]
     code = [TASKS, *([CONSTRAINTS] if CONSTRAINTS.exists() else [])]
-    key = fingerprint(reads, [str(params), str(seed)], code)
+    key = fingerprint(paths.read, [str(params), str(seed)], code)
     return Workspace(machine.scratch / "checkpoints" / key, machine.scratch / "activations" / key)
 
 
 def main(argv: Sequence[str] | None) -> None:
     """Read what earlier stages made, fine-tune, write the model."""
     paths = read_paths(
-        "finetune",
-        "Unfreeze from the top down with discriminative learning rates",
-        argv,
-        reads=READS,
-        writes=["model", "summary", "history", "val-logits"],
+        Paths, "finetune", "Unfreeze from the top down with discriminative learning rates", argv
     )
     params = load_params(paths.params)
     machine = read_machine()
@@ -180,7 +175,7 @@ def main(argv: Sequence[str] | None) -> None:
             workspace.remove()
 
 
-def _write(paths: Namespace, model: FinetunedModel, inputs: FinetuneInputs, *, seed: int) -> None:
+def _write(paths: Paths, model: FinetunedModel, inputs: FinetuneInputs, *, seed: int) -> None:
     """Write the model and all about it, and log the outcome."""
     summary = summarize(model, inputs, seed=seed)
     write_classifier(paths.model, model.classifier)

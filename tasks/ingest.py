@@ -6,10 +6,11 @@ Writes the manifest, the list of truth of all later stages, with the health of t
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.artifacts import Manifest, write_manifest, write_record, write_rows
-from tasks.entry import read_paths, run_stage
+from tasks.entry import StagePaths, Write, read_paths, run_stage
 from tasks.errors import DataError
 from tasks.images.duplicates import Grouping, group_images
 from tasks.images.health import describe_health
@@ -29,6 +30,16 @@ from tasks.params_file import load_params
 from tasks.records import Health, ManifestRow, Rejected
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Paths(StagePaths):
+    """What the stage reads and writes."""
+
+    manifest: Write
+    health: Write
+    quarantine: Write
+    origin: Write
 
 
 def ingest(
@@ -124,13 +135,7 @@ def summarize(health: Health) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read what params.yaml names, check, group and split, write."""
-    paths = read_paths(
-        "ingest",
-        __doc__ or "",
-        argv,
-        reads=(),
-        writes=("manifest", "health", "quarantine", "origin"),
-    )
+    paths = read_paths(Paths, "ingest", __doc__ or "", argv)
     params = load_params(paths.params)
     listing = list_images(Path(params.ingest.source))
     named_groups = read_groups(Path(params.ingest.groups), _known_paths(listing))

@@ -1,6 +1,5 @@
 """Stage report: one offline page for a person, a model card, and the model to deploy."""
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from torch import nn
 from tasks.artifacts import read_record, read_rows
 from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.runtime import configure_torch
-from tasks.entry import read_paths, run_stage
+from tasks.entry import Read, StagePaths, Write, read_paths, run_stage
 from tasks.errors import ArtifactError, WeightsError
 from tasks.files import write_text
 from tasks.machine import read_machine
@@ -58,12 +57,36 @@ from tasks.training.heads import load_head
 log = logging.getLogger(__name__)
 
 PROJECT = Path(__file__).parent.parent
-READS = (
-    *("health", "origin", "manifest", "sheet", "policy", "backbone"),
-    *("similarity", "profile", "projection", "decision", "head", "baseline"),
-    *("model", "finetune", "history", "metrics", "predictions", "classes", "confusion"),
-    *("reliability", "hardest"),
-)
+
+
+@dataclass(frozen=True)
+class Paths(StagePaths):
+    """What the stage reads and writes."""
+
+    health: Read
+    origin: Read
+    manifest: Read
+    sheet: Read
+    policy: Read
+    backbone: Read
+    similarity: Read
+    profile: Read
+    projection: Read
+    decision: Read
+    head: Read
+    baseline: Read
+    model: Read
+    finetune: Read
+    history: Read
+    metrics: Read
+    predictions: Read
+    classes: Read
+    confusion: Read
+    reliability: Read
+    hardest: Read
+    report: Write
+    card: Write
+    export: Write
 
 
 @dataclass(frozen=True)
@@ -104,7 +127,7 @@ def tell_about(findings: Findings, provenance: Provenance) -> dict[str, Any]:
 # reading and writing -----------------------------------------------------------------------------
 
 
-def read_findings(paths: argparse.Namespace, params: Params) -> Findings:
+def read_findings(paths: Paths, params: Params) -> Findings:
     """Read what the earlier stages wrote.
 
     Raises:
@@ -140,7 +163,7 @@ def read_findings(paths: argparse.Namespace, params: Params) -> Findings:
     return findings
 
 
-def _check_recomputed(paths: argparse.Namespace, findings: Findings) -> None:
+def _check_recomputed(paths: Paths, findings: Findings) -> None:
     """Compare what can be counted in predictions.csv with metrics.json and confusion.csv."""
     predictions = read_rows(paths.predictions, PredictionRow)
     answers = [(row.label, row.predicted) for row in predictions]
@@ -158,7 +181,7 @@ def _check_recomputed(paths: argparse.Namespace, findings: Findings) -> None:
         )
 
 
-def read_provenance(paths: argparse.Namespace, params: Params) -> Provenance:
+def read_provenance(paths: Paths, params: Params) -> Provenance:
     """Find out from what code, data, parameters and packages this run is."""
     return Provenance(
         code=read_code_state(PROJECT, inputs=[params.ingest.groups]),
@@ -168,7 +191,7 @@ def read_provenance(paths: argparse.Namespace, params: Params) -> Provenance:
     )
 
 
-def load_shipped(paths: argparse.Namespace, findings: Findings, *, seed: int) -> Shipped:
+def load_shipped(paths: Paths, findings: Findings, *, seed: int) -> Shipped:
     """Build the model that ships.
 
     Where nothing was fine-tuned, model.safetensors is the frozen backbone with the baseline's head.
@@ -189,9 +212,7 @@ def load_shipped(paths: argparse.Namespace, findings: Findings, *, seed: int) ->
     )
 
 
-def _modules(
-    paths: argparse.Namespace, findings: Findings, *, seed: int
-) -> tuple[nn.Module, nn.Module]:
+def _modules(paths: Paths, findings: Findings, *, seed: int) -> tuple[nn.Module, nn.Module]:
     if findings.metrics.shipped == "finetuned" or findings.metrics.finetuned is None:
         classifier = load_finetuned(paths.model, findings.finetuned)
         return classifier.backbone, classifier.head
@@ -209,7 +230,7 @@ def _modules(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read everything, export the model, write report and model card."""
-    paths = read_paths("report", __doc__, argv, reads=READS, writes=("report", "card", "export"))
+    paths = read_paths(Paths, "report", __doc__ or "", argv)
     params = load_params(paths.params)
     configure_torch(read_machine(), params.seed)
     findings, provenance = read_findings(paths, params), read_provenance(paths, params)

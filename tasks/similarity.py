@@ -15,7 +15,7 @@ from sklearn.decomposition import PCA
 
 from tasks.artifacts import read_record, write_record, write_rows
 from tasks.backbones.source_cards import SourceCard, find_card
-from tasks.entry import read_paths, run_stage
+from tasks.entry import Read, StagePaths, Write, read_paths, run_stage
 from tasks.errors import ArtifactError
 from tasks.params import SimilarityParams
 from tasks.params_file import load_params
@@ -32,6 +32,21 @@ SCORED_IMAGES = 5_000  # at most, for scores whose time grows with the square of
 SHOWN_IMAGES = 2_000  # at most, on the plane
 
 Features = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Paths(StagePaths):
+    """What the stage reads and writes."""
+
+    manifest: Read
+    origin: Read
+    features: Read
+    probe: Read
+    backbone: Read
+    cards: Read
+    similarity: Write
+    profile: Write
+    projection: Write
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,11 +185,10 @@ def project(target: Target, card: SourceCard | None, *, limit: int, seed: int) -
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the features, measure them, write what was found."""
     paths = read_paths(
+        Paths,
         "similarity",
         "Measure how far the data is from the source and what the features are worth.",
         argv,
-        reads=["manifest", "origin", "features", "probe", "backbone", "cards"],
-        writes=["similarity", "profile", "projection"],
     )
     params = load_params(paths.params)
     info = read_record(paths.backbone, BackboneInfo)

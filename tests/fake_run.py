@@ -1,6 +1,5 @@
 """A whole run as the report stage finds it: every file of the earlier stages, made up."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +50,7 @@ from tasks.records import (
     ShiftRow,
     Similarity,
 )
-from tasks.report import read_findings
+from tasks.report import Paths, read_findings
 from tasks.reporting.export import Exported
 from tasks.reporting.findings import Findings
 from tasks.reporting.provenance import CodeState, Provenance
@@ -92,7 +91,7 @@ class Shape:
     decision: dict[str, Any] = field(default_factory=dict)
 
 
-def fake_run(folder: Path, shape: Shape, seed: int = 3) -> argparse.Namespace:
+def fake_run(folder: Path, shape: Shape, seed: int = 3) -> Paths:
     """Write every file that the report stage reads; give its arguments."""
     rng = np.random.default_rng(seed)
     paths = paths_in(folder)
@@ -134,7 +133,7 @@ def fake_provenance(changed: tuple[str, ...] = ()) -> Provenance:
     )
 
 
-def paths_in(folder: Path) -> argparse.Namespace:
+def paths_in(folder: Path) -> Paths:
     """Paths of a run in one folder."""
     files = {
         "health": "health.json",
@@ -162,10 +161,10 @@ def paths_in(folder: Path) -> argparse.Namespace:
         "card": "out/MODEL_CARD.md",
         "export": "out/model",
     }
-    return argparse.Namespace(**{name: folder / file for name, file in files.items()})
+    return Paths(**{name: folder / file for name, file in files.items()})
 
 
-def arguments(paths: argparse.Namespace) -> list[str]:
+def arguments(paths: Paths) -> list[str]:
     """Give the paths as command line arguments of the stage."""
     return [word for name, path in vars(paths).items() for word in (f"--{name}", str(path))]
 
@@ -191,7 +190,7 @@ def _answers(
     return answers
 
 
-def _write_data(paths: argparse.Namespace, shape: Shape, rng: np.random.Generator) -> None:
+def _write_data(paths: Paths, shape: Shape, rng: np.random.Generator) -> None:
     per_class = {
         name: {
             "train": 40 + 90 // (position + 1),
@@ -262,7 +261,7 @@ def _draw(path: Path, rng: np.random.Generator, size: tuple[int, int]) -> None:
     picture.convert("RGB").save(path, quality=85)
 
 
-def _write_backbone(paths: argparse.Namespace, shape: Shape) -> BackboneInfo:
+def _write_backbone(paths: Paths, shape: Shape) -> BackboneInfo:
     loaded = load_backbone(shape.backbone, shape.weights, image_px=shape.image_px, seed=17)
     info = BackboneInfo(
         name=shape.backbone,
@@ -281,7 +280,7 @@ def _write_backbone(paths: argparse.Namespace, shape: Shape) -> BackboneInfo:
     return info
 
 
-def _write_similarity(paths: argparse.Namespace, shape: Shape, rng: np.random.Generator) -> None:
+def _write_similarity(paths: Paths, shape: Shape, rng: np.random.Generator) -> None:
     shifts = 0.2 + np.abs(rng.normal(0.1, 0.2, 49)) + np.linspace(0, 0.3, 49)
     layers = [
         ShiftRow(f"{group}.bn{i}", group, i, float(shifts[i]))
@@ -339,7 +338,7 @@ def _write_similarity(paths: argparse.Namespace, shape: Shape, rng: np.random.Ge
     write_record(paths.similarity, record)
 
 
-def _write_decision(paths: argparse.Namespace, shape: Shape) -> None:
+def _write_decision(paths: Paths, shape: Shape) -> None:
     facts: dict[str, Any] = {
         "arm": shape.arm,
         "forced": False,
@@ -373,7 +372,7 @@ def _write_decision(paths: argparse.Namespace, shape: Shape) -> None:
 
 
 def _write_training(
-    paths: argparse.Namespace, shape: Shape, backbone: BackboneInfo, rng: np.random.Generator
+    paths: Paths, shape: Shape, backbone: BackboneInfo, rng: np.random.Generator
 ) -> None:
     hidden = 8 if shape.head == "mlp" else 0
     torch.manual_seed(5)
@@ -464,7 +463,7 @@ def _phases(shape: Shape, rng: np.random.Generator) -> tuple[list[Phase], list[H
 
 
 def _write_evaluation(
-    paths: argparse.Namespace,
+    paths: Paths,
     shape: Shape,
     labels: list[str],
     predicted: list[str],
@@ -533,9 +532,7 @@ def _scores(accuracy: float, n: int) -> Scores:
     )
 
 
-def _write_classes(
-    paths: argparse.Namespace, shape: Shape, labels: list[str], predicted: list[str]
-) -> None:
+def _write_classes(paths: Paths, shape: Shape, labels: list[str], predicted: list[str]) -> None:
     rows = []
     for name in shape.classes:
         actual, called = labels.count(name), predicted.count(name)
@@ -559,7 +556,7 @@ def _write_classes(
     write_rows(paths.classes, ClassRow, rows)
 
 
-def _write_bins(paths: argparse.Namespace, shape: Shape, rng: np.random.Generator) -> None:
+def _write_bins(paths: Paths, shape: Shape, rng: np.random.Generator) -> None:
     rows = []
     models: tuple[ModelName, ...] = ("baseline", "finetuned")
     for model in models:
@@ -573,9 +570,7 @@ def _write_bins(paths: argparse.Namespace, shape: Shape, rng: np.random.Generato
     write_rows(paths.reliability, ReliabilityRow, rows)
 
 
-def _write_hardest(
-    paths: argparse.Namespace, shape: Shape, labels: list[str], rng: np.random.Generator
-) -> None:
+def _write_hardest(paths: Paths, shape: Shape, labels: list[str], rng: np.random.Generator) -> None:
     paths.hardest.mkdir()
     rows = []
     for rank in range(shape.hardest):

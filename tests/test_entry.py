@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tasks import entry
-from tasks.entry import read_paths, run_stage
+from tasks.entry import Read, StagePaths, Write, read_paths, run_stage
 from tasks.errors import DataError
 
 STAGE = """
@@ -176,8 +177,14 @@ def test_the_terminate_signal_exits_with_its_status():
 # arguments ---------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class ToyPaths(StagePaths):
+    test_features: Read
+    metrics: Write
+
+
 def paths(*arguments):
-    return read_paths("toy", "A toy.", arguments, reads=["test-features"], writes=["metrics"])
+    return read_paths(ToyPaths, "toy", "A toy.", arguments)
 
 
 def test_arguments_are_paths_by_name():
@@ -185,6 +192,10 @@ def test_arguments_are_paths_by_name():
     assert found.test_features == Path("a b/f.npy")
     assert found.metrics == Path("m.json")
     assert found.params == Path("params.yaml")
+
+
+def test_paths_know_which_of_them_are_read():
+    assert ToyPaths(test_features=Path("f"), metrics=Path("m")).read == [Path("f")]
 
 
 def test_other_parameters_can_be_named():

@@ -1,6 +1,5 @@
 """The stage: from the files of the earlier stages to page, card and model."""
 
-import argparse
 import json
 import logging
 import subprocess
@@ -30,7 +29,7 @@ from tasks.records import (
     Metrics,
     PredictionRow,
 )
-from tasks.report import load_shipped, main, read_findings
+from tasks.report import Paths, load_shipped, main, read_findings
 from tasks.reporting.provenance import hash_file
 from tasks.training.classifier import load_finetuned
 from tasks.training.freezing import TrainingGroup
@@ -43,8 +42,8 @@ def images() -> torch.Tensor:
     return torch.from_numpy(rng.normal(size=(3, 3, 32, 32)).astype(np.float32))
 
 
-def run(paths: argparse.Namespace, params: Path = ROOT / "params.yaml") -> None:
-    main(["--params", str(params), *arguments(paths)])
+def run(paths: Paths, params: Path = ROOT / "params.yaml") -> None:
+    main(arguments(replace(paths, params=params)))
 
 
 @torch.inference_mode()
@@ -146,7 +145,7 @@ def test_another_process_gives_the_same_bytes(
     run(paths)
     first = written(paths)
     subprocess.run(
-        [sys.executable, "-m", "tasks.report", "--params", "params.yaml", *arguments(paths)],
+        [sys.executable, "-m", "tasks.report", *arguments(paths)],
         check=True,
         cwd=ROOT,
         env={"PATH": "/none", "PYTHONHASHSEED": "7", "REGRAFT_SCRATCH": str(tmp_path)},
@@ -156,7 +155,7 @@ def test_another_process_gives_the_same_bytes(
     assert len(first) == 5
 
 
-def written(paths: argparse.Namespace) -> dict[str, bytes]:
+def written(paths: Paths) -> dict[str, bytes]:
     files = [paths.report, paths.card, *sorted(paths.export.iterdir())]
     return {file.name: file.read_bytes() for file in files}
 

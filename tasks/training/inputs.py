@@ -1,12 +1,12 @@
 """What fine-tuning reads from the stages before it, checked to fit together."""
 
-from argparse import Namespace
 from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
 
 from tasks.artifacts import Manifest, read_array, read_manifest, read_record
+from tasks.entry import Read, StagePaths
 from tasks.errors import ArtifactError
 from tasks.images.store import PixelStore
 from tasks.records import BackboneInfo, Baseline, Decision
@@ -15,6 +15,20 @@ from tasks.training.gate import ValSet
 from tasks.training.heads import load_head
 from tasks.training.rows import Stores
 from tasks.training.state import Logits
+
+
+@dataclass(frozen=True)
+class InputPaths(StagePaths):
+    """What fine-tuning reads."""
+
+    manifest: Read
+    train: Read
+    val: Read
+    decision: Read
+    backbone: Read
+    head: Read
+    baseline: Read
+    baseline_logits: Read
 
 
 @dataclass(frozen=True)
@@ -40,7 +54,7 @@ class FinetuneInputs:
         )
 
 
-def read_inputs(paths: Namespace) -> FinetuneInputs:
+def read_inputs(paths: InputPaths) -> FinetuneInputs:
     """Read what earlier stages made and check that it fits together.
 
     Raises:
