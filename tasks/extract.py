@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tasks.artifacts import write_record
@@ -21,13 +22,13 @@ from tasks.backbones.groups import layer_groups
 from tasks.backbones.launch import run_in_processes
 from tasks.backbones.normalization import norm_kind
 from tasks.backbones.probe import choose_probe_images, measure_probe, sample_pixels, write_probe
-from tasks.backbones.processes import Processes, join_processes
+from tasks.backbones.processes import ALONE, Processes, join_processes
 from tasks.backbones.runtime import configure_torch
 from tasks.entry import Read, StagePaths, Write, read_paths
 from tasks.errors import ArtifactError
 from tasks.images.store import PixelStore
 from tasks.machine import Machine, read_machine
-from tasks.params import Params
+from tasks.params import ExtractParams
 from tasks.params_file import load_params
 from tasks.progress import progress
 from tasks.records import BackboneInfo
@@ -47,6 +48,47 @@ class Paths(StagePaths):
     test_features: Write
     probe: Write
     backbone: Write
+
+
+def extract(
+    stores: Sequence[PixelStore],
+    folders: Sequence[Path],
+    backbone: Backbone,
+    params: ExtractParams,
+    *,
+    machine: Machine,
+    processes: Processes = ALONE,
+) -> BackboneInfo:
+    """Run the backbone over the rows of this process and say what made the features.
+
+    They go to disk batch by batch, so that memory does not grow with the number of images.
+
+    Args:
+        stores: Packed pixels, those of train first.
+        folders: Where the features of each store go; replaced whole.
+        backbone: The frozen network.
+        params: The `extract` block.
+        machine: Device, threads and engine.
+        processes: Write the same folders together.
+    """
+    module = PooledFeatures(backbone.model)
+    rows = sum(store.info.count * (store.info.views + 1) for store in stores)
+    engine = make_engine(module, backbone.input, machine, sample_pixels(stores[0]), rows=rows)
+    started = time.monotonic()
+    own = sum(count_own_rows(store, params.batch_size, processes) for store in stores)
+    with progress("extract", own) as meter:
+        for folder, store in zip(folders, stores, strict=True):
+            write_features(folder, store, engine, params, meter, processes)
+    log.info(
+        "%d features of %d rows from %s by %s (%s), %.0f rows a second",
+        backbone.feature_dim,
+        rows,
+        backbone.name,
+        engine.name,
+        "exact" if engine.parity is None else f"within {engine.parity:.0e} of torch",
+        rows / (time.monotonic() - started),
+    )
+    return describe_backbone(backbone, engine)
 
 
 def describe_backbone(backbone: Backbone, engine: Engine) -> BackboneInfo:
@@ -89,50 +131,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     machine = read_machine()
     with join_processes(machine) as processes:
         configure_torch(machine, params.seed)
-        extract(paths, params, machine, processes)
-
-
-def extract(paths: Paths, params: Params, machine: Machine, processes: Processes) -> None:
-    """Run the backbone over the rows of this process; the first one writes all there is."""
-    stores = open_stores([paths.train, paths.val, paths.test])
-    image_px = stores[0].info.image_px
-    name = params.backbone.name
-    backbone = load_backbone(name, params.backbone.weights, image_px=image_px, seed=params.seed)
-    total = sum(store.info.count * (store.info.views + 1) for store in stores)
-    engine = make_engine(
-        PooledFeatures(backbone.model),
-        backbone.input,
-        machine,
-        sample_pixels(stores[0]),
-        rows=total,
-    )
-    started = time.monotonic()
-    own = sum(count_own_rows(store, params.extract.batch_size, processes) for store in stores)
-    with progress("extract", own) as meter:
-        for folder, store in zip(
-            [paths.train_features, paths.val_features, paths.test_features], stores, strict=True
-        ):
-            write_features(folder, store, engine, params.extract, meter, processes)
-    seconds = time.monotonic() - started
-    if not processes.first:
-        return
-    untrained = load_backbone(name, "random", image_px=image_px, seed=params.seed)
-    images = choose_probe_images(stores[0], params.extract, params.seed)
-    probe = measure_probe(backbone, untrained, images, machine)
-    write_probe(paths.probe, probe)
-    write_record(paths.backbone, describe_backbone(backbone, engine))
-    log.info(
-        "%d features of %d rows from %s by %s (%s), %.0f rows a second; probe "
-        "of %d images over %d batch-norm layers",
-        backbone.feature_dim,
-        total,
-        name,
-        engine.name,
-        "exact" if engine.parity is None else f"within {engine.parity:.0e} of torch",
-        total / seconds,
-        len(probe.rows),
-        len(probe.layers),
-    )
+        stores = open_stores([paths.train, paths.val, paths.test])
+        load = partial(
+            load_backbone,
+            params.backbone.name,
+            image_px=stores[0].info.image_px,
+            seed=params.seed,
+        )
+        backbone = load(params.backbone.weights)
+        folders = [paths.train_features, paths.val_features, paths.test_features]
+        info = extract(
+            stores, folders, backbone, params.extract, machine=machine, processes=processes
+        )
+        if processes.first:
+            images = choose_probe_images(stores[0], params.extract, params.seed)
+            probe = measure_probe(backbone, load("random"), images, machine)
+            write_probe(paths.probe, probe)
+            write_record(paths.backbone, info)
+            log.info(
+                "probe of %d images over %d batch-norm layers", len(probe.rows), len(probe.layers)
+            )
 
 
 if __name__ == "__main__":
