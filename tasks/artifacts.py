@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
@@ -25,6 +24,9 @@ from tasks.records import PREFIX, ManifestRow, Record, Split
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+# Of safetensors, in the order in which its files hold them.
+DTYPES = ("U64", "I64", "F64", "F32", "U32", "I32", "F16", "U16", "I16", "I8", "U8", "BOOL")
 
 R = TypeVar("R", bound=Record)
 Row = TypeVar("Row", bound="DataclassInstance")
@@ -243,20 +245,38 @@ def release_pages(array: Array) -> None:
 def write_tensors(
     path: Path, tensors: Mapping[str, Array], note: Mapping[str, str] | None = None
 ) -> None:
-    """Write named arrays as safetensors; `note` goes into the header. Same arrays, same bytes."""
-    ordered = {name: np.asarray(tensors[name], order="C") for name in sorted(tensors)}
-    write_bytes(path, _with_note(safetensors.numpy.save(ordered), note or {}))
+    """Write named arrays as safetensors; `note` goes into the header. Same arrays, same bytes.
 
-
-def _with_note(content: bytes, note: Mapping[str, str]) -> bytes:
-    """Put a note into a safetensors file, sorted: the library writes its keys in random order."""
-    if not note:
-        return content
-    start = 8 + int.from_bytes(content[:8], "little")
-    header = {"__metadata__": dict(sorted(note.items()))} | json.loads(content[8:start])
+    Arrays go to disk without a copy. The library's own writers copy them twice or rename a file of
+    their own, and give a note in random order.
+    """
+    names = sorted(tensors, key=lambda name: (DTYPES.index(_dtype(tensors[name])), name))
+    arrays = {name: _little_endian(tensors[name]) for name in names}
+    header: dict[str, Any] = {"__metadata__": dict(sorted(note.items()))} if note else {}
+    end = 0
+    for name, array in arrays.items():
+        start, end = end, end + array.nbytes
+        header[name] = {
+            "dtype": _dtype(array),
+            "shape": array.shape,
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
-    padded = text + b" " * (-len(text) % 8)
-    return len(padded).to_bytes(8, "little") + padded + content[start:]
+    text += b" " * (-len(text) % 8)
+    with replacing_file(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays.values():
+            file.write(array.data)
+
+
+def _little_endian(array: Array) -> Array:
+    return np.asarray(array, array.dtype.newbyteorder("<"), order="C")
+
+
+def _dtype(array: Array) -> str:
+    """Name the type of an array as safetensors does."""
+    kind, size = array.dtype.kind, 8 * array.dtype.itemsize
+    return "BOOL" if kind == "b" else f"{kind.upper()}{size}"
 
 
 def read_tensors(path: Path) -> dict[str, Array]:

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import psutil
 import pytest
+import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -453,6 +454,17 @@ def test_tensors_and_their_note_come_back(tmp_path):
         assert back[name].shape == array.shape
         np.testing.assert_array_equal(back[name], array)
     assert read_tensors_note(tmp_path / "t.safetensors") == NOTE
+
+
+def test_tensors_are_written_as_the_library_writes_them(tmp_path):
+    numbers = np.arange(6).reshape(2, 3)
+    arrays = {f"{kind}.{i}": numbers.astype(kind) for kind in "?bBhHiIlLefd" for i in range(2)}
+    arrays |= {name: np.asarray(array, order="C") for name, array in TENSORS.items()}
+    for tensors in (arrays, {}):
+        write_tensors(tmp_path / "t.safetensors", tensors)
+        assert (tmp_path / "t.safetensors").read_bytes() == safetensors.numpy.save(tensors)
+    write_tensors(tmp_path / "t.safetensors", {"big": numbers.astype(">f4")})
+    np.testing.assert_array_equal(read_tensors(tmp_path / "t.safetensors")["big"], numbers)
 
 
 def test_tensors_without_a_note_have_none(tmp_path):
