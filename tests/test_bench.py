@@ -36,8 +36,9 @@ from conftest import ROOT, ImageFolder
 from ruamel.yaml import YAML
 from tiny_finetune import make_manifest
 
-from tasks.artifacts import Manifest, write_manifest
+from tasks.artifacts import Manifest, write_manifest, write_rows
 from tasks.params_file import load_params
+from tasks.records import PredictionRow
 from tasks.statistics import wilson_interval
 from tasks.training import strength
 
@@ -222,10 +223,11 @@ def write_stages(copy: Copy) -> None:
     shipped = [row.label for row in rows]
     wrong = [names[(names.index(label) + 1) % len(names)] for label in shipped]
     shipped[0] = wrong[0]
-    table = ["path,predicted,baseline_predicted"]
-    found = zip(rows, shipped, wrong, strict=True)
-    table += [f"{row.path},{one},{other}" for row, one, other in reversed(list(found))]
-    (data / "evaluate/predictions.csv").write_text("\n".join(table) + "\n")
+    found = [
+        PredictionRow(row.path, row.label, one, 0.9, 0.9, one == row.label, 0.1, other)
+        for row, one, other in zip(rows, shipped, wrong, strict=True)
+    ]
+    write_rows(data / "evaluate/predictions.csv", PredictionRow, reversed(found))
 
 
 def test_packing_for_the_speed_is_what_augment_does(tmp_path: Path, image_folder: ImageFolder):

@@ -170,20 +170,22 @@ def run_regraft(copy: Copy, *, seed: int) -> list[Trial]:
     measured = {stage: copy.run(stage) for stage in STAGES[1:]}
     manifest = copy.manifest()
     index = {name: number for number, name in enumerate(manifest.class_names)}
-    rows = read_rows(copy.root / "data/evaluate/predictions.csv", PredictionRow)
+    found = read_rows(copy.root / "data/evaluate/predictions.csv", PredictionRow)
+    said = {row.path: row for row in found}
+    rows = [said[row.path] for row in manifest.of("test")]
     baseline = read_record(copy.root / "data/baseline/baseline.json", Baseline)
     finetuned = read_record(copy.root / "data/finetune/finetune.json", Finetuned)
     shown = len(manifest.of("train")) * sum(phase.epochs for phase in finetuned.phases)
 
     def trial(
-        method: str, val: float, said: list[str], stages: Sequence[str], speed: float
+        method: str, val: float, names: list[str], stages: Sequence[str], speed: float
     ) -> Trial:
         return Trial(
             method=method,
             seed=seed,
             rate=None,
             val_accuracy=val,
-            predictions=[index[name] for name in said],
+            predictions=[index[name] for name in names],
             seconds=sum(measured[stage].seconds for stage in stages),
             peak_bytes=max(measured[stage].peak_bytes for stage in stages),
             images_per_second=speed,
