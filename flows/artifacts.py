@@ -27,26 +27,25 @@ from prefect.runtime import deployment, flow_run, task_run
 
 from flows.serve import REPORTS_URL
 from flows.stages.graph import locked_outs
-from tasks.artifacts import read_record, read_rows
-from tasks.errors import ArtifactError
-from tasks.evaluation.comparison import Ranked
-from tasks.evaluation.words import headline, name_trained
-from tasks.files import read_bytes
-from tasks.progress import read_progress
-from tasks.records import (
+from tasks.artifacts.files import read_bytes
+from tasks.artifacts.records import (
     Arm,
     Baseline,
-    ConfusionRow,
     Estimate,
     Finetuned,
     Health,
-    HistoryRow,
     Metrics,
     Scores,
+    read_record,
 )
+from tasks.artifacts.tables import ConfusionRow, HistoryRow, read_rows
+from tasks.errors import ArtifactError
+from tasks.evaluation.comparison import Ranked
+from tasks.evaluation.words import headline, name_trained
 from tasks.reporting.confusion import count_answers, matrix
-from tasks.reporting.curves import accuracy_curves, loss_curves
+from tasks.reporting.figures import accuracy_curves, loss_curves
 from tasks.reporting.pictures import picture
+from tasks.runtime.progress import read_progress
 
 METRICS, REPORT = "data/evaluate/metrics.json", "data/report/report.html"
 FINETUNED, BASELINE = "data/finetune/finetune.json", "data/baseline/baseline.json"

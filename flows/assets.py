@@ -12,9 +12,8 @@ from urllib.parse import quote
 from prefect.events import emit_event
 
 from flows.stages.graph import locked_outs
-from tasks.artifacts import read_record
+from tasks.artifacts.records import Baseline, Decision, Finetuned, Health, Metrics, read_record
 from tasks.errors import ArtifactError
-from tasks.records import Baseline, Decision, Finetuned, Health, Metrics
 
 MATERIALIZED = "prefect.asset.materialization.succeeded"
 REFERENCED = "prefect.asset.referenced"

@@ -51,7 +51,7 @@ from flows.stages.locks import WORKSPACE, hold, hold_lane, lanes_of
 from flows.stages.runner import Outcome, Runner
 from tasks.errors import RegraftError
 from tasks.evaluation.words import headline, headline_on_val
-from tasks.machine import read_machine
+from tasks.runtime.machine import read_machine
 
 GIT_REMOTE = "REGRAFT_GIT_REMOTE"  # where set, results go to it and to the DVC remote
 TWINS = Path(".regraft/twins")  # a lock for each computation that is going on

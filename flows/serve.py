@@ -25,7 +25,7 @@ from flows.reports import serving_reports
 from flows.stages.graph import cache_folder
 from flows.stages.runner import GUARD
 from tasks.errors import RegraftError
-from tasks.machine import read_machine
+from tasks.runtime.machine import read_machine
 
 log = logging.getLogger(__name__)
 

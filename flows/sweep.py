@@ -37,13 +37,14 @@ from flows.stages import isolation
 from flows.stages.graph import find_root
 from flows.stages.locks import lanes_of
 from flows.stages.runner import Runner, stop_all
-from tasks.artifacts import read_array, read_manifest, read_record
+from tasks.artifacts.arrays import read_array
+from tasks.artifacts.records import Arm, Finetuned, Metrics, read_record
+from tasks.artifacts.tables import read_manifest
 from tasks.errors import RegraftError
 from tasks.evaluation.comparison import Answers, Ranked, rank, read_answers
-from tasks.machine import read_machine
 from tasks.params import Params
 from tasks.params_file import load_params
-from tasks.records import Arm, Finetuned, Metrics
+from tasks.runtime.machine import read_machine
 
 PAUSE_SECONDS = 5.0  # between looks at a run elsewhere
 AS_IT_IS = "as in params.yaml"  # the setting of a sweep over seeds alone

@@ -15,7 +15,7 @@ from prefect_dask.task_runners import DaskTaskRunner
 
 from flows.stages.locks import lanes_of
 from flows.sweep import sweep
-from tasks.machine import read_machine
+from tasks.runtime.machine import read_machine
 
 _ADDRESS = os.environ.get("REGRAFT_DASK_ADDRESS")
 _LOCAL = {"n_workers": len(lanes_of(read_machine())), "threads_per_worker": 1}

@@ -15,23 +15,31 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.artifacts import Manifest, read_manifest, read_record, write_record
-from tasks.entry import Read, StagePaths, Write, read_paths, run_stage
+from tasks.artifacts.arrays import Pixels
+from tasks.artifacts.files import replacing_folder, write_bytes
+from tasks.artifacts.pixels import PixelStore, StoreWriter, bytes_of, store_info
+from tasks.artifacts.records import (
+    SPLITS,
+    AugmentPolicy,
+    ImageSource,
+    Split,
+    StoreInfo,
+    read_record,
+    write_record,
+)
+from tasks.artifacts.tables import Manifest, ManifestRow, read_manifest
 from tasks.errors import ArtifactError, DataError, ImageError
-from tasks.files import replacing_folder, write_bytes
-from tasks.images.augmentation import draw_view, ranges_of
+from tasks.images.augmentation import draw_view, ranges_of, render_view
 from tasks.images.contact_sheet import choose_strips, draw_contact_sheet
 from tasks.images.decode import decode_image
-from tasks.images.frames import Pixels, clean_view, draft_side, frame_image
-from tasks.images.parallel import map_in_order
-from tasks.images.rendering import render_view
+from tasks.images.frames import clean_view, draft_side, frame_image
 from tasks.images.sources import resolve_root
-from tasks.images.store import PixelStore, StoreWriter, bytes_of, store_info
-from tasks.machine import read_machine
 from tasks.params import AugmentParams
 from tasks.params_file import load_params
-from tasks.progress import progress
-from tasks.records import SPLITS, AugmentPolicy, ImageSource, ManifestRow, Split, StoreInfo
+from tasks.runtime.entry import Read, StagePaths, Write, read_paths, run_stage
+from tasks.runtime.machine import read_machine
+from tasks.runtime.parallel import map_in_order
+from tasks.runtime.progress import progress
 
 log = logging.getLogger(__name__)
 

@@ -15,23 +15,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from tasks.artifacts import Manifest, read_array, read_manifest, write_array, write_record
-from tasks.backbones.runtime import configure_torch
-from tasks.entry import Read, StagePaths, Write, read_paths, run_stage
+from tasks.artifacts.arrays import Logits, read_array, write_array
+from tasks.artifacts.records import Baseline, Candidate, HeadKind, Split, write_record
+from tasks.artifacts.tables import Manifest, read_manifest
 from tasks.errors import ArtifactError
-from tasks.machine import read_machine
+from tasks.heads.kinds import ROWS_AT_ONCE, apply_head, build_head, write_head
+from tasks.heads.linear import Labelled, LinearFit, choose_linear
+from tasks.heads.mlp import fit_mlp
+from tasks.judging.metrics import image_losses, right_images
+from tasks.judging.overfitting import describe_gap, describe_overfitting
+from tasks.judging.rule import RESAMPLES, ValSet, judge_change
+from tasks.judging.statistics import accuracy_interval
 from tasks.params import BaselineParams
 from tasks.params_file import load_params
-from tasks.records import Baseline, Candidate, HeadKind, Split
-from tasks.statistics import accuracy_interval
-from tasks.training.gate import RESAMPLES, ValSet, judge_change
-from tasks.training.heads import ROWS_AT_ONCE, apply_head, build_head, write_head
-from tasks.training.logistic import Labelled, LinearFit
-from tasks.training.losses import image_losses, right_images
-from tasks.training.overfitting import describe_gap, describe_overfitting
-from tasks.training.state import Logits
-from tasks.training.strength import choose_linear
-from tasks.training.trained_heads import fit_mlp
+from tasks.runtime.device import configure_torch
+from tasks.runtime.entry import Read, StagePaths, Write, read_paths, run_stage
+from tasks.runtime.machine import read_machine
 
 log = logging.getLogger(__name__)
 

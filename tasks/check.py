@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from tasks.artifacts import write_record
-from tasks.entry import StagePaths, Write, read_paths, run_stage
+from tasks.artifacts.records import NamedPaths, write_record
 from tasks.errors import ParamsError
 from tasks.params import Params
 from tasks.params_file import load_params, place_of_key
-from tasks.records import NamedPaths
+from tasks.runtime.entry import StagePaths, Write, read_paths, run_stage
 
 WEIGHTS = Path("data/weights")
 COPY = os.path.join(".dvc", "tmp", "exps")  # where DVC runs experiments beside the working tree

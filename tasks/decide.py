@@ -9,18 +9,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tasks.artifacts import read_manifest, read_record, write_record
-from tasks.entry import Read, StagePaths, Write, read_paths, run_stage
-from tasks.files import write_text
+from tasks.artifacts.files import write_text
+from tasks.artifacts.records import BackboneInfo, Decision, Similarity, read_record, write_record
+from tasks.artifacts.tables import read_manifest
 from tasks.params import DecideParams
 from tasks.params_file import load_params
-from tasks.records import BackboneInfo, Decision, Similarity
-from tasks.transferability.decision_words import (
-    describe_change,
-    describe_plan,
-    explain,
-    write_page,
-)
+from tasks.runtime.entry import Read, StagePaths, Write, read_paths, run_stage
+from tasks.transferability.decision_words import describe_change, describe_plan, explain, write_page
 from tasks.transferability.doubts import assess, find_changes
 from tasks.transferability.rules import Evidence, apply_rules, choose, plan_phases
 

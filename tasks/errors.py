@@ -46,3 +46,8 @@ class TrainingError(RegraftError):
 
 class PeerError(RegraftError):
     """Another process of the same stage has ended or does not answer; its own message tells why."""
+
+
+def first_line(err: Exception) -> str:
+    """Say in one line what went wrong."""
+    return f"{type(err).__name__}: {str(err).partition(chr(10))[0]}"

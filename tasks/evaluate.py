@@ -12,51 +12,45 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from tasks.artifacts import (
-    Manifest,
-    read_array,
-    read_manifest,
-    read_record,
-    write_record,
-    write_rows,
-    write_tensors,
-)
-from tasks.backbones.engine import make_engine
-from tasks.backbones.runtime import configure_torch
-from tasks.entry import Read, StagePaths, Write, read_paths, run_stage
-from tasks.errors import ArtifactError
-from tasks.evaluation import tables
-from tasks.evaluation.hardest import hardest_images, write_hardest
-from tasks.evaluation.judged import Judged, Logits, ModelLogits, judge_models
-from tasks.evaluation.scores import compare, score
-from tasks.evaluation.shipping import (
-    ONLY_BASELINE,
-    choose_model,
-    majority_right,
-    warn_of_majority,
-)
-from tasks.evaluation.words import name_trained, summarize
-from tasks.images.store import PixelStore
-from tasks.machine import read_machine
-from tasks.params import EvaluateParams
-from tasks.params_file import load_params
-from tasks.progress import progress
-from tasks.records import (
+from tasks.artifacts.arrays import Logits, read_array, write_tensors
+from tasks.artifacts.pixels import PixelStore
+from tasks.artifacts.records import (
     Arm,
     Baseline,
-    ClassRow,
-    ConfusionRow,
     Finetuned,
     InputSpec,
     Metrics,
     ModelName,
+    Split,
+    read_record,
+    write_record,
+)
+from tasks.artifacts.tables import (
+    ClassRow,
+    ConfusionRow,
+    Manifest,
     PredictionRow,
     ReliabilityRow,
-    Split,
+    read_manifest,
+    write_rows,
 )
-from tasks.statistics import GroupBootstrap, accuracy_interval
-from tasks.training.classifier import load_finetuned
-from tasks.training.heads import apply_head, load_head
+from tasks.backbones.engine import make_engine
+from tasks.errors import ArtifactError
+from tasks.evaluation import tables
+from tasks.evaluation.scores import compare, score
+from tasks.evaluation.shipping import ONLY_BASELINE, choose_model, majority_right, warn_of_majority
+from tasks.evaluation.tables import hardest_images, write_hardest
+from tasks.evaluation.words import name_trained, summarize
+from tasks.heads.classifier import load_finetuned
+from tasks.heads.kinds import apply_head, load_head
+from tasks.judging.answers import Judged, ModelLogits, judge_models
+from tasks.judging.statistics import GroupBootstrap, accuracy_interval
+from tasks.params import EvaluateParams
+from tasks.params_file import load_params
+from tasks.runtime.device import configure_torch
+from tasks.runtime.entry import Read, StagePaths, Write, read_paths, run_stage
+from tasks.runtime.machine import read_machine
+from tasks.runtime.progress import progress
 
 log = logging.getLogger(__name__)
 

@@ -13,25 +13,23 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tasks.artifacts import write_record
+from tasks.artifacts.pixels import PixelStore
+from tasks.artifacts.records import BackboneInfo, write_record
 from tasks.backbones.catalogue import Backbone, load_backbone
 from tasks.backbones.engine import Engine, make_engine
 from tasks.backbones.feature_files import count_own_rows, write_features
-from tasks.backbones.features import PooledFeatures
-from tasks.backbones.groups import layer_groups
-from tasks.backbones.launch import run_in_processes
+from tasks.backbones.groups import PooledFeatures, layer_groups
 from tasks.backbones.normalization import norm_kind
 from tasks.backbones.probe import choose_probe_images, measure_probe, sample_pixels, write_probe
-from tasks.backbones.processes import ALONE, Processes, join_processes
-from tasks.backbones.runtime import configure_torch
-from tasks.entry import Read, StagePaths, Write, read_paths
 from tasks.errors import ArtifactError
-from tasks.images.store import PixelStore
-from tasks.machine import Machine, read_machine
 from tasks.params import ExtractParams
 from tasks.params_file import load_params
-from tasks.progress import progress
-from tasks.records import BackboneInfo
+from tasks.runtime.device import configure_torch
+from tasks.runtime.entry import Read, StagePaths, Write, read_paths
+from tasks.runtime.launch import run_in_processes
+from tasks.runtime.machine import Machine, read_machine
+from tasks.runtime.processes import ALONE, Processes, join_processes
+from tasks.runtime.progress import progress
 
 log = logging.getLogger(__name__)
 

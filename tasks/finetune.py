@@ -13,29 +13,25 @@ from pathlib import Path
 
 import torch
 
-from tasks.artifacts import write_array, write_record
-from tasks.backbones.launch import run_in_processes
-from tasks.backbones.processes import ALONE, Processes, join_processes
-from tasks.backbones.runtime import configure_torch, find_device
-from tasks.entry import Write, read_paths
-from tasks.machine import Machine, read_machine
+from tasks.artifacts.arrays import write_array
+from tasks.artifacts.records import write_record
+from tasks.heads.classifier import Classifier, start_classifier, write_classifier
 from tasks.params import FinetuneParams
 from tasks.params_file import load_params
-from tasks.training.checkpoints import CheckpointFolder
-from tasks.training.classifier import Classifier, write_classifier
-from tasks.training.fingerprint import fingerprint
-from tasks.training.freezing import training_groups
-from tasks.training.history import write_history
+from tasks.runtime.device import configure_torch, find_device
+from tasks.runtime.entry import Write, read_paths
+from tasks.runtime.launch import run_in_processes
+from tasks.runtime.machine import Machine, read_machine
+from tasks.runtime.processes import ALONE, Processes, join_processes
+from tasks.training.feed.parts import BackboneParts, CachePlan
 from tasks.training.inputs import FinetuneInputs, InputPaths, read_inputs
-from tasks.training.interpolation import Chosen, choose_weights, explain_choice
 from tasks.training.loop import Trainer
-from tasks.training.outcome import START, FinetunedModel, summarize
-from tasks.training.parts import BackboneParts, CachePlan
-from tasks.training.phases import phase_cuts, plan_phases
-from tasks.training.start import start_classifier
-from tasks.training.state import Tensors, TrainState, copy_tensors
-from tasks.training.verdicts import note_overfitting
-from tasks.training.workspace import Workspace
+from tasks.training.outcome import START, FinetunedModel, summarize, write_history
+from tasks.training.phases import phase_cuts, plan_phases, training_groups
+from tasks.training.resume.checkpoints import CheckpointFolder
+from tasks.training.resume.state import Tensors, TrainState, copy_tensors
+from tasks.training.resume.workspace import Workspace, fingerprint
+from tasks.training.verdicts import Chosen, choose_weights, explain_choice, note_overfitting
 
 log = logging.getLogger(__name__)
 

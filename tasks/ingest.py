@@ -9,25 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.artifacts import Manifest, write_manifest, write_record, write_rows
-from tasks.entry import StagePaths, Write, read_paths, run_stage
+from tasks.artifacts.records import Health, write_record
+from tasks.artifacts.tables import Manifest, ManifestRow, Rejected, write_manifest, write_rows
 from tasks.errors import DataError
 from tasks.images.duplicates import Grouping, group_images
+from tasks.images.folders import Listing
 from tasks.images.health import describe_health
-from tasks.images.listing import Listing
 from tasks.images.sources import list_images, resolve_root
 from tasks.images.splits import Assignment, assign_splits
 from tasks.images.tables import read_groups
-from tasks.images.validate import (
-    Inspection,
-    check_pin,
-    check_share_of_bad,
-    inspect_images,
-)
-from tasks.machine import read_machine
+from tasks.images.validate import Inspection, check_pin, check_share_of_bad, inspect_images
 from tasks.params import IngestParams
 from tasks.params_file import load_params
-from tasks.records import Health, ManifestRow, Rejected
+from tasks.runtime.entry import StagePaths, Write, read_paths, run_stage
+from tasks.runtime.machine import read_machine
 
 log = logging.getLogger(__name__)
 

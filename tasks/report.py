@@ -10,34 +10,36 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from tasks.artifacts import read_record, read_rows
-from tasks.backbones.catalogue import load_backbone
-from tasks.backbones.runtime import configure_torch
-from tasks.entry import Read, StagePaths, Write, read_paths, run_stage
-from tasks.errors import ArtifactError, WeightsError
-from tasks.files import write_text
-from tasks.machine import read_machine
-from tasks.params import Params
-from tasks.params_file import load_params
-from tasks.records import (
+from tasks.artifacts.files import write_text
+from tasks.artifacts.records import (
     AugmentPolicy,
     BackboneInfo,
     Baseline,
-    ClassRow,
-    ConfusionRow,
     Decision,
     Finetuned,
-    HardestRow,
     Health,
-    HistoryRow,
     ImageSource,
     Metrics,
+    Similarity,
+    read_record,
+)
+from tasks.artifacts.tables import (
+    ClassRow,
+    ConfusionRow,
+    HardestRow,
+    HistoryRow,
     PlaneRow,
     PredictionRow,
     ReliabilityRow,
     ShiftRow,
-    Similarity,
+    read_rows,
 )
+from tasks.backbones.catalogue import load_backbone
+from tasks.errors import ArtifactError, WeightsError
+from tasks.heads.classifier import load_finetuned
+from tasks.heads.kinds import load_head
+from tasks.params import Params
+from tasks.params_file import load_params
 from tasks.reporting.card import render_card
 from tasks.reporting.confusion import count_answers
 from tasks.reporting.export import Exported, Shipped, export_model
@@ -51,8 +53,9 @@ from tasks.reporting.provenance import (
     read_code_state,
 )
 from tasks.reporting.text import size
-from tasks.training.classifier import load_finetuned
-from tasks.training.heads import load_head
+from tasks.runtime.device import configure_torch
+from tasks.runtime.entry import Read, StagePaths, Write, read_paths, run_stage
+from tasks.runtime.machine import read_machine
 
 log = logging.getLogger(__name__)
 

@@ -10,16 +10,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from tasks.artifacts import read_record, write_record, write_rows
+from tasks.artifacts.arrays import Features
+from tasks.artifacts.records import (
+    BackboneInfo,
+    ImageSource,
+    MmdResult,
+    Similarity,
+    read_record,
+    write_record,
+)
+from tasks.artifacts.tables import PlaneRow, ShiftRow, write_rows
 from tasks.backbones.source_cards import SourceCard, find_card
-from tasks.entry import Read, StagePaths, Write, read_paths, run_stage
 from tasks.errors import ArtifactError
 from tasks.params import SimilarityParams
 from tasks.params_file import load_params
-from tasks.records import BackboneInfo, ImageSource, MmdResult, PlaneRow, ShiftRow, Similarity
+from tasks.runtime.entry import Read, StagePaths, Write, read_paths, run_stage
 from tasks.transferability.mmd import measure_mmd
 from tasks.transferability.ruler import Ruler, find_ruler, summarize
 from tasks.transferability.sampling import Sample, Target, choose_rows, read_target
@@ -30,8 +37,6 @@ log = logging.getLogger(__name__)
 
 SCORED_IMAGES = 5_000  # at most, for scores whose time grows with the square of the images
 SHOWN_IMAGES = 2_000  # at most, on the plane
-
-Features = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tasks.artifacts.records import ImageSource
 from tasks.params import Params
 from tasks.params_file import load_params
-from tasks.records import ImageSource
 
 ROOT = Path(__file__).parent.parent
 

@@ -9,53 +9,53 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tasks.artifacts import (
-    Manifest,
-    write_manifest,
-    write_record,
-    write_rows,
-)
-from tasks.backbones.catalogue import create_architecture, load_backbone
-from tasks.params import Params
-from tasks.records import (
+from tasks.artifacts.records import (
     AugmentPolicy,
     BackboneInfo,
     Baseline,
     Candidate,
-    ClassRow,
-    ConfusionRow,
     Decision,
     Difference,
     Estimate,
     Finetuned,
     GroupShift,
-    HardestRow,
     HeadKind,
     Health,
-    HistoryRow,
     ImageSource,
     InputSpec,
     KnownSet,
     LayerGroup,
-    ManifestRow,
     Metrics,
     MmdResult,
     ModelName,
     Phase,
+    Rule,
+    Scores,
+    Similarity,
+    write_record,
+)
+from tasks.artifacts.tables import (
+    ClassRow,
+    ConfusionRow,
+    HardestRow,
+    HistoryRow,
+    Manifest,
+    ManifestRow,
     PlaneRow,
     PredictionRow,
     ReliabilityRow,
-    Rule,
-    Scores,
     ShiftRow,
-    Similarity,
+    write_manifest,
+    write_rows,
 )
+from tasks.backbones.catalogue import create_architecture, load_backbone
+from tasks.heads.classifier import Classifier, write_classifier
+from tasks.heads.kinds import build_head, write_head
+from tasks.params import Params
 from tasks.report import Paths, read_findings
 from tasks.reporting.export import Exported
 from tasks.reporting.findings import Findings
 from tasks.reporting.provenance import CodeState, Provenance
-from tasks.training.classifier import Classifier, write_classifier
-from tasks.training.heads import build_head, write_head
 
 GROUPS = ["stem", *(f"blocks.{number}" for number in range(7)), "conv_head"]
 KNOWN = [

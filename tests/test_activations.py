@@ -9,15 +9,15 @@ import pytest
 import torch
 from tiny_finetune import COUNTS, SIDE, make_store
 
-from tasks.backbones.processes import Processes
-from tasks.backbones.runtime import normalize
+from tasks.artifacts.arrays import Pixels
+from tasks.artifacts.records import InputSpec
 from tasks.errors import TrainingError
-from tasks.images.store import Pixels
-from tasks.records import InputSpec
-from tasks.training import activations
-from tasks.training.activations import CachedRows
-from tasks.training.caching import SPARE_BYTES, affordable_views, cache_together, open_rows
-from tasks.training.rows import ComputedRows, PixelRows, Stores
+from tasks.runtime.device import normalize
+from tasks.runtime.processes import Processes
+from tasks.training.feed import activations
+from tasks.training.feed.activations import CachedRows
+from tasks.training.feed.caching import SPARE_BYTES, affordable_views, cache_together, open_rows
+from tasks.training.feed.rows import ComputedRows, PixelRows, Stores
 
 VIEWS = 2
 ROW_BYTES = 3 * 4 * 2  # of the activation below, as float16

@@ -11,37 +11,39 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks import files
-from tasks.artifacts import (
-    Manifest,
-    columns_of,
+from tasks.artifacts import files
+from tasks.artifacts.arrays import (
     read_array,
-    read_json,
-    read_manifest,
-    read_record,
-    read_rows,
     read_tensors,
     read_tensors_note,
     release_pages,
     write_array,
-    write_json,
-    write_manifest,
-    write_record,
-    write_rows,
     write_tensors,
 )
-from tasks.errors import ArtifactError
-from tasks.files import replacing_file, replacing_folder, write_bytes, write_text
-from tasks.records import (
-    ClassRow,
+from tasks.artifacts.files import replacing_file, replacing_folder, write_bytes, write_text
+from tasks.artifacts.records import (
     Estimate,
-    HistoryRow,
     ImageSource,
+    read_json,
+    read_record,
+    write_json,
+    write_record,
+)
+from tasks.artifacts.tables import (
+    ClassRow,
+    HistoryRow,
+    Manifest,
     ManifestRow,
     PlaneRow,
     Rejected,
     ReliabilityRow,
+    columns_of,
+    read_manifest,
+    read_rows,
+    write_manifest,
+    write_rows,
 )
+from tasks.errors import ArtifactError
 
 STRANGE_NAMES = [
     "plain.png",
@@ -121,7 +123,7 @@ def test_a_path_below_a_file_cannot_be_written(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tasks.files import replacing_file, replacing_folder
+from tasks.artifacts.files import replacing_file, replacing_folder
 path = Path(sys.argv[1])
 with {writer}(path) as temporary:
     (temporary / "half" if temporary.is_dir() else temporary).write_bytes(b"half")

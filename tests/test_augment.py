@@ -15,20 +15,22 @@ import pytest
 from conftest import ROOT, ImageFolder
 from PIL import Image
 
-from tasks.artifacts import Manifest, read_record, write_manifest, write_record
+from tasks.artifacts.pixels import PixelStore
+from tasks.artifacts.records import (
+    SPLITS,
+    AugmentPolicy,
+    ImageSource,
+    Split,
+    read_record,
+    write_record,
+)
+from tasks.artifacts.tables import Manifest, ManifestRow, write_manifest
 from tasks.augment import describe_policy, main, render_rows
 from tasks.errors import ArtifactError, DataError
-from tasks.images.contact_sheet import (
-    SHEET_IMAGES,
-    Strip,
-    choose_strips,
-    draw_contact_sheet,
-)
+from tasks.images.contact_sheet import SHEET_IMAGES, Strip, choose_strips, draw_contact_sheet
 from tasks.images.frames import read_clean_view
-from tasks.images.parallel import AHEAD, map_in_order
-from tasks.images.store import PixelStore
 from tasks.params import Params
-from tasks.records import SPLITS, AugmentPolicy, ImageSource, ManifestRow, Split
+from tasks.runtime.parallel import AHEAD, map_in_order
 
 PX = 32
 SPLIT_OF: list[Split] = ["train", "train", "val", "test"]

@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.images.augmentation import HEAVY, LIGHT, MEDIUM, NONE, View, draw_view, ranges_of
+from tasks.artifacts.records import Fit
+from tasks.images.augmentation import (
+    HEAVY,
+    LIGHT,
+    MEDIUM,
+    NONE,
+    View,
+    draw_view,
+    ranges_of,
+    render_view,
+)
 from tasks.images.frames import (
-    Fit,
     Frame,
     border_color,
     clean_view,
@@ -16,7 +25,6 @@ from tasks.images.frames import (
     frame_image,
     read_clean_view,
 )
-from tasks.images.rendering import render_view
 from tasks.params import AugmentationRanges, Params
 
 PX = 32

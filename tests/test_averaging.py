@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tasks.training.averaging import average_in
-from tasks.training.state import Tensors
+from tasks.training.resume.state import Tensors
+from tasks.training.verdicts import average_in
 
 
 def phase(value: float, batches: int, deeper: float | None = None) -> Tensors:

@@ -12,24 +12,19 @@ import torch
 from conftest import ROOT, with_values
 
 from tasks import baseline as stage
-from tasks.artifacts import (
-    Manifest,
-    read_array,
-    read_record,
-    write_array,
-    write_manifest,
-)
+from tasks.artifacts.arrays import read_array, write_array
+from tasks.artifacts.records import Baseline, read_record
+from tasks.artifacts.tables import Manifest, ManifestRow, write_manifest
 from tasks.baseline import read_features, train_baseline
 from tasks.errors import ArtifactError, TrainingError
+from tasks.heads import linear as strength
+from tasks.heads import mlp as trained_heads
+from tasks.heads.kinds import apply_head, load_head
+from tasks.heads.linear import Labelled, choose_linear
+from tasks.heads.mlp import fit_mlp, mlp_width
+from tasks.judging.metrics import image_losses
+from tasks.judging.rule import Verdict
 from tasks.params import BaselineParams, Params
-from tasks.records import Baseline, ManifestRow
-from tasks.training import strength, trained_heads
-from tasks.training.gate import Verdict
-from tasks.training.heads import apply_head, load_head
-from tasks.training.logistic import Labelled
-from tasks.training.losses import image_losses
-from tasks.training.strength import choose_linear
-from tasks.training.trained_heads import fit_mlp, mlp_width
 
 D = 8
 NAMES = ["a", "b", "c"]

@@ -36,11 +36,10 @@ from conftest import ROOT, ImageFolder
 from ruamel.yaml import YAML
 from tiny_finetune import make_manifest
 
-from tasks.artifacts import Manifest, write_manifest, write_rows
+from tasks.artifacts.tables import Manifest, PredictionRow, write_manifest, write_rows
+from tasks.heads import linear as strength
+from tasks.judging.statistics import wilson_interval
 from tasks.params_file import load_params
-from tasks.records import PredictionRow
-from tasks.statistics import wilson_interval
-from tasks.training import strength
 
 IMAGES = 40
 

@@ -5,15 +5,15 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
-from tasks.evaluation.calibration import (
+from tasks.judging.answers import confidence_of, judge
+from tasks.judging.calibration import (
     LARGEST_TEMPERATURE,
     equal_mass_bins,
     expected_calibration_error,
     fit_temperature,
     reliability_table,
 )
-from tasks.evaluation.judged import confidence_of, judge
-from tasks.evaluation.metrics import label_losses, log_probabilities
+from tasks.judging.metrics import label_losses, log_probabilities
 
 
 def sample(temperature, images=4000, classes=4, seed=0):

@@ -7,21 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.artifacts import read_tensors, write_tensors
+from tasks.artifacts.arrays import read_tensors, write_tensors
+from tasks.artifacts.records import InputSpec
 from tasks.backbones.cards import list_source_images, main
 from tasks.backbones.catalogue import load_backbone
-from tasks.backbones.features import PooledFeatures
-from tasks.backbones.runtime import normalize
-from tasks.backbones.source_cards import (
-    Provenance,
-    SourceCard,
-    find_card,
-    read_card,
-    write_card,
-)
+from tasks.backbones.groups import PooledFeatures
+from tasks.backbones.source_cards import Provenance, SourceCard, find_card, read_card, write_card
 from tasks.errors import ArtifactError, DataError
 from tasks.images.frames import read_clean_view
-from tasks.records import InputSpec
+from tasks.runtime.device import normalize
 
 ROOT = Path(__file__).parent.parent
 SPEC = InputSpec(image_px=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

@@ -16,7 +16,7 @@ from torch import nn
 
 from tasks.backbones import weights as weights_module
 from tasks.backbones.catalogue import create_architecture, load_backbone
-from tasks.backbones.features import PooledFeatures
+from tasks.backbones.groups import PooledFeatures
 from tasks.backbones.weights import (
     PACKAGED,
     Packaged,

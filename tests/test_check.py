@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from tasks.artifacts import read_record
+from tasks.artifacts.records import NamedPaths, read_record
 from tasks.check import check, main
 from tasks.errors import ParamsError
 from tasks.params_file import load_params
-from tasks.records import NamedPaths
 
 
 def write_project(root: Path, **values: str) -> Path:

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.artifacts import write_tensors
+from tasks.artifacts.arrays import write_tensors
+from tasks.artifacts.records import Estimate, Phase
+from tasks.artifacts.tables import HistoryRow
 from tasks.errors import ArtifactError
-from tasks.records import Estimate, HistoryRow, Phase
-from tasks.training.checkpoints import CheckpointFolder, read_state, write_state
-from tasks.training.fingerprint import fingerprint
-from tasks.training.state import Snapshot, Tally, Tensors, TrainState
+from tasks.training.resume.checkpoints import CheckpointFolder, read_state, write_state
+from tasks.training.resume.state import Snapshot, Tally, Tensors, TrainState
+from tasks.training.resume.workspace import fingerprint
 
 
 def tensors(seed: int) -> Tensors:
@@ -311,9 +312,9 @@ def test_a_fingerprint_changes_with_any_value(tmp_path: Path):
 def test_a_changed_block_of_a_large_file_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("tasks.training.fingerprint.SAMPLED_BYTES", 1000)
-    monkeypatch.setattr("tasks.training.fingerprint.BLOCKS", 4)
-    monkeypatch.setattr("tasks.training.fingerprint.BLOCK_BYTES", 10)
+    monkeypatch.setattr("tasks.training.resume.workspace.SAMPLED_BYTES", 1000)
+    monkeypatch.setattr("tasks.training.resume.workspace.BLOCKS", 4)
+    monkeypatch.setattr("tasks.training.resume.workspace.BLOCK_BYTES", 10)
     path = tmp_path / "large"
     path.write_bytes(bytes(4000))
     before = fingerprint([path], [], [])

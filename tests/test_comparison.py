@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tasks.evaluation.comparison import Answers, Ranked, rank
-from tasks.statistics import paired_accuracy_interval
+from tasks.judging.statistics import paired_accuracy_interval
 
 N = 60
 IMAGES = tuple(f"image{number}" for number in range(N))

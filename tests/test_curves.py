@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from tasks.records import Estimate, HistoryRow, Phase
-from tasks.reporting.curves import accuracy_curves, loss_curves
+from tasks.artifacts.records import Estimate, Phase
+from tasks.artifacts.tables import HistoryRow
+from tasks.reporting.figures import accuracy_curves, loss_curves
 
 
 def history(epochs: int = 3) -> list[HistoryRow]:

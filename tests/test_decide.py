@@ -5,10 +5,17 @@ import pytest
 from conftest import ROOT
 from test_doubts import measured
 
-from tasks.artifacts import Manifest, read_record, write_manifest, write_record
+from tasks.artifacts.records import (
+    BackboneInfo,
+    Decision,
+    InputSpec,
+    LayerGroup,
+    read_record,
+    write_record,
+)
+from tasks.artifacts.tables import Manifest, ManifestRow, write_manifest
 from tasks.decide import decide, main
 from tasks.params_file import load_params
-from tasks.records import BackboneInfo, Decision, InputSpec, LayerGroup, ManifestRow
 from tasks.transferability.decision_words import write_page
 
 PARAMS = load_params(ROOT / "params.yaml").decide

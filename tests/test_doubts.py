@@ -5,8 +5,8 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.artifacts.records import Estimate, MmdResult, Similarity
 from tasks.params_file import load_params
-from tasks.records import Estimate, MmdResult, Similarity
 from tasks.transferability.doubts import assess, find_changes
 from tasks.transferability.rules import Evidence, choose
 

@@ -11,16 +11,15 @@ import torch
 from timm.layers import Conv2dSame
 from torch import nn
 
+from tasks.artifacts.records import InputSpec
 from tasks.backbones import engine as engine_module
-from tasks.backbones.engine import make_engine
-from tasks.backbones.features import PooledFeatures
+from tasks.backbones.cuts import prefixes_at, split_at
+from tasks.backbones.engine import COMPILED_ROWS, make_engine, make_gpu_engine
+from tasks.backbones.groups import PooledFeatures
 from tasks.backbones.onnx_export import export_onnx
-from tasks.backbones.runtime import normalize
-from tasks.backbones.split import prefixes_at, split_at
-from tasks.backbones.torch_engine import COMPILED_ROWS, make_gpu_engine
 from tasks.errors import EngineError
-from tasks.machine import Machine
-from tasks.records import InputSpec
+from tasks.runtime.device import normalize
+from tasks.runtime.machine import Machine
 
 ONNX = Machine(device="cpu", threads=1, engine="onnxruntime")
 COMPILED = Machine(device="cpu", threads=1, engine="compiled")

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tasks import entry
-from tasks.entry import Read, StagePaths, Write, read_paths, run_stage
 from tasks.errors import DataError
+from tasks.runtime import entry
+from tasks.runtime.entry import Read, StagePaths, Write, read_paths, run_stage
 
 STAGE = """
 import logging, sys, time
 from pathlib import Path
-from tasks.files import replacing_file
-from tasks.entry import run_stage
+from tasks.artifacts.files import replacing_file
+from tasks.runtime.entry import run_stage
 from tasks.errors import DataError
 log = logging.getLogger("tasks.toy")
 

@@ -10,34 +10,39 @@ from ruamel.yaml import YAML
 from safetensors.numpy import load_file
 from sklearn import metrics as oracle
 
-from tasks.artifacts import Manifest, read_rows, write_array, write_manifest, write_record
-from tasks.backbones.catalogue import create_architecture
-from tasks.backbones.runtime import normalize
-from tasks.errors import ArtifactError
-from tasks.evaluate import evaluate, main
-from tasks.evaluation.calibration import expected_calibration_error
-from tasks.evaluation.hardest import hardest_images
-from tasks.evaluation.judged import ModelLogits, judge
-from tasks.evaluation.metrics import log_probabilities
-from tasks.evaluation.shipping import choose_model
-from tasks.evaluation.tables import class_rows, reliability_rows
-from tasks.evaluation.words import say_difference
-from tasks.images.store import StoreWriter, store_info
-from tasks.records import (
+from tasks.artifacts.arrays import write_array
+from tasks.artifacts.pixels import StoreWriter, store_info
+from tasks.artifacts.records import (
     Baseline,
-    ClassRow,
-    ConfusionRow,
     Estimate,
     Finetuned,
-    HardestRow,
     InputSpec,
-    ManifestRow,
     Metrics,
-    PredictionRow,
     Summary,
+    write_record,
 )
-from tasks.training.classifier import Classifier, load_finetuned, write_classifier
-from tasks.training.heads import build_head, write_head
+from tasks.artifacts.tables import (
+    ClassRow,
+    ConfusionRow,
+    HardestRow,
+    Manifest,
+    ManifestRow,
+    PredictionRow,
+    read_rows,
+    write_manifest,
+)
+from tasks.backbones.catalogue import create_architecture
+from tasks.errors import ArtifactError
+from tasks.evaluate import evaluate, main
+from tasks.evaluation.shipping import choose_model
+from tasks.evaluation.tables import class_rows, hardest_images, reliability_rows
+from tasks.evaluation.words import say_difference
+from tasks.heads.classifier import Classifier, load_finetuned, write_classifier
+from tasks.heads.kinds import build_head, write_head
+from tasks.judging.answers import ModelLogits, judge
+from tasks.judging.calibration import expected_calibration_error
+from tasks.judging.metrics import log_probabilities
+from tasks.runtime.device import normalize
 
 CLASSES = ['cat, "big"', "dog\nwet", "fox é"]
 SPLIT_IMAGES = {"train": 9, "val": 60, "test": 90}

@@ -11,16 +11,16 @@ import torch
 from PIL import Image
 from torch import nn
 
+from tasks.artifacts.records import Fit, InputSpec
 from tasks.backbones.catalogue import create_architecture
 from tasks.errors import ArtifactError
+from tasks.heads.kinds import build_head
 from tasks.images.decode import decode_image
-from tasks.images.frames import Fit, clean_view, frame_image
-from tasks.records import InputSpec
+from tasks.images.frames import clean_view, frame_image
 from tasks.reporting import export
 from tasks.reporting.export import Exported, Shipped, export_model
 from tasks.reporting.provenance import hash_file
 from tasks.reporting.usage import loading_code
-from tasks.training.heads import build_head
 
 CLASSES = ["cat", "dog", "<b>fox</b>"]
 SIDE = 32

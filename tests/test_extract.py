@@ -8,20 +8,19 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from tasks.artifacts import read_array, read_record, read_tensors, read_tensors_note
+from tasks.artifacts.arrays import read_array, read_tensors, read_tensors_note
+from tasks.artifacts.pixels import PixelStore, StoreWriter, store_info
+from tasks.artifacts.records import BackboneInfo, InputSpec, read_record
 from tasks.backbones.catalogue import Backbone, load_backbone
 from tasks.backbones.feature_files import write_features
-from tasks.backbones.features import PooledFeatures
-from tasks.backbones.groups import group_numbers
+from tasks.backbones.groups import PooledFeatures, group_numbers
 from tasks.backbones.normalization import fit_running_statistics
 from tasks.backbones.probe import choose_probe_images, sample_pixels
-from tasks.backbones.runtime import normalize
 from tasks.errors import ArtifactError, WeightsError
 from tasks.extract import main
-from tasks.images.store import PixelStore, StoreWriter, store_info
 from tasks.params import Params
-from tasks.progress import progress
-from tasks.records import BackboneInfo, InputSpec
+from tasks.runtime.device import normalize
+from tasks.runtime.progress import progress
 
 SPLITS = ("train", "val", "test")
 SPEC = InputSpec(image_px=16, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))

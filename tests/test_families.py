@@ -15,25 +15,25 @@ from timm.models.swin_transformer import SwinTransformer
 from tiny_finetune import SIDE, make_inputs, make_manifest
 
 from tasks import decide, extract, similarity
-from tasks.artifacts import read_array, read_record, read_rows, write_manifest, write_record
+from tasks.artifacts.arrays import read_array
+from tasks.artifacts.records import BackboneInfo, Decision, Similarity, read_record, write_record
+from tasks.artifacts.tables import ShiftRow, read_rows, write_manifest
 from tasks.backbones.cards import Provenance, SourceCard, write_card
 from tasks.backbones.catalogue import load_backbone
+from tasks.backbones.cuts import prefixes_at, split_at
 from tasks.backbones.engine import make_engine
 from tasks.backbones.groups import layer_groups
-from tasks.backbones.runtime import normalize
-from tasks.backbones.split import prefixes_at, split_at
-from tasks.machine import Machine
+from tasks.heads.classifier import start_classifier
+from tasks.judging.rule import ValSet, Verdict, judge_change
 from tasks.params import Params
-from tasks.records import BackboneInfo, Decision, ShiftRow, Similarity
+from tasks.runtime.device import normalize
+from tasks.runtime.machine import Machine
 from tasks.training import verdicts
-from tasks.training.epochs import Examples
-from tasks.training.freezing import training_groups
-from tasks.training.gate import ValSet, Verdict, judge_change
+from tasks.training.feed.parts import BackboneParts, CachePlan
+from tasks.training.inputs import Examples
 from tasks.training.loop import Trainer
-from tasks.training.parts import BackboneParts, CachePlan
-from tasks.training.phases import plan_phases
-from tasks.training.start import start_classifier
-from tasks.training.state import TrainState, copy_tensors
+from tasks.training.phases import plan_phases, training_groups
+from tasks.training.resume.state import TrainState, copy_tensors
 
 MACHINE = Machine(device="cpu", threads=1)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from fake_run import HOSTILE
 
-from tasks.records import GroupShift, KnownSet, MmdResult, PlaneRow, ShiftRow
+from tasks.artifacts.records import GroupShift, KnownSet, MmdResult
+from tasks.artifacts.tables import PlaneRow, ShiftRow
 from tasks.reporting.figures import MOST_PLACES, class_bars, projection, ruler, shift_profile
 from tasks.reporting.svg import Drawing
 

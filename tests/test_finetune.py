@@ -20,26 +20,19 @@ from tiny_finetune import BACKBONE, COUNTS, make_inputs
 from torch import nn
 
 from tasks import finetune as stage
-from tasks.artifacts import (
-    read_array,
-    read_record,
-    read_rows,
-    read_tensors,
-    write_array,
-    write_manifest,
-    write_record,
-    write_tensors,
-)
+from tasks.artifacts.arrays import read_array, read_tensors, write_array, write_tensors
+from tasks.artifacts.records import Arm, Decision, Finetuned, read_record, write_record
+from tasks.artifacts.tables import HistoryRow, read_rows, write_manifest
 from tasks.backbones.catalogue import load_backbone
-from tasks.backbones.runtime import normalize
 from tasks.errors import ArtifactError, EngineError
+from tasks.heads.classifier import load_finetuned
+from tasks.heads.kinds import apply_head, write_head
 from tasks.params import Params
-from tasks.records import Arm, Decision, Finetuned, HistoryRow
-from tasks.training import parts, passes
-from tasks.training.classifier import load_finetuned
-from tasks.training.heads import apply_head, write_head
+from tasks.runtime.device import normalize
+from tasks.training import epoch as passes
+from tasks.training.feed import parts
 from tasks.training.inputs import FinetuneInputs
-from tasks.training.interpolation import Chosen
+from tasks.training.verdicts import Chosen
 
 FAST = {
     "finetune.epochs": 2,
@@ -494,7 +487,7 @@ def test_a_killed_stage_run_again_writes_the_same_bytes(
 WAITING = """
 import sys
 from tasks import finetune
-from tasks.entry import run_stage
+from tasks.runtime.entry import run_stage
 from tasks.training import passes
 
 count_step, counted = passes.count_step, []

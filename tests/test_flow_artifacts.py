@@ -19,9 +19,9 @@ from flows.artifacts import (
     publish_stages,
     publish_sweep,
 )
+from tasks.artifacts.records import Arm, Difference, Estimate, Metrics, Scores
 from tasks.evaluation.comparison import Ranked
 from tasks.evaluation.words import headline
-from tasks.records import Arm, Difference, Estimate, Metrics, Scores
 
 # Stage -> argument of the report stage -> name below data/<stage>, of the files that are shown.
 WHERE = {

@@ -7,9 +7,10 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 
 from tasks.backbones.catalogue import create_architecture
-from tasks.backbones.split import split_at
-from tasks.training.classifier import Classifier
-from tasks.training.freezing import (
+from tasks.backbones.cuts import split_at
+from tasks.heads.classifier import Classifier
+from tasks.heads.kinds import build_head
+from tasks.training.phases import (
     TrainingGroup,
     build_optimizer,
     set_rates,
@@ -18,8 +19,7 @@ from tasks.training.freezing import (
     training_groups,
     unfreeze_from,
 )
-from tasks.training.heads import build_head
-from tasks.training.state import copy_tensors
+from tasks.training.resume.state import copy_tensors
 
 PX = 32
 

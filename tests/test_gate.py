@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tasks.training.gate import ValSet, Verdict, judge_change
+from tasks.judging.rule import ValSet, Verdict, judge_change
 
 N = 200
 LABELS = np.arange(N) % 3

@@ -9,21 +9,21 @@ import torch
 from conftest import with_values
 from tiny_finetune import make_decision, make_info
 
-from tasks.artifacts import Manifest
+from tasks.artifacts.pixels import PixelStore, StoreWriter, store_info
+from tasks.artifacts.records import SPLITS, Arm, BackboneInfo, InputSpec, Split
+from tasks.artifacts.tables import Manifest, ManifestRow
 from tasks.backbones.catalogue import load_backbone
-from tasks.backbones.features import PooledFeatures
-from tasks.backbones.torch_engine import TorchEngine
+from tasks.backbones.engine import TorchEngine
+from tasks.backbones.groups import PooledFeatures
 from tasks.baseline import FrozenBaseline, train_baseline
 from tasks.errors import TrainingError
 from tasks.finetune import FinetunedModel, finetune, summarize
-from tasks.images.store import PixelStore, StoreWriter, store_info
-from tasks.machine import Machine
+from tasks.heads.linear import Labelled
 from tasks.params import Params
-from tasks.records import SPLITS, Arm, BackboneInfo, InputSpec, ManifestRow, Split
+from tasks.runtime.machine import Machine
+from tasks.training.feed.rows import Stores
 from tasks.training.inputs import FinetuneInputs
-from tasks.training.logistic import Labelled
-from tasks.training.rows import Stores
-from tasks.training.workspace import Workspace
+from tasks.training.resume.workspace import Workspace
 
 MACHINE = Machine(device="cpu", threads=1, engine="torch")
 FAST = {

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.artifacts import write_tensors
+from tasks.artifacts.arrays import write_tensors
+from tasks.artifacts.records import Baseline, Estimate
 from tasks.errors import ArtifactError
-from tasks.records import Baseline, Estimate
-from tasks.training.heads import HeadKind, apply_head, build_head, load_head, write_head
+from tasks.heads.kinds import HeadKind, apply_head, build_head, load_head, write_head
 
 
 def baseline(kind: HeadKind) -> Baseline:

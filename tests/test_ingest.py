@@ -12,11 +12,11 @@ from conftest import ROOT, ImageFolder, draw_image
 from PIL import Image, ImageOps
 from ruamel.yaml import YAML
 
-from tasks.artifacts import Manifest, read_manifest, read_record, read_rows
+from tasks.artifacts.records import Health, ImageSource, read_record
+from tasks.artifacts.tables import Manifest, Rejected, read_manifest, read_rows
 from tasks.errors import DataError
 from tasks.images.sources import resolve_root
 from tasks.ingest import main
-from tasks.records import Health, ImageSource, Rejected
 
 
 class Result(NamedTuple):

@@ -4,15 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.training.gate import ValSet
-from tasks.training.interpolation import (
-    Candidate,
-    Chosen,
-    choose_weights,
-    explain_choice,
-    interpolate,
-)
-from tasks.training.state import copy_tensors
+from tasks.judging.rule import ValSet
+from tasks.training.resume.state import copy_tensors
+from tasks.training.verdicts import Candidate, Chosen, choose_weights, explain_choice, interpolate
 
 VAL = ValSet(np.array([0, 1, 0]), ["a", "b", "c"])
 

@@ -4,18 +4,19 @@ import numpy as np
 import pytest
 from sklearn import metrics as oracle
 
-from tasks.evaluation.calibration import expected_calibration_error
-from tasks.evaluation.intervals import (
+from tasks.evaluation.scores import (
+    compare,
     groups_by_class,
     macro_worth,
     mcnemar_exact,
     resample_differences,
     resample_scores,
+    score,
 )
-from tasks.evaluation.judged import confidence_of, judge
-from tasks.evaluation.metrics import brier_scores, label_losses
-from tasks.evaluation.scores import compare, score
-from tasks.statistics import RESAMPLING, GroupBootstrap
+from tasks.judging.answers import confidence_of, judge
+from tasks.judging.calibration import expected_calibration_error
+from tasks.judging.metrics import brier_scores, label_losses
+from tasks.judging.statistics import RESAMPLING, GroupBootstrap
 
 IMAGES, CLASSES = 40, 4
 

@@ -23,7 +23,7 @@ from flows.stages.locks import (
     lanes_of,
     visible_gpus,
 )
-from tasks.machine import Machine
+from tasks.runtime.machine import Machine
 
 HOLD = """
 import pathlib, sys, time

@@ -5,8 +5,8 @@ import pytest
 from scipy.stats import ortho_group
 from sklearn.linear_model import LogisticRegression
 
-from tasks.training import logistic
-from tasks.training.logistic import (
+from tasks.heads import linear as logistic
+from tasks.heads.linear import (
     Labelled,
     LinearFit,
     ScaledRows,
@@ -14,7 +14,8 @@ from tasks.training.logistic import (
     fit_path,
     measure_moments,
 )
-from tasks.training.losses import class_weights, image_losses
+from tasks.judging.metrics import image_losses
+from tasks.training.step import class_weights
 
 N, D, C = 90, 6, 3
 

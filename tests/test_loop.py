@@ -14,26 +14,21 @@ import torch
 from conftest import with_values
 from tiny_finetune import make_inputs
 
-from tasks.artifacts import Manifest
+from tasks.artifacts.arrays import Ints
+from tasks.artifacts.records import Arm
+from tasks.artifacts.tables import Manifest
 from tasks.errors import ArtifactError, PeerError, TrainingError
-from tasks.machine import Machine
+from tasks.heads.classifier import start_classifier
+from tasks.judging.rule import ValSet
 from tasks.params import FinetuneParams, Params
-from tasks.records import Arm
-from tasks.training import passes
-from tasks.training.epochs import Examples
-from tasks.training.freezing import (
-    TrainingGroup,
-    training_groups,
-)
-from tasks.training.gate import ValSet
-from tasks.training.inputs import FinetuneInputs
+from tasks.runtime.machine import Machine
+from tasks.training import epoch as passes
+from tasks.training.feed.parts import BackboneParts, CachePlan
+from tasks.training.inputs import Examples, FinetuneInputs
 from tasks.training.loop import Trainer
-from tasks.training.parts import BackboneParts, CachePlan
-from tasks.training.phases import PhasePlan, plan_phases
-from tasks.training.sampling import Indices
-from tasks.training.start import start_classifier
-from tasks.training.state import Tally, Tensors, TrainState, copy_tensors
-from tasks.training.steps import Stepper, StepResult, TrainedPart
+from tasks.training.phases import PhasePlan, TrainingGroup, plan_phases, training_groups
+from tasks.training.resume.state import Tally, Tensors, TrainState, copy_tensors
+from tasks.training.step import Stepper, StepResult, TrainedPart
 
 MACHINE = Machine(device="cpu", engine="torch")
 
@@ -383,7 +378,7 @@ def test_the_next_phase_starts_from_the_best_epoch_of_the_one_before(
         assert torch.equal(second.start.weights[name], tensor), name
 
 
-def script_val(monkeypatch: pytest.MonkeyPatch, labels: Indices, losses: list[float]) -> None:
+def script_val(monkeypatch: pytest.MonkeyPatch, labels: Ints, losses: list[float]) -> None:
     """Let val have these losses, one each time it is looked at."""
     left = list(losses)
 
@@ -504,7 +499,7 @@ def break_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Let every step after so many see a loss that is not a number."""
     real, taken = Stepper.train, []
 
-    def train(self: Stepper, part: TrainedPart, rows: Indices, *batch: object) -> StepResult:
+    def train(self: Stepper, part: TrainedPart, rows: Ints, *batch: object) -> StepResult:
         taken.append(rows)
         result = real(self, part, rows, *batch)
         if len(taken) <= steps:

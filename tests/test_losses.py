@@ -6,12 +6,8 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 
-from tasks.training.losses import (
-    class_weights,
-    image_losses,
-    right_images,
-    smoothed_cross_entropy,
-)
+from tasks.judging.metrics import image_losses, right_images
+from tasks.training.step import class_weights, smoothed_cross_entropy
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3], [-3.0, 4.0, 0.0], [1.0, 1.0, 1.0]])
 LABELS = torch.tensor([0, 2, 0, 1])

@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from tasks import machine as module
 from tasks.errors import ParamsError
-from tasks.machine import Machine, prepare_memory, read_machine, read_place
+from tasks.runtime import machine as module
+from tasks.runtime.machine import Machine, prepare_memory, read_machine, read_place
 
 GLIBC_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "LD_PRELOAD")
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -145,6 +145,7 @@ def test_idle_threads_of_openblas_sleep_unless_the_user_says_otherwise(monkeypat
 
 
 def test_the_real_c_library_takes_the_settings():
-    code = "from tasks.machine import prepare_memory; prepare_memory(); print(len(bytes(10**8)))"
+    prepare = "from tasks.runtime.machine import prepare_memory; prepare_memory()"
+    code = f"{prepare}; print(len(bytes(10**8)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "100000000\n"

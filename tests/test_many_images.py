@@ -16,9 +16,9 @@ from conftest import ROOT, with_values
 from PIL import Image
 from ruamel.yaml import YAML
 
-from tasks.artifacts import Manifest, write_manifest, write_record
+from tasks.artifacts.records import ImageSource, Split, write_record
+from tasks.artifacts.tables import Manifest, ManifestRow, write_manifest
 from tasks.params import Params
-from tasks.records import ImageSource, ManifestRow, Split
 
 IMAGES = int(os.environ.get("REGRAFT_MEMORY_IMAGES", "20000"))
 FEW = 2_000  # images whose peak the larger set's is compared with

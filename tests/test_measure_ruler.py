@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
-from tasks.artifacts import read_record
+from tasks.artifacts.records import read_record
 from tasks.backbones import cards, source_cards
 from tasks.backbones.catalogue import load_backbone
 from tasks.errors import ArtifactError, DataError

@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import nn
 
+from tasks.artifacts.records import InputSpec
 from tasks.backbones import engine as engine_module
 from tasks.backbones.engine import make_engine
-from tasks.backbones.memory import (
+from tasks.errors import EngineError, TrainingError
+from tasks.runtime.machine import Machine
+from tasks.runtime.memory import (
     MicroBatches,
     cut_batch,
     explaining_memory,
     is_out_of_memory,
     remember_forward,
 )
-from tasks.errors import EngineError, TrainingError
-from tasks.machine import Machine
-from tasks.records import InputSpec
 
 CPU_MESSAGE = (
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you "

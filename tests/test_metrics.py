@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as oracle
 
-from tasks.evaluation.metrics import (
+from tasks.judging.metrics import (
     accuracy,
     balanced_accuracy,
     brier_scores,

@@ -8,16 +8,15 @@ import pytest
 import torch
 from tiny_finetune import COUNTS, make_inputs
 
+from tasks.artifacts.arrays import Pixels
 from tasks.backbones.engine import Engine
-from tasks.images.store import Pixels
-from tasks.machine import Machine
-from tasks.training import parts as parts_module
-from tasks.training.classifier import Classifier
-from tasks.training.freezing import training_groups
+from tasks.heads.classifier import Classifier, start_classifier
+from tasks.runtime.machine import Machine
+from tasks.training.feed import parts as parts_module
+from tasks.training.feed.parts import BackboneParts, CachePlan
+from tasks.training.feed.rows import ComputedRows, PixelRows
 from tasks.training.inputs import FinetuneInputs
-from tasks.training.parts import BackboneParts, CachePlan
-from tasks.training.rows import ComputedRows, PixelRows
-from tasks.training.start import start_classifier
+from tasks.training.phases import training_groups
 
 MACHINE = Machine(device="cpu", threads=1, engine="torch")
 SAMPLE, VIEWS = 30, 1

@@ -20,14 +20,15 @@ from served import free_port
 from test_finetune import WAITING, Project, arguments_in, digests, outputs
 from tiny_finetune import COUNTS
 
-from tasks.artifacts import read_array, read_rows
-from tasks.backbones import processes as module
-from tasks.backbones.processes import Processes, join_processes
+from tasks.artifacts.arrays import read_array
+from tasks.artifacts.pixels import StoreWriter, store_info
+from tasks.artifacts.records import Arm
+from tasks.artifacts.tables import HistoryRow, read_rows
 from tasks.errors import EngineError
-from tasks.images.store import StoreWriter, store_info
-from tasks.machine import Machine
 from tasks.params import Params
-from tasks.records import Arm, HistoryRow
+from tasks.runtime import processes as module
+from tasks.runtime.machine import Machine
+from tasks.runtime.processes import Processes, join_processes
 
 SETTINGS = {"REGRAFT_DEVICE": "cpu", "REGRAFT_ENGINE": "torch", "REGRAFT_THREADS": "2"}
 UNEVEN = {"finetune.batch_size": 7}  # of 30 images
@@ -86,8 +87,8 @@ import json, os, sys
 import numpy as np, torch
 from torch import nn
 from tasks import extract, finetune
-from tasks.backbones.processes import join_processes
-from tasks.machine import Machine
+from tasks.runtime.processes import join_processes
+from tasks.runtime.machine import Machine
 from tasks.training.shared_norm import SharedBatchNorm
 
 
@@ -336,10 +337,10 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(
 
 FAILING = """
 import sys
-from tasks.backbones.launch import run_in_processes
-from tasks.backbones.processes import join_processes
+from tasks.runtime.launch import run_in_processes
+from tasks.runtime.processes import join_processes
 from tasks.errors import ArtifactError
-from tasks.machine import Machine
+from tasks.runtime.machine import Machine
 
 def main(argv):
     with join_processes(Machine(device="cpu")) as processes:

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from tasks import progress as module
-from tasks.progress import Reading, progress, read_progress
+from tasks.runtime import progress as module
+from tasks.runtime.progress import Reading, progress, read_progress
 
 
 class Clock:

@@ -15,26 +15,31 @@ from conftest import ROOT, with_values
 from fake_run import HOSTILE, Shape, arguments, fake_run
 from ruamel.yaml import YAML
 
-from tasks.artifacts import read_record, read_rows, write_record, write_rows
-from tasks.backbones.catalogue import load_backbone
-from tasks.errors import ArtifactError, WeightsError
-from tasks.params import Params
-from tasks.records import (
+from tasks.artifacts.records import (
     BackboneInfo,
     Baseline,
-    ConfusionRow,
     Finetuned,
+    Metrics,
+    read_record,
+    write_record,
+)
+from tasks.artifacts.tables import (
+    ConfusionRow,
     HardestRow,
     HistoryRow,
-    Metrics,
     PredictionRow,
+    read_rows,
+    write_rows,
 )
+from tasks.backbones.catalogue import load_backbone
+from tasks.errors import ArtifactError, WeightsError
+from tasks.heads.classifier import load_finetuned
+from tasks.heads.kinds import load_head
+from tasks.params import Params
 from tasks.report import Paths, load_shipped, main, read_findings
 from tasks.reporting.provenance import hash_file
-from tasks.training.classifier import load_finetuned
-from tasks.training.freezing import TrainingGroup
-from tasks.training.heads import load_head
-from tasks.training.history import write_history
+from tasks.training.outcome import write_history
+from tasks.training.phases import TrainingGroup
 
 
 def images() -> torch.Tensor:

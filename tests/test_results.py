@@ -5,10 +5,11 @@ import xml.etree.ElementTree as ET
 import pytest
 from fake_run import HOSTILE, number, share
 
-from tasks.records import ClassRow, Difference, Estimate, Metrics, ReliabilityRow, Scores
+from tasks.artifacts.records import Difference, Estimate, Metrics, Scores
+from tasks.artifacts.tables import ClassRow, ReliabilityRow
+from tasks.judging.statistics import wilson_interval
 from tasks.reporting.results import MOST_CLASSES, class_recalls, comparison, gains, reliability
 from tasks.reporting.svg import Drawing
-from tasks.statistics import wilson_interval
 
 
 def scores(accuracy: float) -> Scores:

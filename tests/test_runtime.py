@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.backbones.runtime import configure_torch, find_device, normalize
+from tasks.artifacts.records import InputSpec
 from tasks.errors import EngineError
-from tasks.machine import Machine
-from tasks.records import InputSpec
+from tasks.runtime.device import configure_torch, find_device, normalize
+from tasks.runtime.machine import Machine
 
 SPEC = InputSpec(image_px=4, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 

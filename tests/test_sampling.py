@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tasks.training.sampling import Batch, count_steps, epoch_batches, layer_seed
+from tasks.heads.schedule import Batch, count_steps, epoch_batches, layer_seed
 
 
 def draw(images: int, batch_size: int, views: int = 3, **place: int) -> list[Batch]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.training.schedule import warmup_cosine
+from tasks.heads.schedule import warmup_cosine
 
 TABLE = [  # step, steps, warm-up fraction, share by hand
     (0, 10, 0.2, 0.5),

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tasks.records import Estimate, KnownSet, MmdResult, Similarity
+from tasks.artifacts.records import Estimate, KnownSet, MmdResult, Similarity
 from tasks.transferability.hscore import estimate_h_score
 from tasks.transferability.logme import measure_logme
 from tasks.transferability.ridge import classify_by_ridge

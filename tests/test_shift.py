@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
+from tasks.artifacts.records import LayerGroup
 from tasks.errors import ArtifactError
-from tasks.records import LayerGroup
 from tasks.transferability.shift import (
     LayerShift,
     estimate_shift,

@@ -8,8 +8,8 @@ from types import FrameType
 
 import pytest
 
-from tasks.backbones.processes import ALONE, Processes
-from tasks.training.signals import holding_signals
+from tasks.runtime.processes import ALONE, Processes
+from tasks.runtime.signals import holding_signals
 
 
 def end(number: int, frame: FrameType | None) -> None:

@@ -4,26 +4,19 @@ import numpy as np
 import pytest
 from conftest import ROOT, make_origin
 
-from tasks.artifacts import (
-    Manifest,
-    read_record,
-    read_rows,
-    write_array,
-    write_manifest,
-    write_record,
-    write_tensors,
-)
-from tasks.backbones.source_cards import Provenance, SourceCard, write_card
-from tasks.errors import ArtifactError
-from tasks.records import (
+from tasks.artifacts.arrays import write_array, write_tensors
+from tasks.artifacts.records import (
     BackboneInfo,
     InputSpec,
     KnownSet,
     LayerGroup,
-    ManifestRow,
-    PlaneRow,
     Similarity,
+    read_record,
+    write_record,
 )
+from tasks.artifacts.tables import Manifest, ManifestRow, PlaneRow, read_rows, write_manifest
+from tasks.backbones.source_cards import Provenance, SourceCard, write_card
+from tasks.errors import ArtifactError
 from tasks.similarity import Reference, main, measure_similarity, project
 from tasks.transferability import scores as scores_module
 from tasks.transferability.mmd import measure_mmd

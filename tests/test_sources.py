@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import DataError
-from tasks.images.descriptors import digest_of_files, read_descriptor
-from tasks.images.listing import Listing, nearest_name, printable
-from tasks.images.sources import list_images, resolve_root
+from tasks.images.folders import Listing, nearest_name, printable
+from tasks.images.sources import digest_of_files, list_images, read_descriptor, resolve_root
 from tasks.images.tables import read_groups
 
 ROOT = Path(__file__).parent.parent

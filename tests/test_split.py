@@ -8,10 +8,8 @@ import torch
 from torch import nn
 
 from tasks.backbones.catalogue import create_architecture
-from tasks.backbones.features import PooledFeatures
-from tasks.backbones.groups import group_numbers, layer_groups
-from tasks.backbones.recording import example_images
-from tasks.backbones.split import prefixes_at, split_at
+from tasks.backbones.cuts import example_images, prefixes_at, split_at
+from tasks.backbones.groups import PooledFeatures, group_numbers, layer_groups
 from tasks.errors import EngineError
 
 # name -> side of the images; vision transformers are built for it

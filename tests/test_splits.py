@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, kstest
 
+from tasks.artifacts.records import SPLITS, Split
 from tasks.errors import DataError
-from tasks.images.cutting import position
-from tasks.images.splits import Assignment, assign_splits
+from tasks.images.splits import Assignment, assign_splits, position
 from tasks.params import IngestParams
 from tasks.params_file import load_params
-from tasks.records import SPLITS, Split
 
 PARAMS = load_params(ROOT / "params.yaml")
 TEST, VAL = PARAMS.ingest.test_fraction, PARAMS.ingest.val_fraction

@@ -5,8 +5,8 @@ import pytest
 from scipy import sparse, stats
 from sklearn.utils.class_weight import compute_sample_weight
 
-from tasks import statistics
-from tasks.statistics import (
+from tasks.judging import statistics
+from tasks.judging.statistics import (
     GroupBootstrap,
     accuracy_interval,
     independent_images,

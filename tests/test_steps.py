@@ -12,12 +12,11 @@ from conftest import with_values
 from torch import Tensor, nn
 
 from tasks.errors import TrainingError
+from tasks.heads.classifier import Classifier
 from tasks.params import FinetuneParams, Params
-from tasks.training.classifier import Classifier
-from tasks.training.freezing import TrainingGroup, build_optimizer
-from tasks.training.losses import class_weights
-from tasks.training.rows import Rows
-from tasks.training.steps import Stepper, StepResult, TrainedPart
+from tasks.training.feed.rows import Rows
+from tasks.training.phases import TrainingGroup, build_optimizer
+from tasks.training.step import Stepper, StepResult, TrainedPart, class_weights
 
 IMAGES, CLASSES = 11, 3
 LABELS = np.random.default_rng(3).permutation(np.array([0] * 7 + [1] * 3 + [2]))

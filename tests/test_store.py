@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks.artifacts import read_array, read_record
+from tasks.artifacts import pixels as store_module
+from tasks.artifacts.arrays import read_array
+from tasks.artifacts.files import replacing_folder
+from tasks.artifacts.pixels import PixelStore, StoreWriter, bytes_of, store_info
+from tasks.artifacts.records import StoreInfo, read_record
 from tasks.errors import ArtifactError
-from tasks.files import replacing_folder
-from tasks.images import store as store_module
-from tasks.images.store import PixelStore, StoreWriter, bytes_of, store_info
-from tasks.records import StoreInfo
 
 PX = 16
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.records import Estimate
+from tasks.artifacts.records import Estimate
 from tasks.reporting import text
 
 NBSP = "\N{NO-BREAK SPACE}"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import ArtifactError, TrainingError
-from tasks.training.workspace import Workspace
+from tasks.training.resume.workspace import Workspace
 
 
 @pytest.fixture

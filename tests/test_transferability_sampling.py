@@ -2,7 +2,7 @@ from collections import Counter
 
 import numpy as np
 
-from tasks.records import ManifestRow
+from tasks.artifacts.tables import ManifestRow
 from tasks.transferability.sampling import choose_rows, number_groups
 
 

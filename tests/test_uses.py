@@ -23,7 +23,7 @@ from served import DEPLOYMENT, Server, eventually
 from test_contracts import STAGES
 from toy import ToyProject
 
-from tasks.machine import usable_cores
+from tasks.runtime.machine import usable_cores
 
 pytest_plugins = ["toy_fixtures"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

@@ -11,9 +11,11 @@ import pytest
 from conftest import draw_image, with_values
 from PIL import Image
 
+from tasks.artifacts.records import ImageSource
+from tasks.artifacts.tables import Rejected
 from tasks.errors import DataError
-from tasks.images.descriptors import digest_of_files
-from tasks.images.listing import ListedImage, Listing, Pin
+from tasks.images.folders import ListedImage, Listing, Pin
+from tasks.images.sources import digest_of_files
 from tasks.images.validate import (
     Inspection,
     check_pin,
@@ -22,7 +24,6 @@ from tasks.images.validate import (
     kinds_of_reasons,
 )
 from tasks.params import IngestParams, Params
-from tasks.records import ImageSource, Rejected
 
 ORIGIN = ImageSource(
     kind="folder",

@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 from fake_run import Shape, fake_findings, number
 
+from tasks.artifacts.records import Record
 from tasks.params import Params
-from tasks.records import Record
-from tasks.reporting.findings import Findings
+from tasks.reporting.findings import Alert, Findings, find_alerts, give_verdict
 from tasks.reporting.provenance import CodeState
-from tasks.reporting.verdict import Alert, find_alerts, give_verdict
 
 CLEAN = CodeState("0" * 40)
 

@@ -5,24 +5,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tasks.artifacts import Manifest
-from tasks.backbones.catalogue import load_backbone
-from tasks.backbones.groups import layer_groups
-from tasks.backbones.normalization import norm_kind
-from tasks.images.store import PixelStore, StoreWriter, store_info
-from tasks.records import (
+from tasks.artifacts.pixels import PixelStore, StoreWriter, store_info
+from tasks.artifacts.records import (
     Arm,
     BackboneInfo,
     Baseline,
     Decision,
     Estimate,
     InputSpec,
-    ManifestRow,
     Split,
 )
-from tasks.training.heads import HeadKind, build_head
+from tasks.artifacts.tables import Manifest, ManifestRow
+from tasks.backbones.catalogue import load_backbone
+from tasks.backbones.groups import layer_groups
+from tasks.backbones.normalization import norm_kind
+from tasks.heads.kinds import HeadKind, build_head
+from tasks.training.feed.rows import Stores
 from tasks.training.inputs import FinetuneInputs
-from tasks.training.rows import Stores
 
 SIDE = 32
 CLASSES = ["blue", "green", "red"]

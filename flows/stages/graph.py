@@ -38,6 +38,7 @@ NO_GIT = (
     "Run `git init`, `git add --all` and `git commit` there; or, to do without experiments, "
     "write no_scm = true below [core] into .dvc/config.local"
 )
+UNSET = "unset"  # of a value that params.yaml or dvc.lock lacks
 _ONE_AT_A_TIME = threading.RLock()  # DVC's objects are not made for threads
 
 
@@ -390,16 +391,34 @@ def _phrases(entry: str | dict[str, dict[str, Any]], node: DvcStage) -> Iterator
     for changes in entry.values():
         for path, change in changes.items():
             if isinstance(change, dict):
-                yield from (_parameter(node, path, key) for key in change)
+                for key in change:
+                    yield from _parameters(node, path, key)
             else:
                 yield f"{path} {change}"
 
 
-def _parameter(node: DvcStage, file: str, key: str) -> str:
+def _parameters(node: DvcStage, file: str, key: str) -> Iterator[str]:
+    """Name each value that changed below a key; a stage that names no key stands on all."""
     dep = next(
         dep
         for dep in node.deps
-        if isinstance(dep, ParamsDependency) and str(dep) == file and key in dep.params
+        if isinstance(dep, ParamsDependency)
+        and str(dep) == file
+        and (key in dep.params or not dep.params)
     )
-    before = (dep.hash_info.value or {}).get(key, "unset")
-    return f"{key} {before} -> {dep.read_params().get(key, 'unset')}"
+    before = _leaves(key, (dep.hash_info.value or {}).get(key, UNSET))
+    after = _leaves(key, dep.read_params().get(key, UNSET))
+    for leaf in before | after:
+        old, new = before.get(leaf, UNSET), after.get(leaf, UNSET)
+        if old != new:
+            yield f"{leaf} {old} -> {new}"
+
+
+def _leaves(key: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {key: value}
+    return {
+        leaf: one
+        for name, below in value.items()
+        for leaf, one in _leaves(f"{key}.{name}", below).items()
+    }

@@ -32,8 +32,8 @@ from flows.stages.graph import (
 from flows.stages.locks import hold, hold_if_free, holder_of
 from flows.stages.source_images import SourceImages, find_source_images
 from tasks.errors import ParamsError
-from tasks.machine import read_machine
 from tasks.params_file import load_params
+from tasks.runtime.machine import read_machine
 
 RUNS = Path(".regraft/runs")
 KEPT = ".kept"  # beside a clone: why it was kept

@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 
 from flows.errors import GraphError
-from tasks.machine import Machine, usable_cores
+from tasks.runtime.machine import Machine, usable_cores
 
 WORKSPACE = Path(".regraft/flow.lock")
 LANES = Path(".regraft/lanes")

@@ -29,7 +29,8 @@ BUSY = re.compile(r"is busy, it is being blocked by|Unable to acquire lock")
 HOLDER = re.compile(r"^\s*\(PID (\d+)\): (.+)$")
 EXITED = re.compile(r"^ERROR: failed to reproduce .*exited with (-?\d+)$")
 ERROR = re.compile(r"^ERROR: (?:failed to reproduce '[^']*': )?(.+)$")
-# A stage ends so where the machine lacks something for now (tasks.entry), or was killed for memory.
+# A stage ends so where the machine lacks something for now (tasks.runtime.entry), or was killed
+# for memory.
 PASSING = re.compile(r"exited with (?:75|-9|137)$|No space left on device")
 CORRUPTED = re.compile(r"Unable to read RWLock-file|RWLock-file .* format error")
 RWLOCK = Path(".dvc/tmp/rwlock")

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from flows.errors import IsolationError
 from tasks.errors import DataError
-from tasks.images.listing import printable
+from tasks.images.folders import printable
 from tasks.images.tables import read_lines
 
 

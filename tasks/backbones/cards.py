@@ -11,19 +11,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.artifacts.arrays import Pixels
+from tasks.artifacts.records import Fit
 from tasks.backbones.catalogue import Backbone, load_backbone
 from tasks.backbones.engine import make_engine
-from tasks.backbones.features import PooledFeatures
-from tasks.backbones.runtime import configure_torch
+from tasks.backbones.groups import PooledFeatures
 from tasks.backbones.source_cards import Provenance, SourceCard, write_card
-from tasks.entry import run_stage
 from tasks.errors import DataError, ImageError
-from tasks.images.formats import SUFFIXES
-from tasks.images.frames import Fit, Pixels, read_clean_view
-from tasks.images.parallel import map_in_order
-from tasks.machine import Machine, read_machine
+from tasks.images.decode import SUFFIXES
+from tasks.images.frames import read_clean_view
 from tasks.params_file import load_params
-from tasks.progress import progress
+from tasks.runtime.device import configure_torch
+from tasks.runtime.entry import run_stage
+from tasks.runtime.machine import Machine, read_machine
+from tasks.runtime.parallel import map_in_order
+from tasks.runtime.progress import progress
 
 log = logging.getLogger(__name__)
 

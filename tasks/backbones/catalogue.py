@@ -12,7 +12,8 @@ import torch
 from timm.models import PretrainedCfg
 from torch import nn
 
-from tasks.backbones.features import PooledFeatures
+from tasks.artifacts.records import InputSpec
+from tasks.backbones.groups import PooledFeatures
 from tasks.backbones.weights import (
     fetch_from_hub,
     find_packaged,
@@ -23,7 +24,6 @@ from tasks.backbones.weights import (
     read_settings,
 )
 from tasks.errors import EngineError, ParamsError, WeightsError
-from tasks.records import InputSpec
 
 WEIGHTS_PURPOSE = 0x57E1  # tells the random numbers of weights from those drawn for other purposes
 

@@ -1,11 +1,13 @@
 """Engines run a frozen network over packed pixels: onnxruntime on a CPU, compiled torch on a GPU.
 
-An engine is a snapshot: training the module afterwards does not change what the engine computes.
+Torch in float32 is the reference: another engine is used only where it answers the same, within a
+tolerance. An engine is a snapshot: training the module afterwards changes nothing in it.
 """
 
+import copy
 import logging
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
@@ -13,22 +15,144 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tasks.backbones.memory import MicroBatches
+from tasks.artifacts.arrays import Pixels
+from tasks.artifacts.records import InputSpec
 from tasks.backbones.onnx_export import export_onnx
-from tasks.backbones.parity import TOLERANCE, Outputs, Pixels, difference, refuse_difference
-from tasks.backbones.runtime import find_device, single_thread
-from tasks.backbones.torch_engine import (
-    FromPixels,
-    TorchEngine,
-    first_line,
-    make_gpu_engine,
-    measure_parity,
-)
-from tasks.errors import EngineError
-from tasks.machine import Machine
-from tasks.records import InputSpec
+from tasks.errors import EngineError, first_line
+from tasks.runtime.device import find_device, normalize, single_thread
+from tasks.runtime.machine import Machine
+from tasks.runtime.memory import MicroBatches
+
+TOLERANCE = 1e-4  # largest difference between engine and torch, relative to torch's largest value
+HALF_TOLERANCE = 0.05  # the same in bfloat16
+Outputs = tuple[NDArray[np.float32], ...]
+
+
+def refuse_difference(found: float, tolerance: float) -> None:
+    """Refuse an engine that differs from torch.
+
+    Raises:
+        EngineError: The difference is larger than allowed, or not a number.
+    """
+    if not found <= tolerance:
+        raise EngineError(
+            f"it differs from torch by {found:.1e} of the largest value, allowed: {tolerance:g}"
+        )
+
+
+def difference(found: Outputs, expected: Outputs) -> float:
+    """Largest absolute difference of any output, relative to that output's largest value."""
+    differences = [
+        np.abs(one - other).max(initial=0.0) / max(np.abs(other).max(initial=0.0), 1e-12)
+        for one, other in zip(found, expected, strict=True)
+    ]
+    return float(max(differences))
+
 
 log = logging.getLogger(__name__)
+
+COMPILED_ROWS = 100_000  # images below which compiling (tens of seconds) takes longer than it saves
+
+
+class FromPixels(nn.Module):
+    """A module with the normalization of its input in front."""
+
+    def __init__(self, module: nn.Module, spec: InputSpec) -> None:
+        super().__init__()
+        self.module = module
+        self.spec = spec
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Normalize uint8 (N, R, R, 3) and give the module's outputs as a tuple."""
+        outputs = self.module(normalize(pixels, self.spec))
+        return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
+
+
+class TorchEngine:
+    """Runs a frozen network in torch.
+
+    Args:
+        module: Normalized images -> one tensor or a tuple of tensors; it is copied.
+        spec: The images it expects.
+        device: Where it runs.
+        half: Whether it computes in bfloat16 (autocast).
+        compiled: Whether torch.compile makes kernels for it, at the first call.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        spec: InputSpec,
+        device: torch.device,
+        *,
+        half: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        whole = FromPixels(copy.deepcopy(module), spec).eval().requires_grad_(False)
+        untyped: Any = whole.to(device)
+        self._module: Any = untyped.to(memory_format=torch.channels_last)
+        if compiled:  # kernels that are chosen by timing them would differ from run to run
+            self._module = torch.compile(self._module, options={"deterministic": True})
+        self.half, self._device, self._compiled = half, device, compiled
+        self.name = "torch" + "-compiled" * compiled + "-bfloat16" * half
+        self.parity: float | None = None
+
+    def __call__(self, pixels: Pixels) -> Outputs:
+        """Give the outputs of a batch: pixels uint8 (N, R, R, 3) -> float32 (N, ...) each."""
+        batch = torch.tensor(pixels, device=self._device)
+        if self._compiled:
+            torch._dynamo.maybe_mark_dynamic(batch, 0)  # one compilation for batches of all sizes
+        with (
+            torch.inference_mode(),
+            torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self.half),
+        ):
+            outputs = self._module(batch)
+        return tuple(
+            np.ascontiguousarray(output.to("cpu", torch.float32).numpy()) for output in outputs
+        )
+
+
+def make_gpu_engine(
+    module: nn.Module, spec: InputSpec, device: torch.device, sample: Pixels, *, rows: int
+) -> tuple[TorchEngine, str]:
+    """Make the fastest torch engine of a GPU that agrees with torch in float32 on a sample.
+
+    What cannot run, or differs, gives way with a warning: compiled to plain, bfloat16 to float32.
+
+    Args:
+        module: Normalized images -> one tensor or a tuple of tensors.
+        spec: The images it expects.
+        device: The GPU.
+        sample: uint8 (n, R, R, 3), some typical images.
+        rows: Images it will run over; few are not worth compiling for.
+
+    Returns:
+        The engine, and why this one.
+    """
+    reference = TorchEngine(module, spec, device)
+    half, pays = torch.cuda.is_bf16_supported(), rows >= COMPILED_ROWS
+    for compiled in [True] * pays + [False] * half:
+        engine = TorchEngine(module, spec, device, half=half, compiled=compiled)
+        try:
+            engine.parity = measure_parity(engine, reference, sample)
+        except Exception as err:  # compilers raise errors of many kinds
+            log.warning("%s cannot run this network (%s)", engine.name, first_line(err))
+        else:
+            return engine, f"compiling {'pays' if pays else 'does not pay'} for {rows:,} images"
+    return reference, "no faster engine can run it"
+
+
+def measure_parity(engine: TorchEngine, reference: TorchEngine, sample: Pixels) -> float:
+    """Measure how far an engine is from the reference, relative to the largest value.
+
+    Raises:
+        EngineError: Further than allowed.
+        Exception: Whatever torch raises where it cannot compile the network.
+    """
+    found = difference(engine(sample), reference(sample))
+    refuse_difference(found, HALF_TOLERANCE if engine.half else TOLERANCE)
+    return found
+
 
 TRACED_ROWS = 2
 

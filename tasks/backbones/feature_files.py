@@ -10,13 +10,13 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from tasks.artifacts.files import replacing_folder
+from tasks.artifacts.pixels import PixelStore
 from tasks.backbones.engine import Engine
-from tasks.backbones.processes import ALONE, Processes
 from tasks.errors import WeightsError
-from tasks.files import replacing_folder
-from tasks.images.store import PixelStore
 from tasks.params import ExtractParams
-from tasks.progress import Meter
+from tasks.runtime.processes import ALONE, Processes
+from tasks.runtime.progress import Meter
 
 FEATURES = "features.npy"
 

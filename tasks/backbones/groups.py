@@ -1,16 +1,35 @@
-"""Layer groups of a backbone in forward order, as fine-tuning unfreezes them.
-
-timm's own coarse matcher draws the borders. What it leaves unmatched and is not the classifier (a
-last norm or projection) belongs to the topmost group. The pretrained classifier belongs to none.
-"""
+"""What timm models have in common: pooled features, and layer groups in forward order."""
 
 import re
+from typing import Any
 
+import torch
 from timm.models._manipulate import group_with_matcher
 from torch import nn
 
-from tasks.backbones.features import untyped
-from tasks.records import LayerGroup
+from tasks.artifacts.records import LayerGroup
+
+
+class PooledFeatures(nn.Module):
+    """Normalized images (N, 3, R, R) -> pooled features (N, D) before the classifier."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Give the features of a batch."""
+        timm_model = untyped(self.model)
+        features: torch.Tensor = timm_model.forward_head(
+            timm_model.forward_features(images), pre_logits=True
+        )
+        return features
+
+
+def untyped(model: nn.Module) -> Any:
+    """Give a timm model to the code that uses what timm adds to a module, which has no types."""
+    return model
+
 
 _UNMATCHED = (
     "~"  # no layer has this name: where the matcher puts it is where it puts what it does not know

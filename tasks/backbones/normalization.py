@@ -9,17 +9,15 @@ from typing import Literal, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tasks.artifacts.arrays import Floats
 from tasks.backbones.groups import group_numbers
-from tasks.backbones.runtime import single_thread
-from tasks.images.parallel import map_in_order
+from tasks.runtime.device import single_thread
+from tasks.runtime.parallel import map_in_order
 
 IMAGES_AT_ONCE = 8  # of a pass that measures: what larger ones allocate is mapped anew every time
-
-Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +35,10 @@ class LayerInputs:
 
     name: str
     group: int
-    mean: Vector
-    var: Vector
-    running_mean: Vector
-    running_var: Vector
+    mean: Floats
+    var: Floats
+    running_mean: Floats
+    running_var: Floats
 
 
 def norm_kind(model: nn.Module) -> Literal["batch", "other"]:
@@ -135,8 +133,8 @@ class _Moments:
     """Count, mean and sum of squared deviations of some rows, each (C,), in float64."""
 
     count: int
-    mean: Vector
-    squares: Vector
+    mean: Floats
+    squares: Floats
 
     @classmethod
     def of(cls, inputs: torch.Tensor) -> Self:
@@ -204,7 +202,7 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _to_vector(tensor: torch.Tensor | None) -> Vector:
+def _to_vector(tensor: torch.Tensor | None) -> Floats:
     assert tensor is not None
-    vector: Vector = tensor.detach().double().cpu().numpy()
+    vector: Floats = tensor.detach().double().cpu().numpy()
     return vector

@@ -13,25 +13,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tasks.artifacts import Array, write_tensors
+from tasks.artifacts.arrays import Array, Ints, Pixels, write_tensors
+from tasks.artifacts.pixels import PixelStore
+from tasks.artifacts.records import InputSpec
 from tasks.backbones.catalogue import Backbone
 from tasks.backbones.engine import make_engine
-from tasks.backbones.features import PooledFeatures
+from tasks.backbones.groups import PooledFeatures
 from tasks.backbones.normalization import LayerInputs, fit_running_statistics, measure_inputs
-from tasks.backbones.runtime import find_device, normalize
-from tasks.images.store import PixelStore
-from tasks.machine import Machine
 from tasks.params import ExtractParams
-from tasks.progress import Meter, progress
-from tasks.records import InputSpec
+from tasks.runtime.device import find_device, normalize
+from tasks.runtime.machine import Machine
+from tasks.runtime.progress import Meter, progress
 
 PROBE_PURPOSE = 0x9B0B  # tells the random numbers that choose probe images from all others
 SAMPLE_IMAGES = 8  # on which an engine is compared with torch
 MOST_WORKERS = 4  # batches in memory at a time are several times as many
 FITTED_IMAGES = 128  # that set the running statistics of the untrained network
-
-Rows = NDArray[np.int64]
-Pixels = NDArray[np.uint8]
 Batch = TypeVar("Batch", Pixels, torch.Tensor)
 
 
@@ -48,8 +45,8 @@ class ProbeImages:
     """
 
     store: PixelStore
-    rows: Rows
-    mixed: Rows
+    rows: Ints
+    mixed: Ints
     batch_size: int
 
     def pixels(self) -> Iterator[Pixels]:
@@ -73,7 +70,7 @@ class Probe:
         layers: Inputs of the batch-norm layers in forward order; empty where there are none.
     """
 
-    rows: Rows
+    rows: Ints
     random_features: NDArray[np.float32]
     layers: list[LayerInputs]
 

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from tasks.artifacts import read_tensors, read_tensors_note, write_tensors
+from tasks.artifacts.arrays import read_tensors, read_tensors_note, write_tensors
+from tasks.artifacts.records import Fit, InputSpec, Record
 from tasks.errors import ArtifactError
-from tasks.images.frames import Fit
-from tasks.records import InputSpec, Record
 
 log = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""Metrics, intervals, paired tests and calibration."""
+"""The test results: scores with intervals, what ships, tables, settings compared, all in words."""

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.artifacts import Manifest
-from tasks.evaluation.calibration import fit_temperature
-from tasks.evaluation.judged import Logits, judge
-from tasks.records import Estimate
-from tasks.statistics import Bools, paired_accuracy_interval
+from tasks.artifacts.arrays import Bools, Logits
+from tasks.artifacts.records import Estimate
+from tasks.artifacts.tables import Manifest
+from tasks.judging.answers import judge
+from tasks.judging.calibration import fit_temperature
+from tasks.judging.statistics import paired_accuracy_interval
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,13 @@ from typing import Literal
 import numpy as np
 from sklearn.utils.class_weight import compute_sample_weight
 
-from tasks.artifacts import Manifest
-from tasks.evaluation.judged import Judged
+from tasks.artifacts.arrays import Bools, Floats
+from tasks.artifacts.records import Arm, Estimate
+from tasks.artifacts.tables import Manifest
 from tasks.evaluation.words import name_trained
+from tasks.judging.answers import Judged
+from tasks.judging.statistics import paired_accuracy_interval
 from tasks.params import EvaluateParams
-from tasks.records import Arm, Estimate
-from tasks.statistics import Bools, Floats, paired_accuracy_interval
 
 Shipped = Literal["baseline", "finetuned"]
 

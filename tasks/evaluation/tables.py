@@ -1,22 +1,27 @@
-"""Tables of evaluate: its numbers image by image, class by class, and in a short summary."""
+"""Tables of evaluate: image by image, class by class, in short, and the hardest images."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
-from tasks.evaluation.calibration import reliability_table
-from tasks.evaluation.judged import Judged, confidence_of
-from tasks.evaluation.metrics import f1, precision, recall
-from tasks.records import (
+from tasks.artifacts.arrays import Floats, Ints
+from tasks.artifacts.files import replacing_folder
+from tasks.artifacts.records import Metrics, ModelName, Summary
+from tasks.artifacts.tables import (
     ClassRow,
     ConfusionRow,
-    Metrics,
-    ModelName,
+    HardestRow,
     PredictionRow,
     ReliabilityRow,
-    Summary,
+    write_rows,
 )
-from tasks.statistics import wilson_interval
+from tasks.judging.answers import Judged, confidence_of
+from tasks.judging.calibration import reliability_table
+from tasks.judging.metrics import f1, precision, recall
+from tasks.judging.statistics import wilson_interval
 
 
 def prediction_rows(
@@ -107,3 +112,49 @@ def summarize_metrics(metrics: Metrics) -> Summary:
 
 def _known(ratio: float) -> float | None:
     return None if np.isnan(ratio) else float(ratio)
+
+
+JPEG_QUALITY = 90
+
+
+def hardest_images(losses: Floats, count: int) -> Ints:
+    """Give the numbers of the `count` images with the largest loss, hardest first."""
+    return np.argsort(-losses, kind="stable")[:count].astype(np.int64)
+
+
+def write_hardest(
+    folder: Path,
+    images: Ints,
+    pixels: NDArray[np.uint8],
+    *,
+    judged: Judged,
+    paths: Sequence[str],
+    class_names: Sequence[str],
+) -> None:
+    """Write one jpg an image and index.csv, which says what each of them is.
+
+    Args:
+        folder: Replaced whole.
+        images: Numbers of the images, hardest first (n,).
+        pixels: Their pixels, RGB (n, R, R, 3).
+        judged: The model's answers to all images.
+        paths: Of all images.
+        class_names: By class index.
+    """
+    probability, losses = confidence_of(judged.calibrated), judged.losses
+    files = [f"{rank:03d}_image_{image:06d}.jpg" for rank, image in enumerate(images)]
+    with replacing_folder(folder) as temporary:
+        for file, picture in zip(files, pixels, strict=True):
+            Image.fromarray(picture).save(temporary / file, quality=JPEG_QUALITY, subsampling=0)
+        rows = [
+            HardestRow(
+                file=file,
+                path=paths[image],
+                label=class_names[judged.labels[image]],
+                predicted=class_names[judged.predicted[image]],
+                probability=float(probability[image]),
+                loss=float(losses[image]),
+            )
+            for file, image in zip(files, images, strict=True)
+        ]
+        write_rows(temporary / "index.csv", HardestRow, rows)

@@ -1,6 +1,6 @@
 """Results in words, for the log and for people."""
 
-from tasks.records import Arm, Estimate, Metrics
+from tasks.artifacts.records import Arm, Estimate, Metrics
 
 
 def name_trained(arm: Arm) -> str:

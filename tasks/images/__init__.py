@@ -1,1 +1,1 @@
-"""Images on disk: sources, validation, duplicates, splits, decoding, augmentation, pixel store."""
+"""Images on disk: sources, decoding, validation, duplicates, splits, augmentation."""

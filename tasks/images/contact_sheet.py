@@ -10,9 +10,9 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tasks.artifacts import Manifest
-from tasks.images.frames import Pixels
-from tasks.images.store import PixelStore
+from tasks.artifacts.arrays import Pixels
+from tasks.artifacts.pixels import PixelStore
+from tasks.artifacts.tables import Manifest
 
 SHEET_PURPOSE = 12  # tells these random numbers from those of other parts with the same seed
 SHEET_IMAGES = 8

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tasks.artifacts.arrays import Ints
 from tasks.images.perceptual import Links, find_links, join
 from tasks.images.validate import CheckedImage
 
@@ -17,8 +17,6 @@ from tasks.images.validate import CheckedImage
 # other; beyond, as two pictures of one thing, of which one may show a defect and the other not.
 SAME_PICTURE_BITS = 8
 KEY_DIGITS = 16
-
-Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +33,7 @@ class Grouping:
     """
 
     groups: tuple[str, ...]
-    copies: Indices
+    copies: Ints
     exact_duplicates: int
     near_duplicates: int
     label_conflicts: list[list[str]]
@@ -100,7 +98,7 @@ def _names_by_image(
     ]
 
 
-def _pairs_of_names(names: Sequence[Sequence[str]]) -> Indices:
+def _pairs_of_names(names: Sequence[Sequence[str]]) -> Ints:
     """Pair each thing with the first one of the same name: int64 (m, 2)."""
     first: dict[str, int] = {}
     pairs = [
@@ -112,7 +110,7 @@ def _pairs_of_names(names: Sequence[Sequence[str]]) -> Indices:
 
 
 def _name_groups(
-    images: Sequence[CheckedImage], names: Sequence[Sequence[str]], together: Indices
+    images: Sequence[CheckedImage], names: Sequence[Sequence[str]], together: Ints
 ) -> tuple[str, ...]:
     by_user, by_content = dict[int, str](), dict[int, str]()
     for number, image in enumerate(images):
@@ -124,14 +122,14 @@ def _name_groups(
     return tuple(by_user.get(int(part), by_content[int(part)]) for part in together)
 
 
-def members_of(parts: Indices) -> list[Indices]:
+def members_of(parts: Ints) -> list[Ints]:
     """Positions of the members of every part with at least two, in the order of their first one."""
     order = np.argsort(parts, kind="stable")
     every = np.split(order, np.flatnonzero(np.diff(parts[order])) + 1)
     return sorted((part for part in every if len(part) > 1), key=lambda part: int(part[0]))
 
 
-def _with_several_labels(images: Sequence[CheckedImage], parts: Indices) -> list[list[str]]:
+def _with_several_labels(images: Sequence[CheckedImage], parts: Ints) -> list[list[str]]:
     return [
         [images[number].listed.path for number in members]
         for members in members_of(parts)

@@ -4,16 +4,13 @@ Training, evaluation and prediction all come through `frame_image`, so that they
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from tasks.artifacts.arrays import Pixels
+from tasks.artifacts.records import Fit
 from tasks.images.decode import decode_image
-
-Fit = Literal["squash", "crop", "pad"]
-Pixels = NDArray[np.uint8]
 
 # Pixels kept for each one of the clean view: a crop of a quarter of the area is still not enlarged.
 KEPT_SCALE = 2

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from tasks.artifacts import Manifest
+from tasks.artifacts.records import SPLITS, Health, Split
+from tasks.artifacts.tables import Manifest
 from tasks.images.duplicates import Grouping, members_of
-from tasks.images.listing import Listing, printable
+from tasks.images.folders import Listing, printable
 from tasks.images.validate import Inspection, kinds_of_reasons
-from tasks.records import SPLITS, Health, Split
 
 IMBALANCE_TO_MENTION = 10.0
 LARGE_SET_OF_COPIES, LARGE_SHARE_OF_COPIES = 20, 0.01

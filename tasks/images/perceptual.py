@@ -19,13 +19,13 @@ from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
+from tasks.artifacts.arrays import Ints
+
 SIDE_PX, FREQUENCIES = 64, 16
 HASH_BITS = FREQUENCIES * FREQUENCIES
 NOISE = 1.0  # size of a coefficient up to which its sign says nothing (8-bit rounding gives 0.3)
 MIN_SIGNS = HASH_BITS // 2  # fewer coefficients above the noise: too flat to be told from others
 CANDIDATES_AT_ONCE = 4_000_000  # bounds the memory of the search to about 300 MB
-
-Indices = NDArray[np.int64]
 Words = NDArray[np.uint64]
 
 
@@ -66,18 +66,18 @@ class Links:
         bits: int64 (m,), bits in which their hashes differ, best flip.
     """
 
-    pairs: Indices
-    bits: Indices
+    pairs: Ints
+    bits: Ints
 
-    def components(self, count: int, within: int) -> Indices:
+    def components(self, count: int, within: int) -> Ints:
         """Number the components of `count` pictures joined by links of at most `within` bits."""
         return join(self.pairs[self.bits <= within], count)
 
 
-def join(pairs: Indices, count: int) -> Indices:
+def join(pairs: Ints, count: int) -> Ints:
     """Number the connected components of `count` things joined by pairs: int64 (count,)."""
     graph = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), (count, count))
-    parts: Indices = connected_components(graph, directed=False)[1].astype(np.int64)
+    parts: Ints = connected_components(graph, directed=False)[1].astype(np.int64)
     return parts
 
 
@@ -105,7 +105,7 @@ def find_links(hashes: list[bytes], bits: int) -> Links:
     )
 
 
-def _part_of(words: Words, part: int, parts: int) -> Indices:
+def _part_of(words: Words, part: int, parts: int) -> Ints:
     """Every `parts`-th bit from bit `part` on as one number (62 bits at most): int64 (n,)."""
     columns = np.arange(part, HASH_BITS, parts)[:62]
     bits = np.unpackbits(words.view(np.uint8), axis=1)[:, columns].astype(np.int64)
@@ -144,7 +144,7 @@ class _Forest:
         self._count = count
         self._links = Links(np.empty((0, 2), np.int64), np.empty(0, np.int64))
 
-    def add(self, left: Indices, right: Indices, bits: Indices) -> None:
+    def add(self, left: Ints, right: Ints, bits: Ints) -> None:
         if not len(left):
             return
         pairs = np.concatenate([self._links.pairs, np.stack([left, right], axis=1)])

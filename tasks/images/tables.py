@@ -7,10 +7,18 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.artifacts.records import ImageSource, Split
+from tasks.artifacts.tables import Rejected
 from tasks.errors import DataError
-from tasks.images.folders import SPLIT_FOLDERS, why_not_regular
-from tasks.images.listing import ListedImage, Listing, first_of, nearest_name, printable
-from tasks.records import ImageSource, Rejected, Split
+from tasks.images.folders import (
+    SPLIT_FOLDERS,
+    ListedImage,
+    Listing,
+    first_of,
+    nearest_name,
+    printable,
+    why_not_regular,
+)
 
 
 @dataclass(frozen=True, slots=True)

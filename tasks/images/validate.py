@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from tasks.artifacts.tables import Rejected
 from tasks.errors import DataError, ImageError
 from tasks.images.decode import decode_image
-from tasks.images.descriptors import digest_of_files
-from tasks.images.folders import why_not_regular
-from tasks.images.listing import ListedImage, Listing, first_of, printable
+from tasks.images.folders import ListedImage, Listing, first_of, printable, why_not_regular
 from tasks.images.perceptual import perceptual_hash
+from tasks.images.sources import digest_of_files
 from tasks.params import IngestParams
-from tasks.progress import progress
-from tasks.records import Rejected
+from tasks.runtime.progress import progress
 
 LARGEST_FILE_BYTES = 1 << 30
 FILES_AT_ONCE = 64

@@ -4,14 +4,13 @@ import html
 import json
 import re
 
-from tasks.records import ClassRow
+from tasks.artifacts.tables import ClassRow
 from tasks.reporting.export import Exported
-from tasks.reporting.findings import Findings
+from tasks.reporting.findings import Findings, find_alerts, give_verdict, name_shipped
 from tasks.reporting.pages import make_environment
 from tasks.reporting.provenance import Provenance
 from tasks.reporting.text import printable
 from tasks.reporting.usage import loading_code
-from tasks.reporting.verdict import find_alerts, give_verdict, name_shipped
 
 SPECIAL = re.compile(r"([\\`*_\[\]#|~$])")
 

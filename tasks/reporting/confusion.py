@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 
+from tasks.artifacts.arrays import Ints
 from tasks.errors import ArtifactError
 from tasks.reporting.svg import WIDTH, Drawing, element, figure, text, text_width
 from tasks.reporting.text import count, percent, plural, printable, shortened
@@ -14,8 +14,6 @@ from tasks.reporting.text import count, percent, plural, printable, shortened
 MOST_CELLS = 24  # classes of a matrix that is drawn whole
 GATHERED_CELLS = 16  # rows where some stand for several classes
 MOST_MISTAKES = 15
-
-Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +26,7 @@ class Mistake:
     share: float
 
 
-def count_answers(pairs: Iterable[tuple[str, str]], classes: Sequence[str]) -> Counts:
+def count_answers(pairs: Iterable[tuple[str, str]], classes: Sequence[str]) -> Ints:
     """Count pairs of label and answer: int64 (C, C), rows are labels.
 
     Raises:
@@ -46,7 +44,7 @@ def count_answers(pairs: Iterable[tuple[str, str]], classes: Sequence[str]) -> C
     return counts
 
 
-def mistakes(counts: Counts, classes: Sequence[str]) -> list[Mistake]:
+def mistakes(counts: Ints, classes: Sequence[str]) -> list[Mistake]:
     """List the most frequent mistakes of a confusion matrix, int64 (C, C), rows are labels."""
     wrong = counts - np.diag(np.diag(counts))
     order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_MISTAKES].tolist()
@@ -62,7 +60,7 @@ def mistakes(counts: Counts, classes: Sequence[str]) -> list[Mistake]:
     ]
 
 
-def matrix(counts: Counts, classes: Sequence[str]) -> Drawing:
+def matrix(counts: Ints, classes: Sequence[str]) -> Drawing:
     """Draw a confusion matrix, int64 (C, C): rows are labels, shades are shares of the row.
 
     Of more than MOST_CELLS classes the ones with the most errors are drawn, the others together.
@@ -93,7 +91,7 @@ def matrix(counts: Counts, classes: Sequence[str]) -> Drawing:
 class _Cells:
     """What a matrix shows; the last row and column stand for several classes if `gathered`."""
 
-    counts: Counts
+    counts: Ints
     names: Sequence[str]
     gathered: bool = False
 
@@ -145,7 +143,7 @@ def _column_name(x: float, y: float, name: str, *, slanted: bool) -> Markup:
     return turned.format(x, y, text(0, 0, name, kind="key"))
 
 
-def _gathered(counts: Counts, classes: Sequence[str]) -> _Cells:
+def _gathered(counts: Ints, classes: Sequence[str]) -> _Cells:
     """Keep the classes with the most errors and add up the others."""
     errors = counts.sum(axis=0) + counts.sum(axis=1) - 2 * np.diag(counts)
     chosen = sorted(np.argsort(-errors, kind="stable")[: GATHERED_CELLS - 1].tolist())

@@ -16,10 +16,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from tasks.artifacts import write_json, write_tensors
+from tasks.artifacts.arrays import write_tensors
+from tasks.artifacts.files import replacing_folder
+from tasks.artifacts.records import InputSpec, write_json
 from tasks.errors import ArtifactError
-from tasks.files import replacing_folder
-from tasks.records import InputSpec
 from tasks.reporting.provenance import hash_file
 
 SAMPLE = 0x45585054  # purpose of the random numbers drawn here

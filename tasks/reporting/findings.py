@@ -1,31 +1,45 @@
-"""What the earlier stages found out, in one place."""
+"""What the earlier stages found out, in one place, and the verdict that a reader sees first."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.files import read_bytes
-from tasks.records import (
+from tasks.artifacts.files import read_bytes
+from tasks.artifacts.records import (
     AugmentPolicy,
     BackboneInfo,
     Baseline,
-    ClassRow,
     Decision,
+    Estimate,
     Finetuned,
-    HardestRow,
     Health,
-    HistoryRow,
     ImageSource,
     Metrics,
-    PlaneRow,
-    ReliabilityRow,
     Scores,
-    ShiftRow,
     Similarity,
 )
-from tasks.reporting.text import percent
+from tasks.artifacts.tables import (
+    ClassRow,
+    HardestRow,
+    HistoryRow,
+    PlaneRow,
+    ReliabilityRow,
+    ShiftRow,
+)
+from tasks.reporting.provenance import CodeState
+from tasks.reporting.text import (
+    joined,
+    percent,
+    percent_interval,
+    plural,
+    points,
+    points_interval,
+    printable,
+)
 
 
 @dataclass(frozen=True)
@@ -113,3 +127,201 @@ class Findings:
                 "start weights, a share chosen on val."
             )
         return ""
+
+
+IMBALANCED = 10.0  # largest class / smallest class from which accuracy alone misleads
+WIDE = 0.10  # width of an interval that leaves the result open
+
+LEAK = "LEAK:"  # how ingest begins such a warning
+
+Level = Literal["serious", "caution"]
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """Something that a reader must not miss."""
+
+    level: Level
+    title: str
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The result in one sentence and its parts."""
+
+    model: str
+    data: str
+    classes: int
+    measure: str
+    estimate: Estimate
+    confidence: float
+    gain: str
+
+    @property
+    def value(self) -> str:
+        """The leading number with its name: `91.2 % test accuracy`."""
+        return f"{percent(self.estimate.value)} {self.measure}"
+
+    @property
+    def interval(self) -> str:
+        """Its interval and the number of images."""
+        return (
+            f"{100 * self.confidence:g}\N{NO-BREAK SPACE}% interval "
+            f"{percent_interval(self.estimate)}, {plural(self.estimate.n, 'test image')}"
+        )
+
+    @property
+    def sentence(self) -> str:
+        """The whole of it."""
+        return (
+            f"{self.model} classifies {self.data} images into "
+            f"{plural(self.classes, 'class', 'classes')} with {self.value} ({self.interval}). "
+            f"{self.gain}"
+        )
+
+
+def leads_with_macro(health: Health) -> bool:
+    """Whether the classes are so unequal that accuracy alone misleads."""
+    return health.imbalance >= IMBALANCED
+
+
+def give_verdict(findings: Findings) -> Verdict:
+    """Say which model ships, how good it is on test and what fine-tuning changed."""
+    scores = findings.shipped
+    macro = leads_with_macro(findings.health)
+    return Verdict(
+        model=name_shipped(findings),
+        data=printable(findings.origin.name),
+        classes=len(findings.health.classes),
+        measure="balanced test accuracy" if macro else "test accuracy",
+        estimate=scores.balanced_accuracy if macro else scores.accuracy,
+        confidence=findings.confidence,
+        gain=_say_gain(findings),
+    )
+
+
+def name_shipped(findings: Findings) -> str:
+    """Name the shipped model at the head of a sentence."""
+    name = findings.backbone.name
+    if findings.metrics.shipped == "baseline":
+        head = "A linear head" if findings.baseline.head == "linear" else "An MLP head"
+        return f"{head} on frozen {name} features"
+    if findings.finetuned.arm == "scratch":
+        return f"{name} trained from scratch"
+    return f"Fine-tuned {name}"
+
+
+def _say_gain(findings: Findings) -> str:
+    metrics = findings.metrics
+    if metrics.difference is None:
+        return "Nothing was fine-tuned."
+    if metrics.shipped == "baseline":
+        return f"The {findings.tuned_name} model is not shipped. {metrics.difference.sentence}"
+    return metrics.difference.sentence
+
+
+def find_alerts(findings: Findings, code: CodeState) -> list[Alert]:
+    """List what speaks against trusting the result, serious things first."""
+    alerts = [
+        *_of_source(findings.origin),
+        *_of_data(findings.health),
+        *_of_result(findings),
+        *_of_choices(findings.decision, findings.finetuned),
+        *_of_code(code),
+    ]
+    return sorted(alerts, key=lambda alert: alert.level != "serious")
+
+
+def _of_source(origin: ImageSource) -> Iterator[Alert]:
+    if origin.caution:
+        yield Alert("serious", "What these results do not show", origin.caution)
+
+
+def _of_data(health: Health) -> Iterator[Alert]:
+    for warning in health.warnings:
+        if warning.startswith(LEAK):
+            words = warning.removeprefix(LEAK).strip()
+            yield Alert("serious", "The given splits leak", words[0].upper() + words[1:])
+    if health.label_conflicts:
+        yield Alert(
+            "caution",
+            "Labels disagree",
+            f"{plural(len(health.label_conflicts), 'picture')} under several labels, for example "
+            f"{joined(health.label_conflicts[0], 2)}.",
+        )
+    if leads_with_macro(health):
+        counts = {name: sum(splits.values()) for name, splits in health.class_counts.items()}
+        smallest = min(counts, key=lambda name: (counts[name], name))
+        yield Alert(
+            "caution",
+            "Unequal classes",
+            f"The largest class has {health.imbalance:.0f} times the images of the smallest "
+            f"({printable(smallest)}, {plural(counts[smallest], 'image')}). Read balanced accuracy "
+            "and macro-F1 before accuracy.",
+        )
+
+
+def _of_result(findings: Findings) -> Iterator[Alert]:
+    metrics, shipped = findings.metrics, findings.shipped
+    for warning in metrics.warnings:
+        yield Alert("serious", "Result", warning)
+    width = (shipped.accuracy.high or 1.0) - (shipped.accuracy.low or 0.0)
+    if width > WIDE:
+        yield Alert(
+            "caution",
+            "Few test images",
+            f"The interval of the accuracy is {points(width).removeprefix('+')} points wide; more "
+            "test images would narrow it.",
+        )
+    difference = metrics.difference
+    if difference and (difference.accuracy.low or 0) <= 0 <= (difference.accuracy.high or 0):
+        yield Alert(
+            "caution",
+            "Within noise",
+            f"{plural(difference.accuracy.n, 'test image')} do not tell the {findings.tuned_name} "
+            "model from the frozen baseline: the interval of the gain, "
+            f"{points_interval(difference.accuracy)} points, includes 0.",
+        )
+
+
+def _of_choices(decision: Decision, finetuned: Finetuned) -> Iterator[Alert]:
+    if decision.forced and decision.arm != decision.recommended:
+        yield Alert(
+            "caution",
+            "Forced choice",
+            f"params.yaml forces the arm {name_arm(decision.arm)}; the rules recommend "
+            f"{name_arm(decision.recommended)}.",
+        )
+    if decision.confidence == "low":
+        yield Alert(
+            "caution",
+            "Low confidence",
+            f"The choice of {name_arm(decision.recommended)} stands on weak evidence; see what"
+            " would change it.",
+        )
+    lost = [phase for phase in finetuned.phases if phase.stopped == "diverged"]
+    if lost:
+        names = joined([phase.name for phase in lost])
+        yield Alert("caution", "Training diverged", f"In {names}; the last good weights were kept.")
+
+
+def _of_code(code: CodeState) -> Iterator[Alert]:
+    if code.commit and code.changed:
+        yield Alert(
+            "caution",
+            "Written before its commit",
+            f"{plural(len(code.changed), 'file')} of code, parameters or groups differed from "
+            f"commit {code.commit[:12]} when this was written. Once they are committed, "
+            "`dvc repro -f report` names their commit here.",
+        )
+
+
+def name_arm(arm: str) -> str:
+    """Name an arm of the decision in words."""
+    names = {
+        "scratch": "training from scratch",
+        "feature_extraction": "frozen features",
+        "fine_tune": "fine-tuning",
+    }
+    return names[arm]

@@ -9,20 +9,26 @@ from typing import Any
 from markupsafe import Markup, escape
 from PIL import Image, UnidentifiedImageError
 
+from tasks.artifacts.records import Health, Scores
+from tasks.artifacts.tables import HistoryRow
 from tasks.errors import ArtifactError
-from tasks.records import Health, HistoryRow, Scores
 from tasks.reporting.confusion import matrix, mistakes
-from tasks.reporting.curves import accuracy_curves, loss_curves
 from tasks.reporting.export import Exported
-from tasks.reporting.figures import class_bars, projection, ruler, shift_profile
-from tasks.reporting.findings import Findings, Picture
+from tasks.reporting.figures import (
+    accuracy_curves,
+    class_bars,
+    loss_curves,
+    projection,
+    ruler,
+    shift_profile,
+)
+from tasks.reporting.findings import Findings, Picture, find_alerts, give_verdict, name_shipped
 from tasks.reporting.pages import make_environment
 from tasks.reporting.provenance import Provenance
 from tasks.reporting.results import MOST_CLASSES, class_recalls, comparison, gains, reliability
 from tasks.reporting.svg import Drawing
 from tasks.reporting.text import sentence
 from tasks.reporting.usage import loading_code
-from tasks.reporting.verdict import find_alerts, give_verdict, name_shipped
 
 SHEET_BYTES = 1_200_000  # of the embedded contact sheet, at most
 HARDEST_BYTES = 2_000_000  # of all embedded hardest images together

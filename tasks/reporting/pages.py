@@ -6,7 +6,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tasks.reporting import text
-from tasks.reporting.verdict import name_arm
+from tasks.reporting.findings import name_arm
 
 
 def make_environment(

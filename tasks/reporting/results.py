@@ -5,7 +5,9 @@ from math import floor
 
 from markupsafe import Markup
 
-from tasks.records import ClassRow, Difference, Estimate, Metrics, ReliabilityRow, Scores
+from tasks.artifacts.records import Difference, Estimate, Metrics, Scores
+from tasks.artifacts.tables import ClassRow, ReliabilityRow
+from tasks.judging.statistics import wilson_interval
 from tasks.reporting.svg import (
     WIDTH,
     Drawing,
@@ -29,7 +31,6 @@ from tasks.reporting.text import (
     points_interval,
     shortened,
 )
-from tasks.statistics import wilson_interval
 
 MOST_CLASSES = 25
 SHARES = ("accuracy", "balanced accuracy", "macro-F1")

@@ -2,7 +2,7 @@
 
 import math
 
-from tasks.records import Estimate
+from tasks.artifacts.records import Estimate
 
 MINUS = "\N{MINUS SIGN}"
 NBSP = "\N{NO-BREAK SPACE}"

@@ -1,1 +1,1 @@
-"""Training: heads, freezing, schedules, the loop, the activation cache and checkpoints."""
+"""Fine-tuning: the loop, its phases, an epoch, a step, and what becomes of them."""

@@ -1,20 +1,37 @@
 """What fine-tuning reads from the stages before it, checked to fit together."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
 
-from tasks.artifacts import Manifest, read_array, read_manifest, read_record
-from tasks.entry import Read, StagePaths
+from tasks.artifacts.arrays import Ints, Logits, read_array
+from tasks.artifacts.pixels import PixelStore
+from tasks.artifacts.records import BackboneInfo, Baseline, Decision, read_record
+from tasks.artifacts.tables import Manifest, read_manifest
 from tasks.errors import ArtifactError
-from tasks.images.store import PixelStore
-from tasks.records import BackboneInfo, Baseline, Decision
-from tasks.training.epochs import Examples
-from tasks.training.gate import ValSet
-from tasks.training.heads import load_head
-from tasks.training.rows import Stores
-from tasks.training.state import Logits
+from tasks.heads.kinds import load_head
+from tasks.judging.rule import ValSet
+from tasks.runtime.entry import Read, StagePaths
+from tasks.training.feed.rows import Stores
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What is learned, and what judges.
+
+    Attributes:
+        labels: Class of each training image, int64 (N,).
+        names: Path of each training image, for messages.
+        val: Labels and groups of the val images.
+        classes: Number of classes.
+    """
+
+    labels: Ints
+    names: Sequence[str]
+    val: ValSet
+    classes: int
 
 
 @dataclass(frozen=True)

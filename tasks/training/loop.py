@@ -8,29 +8,19 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tasks.backbones.processes import ALONE, Processes
+from tasks.artifacts.arrays import Logits
 from tasks.errors import ArtifactError, PeerError
+from tasks.heads.classifier import Classifier
+from tasks.judging.rule import val_loss
 from tasks.params import FinetuneParams
-from tasks.training.classifier import Classifier
-from tasks.training.epochs import (
-    DivergedError,
-    Examples,
-    close_epoch,
-    log_epoch,
-    log_start,
-)
-from tasks.training.freezing import (
-    TrainingGroup,
-    build_optimizer,
-    unfreeze_from,
-)
-from tasks.training.losses import class_weights
-from tasks.training.passes import TrainingPass
-from tasks.training.phases import PhasePlan
-from tasks.training.signals import holding_signals
-from tasks.training.state import (
+from tasks.runtime.processes import ALONE, Processes
+from tasks.runtime.signals import holding_signals
+from tasks.training.epoch import DivergedError, TrainingPass, close_epoch, log_epoch, log_start
+from tasks.training.feed.rows import Parts, TrainedPart
+from tasks.training.inputs import Examples
+from tasks.training.phases import PhasePlan, TrainingGroup, build_optimizer, unfreeze_from
+from tasks.training.resume.state import (
     Checkpoints,
-    Logits,
     Snapshot,
     Tally,
     TrainState,
@@ -38,9 +28,8 @@ from tasks.training.state import (
     load_moments,
     load_tensors,
 )
-from tasks.training.steps import Stepper
-from tasks.training.trained_part import Parts, TrainedPart
-from tasks.training.verdicts import end_phase, state_after, val_loss
+from tasks.training.step import Stepper, class_weights
+from tasks.training.verdicts import end_phase, state_after
 
 log = logging.getLogger(__name__)
 

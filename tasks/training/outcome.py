@@ -1,18 +1,31 @@
-"""What fine-tuning ends with, and its summary (finetune.json)."""
+"""What fine-tuning ends with: the model, its summary (finetune.json), its history (history.csv)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from tasks.records import Finetuned, HistoryRow, Phase
-from tasks.statistics import accuracy_interval
-from tasks.training.classifier import Classifier
-from tasks.training.freezing import TrainingGroup
-from tasks.training.gate import RESAMPLES
+from tasks.artifacts.arrays import Logits
+from tasks.artifacts.records import Finetuned, Phase
+from tasks.artifacts.tables import HistoryRow, write_rows
+from tasks.heads.classifier import Classifier
+from tasks.judging.metrics import right_images
+from tasks.judging.rule import RESAMPLES, val_loss
+from tasks.judging.statistics import accuracy_interval
 from tasks.training.inputs import FinetuneInputs
-from tasks.training.interpolation import Candidate
-from tasks.training.losses import right_images
-from tasks.training.state import Logits
-from tasks.training.verdicts import val_loss
+from tasks.training.phases import HEAD_GROUP, TrainingGroup
+from tasks.training.verdicts import Candidate
+
+
+def write_history(
+    path: Path, history: Sequence[HistoryRow], groups: Sequence[TrainingGroup]
+) -> None:
+    """Write history.csv: one row an epoch, with the rate of every group, the head first."""
+    names = [HEAD_GROUP, *(group.name for group in groups if group.name != HEAD_GROUP)]
+    rows = [
+        replace(row, rates={name: row.rates.get(name, 0.0) for name in names}) for row in history
+    ]
+    write_rows(path, HistoryRow, rows, names)
+
 
 CONFIDENCE = 0.95  # of the interval of the val accuracy
 START = Candidate(0.0)  # the weights that training began with

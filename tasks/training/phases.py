@@ -1,12 +1,160 @@
-"""The plan: which groups each phase trains, at which rates, for how long."""
+"""The phases: which layer groups each one trains, at which rates, for how long.
 
-from collections.abc import Sequence
+The optimizer is built once and holds every parameter of every group, by identity. A phase changes
+three things: which parameters want a gradient, the rate of each group, the mode of the layers.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import chain
 
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase as StoredStatisticsNorm
+from torch.optim import AdamW
+
+from tasks.artifacts.records import Decision
+from tasks.backbones.groups import layer_groups, parameter_names
 from tasks.errors import ArtifactError
+from tasks.heads.classifier import BACKBONE, HEAD, Classifier
 from tasks.params import FinetuneParams
-from tasks.records import Decision
-from tasks.training.freezing import TrainingGroup
+
+HEAD_GROUP = "head"
+
+
+@dataclass(frozen=True)
+class TrainingGroup:
+    """Layers that are frozen together and share a learning rate.
+
+    `tensors` are the names of their parameters and buffers in the classifier.
+    """
+
+    name: str
+    tensors: tuple[str, ...]
+
+
+def training_groups(classifier: Classifier) -> list[TrainingGroup]:
+    """List the backbone's groups in forward order, then the head.
+
+    Raises:
+        AssertionError: A tensor of the classifier is in no group or in two.
+    """
+    names = [group.name for group in layer_groups(classifier.backbone)]
+    groups = [
+        TrainingGroup(name, tuple(BACKBONE + tensor for tensor in tensors))
+        for name, tensors in zip(names, parameter_names(classifier.backbone), strict=True)
+    ]
+    groups.append(TrainingGroup(HEAD_GROUP, tuple(HEAD + name for name in _names(classifier.head))))
+    listed = sorted(tensor for group in groups for tensor in group.tensors)
+    assert listed == sorted(_names(classifier)), "groups do not cover every tensor exactly once"
+    return groups
+
+
+def tensors_from(groups: Sequence[TrainingGroup], unfrozen_from: int) -> list[str]:
+    """Names of all tensors of the groups from `unfrozen_from` on, the head included."""
+    return [tensor for group in groups[unfrozen_from:] for tensor in group.tensors]
+
+
+def build_optimizer(
+    classifier: nn.Module, groups: Sequence[TrainingGroup], *, weight_decay: float
+) -> AdamW:
+    """Build AdamW over every parameter of every group, all rates still 0.
+
+    Each group becomes two of the optimizer's: matrices and kernels decay; biases, norm layers and
+    what the timm model exempts (position embeddings, say) do not. Parameters are told apart by
+    identity: layers of equal values are two, a tied one is one.
+
+    Args:
+        classifier: Whose parameters they are.
+        groups: Its layer groups, the head last.
+        weight_decay: Of what decays.
+
+    Source: Loshchilov and Hutter 2019, 1711.05101; what decays is timm's convention.
+    """
+    parameters = dict(classifier.named_parameters(remove_duplicate=False))
+    exempt = _exempt_from_decay(classifier)
+    seen: set[int] = set()
+    options: list[dict[str, object]] = []
+    for group in groups:
+        members: dict[float, list[nn.Parameter]] = {weight_decay: [], 0.0: []}
+        for name in group.tensors:
+            item = parameters.get(name)
+            if item is not None and id(item) not in seen:
+                seen.add(id(item))
+                decays = item.ndim > 1 and not _matches(name, exempt)
+                members[weight_decay if decays else 0.0].append(item)
+        options += [
+            {"params": items, "weight_decay": decay, "group": group.name}
+            for decay, items in members.items()
+            if items
+        ]
+    return AdamW(options, lr=0.0, weight_decay=0.0)
+
+
+def _exempt_from_decay(classifier: nn.Module) -> set[str]:
+    """Patterns of the backbone's parameters that its timm model exempts from weight decay."""
+    exempt = getattr(getattr(classifier, "backbone", None), "no_weight_decay", set)
+    return {BACKBONE + pattern for pattern in exempt()}
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def set_rates(optimizer: AdamW, peak_rates: Mapping[str, float], share: float) -> None:
+    """Give each group its peak rate times `share`; groups without a peak rate get 0."""
+    for options in optimizer.param_groups:
+        options["lr"] = peak_rates.get(options["group"], 0.0) * share
+
+
+def unfreeze_from(
+    classifier: nn.Module, groups: Sequence[TrainingGroup], unfrozen_from: int
+) -> None:
+    """Let exactly the parameters of the groups from `unfrozen_from` on want a gradient."""
+    trained = set(tensors_from(groups, unfrozen_from))
+    for name, parameter in classifier.named_parameters(remove_duplicate=False):
+        parameter.requires_grad_(name in trained)
+        parameter.grad = None
+
+
+def set_training_mode(
+    classifier: nn.Module, trained: nn.Module, names: Sequence[str], *, adapt_norm: bool
+) -> None:
+    """Put the trained part into training mode and everything else into eval mode.
+
+    In eval mode a batch norm normalizes by its stored statistics and leaves them alone: its output
+    does not depend on the other images of a batch, and a batch of one image is fine. Call before
+    every epoch: any `.train()` undoes it.
+
+    Args:
+        classifier: The whole model; its frozen layers end up in eval mode.
+        trained: The part that is trained, sharing its layers with the classifier.
+        names: Tensors that are trained; a layer that owns none of them is frozen.
+        adapt_norm: Whether trained norm layers normalize by the batch and update their statistics.
+    """
+    classifier.eval()
+    trained.train()
+    owners = {name.rpartition(".")[0] for name in names}
+    for name, module in classifier.named_modules():
+        frozen = _owns_tensors(module) and name not in owners
+        still = isinstance(module, StoredStatisticsNorm) and not adapt_norm
+        if frozen or still:
+            module.training = False
+
+
+def adapting_norms(trained: nn.Module) -> list[nn.Module]:
+    """Norm layers that normalize by the batch and update their statistics, as they are set now."""
+    layers = trained.modules()
+    return [layer for layer in layers if isinstance(layer, StoredStatisticsNorm) and layer.training]
+
+
+def _owns_tensors(module: nn.Module) -> bool:
+    own = chain(module.parameters(recurse=False), module.buffers(recurse=False))
+    return next(own, None) is not None
+
+
+def _names(module: nn.Module) -> list[str]:
+    return list(module.state_dict())
 
 
 @dataclass(frozen=True)

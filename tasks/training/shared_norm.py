@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from tasks.backbones.processes import Processes
+from tasks.runtime.processes import Processes
 
 
 class SharedBatchNorm(TorchFunctionMode):

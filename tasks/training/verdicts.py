@@ -1,18 +1,131 @@
-"""What becomes of a phase when it ends: its best epoch is kept, or all of it is rolled back."""
+"""What becomes of a phase when it ends, and which weights are the final ones. Val decides."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
+from torch import Tensor, nn
 
+from tasks.artifacts.arrays import Logits
+from tasks.artifacts.records import Phase
 from tasks.errors import TrainingError
-from tasks.records import Phase
-from tasks.training.averaging import average_in
-from tasks.training.gate import ValSet, judge_change
-from tasks.training.losses import image_losses, right_images
-from tasks.training.overfitting import EpochLosses, describe_overfitting
+from tasks.judging.overfitting import EpochLosses, describe_overfitting
+from tasks.judging.rule import ValSet, judge_change, val_accuracy, val_loss
 from tasks.training.phases import PhasePlan
-from tasks.training.state import Logits, Snapshot, Tally, TrainState
+from tasks.training.resume.state import Snapshot, Tally, Tensors, TrainState, load_tensors
+
+
+def average_in(
+    average: Tensors, before: Tensors, after: Tensors, *, count: int
+) -> dict[str, Tensor]:
+    """Give the uniform average of what `count` phases ended with; whole numbers are the newest's.
+
+    One running mean is kept however many phases there are. Layers that only the newest phase
+    trained were in all earlier ones what they were before it.
+
+    Args:
+        average: Uniform average over the phases before the newest; empty where there are none.
+        before: Tensors of the newest phase's layers as it began.
+        after: The same as it ended.
+        count: How many phases there are, the newest included.
+
+    Source: Wortsman et al. 2022, 2203.05482 (uniform soup; here of phases instead of runs).
+    """
+    return {
+        name: average.get(name, before[name]).lerp(tensor, 1 / count)
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in after.items()
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Weights that val judges.
+
+    Attributes:
+        alpha: Share of the fine-tuned weights, in [0, 1]; 1 for the average.
+        averaged: Whether they are the average of the kept phases.
+    """
+
+    alpha: float
+    averaged: bool = False
+
+    @property
+    def name(self) -> str:
+        """The share, or what the average is called."""
+        return "the average of the phases" if self.averaged else f"{self.alpha:g}"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The candidate with the lowest val loss, its logits, and the val loss of every one."""
+
+    best: Candidate
+    val_logits: Logits
+    val_losses: dict[Candidate, float]
+
+
+def explain_choice(chosen: Chosen | None) -> list[str]:
+    """Say in words what was chosen; None where no phase was kept."""
+    if chosen is None:
+        return ["Every phase was rolled back: the model is the frozen baseline."]
+    if len(chosen.val_losses) == 1:
+        return []
+    tried = ", ".join(f"{one.name}: {loss:.4f}" for one, loss in chosen.val_losses.items())
+    best = chosen.best.name if chosen.best.averaged else f"the share {chosen.best.name}"
+    return [f"Of the fine-tuned weights tried on val, {best} has the lowest loss ({tried})."]
+
+
+def interpolate(theta_0: Tensors, theta_1: Tensors, alpha: float) -> dict[str, Tensor]:
+    """Give (1 - alpha) * theta_0 + alpha * theta_1; whole-number buffers are those of theta_1.
+
+    Source: Wortsman et al. 2022, 2109.01903, equation 1 (WiSE-FT).
+    """
+    return {
+        name: tensor if not tensor.is_floating_point() else theta_0[name].lerp(tensor, alpha)
+        for name, tensor in theta_1.items()
+    }
+
+
+def choose_weights(
+    classifier: nn.Module,
+    theta_0: Tensors,
+    theta_1: Tensors,
+    *,
+    shares: Sequence[float],
+    average: Tensors | None,
+    predict_val: Callable[[], Logits],
+    val: ValSet,
+) -> Chosen:
+    """Try shares of the fine-tuned weights, then the average; the lowest val loss wins.
+
+    Args:
+        classifier: Is changed in place; ends with the chosen weights.
+        theta_0: Its tensors before fine-tuning.
+        theta_1: The same after it.
+        shares: Values of alpha, in [0, 1]; of equally good candidates the first counts.
+        average: The average of what kept phases ended with, of some of the same tensors; the
+            others are as in theta_1. None where there is nothing to average.
+        predict_val: Gives the logits of the classifier as it is.
+        val: Labels and groups of the val images.
+    """
+
+    def load(candidate: Candidate) -> None:
+        ends = interpolate(theta_0, theta_1, candidate.alpha)
+        load_tensors(classifier, {**ends, **(average or {})} if candidate.averaged else ends)
+
+    candidates = [Candidate(alpha) for alpha in shares]
+    if average is not None:
+        candidates.append(Candidate(1.0, averaged=True))
+    tried: dict[Candidate, Logits] = {}
+    for candidate in candidates:
+        load(candidate)
+        tried[candidate] = predict_val()
+    losses = {candidate: val_loss(logits, val) for candidate, logits in tried.items()}
+    best = min(losses, key=lambda candidate: losses[candidate])
+    load(best)
+    return Chosen(best, tried[best], losses)
 
 
 @dataclass(frozen=True)
@@ -101,13 +214,3 @@ def note_overfitting(state: TrainState) -> list[str]:
             outcome = f"epoch {phase.best_epoch} was kept" if phase.kept else "it was rolled back"
             notes.append(describe_overfitting(f"Phase {number}", epochs, phase.best_epoch, outcome))
     return [note for note in notes if note]
-
-
-def val_loss(logits: Logits, val: ValSet) -> float:
-    """Mean cross-entropy of logits (N, C) over val, as its images count, nats."""
-    return float(np.average(image_losses(logits, val.labels), weights=val.weights))
-
-
-def val_accuracy(logits: Logits, val: ValSet) -> float:
-    """Share of val images whose largest logit (N, C) is their label's."""
-    return float(right_images(logits, val.labels).mean())

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from tasks.records import Arm, Decision, LayerGroup, Rule, Similarity
+from tasks.artifacts.records import Arm, Decision, LayerGroup, Rule, Similarity
 from tasks.transferability.doubts import Change
 from tasks.transferability.rules import Evidence
 

@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from tasks.artifacts.records import Estimate, MmdResult, Similarity
 from tasks.params import DecideParams
-from tasks.records import Estimate, MmdResult, Similarity
 from tasks.transferability.rules import (
     DOMAINS,
     Choice,

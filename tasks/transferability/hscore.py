@@ -8,10 +8,9 @@ import scipy.linalg
 from numpy.typing import NDArray
 from scipy import sparse, special
 
-from tasks.records import Estimate
+from tasks.artifacts.arrays import Floats
+from tasks.artifacts.records import Estimate
 from tasks.transferability.sampling import number_groups
-
-Floats = NDArray[np.float64]
 
 FOLDS = 20  # of the jackknife
 SMALLEST_SHRINKAGE = 1e-12  # keeps a covariance without full rank invertible

@@ -7,11 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from tasks.records import Estimate
+from tasks.artifacts.arrays import Floats
+from tasks.artifacts.records import Estimate
 from tasks.transferability.ridge import Spectrum, decompose
 from tasks.transferability.sampling import number_groups
-
-Floats = NDArray[np.float64]
 
 RATIO_GRID = np.logspace(-8, 8, 65)  # prior precision / noise precision, times the mean energy
 GOLDEN = (5**0.5 - 1) / 2

@@ -13,24 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tasks.artifacts import write_record
+from tasks.artifacts.arrays import Features, Pixels
+from tasks.artifacts.pixels import PixelStore, StoreWriter, store_info
+from tasks.artifacts.records import KnownSet, write_record
+from tasks.artifacts.tables import ManifestRow
 from tasks.backbones.catalogue import Backbone, load_backbone
 from tasks.backbones.engine import make_engine
-from tasks.backbones.features import PooledFeatures
+from tasks.backbones.groups import PooledFeatures
 from tasks.backbones.probe import Probe, choose_probe_images, measure_probe, sample_pixels
-from tasks.backbones.runtime import configure_torch
 from tasks.backbones.source_cards import SourceCard, find_card
-from tasks.entry import run_stage
 from tasks.errors import ArtifactError, DataError
-from tasks.images.frames import Pixels, read_clean_view
+from tasks.images.frames import read_clean_view
 from tasks.images.sources import list_images, resolve_root
-from tasks.images.store import PixelStore, StoreWriter, store_info
-from tasks.machine import Machine, read_machine
 from tasks.params import Params
 from tasks.params_file import load_params
-from tasks.records import KnownSet, ManifestRow
+from tasks.runtime.device import configure_torch
+from tasks.runtime.entry import run_stage
+from tasks.runtime.machine import Machine, read_machine
 from tasks.transferability.mmd import measure_mmd
 from tasks.transferability.ruler import Ruler
 from tasks.transferability.sampling import Sample, choose_rows
@@ -41,8 +41,6 @@ log = logging.getLogger(__name__)
 
 NOISE = 0x4E5A  # purpose of the random numbers drawn here
 FEWEST_OF_A_CLASS = 2  # images; below, leaving one out leaves nothing to learn its class from
-
-Features = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

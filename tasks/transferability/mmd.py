@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.metrics.pairwise import euclidean_distances
 
+from tasks.artifacts.arrays import Floats, Ints
+from tasks.artifacts.records import MmdResult
 from tasks.errors import ArtifactError
 from tasks.params import SimilarityParams
-from tasks.records import MmdResult
 from tasks.transferability.sampling import number_groups
 
 # purposes of the random numbers drawn here
@@ -25,9 +26,6 @@ SOURCE_ROWS = 2_500  # most rows of a card that are used
 FULL_ROWS = 5_000  # rows of source and target together that one kernel matrix holds
 PERMUTATIONS_AT_ONCE = 250
 ROUNDING = 1e-12  # a relabeling that ties with the data counts as reaching it
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Features = NDArray[np.float32] | Floats
 
 

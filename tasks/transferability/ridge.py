@@ -8,9 +8,8 @@ import scipy.linalg
 from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
+from tasks.artifacts.arrays import Floats
 from tasks.transferability.sampling import number_groups
-
-Floats = NDArray[np.float64]
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # penalties tried, in mean energies of the features
 RANK_TOLERANCE = 1e-10  # eigenvalues below this share of the largest one count as zero

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.artifacts import read_record
-from tasks.records import ImageSource, KnownSet, Record, Similarity
+from tasks.artifacts.records import ImageSource, KnownSet, Record, Similarity, read_record
 
 
 class Ruler(Record):

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from tasks.artifacts.records import Arm, Rule
 from tasks.params import DecideParams
-from tasks.records import Arm, Rule
 
 Domain = Literal["similar", "intermediate", "far"]
 DOMAINS: tuple[Domain, ...] = ("similar", "intermediate", "far")

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.artifacts import Manifest, read_array, read_manifest, read_tensors, read_tensors_note
+from tasks.artifacts.arrays import read_array, read_tensors, read_tensors_note
+from tasks.artifacts.tables import Manifest, ManifestRow, read_manifest
 from tasks.errors import ArtifactError
-from tasks.records import ManifestRow
 from tasks.transferability.shift import LayerShift, measure_layer_shifts
 
 

@@ -6,17 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.artifacts.arrays import Bools
+from tasks.artifacts.records import Estimate
+from tasks.judging.statistics import accuracy_interval, paired_accuracy_interval
 from tasks.params import SimilarityParams
-from tasks.records import Estimate
-from tasks.statistics import accuracy_interval, paired_accuracy_interval
 from tasks.transferability.hscore import estimate_h_score
 from tasks.transferability.logme import estimate_logme
 from tasks.transferability.ridge import classify_by_ridge
 from tasks.transferability.sampling import Sample, number_groups
 
 Features = NDArray[np.float32]
-Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
 
 ROWS_AT_ONCE = 1_000  # compared with all images by nearest neighbors
 

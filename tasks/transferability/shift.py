@@ -11,14 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.artifacts.arrays import Floats
+from tasks.artifacts.records import Estimate, GroupShift, LayerGroup
 from tasks.errors import ArtifactError
-from tasks.records import Estimate, GroupShift, LayerGroup
 
 RESAMPLING = 0x5346  # purpose of the random numbers drawn here
 SMALLEST_VARIANCE = 1e-3  # of a channel, as a share of the layer's mean variance
 BATCH_NORM_EPSILON = 1e-5  # what batch norm itself adds to a variance by default
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

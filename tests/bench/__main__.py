@@ -21,7 +21,7 @@ from bench.scratch import ROOT, Copy, answers_of, link_images, run_regraft, writ
 from bench.speed import measure_speeds
 from ruamel.yaml import YAML
 
-from tasks.machine import read_machine
+from tasks.runtime.machine import read_machine
 
 PEERS = {  # name -> script, and the rates that val chooses from; the documented one comes first
     "timm loop": ("peer_timm.py", (3e-4, 1e-4, 1e-3)),

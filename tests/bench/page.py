@@ -7,8 +7,8 @@ import numpy as np
 from bench.results import ENGINE, FLOW, TIMM_LOOP, Answers, Results, Trial, choose_best
 from numpy.typing import NDArray
 
-from tasks.records import Estimate
-from tasks.statistics import accuracy_interval, paired_accuracy_interval
+from tasks.artifacts.records import Estimate
+from tasks.judging.statistics import accuracy_interval, paired_accuracy_interval
 
 REGRAFT, FROZEN = "Regraft", "Regraft, frozen head"  # its shipped model, and its baseline
 REFERENCES = (REGRAFT, FROZEN)

@@ -13,15 +13,16 @@ from bench.processes import Measured, run_measured
 from bench.results import Answers, Trial
 from ruamel.yaml import YAML
 
-from tasks.artifacts import Manifest, read_manifest, read_record, read_rows, write_tensors
+from tasks.artifacts.arrays import write_tensors
+from tasks.artifacts.pixels import store_info
+from tasks.artifacts.records import Baseline, Finetuned, ImageSource, read_record
+from tasks.artifacts.tables import Manifest, ManifestRow, PredictionRow, read_manifest, read_rows
 from tasks.augment import pack, render_file
 from tasks.backbones.catalogue import load_backbone
+from tasks.heads.kinds import to_arrays
 from tasks.images.sources import resolve_root
-from tasks.images.store import store_info
 from tasks.params import Params
 from tasks.params_file import load_params
-from tasks.records import Baseline, Finetuned, ImageSource, ManifestRow, PredictionRow
-from tasks.training.tensors import to_arrays
 
 ROOT = Path(__file__).parent.parent.parent
 COPIED = (

@@ -90,15 +90,15 @@ def run_flow() -> dict[str, float]:
     Both in turns in one process, so that a slow minute meets both; start and probe in neither. Runs
     in the folder of a project whose images are listed.
     """
-    from tasks.machine import prepare_memory, read_machine
+    from tasks.runtime.machine import prepare_memory, read_machine
 
     prepare_memory()
+    from tasks.artifacts.pixels import PixelStore
     from tasks.backbones.catalogue import load_backbone
     from tasks.backbones.engine import make_engine
     from tasks.backbones.feature_files import write_features
-    from tasks.backbones.features import PooledFeatures
-    from tasks.images.store import PixelStore
-    from tasks.progress import progress
+    from tasks.backbones.groups import PooledFeatures
+    from tasks.runtime.progress import progress
 
     project, machine = Copy(Path(), sys.executable, {}), read_machine()
     params = project.params()
@@ -144,12 +144,11 @@ def run_timm_loop() -> dict[str, float]:
 
 def run_head() -> dict[str, float]:
     """The linear head as `baseline` fits it: a path of strengths, chosen on val."""
-    from tasks.machine import prepare_memory
+    from tasks.runtime.machine import prepare_memory
 
     prepare_memory()
+    from tasks.heads.linear import Labelled, choose_linear
     from tasks.params_file import load_params
-    from tasks.training.logistic import Labelled
-    from tasks.training.strength import choose_linear
 
     params = load_params(ROOT / "params.yaml")
     rng = np.random.default_rng(0)

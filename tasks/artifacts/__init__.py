@@ -1,0 +1,1 @@
+"""What stages write and read: records, tables, arrays, pixels; every write atomic."""

@@ -1,0 +1,410 @@
+"""What the json files and tables of the stages hold, so that writer and reader cannot disagree.
+
+Fractions are in [0, 1]. A record keeps its keys; new facts get new keys. A table is a dataclass:
+its fields are the columns, in this order (`tasks.artifacts.tables.columns_of`).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tasks.artifacts.files import read_bytes, write_text
+from tasks.errors import ArtifactError
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+Arm = Literal["scratch", "feature_extraction", "fine_tune"]
+HeadKind = Literal["linear", "mlp"]
+ModelName = Literal["baseline", "finetuned"]
+
+
+class Record(BaseModel):
+    """Base of every json record: frozen, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Estimate(Record):
+    """A measured number with its interval and the number of images (or rows) behind it."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+# check -------------------------------------------------------------------------------------------
+
+
+class NamedPaths(Record):
+    """The paths that params.yaml names, as it writes them (data/check/paths.json)."""
+
+    source: str
+    groups: str
+    weights: str | None
+
+
+# ingest ------------------------------------------------------------------------------------------
+
+
+class ImageSource(Record):
+    """Where the images of the manifest lie, without any path of this machine for packaged data.
+
+    kind `package`: `root` is relative to the folder of the Python package `package`.
+    kind `folder` and `csv`: `root` is a folder, relative to the project or absolute.
+    """
+
+    kind: Literal["folder", "csv", "package"]
+    name: str
+    root: str
+    package: str | None
+    license: str | None
+    citation: str | None
+    label_rule: str | None
+    caution: str | None = None  # what results on these images do not show, in a sentence
+
+
+class Health(Record):
+    """What ingest found out about the data (data/ingest/health.json)."""
+
+    source: str
+    images: int
+    rejected: int
+    rejected_reasons: dict[str, int]
+    ignored_files: int
+    classes: list[str]
+    class_counts: dict[str, dict[str, int]]  # class -> split -> images
+    split_counts: dict[str, int]
+    groups: int
+    exact_duplicates: int  # images beyond the first of each sha256
+    near_duplicates: int  # images grouped with another one by perceptual hash only
+    label_conflicts: list[list[str]]  # paths of the same picture under several labels
+    split_leaks: list[list[str]]  # paths of the same picture in several given splits
+    imbalance: float  # largest class / smallest class
+    modes: dict[str, int]
+    width: list[int]  # smallest, median, largest
+    height: list[int]
+    warnings: list[str]  # sentences for a person
+
+
+# augment -----------------------------------------------------------------------------------------
+
+
+class StoreInfo(Record):
+    """Shape of a packed pixel store: `count` images of one clean and `views` augmented rows."""
+
+    count: int
+    views: int
+    image_px: int
+    shard_rows: int
+    shards: int
+
+
+class AugmentPolicy(Record):
+    """How the packed pixels were made (data/augment/policy.json)."""
+
+    policy: str
+    ranges: dict[str, float]  # of the drawn operations, by their names in params.yaml
+    views: int
+    image_px: int
+    fit: Literal["squash", "crop", "pad"]
+    images: dict[str, int]  # split -> images
+    bytes: dict[str, int]  # split -> bytes of pixels
+    notes: list[str]  # sentences for a person
+
+
+# extract -----------------------------------------------------------------------------------------
+
+
+class InputSpec(Record):
+    """What a backbone expects: float32 (N, 3, image_px, image_px), (pixel / 255 - mean) / std."""
+
+    image_px: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class LayerGroup(Record):
+    """One group of layers in forward order, as fine-tuning unfreezes them; the head is not one."""
+
+    name: str
+    parameters: int
+
+
+class BackboneInfo(Record):
+    """The frozen network that made the features (data/extract/backbone.json)."""
+
+    name: str
+    weights: str
+    weights_sha256: str  # of the state dict's tensors
+    weights_license: str | None
+    weights_source: str | None
+    input: InputSpec
+    groups: list[LayerGroup]
+    feature_dim: int
+    norm: Literal["batch", "other"]
+    engine: str
+    parity: float | None  # largest |engine - torch| of the features / their largest value
+
+
+# similarity --------------------------------------------------------------------------------------
+
+
+class MmdResult(Record):
+    """Unbiased MMD^2 between the source card and the training features."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    p_value: float
+    bandwidths: list[float]
+    estimator: Literal["full", "block"]
+    source: str  # name of the card
+    source_rows: int
+
+
+class GroupShift(Record):
+    """Mean batch-norm shift over the layers of one group."""
+
+    group: str
+    value: float
+
+
+class KnownSet(Record):
+    """The same measurements of a data set that readers know, as a mark on the ruler."""
+
+    name: str
+    images: int
+    mmd: float
+    shift: float | None  # None: the network has no running statistics
+    transfer_gain: float | None  # None: the set has no labels
+
+
+class Similarity(Record):
+    """How far the data is from the source, and what the features are worth (similarity.json)."""
+
+    images: int
+    mmd: MmdResult | None  # None: no source card for this backbone
+    shift: Estimate | None  # None: the network has no running statistics
+    shift_groups: list[GroupShift]
+    logme: Estimate
+    h_score: Estimate
+    knn_accuracy: Estimate  # leave-one-out
+    ridge_accuracy: Estimate  # leave-one-out
+    random_ridge_accuracy: Estimate
+    transfer_gain: Estimate  # ridge of pretrained minus ridge of random features
+    summary: str  # one plain sentence
+    notes: list[str]
+    known: list[KnownSet] = []  # nearest to the source first; empty: no ruler for these weights
+
+
+# decide ------------------------------------------------------------------------------------------
+
+
+class Rule(Record):
+    """One rule of the decision: what it asks, what it saw, whether it fired."""
+
+    name: str
+    statement: str
+    inputs: dict[str, float | int | str | None]
+    fired: bool
+    votes_for: Arm | None
+
+
+class Decision(Record):
+    """How to transfer, with its audit trail (decision.json)."""
+
+    arm: Arm
+    forced: bool  # the user named the arm in params.yaml
+    recommended: Arm  # what the rules say, also when forced
+    domain: Literal["similar", "intermediate", "far"]
+    confidence: Literal["low", "medium", "high"]
+    phases: list[int]  # lowest unfrozen group of each phase, top down; scratch [0]; frozen []
+    rules: list[Rule]
+    would_change: list[str]  # sentences: what would have changed the answer
+    reasons: list[str]  # sentences, most important first
+
+
+# baseline and finetune ---------------------------------------------------------------------------
+
+
+class Candidate(Record):
+    """One head that was tried on the frozen features, judged on val."""
+
+    head: HeadKind
+    setting: str
+    val_loss: float
+    val_accuracy: float
+    train_accuracy: float
+    chosen: bool
+
+
+class Baseline(Record):
+    """The frozen baseline (baseline.json); its head is head.safetensors beside it."""
+
+    head: HeadKind
+    hidden: int  # width of an MLP; 0 for a linear head
+    dropout: float
+    feature_dim: int
+    classes: list[str]
+    candidates: list[Candidate]
+    val_accuracy: Estimate
+    val_loss: float
+    majority_accuracy: float  # of always naming the largest training class, on val
+    notes: list[str]
+
+
+class Phase(Record):
+    """What one phase of fine-tuning did."""
+
+    name: str
+    unfrozen_from: int  # lowest trained backbone group
+    epochs: int
+    best_epoch: int
+    stopped: Literal["finished", "patience", "diverged"]
+    val_loss: float
+    val_accuracy: float
+    change_in_val_accuracy: Estimate  # against the state before the phase, paired
+    kept: bool
+    reason: str
+
+
+class Finetuned(Record):
+    """The fine-tuned model (finetune.json); weights in model.safetensors beside it.
+
+    Tensors named `backbone.*` are timm's state dict without its classifier, `head.*` the head's.
+    """
+
+    arm: Arm
+    backbone: str
+    input: InputSpec
+    head: HeadKind
+    hidden: int
+    dropout: float
+    feature_dim: int
+    classes: list[str]
+    phases: list[Phase]
+    interpolation: float  # share of the fine-tuned weights in the final ones
+    averaged: bool = False  # whether these are the average of what the kept phases ended with
+    class_balanced: bool = False  # whether all classes counted the same in training and judging
+    val_accuracy: Estimate
+    val_loss: float
+    notes: list[str]
+
+
+# evaluate ----------------------------------------------------------------------------------------
+
+
+class Scores(Record):
+    """Test results of one model."""
+
+    accuracy: Estimate
+    balanced_accuracy: Estimate
+    macro_f1: Estimate
+    nll: Estimate
+    brier: Estimate
+    ece: Estimate  # as trained
+    ece_calibrated: Estimate  # after temperature scaling fitted on val
+    nll_calibrated: float
+    temperature: float
+
+
+class Difference(Record):
+    """Fine-tuned minus baseline on the same test images."""
+
+    accuracy: Estimate
+    balanced_accuracy: Estimate
+    macro_f1: Estimate
+    mcnemar_p: float
+    only_baseline_right: int
+    only_finetuned_right: int
+    sentence: str  # says in words whether the difference is within noise
+
+
+class Summary(Record):
+    """The numbers that runs are compared by and `dvc metrics` shows (data/evaluate/summary.json).
+
+    `tuned` is the model of stage finetune; None where nothing was trained but heads.
+    """
+
+    val_accuracy_frozen: float
+    val_accuracy_tuned: float | None
+    test_accuracy: float  # of the model that ships, as all that names no other
+    test_accuracy_low: float | None
+    test_accuracy_high: float | None
+    test_accuracy_frozen: float
+    test_gain: float | None  # accuracy of the tuned model minus that of the frozen one
+    test_gain_low: float | None
+    test_gain_high: float | None
+    test_balanced_accuracy: float
+    test_macro_f1: float
+    test_nll: float
+    test_ece: float
+
+
+class Metrics(Record):
+    """The whole record of the test results (data/evaluate/metrics.json)."""
+
+    majority: Estimate  # accuracy of always naming the largest training class
+    baseline: Scores
+    finetuned: Scores | None  # None where nothing was fine-tuned
+    difference: Difference | None
+    shipped: ModelName
+    shipped_reason: str
+    val_baseline: float
+    val_finetuned: float | None
+    warnings: list[str] = []  # sentences for a person
+
+
+Fit = Literal["squash", "crop", "pad"]
+
+
+R = TypeVar("R", bound=Record)
+
+
+# json --------------------------------------------------------------------------------------------
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record as json with full precision."""
+    write_json(path, record.model_dump(mode="json"))
+
+
+def read_record(path: Path, kind: type[R]) -> R:
+    """Read a record.
+
+    Raises:
+        ArtifactError: The file is missing or does not hold such a record.
+    """
+    try:
+        return kind.model_validate(read_json(path))
+    except ValidationError as err:
+        first = err.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ArtifactError(
+            f"{path}: is no {kind.__name__} ({where}: {first['msg']}); "
+            "run the stage that writes it again"
+        ) from err
+
+
+def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Write plain values as indented json; NaN and infinity are refused."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a json file.
+
+    Raises:
+        ArtifactError: The file is missing or no json.
+    """
+    try:
+        return json.loads(read_bytes(path))
+    except ValueError as err:
+        raise ArtifactError(
+            f"{path}: is no json ({err}); run the stage that writes it again"
+        ) from err

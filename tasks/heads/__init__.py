@@ -1,0 +1,1 @@
+"""Heads on pooled features: kinds, how they are fitted, and the classifier they end."""
