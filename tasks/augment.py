@@ -35,8 +35,7 @@ from tasks.images.decode import decode_image
 from tasks.images.frames import clean_view, draft_side, frame_image
 from tasks.images.sources import resolve_root
 from tasks.params import AugmentParams
-from tasks.params_file import load_params
-from tasks.runtime.entry import Read, StagePaths, Write, read_paths, run_stage
+from tasks.runtime.entry import Read, StagePaths, Write, read_arguments, run_stage
 from tasks.runtime.machine import read_machine
 from tasks.runtime.parallel import map_in_order
 from tasks.runtime.progress import progress
@@ -225,10 +224,9 @@ def _changed_error(rows: Sequence[ManifestRow], root: Path, *, workers: int) -> 
 
 def main(argv: Sequence[str] | None) -> None:
     """Pack the images of every split."""
-    paths = read_paths(
+    paths, params = read_arguments(
         Paths, "augment", "Decode every image once, render augmented views, pack pixels.", argv
     )
-    params = load_params(paths.params)
     workers = read_machine().decode_workers
     manifest = read_manifest(paths.manifest)
     root = resolve_root(read_record(paths.origin, ImageSource))

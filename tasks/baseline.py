@@ -27,9 +27,8 @@ from tasks.judging.overfitting import describe_gap, describe_overfitting
 from tasks.judging.rule import RESAMPLES, ValSet, judge_change
 from tasks.judging.statistics import accuracy_interval
 from tasks.params import BaselineParams
-from tasks.params_file import load_params
 from tasks.runtime.device import configure_torch
-from tasks.runtime.entry import Read, StagePaths, Write, read_paths, run_stage
+from tasks.runtime.entry import Read, StagePaths, Write, read_arguments, run_stage
 from tasks.runtime.machine import read_machine
 
 log = logging.getLogger(__name__)
@@ -232,8 +231,9 @@ def read_features(folder: Path, manifest: Manifest, split: Split) -> Labelled:
 
 def main(argv: Sequence[str] | None) -> None:
     """Read features, train the heads, write the chosen one."""
-    paths = read_paths(Paths, "baseline", "Train a new head on the frozen features", argv)
-    params = load_params(paths.params)
+    paths, params = read_arguments(
+        Paths, "baseline", "Train a new head on the frozen features", argv
+    )
     configure_torch(read_machine(), params.seed)
     manifest = read_manifest(paths.manifest)
     baseline = train_baseline(

@@ -13,8 +13,7 @@ from tasks.artifacts.files import write_text
 from tasks.artifacts.records import BackboneInfo, Decision, Similarity, read_record, write_record
 from tasks.artifacts.tables import read_manifest
 from tasks.params import DecideParams
-from tasks.params_file import load_params
-from tasks.runtime.entry import Read, StagePaths, Write, read_paths, run_stage
+from tasks.runtime.entry import Read, StagePaths, Write, read_arguments, run_stage
 from tasks.transferability.decision_words import describe_change, describe_plan, explain, write_page
 from tasks.transferability.doubts import assess, find_changes
 from tasks.transferability.rules import Evidence, apply_rules, choose, plan_phases
@@ -97,13 +96,12 @@ def gather_evidence(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the measurements, decide, write the decision and its words."""
-    paths = read_paths(
+    paths, params = read_arguments(
         Paths,
         "decide",
         "Choose between scratch, frozen features and fine-tuning, with reasons.",
         argv,
     )
-    params = load_params(paths.params)
     manifest = read_manifest(paths.manifest)
     info = read_record(paths.backbone, BackboneInfo)
     decision = decide(

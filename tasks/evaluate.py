@@ -46,9 +46,8 @@ from tasks.heads.kinds import apply_head, load_head
 from tasks.judging.answers import Judged, ModelLogits, judge_models
 from tasks.judging.statistics import GroupBootstrap, accuracy_interval
 from tasks.params import EvaluateParams
-from tasks.params_file import load_params
 from tasks.runtime.device import configure_torch
-from tasks.runtime.entry import Read, StagePaths, Write, read_paths, run_stage
+from tasks.runtime.entry import Read, StagePaths, Write, read_arguments, run_stage
 from tasks.runtime.machine import read_machine
 from tasks.runtime.progress import progress
 
@@ -264,10 +263,9 @@ def write_outputs(paths: Paths, inputs: Inputs, result: Evaluation, params: Eval
 
 def main(argv: Sequence[str] | None) -> None:
     """Read, judge, write."""
-    paths = read_paths(
+    paths, params = read_arguments(
         Paths, "evaluate", "Judge baseline and fine-tuned model on the test images, once.", argv
     )
-    params = load_params(paths.params)
     inputs = read_inputs(paths, seed=params.seed)
     result = evaluate(
         inputs.manifest,

@@ -23,9 +23,7 @@ from tasks.backbones.normalization import norm_kind
 from tasks.backbones.probe import choose_probe_images, measure_probe, sample_pixels, write_probe
 from tasks.errors import ArtifactError
 from tasks.params import ExtractParams
-from tasks.params_file import load_params
-from tasks.runtime.device import configure_torch
-from tasks.runtime.entry import Read, StagePaths, Write, read_paths
+from tasks.runtime.entry import Read, StagePaths, Write, read_arguments
 from tasks.runtime.launch import run_in_processes
 from tasks.runtime.machine import Machine, read_machine
 from tasks.runtime.processes import ALONE, Processes, join_processes
@@ -124,11 +122,9 @@ def open_stores(folders: Sequence[Path]) -> list[PixelStore]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the pixel stores, run the backbone, write features, probe and description."""
-    paths = read_paths(Paths, "extract", __doc__ or "", argv)
-    params = load_params(paths.params)
+    paths, params = read_arguments(Paths, "extract", __doc__ or "", argv)
     machine = read_machine()
-    with join_processes(machine) as processes:
-        configure_torch(machine, params.seed)
+    with join_processes(machine, seed=params.seed) as processes:
         stores = open_stores([paths.train, paths.val, paths.test])
         load = partial(
             load_backbone,

@@ -20,8 +20,7 @@ from tasks.images.splits import Assignment, assign_splits
 from tasks.images.tables import read_groups
 from tasks.images.validate import Inspection, check_pin, check_share_of_bad, inspect_images
 from tasks.params import IngestParams
-from tasks.params_file import load_params
-from tasks.runtime.entry import StagePaths, Write, read_paths, run_stage
+from tasks.runtime.entry import StagePaths, Write, read_arguments, run_stage
 from tasks.runtime.machine import read_machine
 
 log = logging.getLogger(__name__)
@@ -130,8 +129,7 @@ def summarize(health: Health) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read what params.yaml names, check, group and split, write."""
-    paths = read_paths(Paths, "ingest", __doc__ or "", argv)
-    params = load_params(paths.params)
+    paths, params = read_arguments(Paths, "ingest", __doc__ or "", argv)
     listing = list_images(Path(params.ingest.source))
     named_groups = read_groups(Path(params.ingest.groups), _known_paths(listing))
     inspection = _inspect(listing, params.ingest, paths.quarantine)

@@ -39,7 +39,6 @@ from tasks.errors import ArtifactError, WeightsError
 from tasks.heads.classifier import load_finetuned
 from tasks.heads.kinds import load_head
 from tasks.params import Params
-from tasks.params_file import load_params
 from tasks.reporting.card import render_card
 from tasks.reporting.confusion import count_answers
 from tasks.reporting.export import Exported, Shipped, export_model
@@ -54,7 +53,7 @@ from tasks.reporting.provenance import (
 )
 from tasks.reporting.text import size
 from tasks.runtime.device import configure_torch
-from tasks.runtime.entry import Read, StagePaths, Write, read_paths, run_stage
+from tasks.runtime.entry import Read, StagePaths, Write, read_arguments, run_stage
 from tasks.runtime.machine import read_machine
 
 log = logging.getLogger(__name__)
@@ -233,8 +232,7 @@ def _modules(paths: Paths, findings: Findings, *, seed: int) -> tuple[nn.Module,
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read everything, export the model, write report and model card."""
-    paths = read_paths(Paths, "report", __doc__ or "", argv)
-    params = load_params(paths.params)
+    paths, params = read_arguments(Paths, "report", __doc__ or "", argv)
     configure_torch(read_machine(), params.seed)
     findings, provenance = read_findings(paths, params), read_provenance(paths, params)
     shipped = load_shipped(paths, findings, seed=params.seed)

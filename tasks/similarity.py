@@ -25,8 +25,7 @@ from tasks.artifacts.tables import PlaneRow, ShiftRow, write_rows
 from tasks.backbones.source_cards import SourceCard, find_card
 from tasks.errors import ArtifactError
 from tasks.params import SimilarityParams
-from tasks.params_file import load_params
-from tasks.runtime.entry import Read, StagePaths, Write, read_paths, run_stage
+from tasks.runtime.entry import Read, StagePaths, Write, read_arguments, run_stage
 from tasks.transferability.mmd import measure_mmd
 from tasks.transferability.ruler import Ruler, find_ruler, summarize
 from tasks.transferability.sampling import Sample, Target, choose_rows, read_target
@@ -189,13 +188,12 @@ def project(target: Target, card: SourceCard | None, *, limit: int, seed: int) -
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the features, measure them, write what was found."""
-    paths = read_paths(
+    paths, params = read_arguments(
         Paths,
         "similarity",
         "Measure how far the data is from the source and what the features are worth.",
         argv,
     )
-    params = load_params(paths.params)
     info = read_record(paths.backbone, BackboneInfo)
     target = read_target(paths.manifest, paths.features, paths.probe)
     ruler = find_ruler(paths.cards, info.weights_sha256)

@@ -15,6 +15,7 @@ from flows.stages.graph import read_state
 from tasks import params as params_module
 from tasks.params import Block, Params
 from tasks.params_file import leaf_paths
+from tasks.training.resume.workspace import IMPORTED
 
 ROOT = Path(__file__).parent.parent
 GRAPH: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
@@ -121,9 +122,11 @@ def annotated_variables(function: ast.FunctionDef) -> dict[str, str]:
     }
     for node in ast.walk(function):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
-            called = node.value.func
-            if isinstance(called, ast.Name) and called.id == "load_params":
-                found |= {name.id: "Params" for name in node.targets if isinstance(name, ast.Name)}
+            called, (target, *_) = node.value.func, node.targets
+            if isinstance(called, ast.Name) and called.id in {"load_params", "read_arguments"}:
+                name = target.elts[1] if isinstance(target, ast.Tuple) else target
+                assert isinstance(name, ast.Name)
+                found[name.id] = "Params"
     return found
 
 
@@ -195,6 +198,13 @@ def test_the_package_itself_holds_nothing_that_changes_results() -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_deps_are_the_packages_that_a_stage_imports(stage: str) -> None:
     assert code_deps(stage) == expected_code_deps(stage)
+
+
+def test_a_checkpoint_is_of_the_packages_that_training_imports() -> None:
+    assert {f"tasks/{name}" for name in IMPORTED} == code_deps("finetune") - {
+        "tasks/finetune.py",
+        "constraints.txt",
+    }
 
 
 def test_check_depends_on_the_whole_of_the_parameters() -> None:

@@ -29,7 +29,7 @@ from tasks.heads.classifier import load_finetuned
 from tasks.heads.kinds import apply_head, write_head
 from tasks.params import Params
 from tasks.runtime.device import normalize
-from tasks.training import epoch as passes
+from tasks.training import epoch, loop, outcome
 from tasks.training.feed import parts
 from tasks.training.inputs import FinetuneInputs
 from tasks.training.verdicts import Chosen
@@ -271,13 +271,13 @@ def test_the_same_inputs_give_the_same_bytes_and_leave_no_scratch(project: Proje
 def test_the_average_of_the_kept_phases_may_be_the_final_model(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ):
-    real, asked = stage.choose_weights, []
+    real, asked = loop.choose_weights, []
 
     def choose(*args: object, **named: object) -> Chosen:
         asked.append(named["average"])
         return real(*args, **{**named, "shares": [0.0]})  # type: ignore[arg-type]
 
-    monkeypatch.setattr(stage, "choose_weights", choose)
+    monkeypatch.setattr(loop, "choose_weights", choose)
     summary = project.run(project.arguments())
     assert (summary.averaged, summary.interpolation) == (True, 1.0)
     assert [phase.kept for phase in summary.phases] == [True, True]
@@ -325,19 +325,20 @@ KILLING = """
 import json, os, pathlib, shutil, signal, sys
 import torch
 from tasks import finetune
-from tasks.training import activations, interpolation, loop, parts, passes
+from tasks.training import epoch, loop, outcome, verdicts
+from tasks.training.feed import activations, parts
 
 OWNERS = {
     "cut": (parts, "cache_together"),
     "shard": (activations, "write_array"),
     "read": (activations.CachedRows, "read"),
     "step": (torch.optim.AdamW, "step"),
-    "count": (passes, "count_step"),
+    "count": (epoch, "count_step"),
     "end": (loop, "end_phase"),
-    "mix": (interpolation, "interpolate"),
-    "model": (finetune, "write_classifier"),
-    "history": (finetune, "write_history"),
-    "logits": (finetune, "write_array"),
+    "mix": (verdicts, "interpolate"),
+    "model": (outcome, "write_classifier"),
+    "history": (outcome, "write_history"),
+    "logits": (outcome, "write_array"),
     "sync": (os, "fsync"),
     "rename": (os, "replace"),
     "delete": (pathlib.Path, "unlink"),
@@ -361,7 +362,7 @@ for line in sys.stdin:
     child = os.fork()
     if child == 0:
         os.environ.update(environment)
-        passes.SAVE_SECONDS = seconds
+        epoch.SAVE_SECONDS = seconds
         kill_at(*OWNERS[function], text, [None] * before)
         finetune.main(arguments)
         os._exit(0)
@@ -475,7 +476,7 @@ def test_a_killed_stage_run_again_writes_the_same_bytes(
 ):
     *point, state = POINTS[name]
     arguments = arguments_in(whole.root / "in") + outputs(whole.root / name)
-    seconds = 0.0 if "step" in state else passes.SAVE_SECONDS
+    seconds = 0.0 if "step" in state else epoch.SAVE_SECONDS
     assert killer.run(tuple(point), seconds, arguments) == -signal.SIGKILL
     caplog.set_level("INFO")
     assert_goes_on(whole, name, machine)
@@ -488,9 +489,9 @@ WAITING = """
 import sys
 from tasks import finetune
 from tasks.runtime.entry import run_stage
-from tasks.training import passes
+from tasks.training import epoch
 
-count_step, counted = passes.count_step, []
+count_step, counted = epoch.count_step, []
 def wait(*args):
     counted.append(args)
     if len(counted) == 6:
@@ -498,7 +499,7 @@ def wait(*args):
         sys.stdin.readline()
     return count_step(*args)
 
-passes.count_step = wait
+epoch.count_step = wait
 sys.exit(run_stage("finetune", lambda _: finetune.main(sys.argv[1:])))
 """
 
@@ -528,13 +529,13 @@ def start_waiting(whole: Project, name: str) -> subprocess.Popen[str]:
 
 def count_steps_of(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Give a list that grows by one with every step of training."""
-    real, steps = passes.count_step, []
+    real, steps = epoch.count_step, []
 
     def count_step(*args: object) -> object:
         steps.append(args)
         return real(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(passes, "count_step", count_step)
+    monkeypatch.setattr(epoch, "count_step", count_step)
     return steps
 
 
@@ -593,7 +594,7 @@ def test_a_checkpoint_of_other_rates_is_not_resumed(
         raise InterruptedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "write_history", stop)
+        patch.setattr(outcome, "write_history", stop)
         with pytest.raises(InterruptedError):
             project.run(arguments)
     params = with_values(project.defaults, {**FAST, "finetune.head_lr": 0.02})

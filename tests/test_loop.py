@@ -22,7 +22,7 @@ from tasks.heads.classifier import start_classifier
 from tasks.judging.rule import ValSet
 from tasks.params import FinetuneParams, Params
 from tasks.runtime.machine import Machine
-from tasks.training import epoch as passes
+from tasks.training import epoch as epoch_module
 from tasks.training.feed.parts import BackboneParts, CachePlan
 from tasks.training.inputs import Examples, FinetuneInputs
 from tasks.training.loop import Trainer
@@ -220,13 +220,13 @@ def test_a_run_stopped_after_any_checkpoint_ends_as_if_never_stopped(
 
 def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Give a list that grows by the number of every step that is taken, from 1 in each epoch."""
-    real, steps = passes.count_step, []
+    real, steps = epoch_module.count_step, []
 
     def count_step(tally: Tally, *args: Any) -> Tally:
         steps.append(tally.steps + 1)
         return real(tally, *args)
 
-    monkeypatch.setattr(passes, "count_step", count_step)
+    monkeypatch.setattr(epoch_module, "count_step", count_step)
     return steps
 
 
@@ -239,7 +239,7 @@ def test_a_run_killed_within_an_epoch_goes_on_after_its_last_saved_step(
     expected = whole.go()
     killed = Memory(stop_after=9)  # start, four steps, end of the epoch, three steps
     with monkeypatch.context() as patch:
-        patch.setattr(passes, "SAVE_SECONDS", 0.0)
+        patch.setattr(epoch_module, "SAVE_SECONDS", 0.0)
         with pytest.raises(InterruptedError):
             make_run(tmp_path / "killed", params, head="mlp", arm=arm).go(killed)
     left = killed.latest()

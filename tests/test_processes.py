@@ -74,7 +74,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "find_device", lambda machine: module.torch.device("cuda"))
     monkeypatch.setattr(module.torch.cuda, "device_count", lambda: 2)
     message = "4 processes on this host, but torch sees 2 CUDA devices; lower REGRAFT_PROCESSES"
-    with pytest.raises(EngineError, match=message), join_processes(Machine()):
+    with pytest.raises(EngineError, match=message), join_processes(Machine(), seed=0):
         pass
 
 
@@ -95,7 +95,7 @@ from tasks.training.shared_norm import SharedBatchNorm
 def normalize(file):
     torch.manual_seed(3)
     images, wanted, layer = torch.randn(5, 4, 3, 3) + 7, torch.randn(5, 4, 3, 3), nn.BatchNorm2d(4)
-    with join_processes(Machine(device="cpu")) as processes:
+    with join_processes(Machine(device="cpu"), seed=0) as processes:
         own = processes.share(5)
         inputs = images[own].requires_grad_()
         with SharedBatchNorm(processes, 1.0):
@@ -343,7 +343,7 @@ from tasks.errors import ArtifactError
 from tasks.runtime.machine import Machine
 
 def main(argv):
-    with join_processes(Machine(device="cpu")) as processes:
+    with join_processes(Machine(device="cpu"), seed=0) as processes:
         if processes.rank == 1:
             raise ArtifactError("the disk is full")
         processes.wait()

@@ -17,6 +17,8 @@ from rich.logging import RichHandler
 
 from tasks.artifacts.records import write_json
 from tasks.errors import ArtifactError, RegraftError
+from tasks.params import Params
+from tasks.params_file import load_params
 from tasks.runtime.machine import Machine, prepare_memory, read_machine, read_place
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,18 @@ def read_paths(kind: type[P], stage: str, description: str, argv: Sequence[str] 
             help=use,
         )
     return kind(**vars(parser.parse_args(argv)))
+
+
+def read_arguments(
+    kind: type[P], stage: str, description: str, argv: Sequence[str] | None
+) -> tuple[P, Params]:
+    """Parse a stage's arguments as `read_paths` and read the parameters.
+
+    Raises:
+        ParamsError: params.yaml is missing or at fault.
+    """
+    paths = read_paths(kind, stage, description, argv)
+    return paths, load_params(paths.params)
 
 
 def run_stage(stage: str, main: Callable[[Sequence[str] | None], None]) -> int:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tasks.errors import EngineError, PeerError
-from tasks.runtime.device import find_device
+from tasks.runtime.device import configure_torch, find_device
 from tasks.runtime.machine import Machine, Place, read_place
 
 SILENCE = timedelta(hours=1)  # a process waits for the others; one that ended is noticed at once
@@ -94,8 +94,10 @@ ALONE = Processes()
 
 
 @contextmanager
-def join_processes(machine: Machine) -> Iterator[Processes]:
+def join_processes(machine: Machine, *, seed: int) -> Iterator[Processes]:
     """Meet the other processes of this stage, each on a GPU of its own where there are GPUs.
+
+    torch is set up then, as `configure_torch` does.
 
     Raises:
         EngineError: There are more processes than GPUs on this host.
@@ -104,6 +106,7 @@ def join_processes(machine: Machine) -> Iterator[Processes]:
     """
     place = read_place()
     if place.world_size == 1:
+        configure_torch(machine, seed)
         yield ALONE
         return
     if dist.is_torchelastic_launched():
@@ -113,6 +116,7 @@ def join_processes(machine: Machine) -> Iterator[Processes]:
         _take_gpu(place)
     with _noticing_ends():
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=SILENCE)
+    configure_torch(machine, seed)
     yield Processes(place.rank, place.world_size)
     dist.destroy_process_group()  # not after an error: the others may not answer any more
 

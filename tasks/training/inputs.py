@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import nn
 
 from tasks.artifacts.arrays import Ints, Logits, read_array
@@ -11,9 +12,12 @@ from tasks.artifacts.pixels import PixelStore
 from tasks.artifacts.records import BackboneInfo, Baseline, Decision, read_record
 from tasks.artifacts.tables import Manifest, read_manifest
 from tasks.errors import ArtifactError
+from tasks.heads.classifier import Classifier, start_classifier
 from tasks.heads.kinds import load_head
 from tasks.judging.rule import ValSet
+from tasks.runtime.device import find_device
 from tasks.runtime.entry import Read, StagePaths
+from tasks.runtime.machine import Machine
 from tasks.training.feed.rows import Stores
 
 
@@ -59,6 +63,17 @@ class FinetuneInputs:
     baseline: Baseline
     head: nn.Module
     baseline_logits: Logits
+
+    def start(self, *, seed: int, machine: Machine) -> Classifier:
+        """Make the classifier that training starts from, where the machine computes.
+
+        Raises:
+            ArtifactError: The backbone's weights are not those that made the features.
+        """
+        classifier = start_classifier(
+            self.backbone, self.baseline, self.head, arm=self.decision.arm, seed=seed
+        )
+        return classifier.to(find_device(machine)).to(memory_format=torch.channels_last)
 
     def examples(self, *, balanced: bool = False) -> Examples:
         """What is learned, and what judges; `balanced`: all classes count the same in judging."""

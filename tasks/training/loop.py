@@ -29,7 +29,7 @@ from tasks.training.resume.state import (
     load_tensors,
 )
 from tasks.training.step import Stepper, class_weights
-from tasks.training.verdicts import end_phase, state_after
+from tasks.training.verdicts import Chosen, choose_weights, end_phase, state_after
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class Trainer:
         processes: Processes = ALONE,
     ) -> None:
         self._classifier, self._groups, self._examples = classifier, groups, examples
+        self._start = copy_tensors(classifier, list(classifier.state_dict()))
         self._confidence, self._seed, self._processes = params.gate_confidence, seed, processes
         self._optimizer = build_optimizer(classifier, groups, weight_decay=params.weight_decay)
         weights = class_weights(examples.labels, examples.classes)
@@ -83,6 +84,34 @@ class Trainer:
                 state = self.run_phase(plan, state, parts, checkpoints)
         assert state is not None
         return state
+
+    def choose_weights(
+        self, state: TrainState, parts: Parts, *, unfrozen_from: int, shares: Sequence[float]
+    ) -> Chosen | None:
+        """Choose between the start, the end and the average of the kept phases.
+
+        Args:
+            state: After the last phase.
+            parts: Open the part that was trained.
+            unfrozen_from: Its lowest layer group.
+            shares: Of the weights at the end that are tried, in [0, 1].
+
+        Returns:
+            What the classifier has become; None, and the start, where no phase was kept.
+        """
+        kept = sum(phase.kept for phase in state.finished)
+        if not kept:
+            return None
+        part = parts.open(unfrozen_from)
+        return choose_weights(
+            self._classifier,
+            {name: self._start[name] for name in part.names},
+            copy_tensors(self._classifier, part.names),
+            shares=shares,
+            average=state.phase_average if kept > 1 else None,
+            predict_val=lambda: self.predict_val(part),
+            val=self._examples.val,
+        )
 
     def run_phase(
         self,

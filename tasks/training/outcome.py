@@ -4,31 +4,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tasks.artifacts.arrays import Logits
-from tasks.artifacts.records import Finetuned, Phase
+from tasks.artifacts.arrays import Logits, write_array
+from tasks.artifacts.records import Finetuned, Phase, write_record
 from tasks.artifacts.tables import HistoryRow, write_rows
-from tasks.heads.classifier import Classifier
+from tasks.heads.classifier import Classifier, write_classifier
 from tasks.judging.metrics import right_images
 from tasks.judging.rule import RESAMPLES, val_loss
 from tasks.judging.statistics import accuracy_interval
-from tasks.training.inputs import FinetuneInputs
+from tasks.runtime.entry import Write
+from tasks.training.inputs import FinetuneInputs, InputPaths
 from tasks.training.phases import HEAD_GROUP, TrainingGroup
-from tasks.training.verdicts import Candidate
-
-
-def write_history(
-    path: Path, history: Sequence[HistoryRow], groups: Sequence[TrainingGroup]
-) -> None:
-    """Write history.csv: one row an epoch, with the rate of every group, the head first."""
-    names = [HEAD_GROUP, *(group.name for group in groups if group.name != HEAD_GROUP)]
-    rows = [
-        replace(row, rates={name: row.rates.get(name, 0.0) for name in names}) for row in history
-    ]
-    write_rows(path, HistoryRow, rows, names)
-
+from tasks.training.resume.state import TrainState
+from tasks.training.verdicts import Candidate, Chosen, explain_choice, note_overfitting
 
 CONFIDENCE = 0.95  # of the interval of the val accuracy
+BALANCED = (
+    "All classes count the same in training and where val judges it (finetune.class_balanced)."
+)
+ONLY_HEAD = "The decision was to train nothing but the head: the model is the frozen baseline."
 START = Candidate(0.0)  # the weights that training began with
+
+
+@dataclass(frozen=True)
+class OutcomePaths(InputPaths):
+    """What fine-tuning reads and writes."""
+
+    model: Write
+    summary: Write
+    history: Write
+    val_logits: Write
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,31 @@ class FinetunedModel:
     val_logits: Logits
     notes: Sequence[str]
     class_balanced: bool = False
+
+
+def describe(
+    classifier: Classifier,
+    groups: Sequence[TrainingGroup],
+    inputs: FinetuneInputs,
+    state: TrainState | None,
+    chosen: Chosen | None,
+    *,
+    balanced: bool,
+) -> FinetunedModel:
+    """Put together what training ended with; no state: nothing but the head was to be trained."""
+    if state is None:
+        logits = inputs.baseline_logits
+        return FinetunedModel(classifier, groups, (), (), START, logits, [ONLY_HEAD])
+    return FinetunedModel(
+        classifier,
+        groups,
+        state.history,
+        state.finished,
+        chosen.best if chosen else START,
+        chosen.val_logits if chosen else inputs.baseline_logits,
+        [*([BALANCED] if balanced else []), *note_overfitting(state), *explain_choice(chosen)],
+        balanced,
+    )
 
 
 def summarize(model: FinetunedModel, inputs: FinetuneInputs, *, seed: int) -> Finetuned:
@@ -71,3 +100,22 @@ def summarize(model: FinetunedModel, inputs: FinetuneInputs, *, seed: int) -> Fi
         val_loss=val_loss(model.val_logits, val),
         notes=list(model.notes),
     )
+
+
+def write_outcome(paths: OutcomePaths, model: FinetunedModel, summary: Finetuned) -> None:
+    """Write the model and all about it."""
+    write_classifier(paths.model, model.classifier)
+    write_history(paths.history, model.history, model.groups)
+    write_array(paths.val_logits, model.val_logits)
+    write_record(paths.summary, summary)
+
+
+def write_history(
+    path: Path, history: Sequence[HistoryRow], groups: Sequence[TrainingGroup]
+) -> None:
+    """Write history.csv: one row an epoch, with the rate of every group, the head first."""
+    names = [HEAD_GROUP, *(group.name for group in groups if group.name != HEAD_GROUP)]
+    rows = [
+        replace(row, rates={name: row.rates.get(name, 0.0) for name in names}) for row in history
+    ]
+    write_rows(path, HistoryRow, rows, names)

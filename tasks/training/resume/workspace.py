@@ -10,14 +10,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Self, TextIO
 
 import timm
 import torch
 
+import tasks
 from tasks.errors import ArtifactError, TrainingError
+from tasks.runtime.processes import ALONE, Processes
 from tasks.training.resume.checkpoints import CheckpointFolder
 
+log = logging.getLogger(__name__)
+
+TASKS = Path(tasks.__file__).parent
+CONSTRAINTS = TASKS.parent / "constraints.txt"  # versions of all libraries
+IMPORTED = ("artifacts", "backbones", "heads", "judging", "runtime", "training")
 SAMPLED_BYTES = 64 << 20  # of a larger file only blocks are read: pixel stores can be huge
 BLOCK_BYTES = 1 << 16
 BLOCKS = 256
@@ -44,11 +51,9 @@ def fingerprint(inputs: Sequence[Path], values: Sequence[str], code: Sequence[Pa
 
 
 def _files(path: Path, pattern: str) -> list[tuple[str, Path]]:
-    """Give every file below a folder, or the file itself, by its name there."""
-    if not path.is_dir():
-        return [(path.name, path)]
-    files = (file for file in path.rglob(pattern) if file.is_file())
-    return sorted((file.relative_to(path).as_posix(), file) for file in files)
+    """Give every file of a folder, or the file itself, by its name from there."""
+    files = [path] if path.is_file() else path.rglob(pattern)
+    return sorted((f.relative_to(path.parent).as_posix(), f) for f in files if f.is_file())
 
 
 def _hash_file(path: Path) -> bytes:
@@ -68,8 +73,6 @@ def _blocks(path: Path) -> Iterator[bytes]:
             yield file.read(BLOCK_BYTES)
 
 
-log = logging.getLogger(__name__)
-
 LOCK = "lock"  # in the folder of checkpoints
 PATIENCE_SECONDS = 10.0  # for what is left of a killed run: its processes end within seconds
 PAUSE_SECONDS = 0.2  # between two looks
@@ -84,6 +87,25 @@ class Workspace:
 
     checkpoints: Path
     activations: Path
+
+    @classmethod
+    def of(cls, scratch: Path, inputs: Sequence[Path], values: Sequence[str], stage: Path) -> Self:
+        """Name the folders of a training in the scratch folder.
+
+        Args:
+            scratch: Where interrupted trainings leave what they have.
+            inputs: Files and folders that it reads.
+            values: Its parameters, as text.
+            stage: The module that runs it; with it count the packages that it imports, and no
+                other: an edit of the report costs no training that is half done.
+        """
+        code = [stage, *(TASKS / name for name in IMPORTED)]
+        key = fingerprint(inputs, values, [*code, *([CONSTRAINTS] if CONSTRAINTS.exists() else [])])
+        return cls(scratch / "checkpoints" / key, scratch / "activations" / key)
+
+    def open_checkpoints(self, processes: Processes = ALONE) -> CheckpointFolder:
+        """Give the checkpoints of the training."""
+        return CheckpointFolder(self.checkpoints, processes)
 
     def remove(self) -> None:
         """Delete both."""
@@ -138,7 +160,7 @@ class Workspace:
             raise
 
     def _place(self) -> str:
-        newest = CheckpointFolder(self.checkpoints).newest()
+        newest = self.open_checkpoints().newest()
         if newest is None:
             return "from the start: no epoch was finished"
         phase, epoch, step = newest
