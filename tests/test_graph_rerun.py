@@ -18,8 +18,9 @@ import pytest
 from conftest import ROOT, TINY, draw_classes, draw_image
 from dvc.repo import Repo
 from ruamel.yaml import YAML
-from test_contracts import ALL_MODULES, STAGES, UNTRACKED, closure, keys_read, templated_keys
+from test_contracts import ALL_MODULES, GRAPH, STAGES, expected_code_deps, templated_keys
 
+from flows.stages.graph import read_state
 from tasks.params_file import leaf_paths
 
 pytestmark = [
@@ -174,10 +175,6 @@ def unchanged_afterwards(project: Project) -> Iterator[None]:
         project.repro()
 
 
-def relative(module: Path) -> str:
-    return module.relative_to(ROOT).as_posix()
-
-
 def topological(stages: list[str]) -> list[str]:
     return sorted(stages, key=STAGES.index)
 
@@ -204,13 +201,22 @@ def test_results_are_not_on_the_disk_twice(project: Project) -> None:
     assert {path.stat().st_ino for path in shards} <= cached
 
 
-def test_each_leaf_makes_exactly_its_readers_stale(project: Project) -> None:
+def test_each_value_is_named_where_it_makes_a_stage_stale(project: Project) -> None:
     leaves = set(leaf_paths()) - set().union(*map(templated_keys, STAGES))
     for path in leaves:
         project.put(path, other(project.get(path)))
-    # One status names, for every stage, which of all the changed keys concern it.
-    expected = {stage: keys_read(stage) & leaves for stage in STAGES} | {"check": {"params.yaml"}}
-    assert project.changes() == {stage: keys for stage, keys in expected.items() if keys}
+    # One state names, for every stage, which of all the changed values concern it.
+    _, reasons = read_state(project.root)
+    named = {
+        stage: {why.split(" ")[0] for why in reasons[stage] if " -> " in why} for stage in STAGES
+    }
+    blocks = {stage: set(GRAPH[stage].get("params", [])) for stage in STAGES if stage != "report"}
+    expected = {
+        stage: {leaf for leaf in leaves if leaf.split(".")[0] in read}
+        for stage, read in blocks.items()
+    }
+    assert named == expected | {"report": leaves}
+    assert reasons["check"] == ["params.yaml modified"]
 
 
 def test_another_source_makes_only_ingest_stale(project: Project) -> None:
@@ -220,15 +226,13 @@ def test_another_source_makes_only_ingest_stale(project: Project) -> None:
     shutil.rmtree(project.root / "data/other")
 
 
-def test_each_module_makes_exactly_its_importers_stale(project: Project) -> None:
+def test_each_package_makes_exactly_its_importers_stale(project: Project) -> None:
     for module in ALL_MODULES:
         with (project.root / module.relative_to(ROOT)).open("a") as file:
             file.write("\n# touched\n")
-    expected = {
-        stage: {name for module in closure(stage) if (name := relative(module)) not in UNTRACKED}
-        for stage in STAGES
+    assert project.changes() == {
+        stage: expected_code_deps(stage) - {"constraints.txt"} for stage in STAGES
     }
-    assert project.changes() == expected
     for module in ALL_MODULES:
         shutil.copy(module, project.root / module.relative_to(ROOT))
     assert project.changes() == {}

@@ -259,7 +259,7 @@ def test_plane_holds_the_directions_of_largest_variance():
     points = project(target_of(), None, limit=IMAGES, seed=3)
     features = target_of().features[:, 0].astype(np.float64)
     singular = np.linalg.svd(features - features.mean(axis=0), compute_uv=False)
-    plane = np.array([[x, y] for x, y, *_ in points])
+    plane = np.array([[point.x, point.y] for point in points])
     np.testing.assert_allclose(np.linalg.norm(plane, axis=0), singular[:2])
 
 
