@@ -4,11 +4,10 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from ttf_opensans import OPENSANS_REGULAR
 
 from tasks.artifacts.arrays import Pixels
 from tasks.artifacts.pixels import PixelStore
@@ -19,7 +18,7 @@ SHEET_IMAGES = 8
 
 TILE, GAP, COLUMN_GAP, MARGIN, CAPTION = 144, 8, 24, 16, 24  # pixels
 TILES_ACROSS = 8
-FONT, FONT_SIZE = "fonts/ttf/DejaVuSans.ttf", 13  # Pillow's own knows ASCII alone
+FONT_SIZE = 13
 PAPER, INK, PALE = (255, 255, 255), (28, 32, 38), (118, 124, 132)
 
 
@@ -57,7 +56,7 @@ def draw_contact_sheet(strips: Sequence[Strip]) -> bytes:
     across, down = tiles * (TILE + GAP) - GAP + COLUMN_GAP, CAPTION + TILE + GAP
     size = (2 * MARGIN - COLUMN_GAP + columns * across, 2 * MARGIN - GAP + lines * down)
     sheet = Image.new("RGB", size, PAPER)
-    font = ImageFont.truetype(Path(matplotlib.get_data_path()) / FONT, FONT_SIZE)
+    font = OPENSANS_REGULAR.imagefont(FONT_SIZE)
     for number, strip in enumerate(strips):
         line, column = divmod(number, columns)
         _draw_strip(sheet, (MARGIN + column * across, MARGIN + line * down), strip, font)
