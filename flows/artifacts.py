@@ -233,13 +233,13 @@ def _decision(root: Path) -> str:
 
 def _curves(root: Path) -> str:
     history = read_rows(root / "data/finetune/history.csv", HistoryRow)
-    phases = read_record(root / FINETUNED, Finetuned).phases
+    finetuned = read_record(root / FINETUNED, Finetuned)
     baseline = read_record(root / BASELINE, Baseline)
     if not history:
         raise ArtifactError("nothing was fine-tuned")
     drawings = [
-        ("Loss", loss_curves(history, phases, baseline.val_loss)),
-        ("Accuracy", accuracy_curves(history, phases, baseline.val_accuracy.value)),
+        ("Loss", loss_curves(history, finetuned.phases, finetuned.baseline_val_loss)),
+        ("Accuracy", accuracy_curves(history, finetuned.phases, baseline.val_accuracy.value)),
     ]
     return _image("svg+xml", picture(drawings).encode())
 

@@ -22,9 +22,9 @@ from tasks.errors import ArtifactError
 from tasks.heads.kinds import ROWS_AT_ONCE, apply_head, build_head, write_head
 from tasks.heads.linear import Labelled, LinearFit, choose_linear
 from tasks.heads.mlp import fit_mlp
-from tasks.judging.metrics import image_losses, right_images
+from tasks.judging.metrics import right_images
 from tasks.judging.overfitting import describe_gap, describe_overfitting
-from tasks.judging.rule import RESAMPLES, ValSet, judge_change
+from tasks.judging.rule import RESAMPLES, judge_change
 from tasks.judging.statistics import accuracy_interval
 from tasks.params import BaselineParams
 from tasks.runtime.device import configure_torch
@@ -94,14 +94,14 @@ def train_baseline(
         verdict = judge_change(
             chosen.val_logits,
             rival.val_logits,
-            ValSet(val.labels, val.groups),
+            val.judge,
             confidence=LATER_CONFIDENCE,
             seed=seed,
         )
         change = f"From the {NAMES[chosen.kind]} to the {NAMES[kind]}, {verdict.reason}."
         notes += [*rival.notes, change]
         chosen = rival if verdict.better else chosen
-    val_accuracy = float(right_images(chosen.val_logits, val.labels).mean())
+    val_accuracy = val.judge.accuracy(chosen.val_logits)
     gap = describe_gap(chosen.train_accuracy, val_accuracy)
     notes += [gap] if gap else []
     summary = Baseline(
@@ -112,13 +112,13 @@ def train_baseline(
         classes=class_names,
         candidates=[_describe(one, val, chosen=one is chosen) for one in tried],
         val_accuracy=accuracy_interval(
-            right_images(chosen.val_logits, val.labels),
+            val.judge.right(chosen.val_logits),
             val.groups,
             confidence=CONFIDENCE,
             resamples=RESAMPLES,
             seed=seed,
         ),
-        val_loss=float(image_losses(chosen.val_logits, val.labels).mean()),
+        val_loss=val.judge.loss(chosen.val_logits),
         majority_accuracy=float(np.mean(val.labels == np.bincount(train.labels).argmax())),
         notes=notes,
     )
@@ -204,8 +204,8 @@ def _describe(trained: Trained, val: Labelled, *, chosen: bool) -> Candidate:
     return Candidate(
         head=trained.kind,
         setting=trained.setting,
-        val_loss=float(image_losses(trained.val_logits, val.labels).mean()),
-        val_accuracy=float(right_images(trained.val_logits, val.labels).mean()),
+        val_loss=val.judge.loss(trained.val_logits),
+        val_accuracy=val.judge.accuracy(trained.val_logits),
         train_accuracy=trained.train_accuracy,
         chosen=chosen,
     )

@@ -44,6 +44,7 @@ from tasks.evaluation.words import name_trained, summarize
 from tasks.heads.classifier import load_finetuned
 from tasks.heads.kinds import apply_head, load_head
 from tasks.judging.answers import Judged, ModelLogits, judge_models
+from tasks.judging.rule import ValSet
 from tasks.judging.statistics import GroupBootstrap, accuracy_interval
 from tasks.params import EvaluateParams
 from tasks.runtime.device import configure_torch
@@ -135,13 +136,12 @@ def evaluate(
     choice, difference = ONLY_BASELINE, None
     if finetuned:
         choice = choose_model(
-            val["baseline"],
-            val["finetuned"],
-            manifest.groups("val"),
-            params,
+            baseline.val,
+            finetuned.val,
+            ValSet(manifest.labels("val"), manifest.groups("val"), balanced=balanced),
+            confidence=params.confidence,
             seed=seed,
             arm=arm,
-            balanced=balanced,
         )
         difference = compare(test["baseline"], test["finetuned"], bootstrap, params, arm=arm)
     majority = majority_right(manifest)

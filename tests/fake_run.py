@@ -442,6 +442,7 @@ def _phases(shape: Shape, rng: np.random.Generator) -> tuple[list[Phase], list[H
                     train_loss=loss * 0.9,
                     train_accuracy=0.9 + epoch / 300,
                     val_loss=loss + noise,
+                    baseline_val_loss=1.1,
                     val_accuracy=1.13 - loss * 0.75 + noise,
                 )
             )

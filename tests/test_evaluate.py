@@ -42,6 +42,7 @@ from tasks.heads.kinds import build_head, write_head
 from tasks.judging.answers import ModelLogits, judge
 from tasks.judging.calibration import expected_calibration_error
 from tasks.judging.metrics import log_probabilities
+from tasks.judging.rule import ValSet
 from tasks.runtime.device import normalize
 
 CLASSES = ['cat, "big"', "dog\nwet", "fox é"]
@@ -93,28 +94,30 @@ def manifest():
 # which model ships -------------------------------------------------------------------------------
 
 
-def answers(right, certainty=2.0, wrong_certainty=None):
-    """Answers to images of class 0 out of two: right or wrong, equally certain."""
-    certain = np.where(right, certainty, -(wrong_certainty or certainty))
-    return judge(np.stack([certain, np.zeros(len(right))], axis=1), np.zeros(len(right), int))
+def answers(right, certainty=2.0, unsure_when_wrong=False):
+    """Logits on images of class 0 out of two: right or wrong, equally certain or less so."""
+    wrong = -certainty / 4 if unsure_when_wrong else -certainty
+    certain = np.where(right, certainty, wrong)
+    return np.stack([certain, np.zeros(len(right))], axis=1).astype(np.float32)
 
 
-def choose(baseline, finetuned, params, arm="fine_tune", *, balanced=False):
-    groups = [str(number) for number in range(len(baseline.labels))]
-    return choose_model(baseline, finetuned, groups, params, seed=1, arm=arm, balanced=balanced)
+def choose(baseline, finetuned, labels=None, arm="fine_tune", *, balanced=False):
+    count = len(baseline)
+    labels = np.zeros(count, int) if labels is None else labels
+    val = ValSet(labels, [str(number) for number in range(count)], balanced=balanced)
+    return choose_model(baseline, finetuned, val, confidence=0.95, seed=1, arm=arm)
 
 
-def test_a_clearly_better_accuracy_on_val_decides(params):
+def test_a_clearly_better_accuracy_on_val_decides():
     numbers = np.arange(200)
     weak, strong = answers(numbers < 100), answers(numbers < 180, certainty=0.01)
-    assert choose(weak, strong, params).shipped == "finetuned"
-    assert choose(strong, weak, params).shipped == "baseline"
-    assert choose(weak, strong, params).reason == (
-        "The fine-tuned model is better on val: accuracy 0.900 against 0.500 (200 images)."
-    )
-    assert choose(weak, strong, params, arm="scratch").reason.startswith(
-        "The model trained from scratch is better on val"
-    )
+    assert choose(weak, strong).shipped == "finetuned"
+    assert choose(strong, weak).shipped == "baseline"
+    reason = choose(weak, strong).reason
+    assert "fine-tuned model is better" in reason
+    assert "+40.0 points" in reason
+    assert "200 images" in reason
+    assert "model trained from scratch is better" in choose(weak, strong, arm="scratch").reason
 
 
 @pytest.mark.parametrize(
@@ -133,39 +136,31 @@ def test_training_from_scratch_is_not_called_fine_tuning(low, high, sentence):
     assert "90 images" in tuned
 
 
-def test_within_noise_the_lower_loss_on_val_decides(params):
+def test_within_noise_the_lower_calibrated_loss_on_val_decides():
     numbers = np.arange(200)
-    sure, unsure = answers(numbers < 180, 2.0), answers(numbers < 181, 0.1)
-    assert choose(unsure, sure, params).shipped == "finetuned"
-    assert choose(sure, unsure, params).shipped == "baseline"
-    reason = choose(unsure, sure, params).reason
-    assert "(0.905) and fine-tuned model (0.900) differ within noise (200 images)" in reason
-    assert "the fine-tuned model has the lower calibrated loss, 0.327 against 0.654." in reason
+    telling, blunt = answers(numbers < 180, unsure_when_wrong=True), answers(numbers < 181)
+    assert choose(blunt, telling).shipped == "finetuned"
+    assert choose(telling, blunt).shipped == "baseline"
+    assert "-0.5 points" in choose(blunt, telling).reason
 
 
-@pytest.mark.parametrize("certainty", [2.0, 0.001], ids=["by accuracy", "by loss"])
-def test_where_classes_count_the_same_the_rare_one_may_decide(params, certainty):
+def test_certainty_alone_ships_nothing():
+    blunt = answers(np.arange(200) < 180)
+    assert choose(blunt, 10 * blunt).shipped == choose(10 * blunt, blunt).shipped == "baseline"
+
+
+def test_where_classes_count_the_same_the_rare_one_may_decide():
     labels = (np.arange(400) >= 360).astype(int)
-    always = np.ones(400, dtype=bool)
-    found = {
-        "ignores the rare class": (always & (labels == 0), certainty),
-        "finds it": (np.where(labels == 1, np.arange(400) % 2 == 0, np.arange(400) % 4 > 0), 2.0),
-    }
+    ignored = labels == 0
+    found = np.where(labels == 1, np.arange(400) % 2 == 0, np.arange(400) % 4 > 0)
     baseline, finetuned = (
-        judge(sure * np.eye(2, dtype=np.float32)[np.where(right, labels, 1 - labels)], labels)
-        for right, sure in found.values()
+        np.eye(2, dtype=np.float32)[np.where(right, labels, 1 - labels)]
+        for right in (ignored, found)
     )
-    assert choose(baseline, finetuned, params).shipped == "baseline"
-    choice = choose(baseline, finetuned, params, balanced=True)
+    assert choose(baseline, finetuned, labels).shipped == "baseline"
+    choice = choose(baseline, finetuned, labels, balanced=True)
     assert choice.shipped == "finetuned"
-    assert "better on val: class-balanced accuracy 0.625 against 0.500" in choice.reason
-
-
-def test_between_equal_models_the_baseline_ships(params):
-    judged = answers(np.arange(50) < 40)
-    choice = choose(judged, judged, params)
-    assert choice.shipped == "baseline"
-    assert "the baseline has the same calibrated loss" in choice.reason
+    assert "class-balanced val accuracy changed by +12.5 points" in choice.reason
 
 
 # the whole judgment ------------------------------------------------------------------------------
@@ -336,6 +331,7 @@ def make_finetuned(**changes):
         "interpolation": 1.0,
         "val_accuracy": ESTIMATE,
         "val_loss": 1.0,
+        "baseline_val_loss": 1.1,
         "notes": [],
     }
     return Finetuned(**{**values, **changes})

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from sklearn.model_selection import GroupKFold
 
+from tasks.judging.calibration import fit_temperature
 from tasks.judging.rule import ValSet, Verdict, judge_change
 
 N = 200
@@ -39,10 +41,61 @@ def test_a_clear_change_in_accuracy_decides(before: int, after: int, better: boo
     assert verdict.accuracy.low <= verdict.accuracy.value <= verdict.accuracy.high
 
 
-def test_a_worse_loss_at_the_same_accuracy_is_worse():
+def test_a_worse_calibrated_loss_at_the_same_accuracy_is_worse():
     right = right_first(150)
-    assert judge(logits_of(right), logits_of(right, sureness=20.0)).worse
-    assert not judge(logits_of(right, sureness=20.0), logits_of(right)).worse
+    blunt = logits_of(right)
+    telling = np.where(right[:, None], blunt, blunt / 4)
+    assert judge(telling, blunt).worse
+    assert judge(blunt, telling).better
+
+
+@pytest.mark.parametrize("right", [150, N], ids=["some wrong", "all right"])
+@pytest.mark.parametrize("factor", [0.3, 10.0])
+def test_a_temperature_is_no_change(right: int, factor: float):
+    before = logits_of(right_first(right))
+    verdict = judge(before, factor * before)
+    assert (verdict.better, verdict.worse, verdict.preferred) == (False, False, False)
+    assert verdict.loss.value == pytest.approx(0, abs=1e-4)
+
+
+def test_the_way_back_gets_the_opposite_verdict():
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        one, other = rng.normal(0, 1, (2, N, 3)).astype(np.float32) + logits_of(right_first(120))
+        there, back = judge(one, other), judge(other, one)
+        assert (there.better, there.worse) == (back.worse, back.better)
+        assert there.loss.value == pytest.approx(-back.loss.value)
+
+
+def test_losses_are_those_of_a_temperature_fitted_on_the_other_groups():
+    groups = [str(number // 4) for number in range(N)]
+    val = ValSet(LABELS, groups)
+    logits = np.random.default_rng(1).normal(0, 3, (N, 3)).astype(np.float32)
+    losses = val.losses(logits)
+    folds = GroupKFold(5).split(LABELS, groups=np.unique(groups, return_inverse=True)[1])
+    for fitted, judged in folds:
+        temperature = fit_temperature(
+            logits[fitted], LABELS[fitted], smoothing=1 / (len(fitted) + 2)
+        )
+        scaled = logits[judged] / temperature
+        naive = [
+            -np.log(np.exp(row[label]) / np.exp(row).sum())
+            for row, label in zip(scaled.astype(float), LABELS[judged], strict=True)
+        ]
+        np.testing.assert_allclose(losses[judged], naive, rtol=1e-5)
+
+
+def test_a_true_gain_is_rarely_taken_for_a_loss_and_noise_rarely_for_either():
+    rng, lost, taken = np.random.default_rng(7), 0, 0
+    for _ in range(100):
+        images = 3.0 * np.eye(3)[LABELS] + rng.normal(0, 2, (N, 3))  # shared by both models
+        before = (images + rng.normal(0, 1.5, (N, 3))).astype(np.float32)
+        same = (images + rng.normal(0, 1.5, (N, 3))).astype(np.float32)
+        better = (1.4 * images + rng.normal(0, 1.2, (N, 3))).astype(np.float32)
+        lost += judge(before, better).worse
+        taken += judge(before, same).better or judge(before, same).worse
+    assert lost <= 1
+    assert taken <= 25  # two questions at 90 %
 
 
 def test_a_better_accuracy_excuses_a_worse_loss():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from tasks.judging.metrics import image_losses
 from tasks.judging.rule import ValSet
 from tasks.training.resume.state import copy_tensors
 from tasks.training.verdicts import Candidate, Chosen, choose_weights, explain_choice, interpolate
@@ -38,6 +39,12 @@ def test_the_ends_are_the_two_states_to_the_last_bit():
     one, other = state_of(1 / 3, 1), state_of(2 / 7, 2)
     assert torch.equal(interpolate(one, other, 0.0)["weight"], one["weight"])
     assert torch.equal(interpolate(one, other, 1.0)["weight"], other["weight"])
+
+
+@pytest.fixture(autouse=True)
+def losses_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits of one loss for all images hold nothing but a temperature."""
+    monkeypatch.setattr(ValSet, "losses", lambda val, logits: image_losses(logits, val.labels))
 
 
 def logits_with_loss(loss: float) -> np.ndarray:

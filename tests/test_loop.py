@@ -19,6 +19,7 @@ from tasks.artifacts.records import Arm
 from tasks.artifacts.tables import Manifest
 from tasks.errors import ArtifactError, PeerError, TrainingError
 from tasks.heads.classifier import start_classifier
+from tasks.judging.metrics import image_losses
 from tasks.judging.rule import ValSet
 from tasks.params import FinetuneParams, Params
 from tasks.runtime.machine import Machine
@@ -380,6 +381,7 @@ def test_the_next_phase_starts_from_the_best_epoch_of_the_one_before(
 
 def script_val(monkeypatch: pytest.MonkeyPatch, labels: Ints, losses: list[float]) -> None:
     """Let val have these losses, one each time it is looked at."""
+    monkeypatch.setattr(ValSet, "losses", lambda val, logits: image_losses(logits, val.labels))
     left = list(losses)
 
     def predict_val(self: Stepper, part: TrainedPart, count: int) -> np.ndarray:

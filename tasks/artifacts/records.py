@@ -253,7 +253,7 @@ class Baseline(Record):
     classes: list[str]
     candidates: list[Candidate]
     val_accuracy: Estimate
-    val_loss: float
+    val_loss: float  # calibrated
     majority_accuracy: float  # of always naming the largest training class, on val
     notes: list[str]
 
@@ -266,7 +266,7 @@ class Phase(Record):
     epochs: int
     best_epoch: int
     stopped: Literal["finished", "patience", "diverged"]
-    val_loss: float
+    val_loss: float  # calibrated
     val_accuracy: float
     change_in_val_accuracy: Estimate  # against the state before the phase, paired
     kept: bool
@@ -292,7 +292,8 @@ class Finetuned(Record):
     averaged: bool = False  # whether these are the average of what the kept phases ended with
     class_balanced: bool = False  # whether all classes counted the same in training and judging
     val_accuracy: Estimate
-    val_loss: float
+    val_loss: float  # calibrated, as classes count in judging
+    baseline_val_loss: float  # the same of the frozen baseline
     notes: list[str]
 
 

@@ -11,8 +11,7 @@ import numpy as np
 from tasks.artifacts.arrays import Bools, Logits
 from tasks.artifacts.records import Estimate
 from tasks.artifacts.tables import Manifest
-from tasks.judging.answers import judge
-from tasks.judging.calibration import fit_temperature
+from tasks.judging.rule import ValSet
 from tasks.judging.statistics import paired_accuracy_interval
 
 
@@ -40,13 +39,12 @@ class Answers:
 
 def read_answers(manifest: Manifest, logits: Logits) -> Answers:
     """Turn a model's logits on val, float32 (N, C), into answers."""
-    labels = manifest.labels("val")
-    judged = judge(logits, labels, fit_temperature(logits, labels))
+    val = ValSet(manifest.labels("val"), manifest.groups("val"))
     return Answers(
         images=tuple(row.sha256 for row in manifest.of("val")),
-        groups=tuple(manifest.groups("val")),
-        right=judged.right,
-        loss=float(np.mean(judged.losses)),
+        groups=tuple(val.groups),
+        right=val.right(logits),
+        loss=val.loss(logits),
     )
 
 

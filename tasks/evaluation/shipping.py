@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from sklearn.utils.class_weight import compute_sample_weight
 
-from tasks.artifacts.arrays import Bools, Floats
-from tasks.artifacts.records import Arm, Estimate
+from tasks.artifacts.arrays import Bools, Logits
+from tasks.artifacts.records import Arm
 from tasks.artifacts.tables import Manifest
 from tasks.evaluation.words import name_trained
-from tasks.judging.answers import Judged
+from tasks.judging.rule import ValSet, judge_change
 from tasks.judging.statistics import paired_accuracy_interval
 from tasks.params import EvaluateParams
 
@@ -30,66 +29,27 @@ ONLY_BASELINE = Choice("baseline", "Nothing was fine-tuned; the baseline is the 
 
 
 def choose_model(
-    baseline: Judged,
-    finetuned: Judged,
-    groups: Sequence[str],
-    params: EvaluateParams,
-    *,
-    seed: int,
-    arm: Arm,
-    balanced: bool = False,
+    baseline: Logits, finetuned: Logits, val: ValSet, *, confidence: float, seed: int, arm: Arm
 ) -> Choice:
-    """Choose by accuracy on val; where its interval includes no difference, by calibrated loss.
+    """Choose on val: by accuracy, and where it leaves doubt by calibrated loss.
 
     Args:
-        baseline: Its answers to the val images.
+        baseline: Its logits on the val images, (N, C).
         finetuned: The same of the model of stage finetune.
-        groups: The groups of the val images, (N,).
-        params: Resamples and confidence.
+        val: Labels and groups of the images.
+        confidence: Of the intervals, in [0.5, 1).
         seed: The run's seed.
         arm: How stage finetune trained its model.
-        balanced: Whether all classes count the same, as they did in its training.
     """
-    weights = compute_sample_weight("balanced", baseline.labels) if balanced else None
-    kind = "class-balanced " if balanced else ""
+    verdict = judge_change(baseline, finetuned, val, confidence=confidence, seed=seed)
     names: dict[Shipped, str] = {"baseline": "baseline", "finetuned": name_trained(arm)}
-    gain = paired_accuracy_interval(
-        baseline.right,
-        finetuned.right,
-        groups,
-        confidence=params.confidence,
-        resamples=params.bootstrap,
-        seed=seed,
-        weights=weights,
-    )
-    before, after = (_mean(model.right, weights) for model in (baseline, finetuned))
-    if not _within_noise(gain):
-        shipped: Shipped = "finetuned" if gain.value > 0 else "baseline"
-        return Choice(
-            shipped,
-            f"The {names[shipped]} is better on val: {kind}accuracy "
-            f"{max(before, after):.3f} against {min(before, after):.3f} ({gain.n:,} images).",
-        )
-    losses = {
-        "baseline": _mean(baseline.losses, weights),
-        "finetuned": _mean(finetuned.losses, weights),
-    }
-    shipped = "finetuned" if losses["finetuned"] < losses["baseline"] else "baseline"
+    shipped: Shipped = "finetuned" if verdict.preferred else "baseline"
+    sure = "is better" if verdict.better or verdict.worse else "has no higher loss"
     return Choice(
         shipped,
-        f"On val the {kind}accuracies of baseline ({before:.3f}) and {names['finetuned']} "
-        f"({after:.3f}) differ within noise ({gain.n:,} images); the {names[shipped]} has the "
-        f"{'lower' if losses['finetuned'] != losses['baseline'] else 'same'} calibrated loss, "
-        f"{min(losses.values()):.3f} against {max(losses.values()):.3f}.",
+        f"The {names[shipped]} {sure} on val: from the baseline to the {names['finetuned']}, "
+        f"{verdict.reason}.",
     )
-
-
-def _mean(values: Bools | Floats, weights: Floats | None) -> float:
-    return float(np.average(values, weights=weights))
-
-
-def _within_noise(gain: Estimate) -> bool:
-    return gain.low is None or gain.high is None or gain.low <= 0 <= gain.high
 
 
 # the least a model must beat ---------------------------------------------------------------------

@@ -7,6 +7,7 @@ training images.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.optimize import minimize
@@ -14,7 +15,7 @@ from scipy.special import logsumexp
 from sklearn.model_selection import StratifiedGroupKFold
 
 from tasks.artifacts.arrays import Features, Floats, Ints
-from tasks.judging.metrics import image_losses
+from tasks.judging.rule import ValSet
 
 ROWS_AT_ONCE = 4096
 KEPT_BYTES = 1 << 30  # scaled rows up to this size stay in memory
@@ -29,6 +30,11 @@ class Labelled:
     features: Features
     labels: Ints
     groups: Sequence[str]
+
+    @cached_property
+    def judge(self) -> ValSet:
+        """Labels and groups, as what judges a model on these images."""
+        return ValSet(self.labels, self.groups)
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,9 @@ def _objective(
 
 FEW_IMAGES = 50  # training images a class below which cross-validation chooses
 FOLDS = 5
-HOPELESS = 1.1  # a path of falling strengths ends when the val loss is so many times the lowest one
+HOPELESS = (
+    1.02  # a path of falling strengths ends when the val loss is so many times the lowest one
+)
 
 
 @dataclass(frozen=True)
@@ -207,7 +215,7 @@ def _until_hopeless(path: Iterator[LinearFit], val: Labelled) -> Iterator[Linear
 
 
 def _mean_loss(fit: LinearFit, data: Labelled) -> float:
-    return float(image_losses(fit.logits(data.features[:, 0]), data.labels).mean())
+    return data.judge.loss(fit.logits(data.features[:, 0]))
 
 
 def _folds(train: Labelled, seed: int) -> list[tuple[Ints, Ints]]:
@@ -230,7 +238,8 @@ def _held_out_losses(
     """Total loss over the clean views of held-out images, for each strength."""
     totals = dict.fromkeys(strengths, 0.0)
     for fitted, held_out in folds:
-        clean, labels = train.features[held_out, 0], train.labels[held_out]
+        clean = train.features[held_out, 0]
+        val = ValSet(train.labels[held_out], [train.groups[image] for image in held_out])
         for fit in fit_path(ScaledRows(train, fitted), classes, strengths):
-            totals[fit.strength] += float(image_losses(fit.logits(clean), labels).sum())
+            totals[fit.strength] += float(val.losses(fit.logits(clean)).sum())
     return totals

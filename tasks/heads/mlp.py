@@ -14,7 +14,6 @@ from tasks.errors import TrainingError
 from tasks.heads.kinds import apply_head, build_head
 from tasks.heads.linear import Labelled, measure_moments
 from tasks.heads.schedule import count_steps, epoch_batches, warmup_cosine
-from tasks.judging.metrics import image_losses
 from tasks.judging.overfitting import EpochLosses
 from tasks.params import BaselineParams
 
@@ -60,7 +59,7 @@ def fit_mlp(
     breakdown = None
     while len(epochs) < params.mlp_epochs and len(epochs) - best_epoch < params.mlp_patience:
         train_loss = _run_epoch(head, optimizer, train, params, seed=seed, epoch=len(epochs))
-        val_loss = float(image_losses(apply_head(head, val.features[:, 0]), val.labels).mean())
+        val_loss = val.judge.loss(apply_head(head, val.features[:, 0]))
         if not np.isfinite([train_loss, val_loss]).all():
             breakdown = (
                 f"epoch {len(epochs) + 1} (train loss {train_loss:.3g}, val loss {val_loss:.3g}); "

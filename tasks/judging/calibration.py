@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
 
 from tasks.artifacts.arrays import Floats, Ints
-from tasks.judging.metrics import label_losses, log_probabilities
 
 LARGEST_TEMPERATURE = 20.0  # and 1 / 20 is the smallest
 
@@ -21,15 +21,20 @@ class ReliabilityBin:
     n: int
 
 
-def fit_temperature(logits: ArrayLike, labels: Ints) -> float:
+def fit_temperature(
+    logits: ArrayLike, labels: Ints, *, smoothing: float = 0.0, weights: Floats | None = None
+) -> float:
     """Find the temperature T whose softmax(logits / T) makes val labels most likely.
 
-    Where every image is classified correctly, certainty would be best and T has no minimum; it
-    stays 1, because images seen so far cannot say how sure the next ones are.
+    Where every image is classified correctly, certainty would be best and T has no minimum. It
+    stays 1 then, because images seen so far cannot say how sure the next ones are; smoothed labels
+    give it one.
 
     Args:
         logits: Of val images, (N, C).
         labels: Class indices, (N,).
+        smoothing: Share of a label that is spread over all classes, in [0, 1).
+        weights: What each image counts, float64 (N,); None: all the same.
 
     Returns:
         A number in [1/20, 20]; above 1 the logits were overconfident.
@@ -37,18 +42,27 @@ def fit_temperature(logits: ArrayLike, labels: Ints) -> float:
     Source: Guo et al. 2017, On calibration of modern neural networks, 1706.04599.
     """
     values = np.asarray(logits, np.float64)
-    others = values.copy()
-    others[np.arange(len(labels)), labels] = -np.inf
-    if np.all(values[np.arange(len(labels)), labels] > others.max(axis=1, initial=-np.inf)):
+    named = values[np.arange(len(labels)), labels]
+    if not smoothing and _all_right(values, labels):
         return 1.0
+    target = (1 - smoothing) * named + smoothing * values.mean(axis=1)
 
     def loss(log_temperature: float) -> float:
         temperature = float(np.exp(log_temperature))
-        return float(np.mean(label_losses(log_probabilities(values, temperature), labels)))
+        losses = logsumexp(values / temperature, axis=1) - target / temperature
+        return float(np.average(losses, weights=weights))
 
     edge = float(np.log(LARGEST_TEMPERATURE))
     best = minimize_scalar(loss, bounds=(-edge, edge), method="bounded", options={"xatol": 1e-7})
     return float(np.exp(best.x)) if best.fun < loss(0.0) else 1.0
+
+
+def _all_right(values: Floats, labels: Ints) -> bool:
+    """Whether the value of every label is above all others of its row, none being as large."""
+    here = np.arange(len(labels)), labels
+    others = values.copy()
+    others[here] = -np.inf
+    return bool(np.all(values[here] > others.max(axis=1, initial=-np.inf)))
 
 
 def equal_mass_bins(confidence: Floats, bins: int) -> NDArray[np.int64]:

@@ -1,25 +1,29 @@
-"""Whether one model is better than another on the same val images, with an interval."""
+"""Whether one model is better than another on the same val images: one rule for every choice.
+
+Heads, epochs, phases, final weights, the model that ships and settings of a sweep are all chosen by
+it. Losses are compared after calibration: how sure a model is on the whole is one number, which the
+end of the pipeline fits anyway, and a loss that holds it favors whoever happens to have it right. A
+frozen head is calibrated as it is fitted, a network trained with label smoothing is not.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import sparse
+from sklearn.model_selection import GroupKFold
 from sklearn.utils.class_weight import compute_sample_weight
 
-from tasks.artifacts.arrays import Ints, Logits
+from tasks.artifacts.arrays import Bools, Floats, Ints, Logits
 from tasks.artifacts.records import Estimate
-from tasks.judging.metrics import image_losses, right_images
-from tasks.judging.statistics import (
-    GroupBootstrap,
-    Interval,
-    paired_accuracy_interval,
-    percentile_interval,
-)
+from tasks.judging.calibration import fit_temperature
+from tasks.judging.metrics import label_losses, log_probabilities, right_images
+from tasks.judging.statistics import paired_interval
 
 RESAMPLES = 2000
+FOLDS = 5  # of the groups, for temperatures
+SAME = 1e-4  # nats: losses that differ by less are those of one model at two temperatures
+FITTED_IMAGES = 2000  # most images that a temperature is fitted on: one number needs no more
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,52 @@ class ValSet:
     balanced: bool = False
 
     @cached_property
-    def weights(self) -> NDArray[np.float64] | None:
+    def weights(self) -> Floats | None:
         """What each image counts, float64 (N,); None: all the same."""
         return compute_sample_weight("balanced", self.labels) if self.balanced else None
+
+    def right(self, logits: Logits) -> Bools:
+        """Whether the largest logit of each image is its label's, (N,)."""
+        return right_images(logits, self.labels)
+
+    def accuracy(self, logits: Logits) -> float:
+        """Share of images whose largest logit (N, C) is their label's."""
+        return float(self.right(logits).mean())
+
+    def losses(self, logits: Logits) -> Floats:
+        """Calibrated cross-entropy of each image, nats, (N,), from logits (N, C).
+
+        The temperature of an image is fitted on the groups of the other folds, so that no model
+        gains by what it says of the image itself.
+        """
+        losses = np.empty(len(self.labels))
+        for fitted, judged in self._folds:
+            temperature = fit_temperature(
+                logits[fitted],
+                self.labels[fitted],
+                smoothing=1 / (len(fitted) + 2),
+                weights=None if self.weights is None else self.weights[fitted],
+            )
+            log_p = log_probabilities(logits[judged], temperature)
+            losses[judged] = label_losses(log_p, self.labels[judged])
+        return losses
+
+    def loss(self, logits: Logits) -> float:
+        """Mean calibrated cross-entropy of logits (N, C), as images count, nats."""
+        return float(np.average(self.losses(logits), weights=self.weights))
+
+    @cached_property
+    def _folds(self) -> list[tuple[Ints, Ints]]:
+        """Images that a temperature is fitted on, and those it is for; all of one group."""
+        everyone = np.arange(len(self.labels))
+        _, groups = np.unique(np.array(self.groups, dtype=object), return_inverse=True)
+        count = min(FOLDS, len(set(groups.tolist())))
+        folds = (
+            [(everyone, everyone)]
+            if count < 2
+            else GroupKFold(count).split(everyone, groups=groups)
+        )
+        return [(fitted[:: -(-len(fitted) // FITTED_IMAGES)], judged) for fitted, judged in folds]
 
 
 @dataclass(frozen=True)
@@ -49,15 +96,22 @@ class Verdict:
 
     Attributes:
         accuracy: Change in accuracy.
-        better: The whole interval of the accuracy's change is above 0.
-        worse: The accuracy fell beyond doubt; or it is in doubt, and the loss rose beyond doubt.
+        loss: Change in calibrated loss.
+        better: The accuracy rose beyond doubt; or it did not fall, and the loss fell beyond doubt.
+        worse: The same of the way back.
         reason: One sentence.
     """
 
     accuracy: Estimate
+    loss: Estimate
     better: bool
     worse: bool
     reason: str
+
+    @property
+    def preferred(self) -> bool:
+        """Whether the changed model is the one to take; where nothing is sure, by the loss."""
+        return self.better or (not self.worse and self.loss.value < -SAME)
 
 
 def judge_change(
@@ -65,8 +119,9 @@ def judge_change(
 ) -> Verdict:
     """Compare the logits (N, C) of two models on val.
 
-    Accuracy speaks first. A change that it leaves in doubt is judged by the loss, which sees more:
-    how sure the model is of every image.
+    Accuracy speaks first. A change that it leaves in doubt is judged by the calibrated loss, which
+    sees more: how sure the model is of one image beside another. It does not speak against a change
+    in accuracy.
 
     Args:
         before: Logits of the model that is changed.
@@ -75,58 +130,38 @@ def judge_change(
         confidence: Of the two-sided intervals, in [0.5, 1).
         seed: The run's seed.
     """
-    accuracy = paired_accuracy_interval(
-        right_images(before, val.labels),
-        right_images(after, val.labels),
-        val.groups,
+    measure = partial(
+        paired_interval,
+        groups=val.groups,
         confidence=confidence,
         resamples=RESAMPLES,
         seed=seed,
         weights=val.weights,
     )
-    rises = image_losses(after, val.labels) - image_losses(before, val.labels)
-    rise = float(np.average(rises, weights=val.weights))
-    loss = _mean_interval(rises, rise, val, confidence=confidence, seed=seed)
-    assert accuracy.low is not None
-    assert accuracy.high is not None
-    fell, rose = accuracy.high < 0, accuracy.low > 0
-    loss_rose = loss is not None and loss.low > 0
+    accuracy = measure(val.right(after).astype(np.float64) - val.right(before), largest=1.0)
+    loss = measure(val.losses(after) - val.losses(before))
     return Verdict(
         accuracy=accuracy,
-        better=rose,
-        worse=fell or (loss_rose and not rose),
-        reason=_describe(accuracy, rise, loss, confidence, balanced=val.balanced),
+        loss=loss,
+        better=_is_above(accuracy) or (_is_below(loss) and accuracy.value >= 0),
+        worse=_is_below(accuracy) or (_is_above(loss) and accuracy.value <= 0),
+        reason=_describe(accuracy, loss, confidence, balanced=val.balanced),
     )
 
 
-def _mean_interval(
-    values: NDArray[np.float64], mean: float, val: ValSet, *, confidence: float, seed: int
-) -> Interval | None:
-    """Bound the mean of values (N,) over the images of val, as they count."""
-    bootstrap = GroupBootstrap(val.groups, resamples=RESAMPLES, seed=seed)
-    weights = np.ones(len(values)) if val.weights is None else val.weights
-    sums = sparse.csr_array(np.stack([weights * values, weights]))
-    means = bootstrap.replicates(sums, lambda drawn: drawn[:1] / drawn[1:])[0]
-    return percentile_interval(mean, means, bootstrap, confidence=confidence)
+def _is_above(change: Estimate) -> bool:
+    return change.low is not None and change.low > 0
 
 
-def _describe(
-    accuracy: Estimate, rise: float, loss: Interval | None, confidence: float, *, balanced: bool
-) -> str:
+def _is_below(change: Estimate) -> bool:
+    return change.high is not None and change.high < 0
+
+
+def _describe(accuracy: Estimate, loss: Estimate, confidence: float, *, balanced: bool) -> str:
     kind = "class-balanced " if balanced else ""
-    spread = "" if loss is None else f" [{loss.low:+.3f}, {loss.high:+.3f}]"
+    points = [100 * (number or 0.0) for number in (accuracy.value, accuracy.low, accuracy.high)]
     return (
-        f"{kind}val accuracy changed by {100 * accuracy.value:+.1f} points "
-        f"[{100 * (accuracy.low or 0):+.1f}, {100 * (accuracy.high or 0):+.1f}], val loss by "
-        f"{rise:+.3f}{spread} ({confidence:.0%} intervals, {accuracy.n} images)"
+        f"{kind}val accuracy changed by {points[0]:+.1f} points [{points[1]:+.1f}, "
+        f"{points[2]:+.1f}], calibrated val loss by {loss.value:+.3f} [{loss.low:+.3f}, "
+        f"{loss.high:+.3f}] ({confidence:.0%} intervals, {accuracy.n} images)"
     )
-
-
-def val_loss(logits: Logits, val: ValSet) -> float:
-    """Mean cross-entropy of logits (N, C) over val, as its images count, nats."""
-    return float(np.average(image_losses(logits, val.labels), weights=val.weights))
-
-
-def val_accuracy(logits: Logits, val: ValSet) -> float:
-    """Share of val images whose largest logit (N, C) is their label's."""
-    return float(right_images(logits, val.labels).mean())

@@ -193,8 +193,34 @@ def paired_accuracy_interval(
         seed: The run's seed.
         weights: What each image counts, float64 (N,); None: all the same.
     """
+    return paired_interval(
+        right_b.astype(np.float64) - right_a,
+        groups,
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
+        weights=weights,
+        largest=1.0,
+    )
+
+
+def paired_interval(
+    gains: Floats,
+    groups: Sequence[str],
+    *,
+    confidence: float,
+    resamples: int,
+    seed: int,
+    weights: Floats | None = None,
+    largest: float = np.inf,
+) -> Estimate:
+    """Estimate the mean of what each image gains by another model, float64 (N,).
+
+    Two imaginary images, of which one gains 1 and one loses 1, keep it from being sure of little.
+    No gain is above `largest` or below its negative; the other arguments are those of
+    `paired_accuracy_interval`.
+    """
     bootstrap = GroupBootstrap(groups, resamples=resamples, seed=seed)
-    gains = right_b.astype(np.float64) - right_a
     value = float(np.average(gains, weights=weights))
     variance = _variance_of_mean(bootstrap, gains, weights)
     interval = difference_interval(
@@ -203,6 +229,7 @@ def paired_accuracy_interval(
         bootstrap,
         worth=independent_images(gains, variance, bootstrap, weights),
         confidence=confidence,
+        largest=largest,
     )
     return Estimate(value=value, low=interval.low, high=interval.high, n=len(gains))
 
@@ -227,9 +254,15 @@ def independent_images(
 
 
 def difference_interval(
-    value: float, variance: float, bootstrap: GroupBootstrap, *, worth: float, confidence: float
+    value: float,
+    variance: float,
+    bootstrap: GroupBootstrap,
+    *,
+    worth: float,
+    confidence: float,
+    largest: float = 1.0,
 ) -> Interval:
-    """Bound the difference of two models on the same images, in [-1, 1].
+    """Bound the mean difference of two models on the same images.
 
     Two imaginary images, one won by each model, keep the interval honest where models rarely
     differ. Percentiles call four images won and none lost a sure gain, while McNemar's exact test
@@ -241,6 +274,7 @@ def difference_interval(
         bootstrap: Where the variance comes from.
         worth: How many independent images the difference is worth.
         confidence: In (0, 1).
+        largest: No difference can be larger, either way.
 
     Source: Bonett and Price 2012, Adjusted Wald confidence interval for a difference of binomial
     proportions based on paired data; its variance replaced by that of the resamples.
@@ -248,7 +282,8 @@ def difference_interval(
     center = value * worth / (worth + 2)
     z = -float(special.ndtri((1 - confidence) / 2)) * _few_groups_factor(bootstrap, confidence)
     half = z * float(np.sqrt(variance + 2 / (worth + 2) ** 2))
-    return Interval(max(-1.0, min(value, center - half)), min(1.0, max(value, center + half)))
+    low, high = min(value, center - half), max(value, center + half)
+    return Interval(max(-largest, low), min(largest, high))
 
 
 def _few_groups_factor(bootstrap: GroupBootstrap, confidence: float) -> float:

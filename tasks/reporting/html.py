@@ -91,7 +91,7 @@ def _draw(findings: Findings) -> Mapping[str, Drawing]:
         drawings["projection"] = projection(findings.places, findings.health.classes)
     if findings.history:
         phases, history = findings.finetuned.phases, findings.history
-        drawings["loss"] = loss_curves(history, phases, baseline.val_loss)
+        drawings["loss"] = loss_curves(history, phases, findings.finetuned.baseline_val_loss)
         drawings["accuracy"] = accuracy_curves(history, phases, baseline.val_accuracy.value)
     if metrics.difference:
         drawings["gains"] = gains(metrics.difference)

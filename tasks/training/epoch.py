@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 
+import numpy as np
 import torch
 from torch.optim import AdamW
 
@@ -15,7 +16,8 @@ from tasks.artifacts.tables import HistoryRow
 from tasks.errors import TrainingError
 from tasks.heads.classifier import Classifier
 from tasks.heads.schedule import Batch, count_steps, epoch_batches, layer_seed, warmup_cosine
-from tasks.judging.rule import ValSet, val_accuracy, val_loss
+from tasks.judging.metrics import image_losses
+from tasks.judging.rule import ValSet
 from tasks.params import FinetuneParams
 from tasks.runtime.progress import progress
 from tasks.runtime.signals import HeldSignals
@@ -87,12 +89,12 @@ def close_epoch(
         rates={name: rate * share for name, rate in plan.rates.items()},
         train_loss=tally.loss / tally.images,
         train_accuracy=tally.right / tally.images,
-        val_loss=val_loss(val_logits, examples.val),
-        val_accuracy=val_accuracy(val_logits, examples.val),
+        val_loss=examples.val.loss(val_logits),
+        val_accuracy=examples.val.accuracy(val_logits),
     )
     guessing = math.log(max(examples.classes, 2))
     # A class-balanced loss may start far above guessing: no head was fitted to the rare classes.
-    start = val_loss(taken.start.val_logits, examples.val)
+    start = _raw_loss(taken.start.val_logits, examples.val)
     if row.train_loss > DIVERGED * max(guessing, start) or not math.isfinite(row.val_loss):
         raise DivergedError(
             f"phase {plan.number}, epoch {taken.epoch + 1}: train loss {row.train_loss:.3g}, "
@@ -102,6 +104,11 @@ def close_epoch(
     return row
 
 
+def _raw_loss(logits: Logits, val: ValSet) -> float:
+    """Mean loss before calibration, as the train loss is one."""
+    return float(np.average(image_losses(logits, val.labels), weights=val.weights))
+
+
 def log_start(plan: PhasePlan, val_logits: Logits, val: ValSet) -> None:
     """Log one line about a phase before its first step."""
     log.info(
@@ -109,8 +116,8 @@ def log_start(plan: PhasePlan, val_logits: Logits, val: ValSet) -> None:
         plan.number,
         plan.of,
         plan.name,
-        val_loss(val_logits, val),
-        val_accuracy(val_logits, val),
+        val.loss(val_logits),
+        val.accuracy(val_logits),
     )
 
 

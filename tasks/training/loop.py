@@ -11,7 +11,6 @@ from dataclasses import replace
 from tasks.artifacts.arrays import Logits
 from tasks.errors import ArtifactError, PeerError
 from tasks.heads.classifier import Classifier
-from tasks.judging.rule import val_loss
 from tasks.params import FinetuneParams
 from tasks.runtime.processes import ALONE, Processes
 from tasks.runtime.signals import holding_signals
@@ -192,7 +191,7 @@ class Trainer:
         row = close_epoch(plan, taken, judged.val_logits, self._examples)
         log_epoch(plan, judged.epoch, row)
         best = taken.best
-        if best is None or row.val_loss < val_loss(best.val_logits, self._examples.val):
+        if best is None or row.val_loss < self._examples.val.loss(best.val_logits):
             best = judged
         return replace(
             taken, epoch=judged.epoch, best=best, history=(*taken.history, row), tally=Tally()

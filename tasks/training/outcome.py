@@ -8,8 +8,7 @@ from tasks.artifacts.arrays import Logits, write_array
 from tasks.artifacts.records import Finetuned, Phase, write_record
 from tasks.artifacts.tables import HistoryRow, write_rows
 from tasks.heads.classifier import Classifier, write_classifier
-from tasks.judging.metrics import right_images
-from tasks.judging.rule import RESAMPLES, val_loss
+from tasks.judging.rule import RESAMPLES
 from tasks.judging.statistics import accuracy_interval
 from tasks.runtime.entry import Write
 from tasks.training.inputs import FinetuneInputs, InputPaths
@@ -76,7 +75,7 @@ def describe(
 
 def summarize(model: FinetunedModel, inputs: FinetuneInputs, *, seed: int) -> Finetuned:
     """Describe a fine-tuned model."""
-    baseline, val = inputs.baseline, inputs.examples().val
+    baseline, val = inputs.baseline, inputs.examples(balanced=model.class_balanced).val
     return Finetuned(
         arm=inputs.decision.arm,
         backbone=inputs.backbone.name,
@@ -91,13 +90,14 @@ def summarize(model: FinetunedModel, inputs: FinetuneInputs, *, seed: int) -> Fi
         averaged=model.weights.averaged,
         class_balanced=model.class_balanced,
         val_accuracy=accuracy_interval(
-            right_images(model.val_logits, val.labels),
+            val.right(model.val_logits),
             val.groups,
             confidence=CONFIDENCE,
             resamples=RESAMPLES,
             seed=seed,
         ),
-        val_loss=val_loss(model.val_logits, val),
+        val_loss=val.loss(model.val_logits),
+        baseline_val_loss=val.loss(inputs.baseline_logits),
         notes=list(model.notes),
     )
 

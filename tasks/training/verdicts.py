@@ -10,7 +10,7 @@ from tasks.artifacts.arrays import Logits
 from tasks.artifacts.records import Phase
 from tasks.errors import TrainingError
 from tasks.judging.overfitting import EpochLosses, describe_overfitting
-from tasks.judging.rule import ValSet, judge_change, val_accuracy, val_loss
+from tasks.judging.rule import ValSet, judge_change
 from tasks.training.phases import PhasePlan
 from tasks.training.resume.state import Snapshot, Tally, Tensors, TrainState, load_tensors
 
@@ -122,7 +122,7 @@ def choose_weights(
     for candidate in candidates:
         load(candidate)
         tried[candidate] = predict_val()
-    losses = {candidate: val_loss(logits, val) for candidate, logits in tried.items()}
+    losses = {candidate: val.loss(logits) for candidate, logits in tried.items()}
     best = min(losses, key=lambda candidate: losses[candidate])
     load(best)
     return Chosen(best, tried[best], losses)
@@ -177,8 +177,8 @@ def end_phase(
         epochs=state.epoch,
         best_epoch=shown.epoch,
         stopped="diverged" if diverged else stopped,
-        val_loss=val_loss(shown.val_logits, val),
-        val_accuracy=val_accuracy(shown.val_logits, val),
+        val_loss=val.loss(shown.val_logits),
+        val_accuracy=val.accuracy(shown.val_logits),
         change_in_val_accuracy=verdict.accuracy,
         kept=kept,
         reason=f"{'kept' if kept else 'rolled back'}: {diverged or verdict.reason}",
