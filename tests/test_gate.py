@@ -87,15 +87,15 @@ def test_losses_are_those_of_a_temperature_fitted_on_the_other_groups():
 
 def test_a_true_gain_is_rarely_taken_for_a_loss_and_noise_rarely_for_either():
     rng, lost, taken = np.random.default_rng(7), 0, 0
-    for _ in range(100):
+    for _ in range(40):
         images = 3.0 * np.eye(3)[LABELS] + rng.normal(0, 2, (N, 3))  # shared by both models
         before = (images + rng.normal(0, 1.5, (N, 3))).astype(np.float32)
         same = (images + rng.normal(0, 1.5, (N, 3))).astype(np.float32)
         better = (1.4 * images + rng.normal(0, 1.2, (N, 3))).astype(np.float32)
         lost += judge(before, better).worse
         taken += judge(before, same).better or judge(before, same).worse
-    assert lost <= 1
-    assert taken <= 25  # two questions at 90 %
+    assert lost == 0
+    assert taken <= 12  # two questions at 90 %
 
 
 def test_a_better_accuracy_excuses_a_worse_loss():
