@@ -13,13 +13,13 @@ from tasks.heads.kinds import build_head
 from tasks.training.phases import (
     TrainingGroup,
     build_optimizer,
-    set_rates,
     set_training_mode,
     tensors_from,
     training_groups,
     unfreeze_from,
 )
 from tasks.training.resume.state import copy_tensors
+from tasks.training.step import set_rates
 
 PX = 32
 

@@ -4,7 +4,7 @@ The optimizer is built once and holds every parameter of every group, by identit
 three things: which parameters want a gradient, the rate of each group, the mode of the layers.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -101,12 +101,6 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def set_rates(optimizer: AdamW, peak_rates: Mapping[str, float], share: float) -> None:
-    """Give each group its peak rate times `share`; groups without a peak rate get 0."""
-    for options in optimizer.param_groups:
-        options["lr"] = peak_rates.get(options["group"], 0.0) * share
-
-
 def unfreeze_from(
     classifier: nn.Module, groups: Sequence[TrainingGroup], unfrozen_from: int
 ) -> None:
@@ -140,12 +134,6 @@ def set_training_mode(
         still = isinstance(module, StoredStatisticsNorm) and not adapt_norm
         if frozen or still:
             module.training = False
-
-
-def adapting_norms(trained: nn.Module) -> list[nn.Module]:
-    """Norm layers that normalize by the batch and update their statistics, as they are set now."""
-    layers = trained.modules()
-    return [layer for layer in layers if isinstance(layer, StoredStatisticsNorm) and layer.training]
 
 
 def _owns_tensors(module: nn.Module) -> bool:

@@ -7,7 +7,7 @@ because it cannot be told of layers that freeze and unfreeze.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _NormBase as StoredStatisticsNorm
 from torch.optim import AdamW
 
 from tasks.artifacts.arrays import Ints, Logits
@@ -24,7 +25,6 @@ from tasks.params import FinetuneParams
 from tasks.runtime.memory import MicroBatches, explaining_memory, remember_forward
 from tasks.runtime.processes import ALONE, Processes
 from tasks.training.feed.rows import TrainedPart
-from tasks.training.phases import adapting_norms
 from tasks.training.shared_norm import SharedBatchNorm
 
 
@@ -71,6 +71,18 @@ def smoothed_cross_entropy(
         logits.float(), labels, label_smoothing=smoothing, reduction="none"
     )
     return losses.mean() if weights is None else (losses * weights[labels]).mean()
+
+
+def set_rates(optimizer: AdamW, peak_rates: Mapping[str, float], share: float) -> None:
+    """Give each group its peak rate times `share`; groups without a peak rate get 0."""
+    for options in optimizer.param_groups:
+        options["lr"] = peak_rates.get(options["group"], 0.0) * share
+
+
+def adapting_norms(trained: nn.Module) -> list[nn.Module]:
+    """Norm layers that normalize by the batch and update their statistics, as they are set now."""
+    layers = trained.modules()
+    return [layer for layer in layers if isinstance(layer, StoredStatisticsNorm) and layer.training]
 
 
 ADVICE = (
