@@ -241,7 +241,7 @@ def _expect(path: Path, what: str, found: object, expected: object) -> None:
 
 def write_outputs(paths: Paths, inputs: Inputs, result: Evaluation, params: EvaluateParams) -> None:
     """Write metrics, logits, tables and pictures."""
-    names = inputs.manifest.class_names
+    names, groups = inputs.manifest.class_names, inputs.manifest.groups("test")
     images = [row.path for row in inputs.manifest.of("test")]
     shipped, models = result.shipped, result.models
     logits = {"baseline": inputs.baseline.test}
@@ -250,9 +250,10 @@ def write_outputs(paths: Paths, inputs: Inputs, result: Evaluation, params: Eval
     write_tensors(paths.logits, logits)
     predictions = tables.prediction_rows(images, shipped, models["baseline"], names)
     write_rows(paths.predictions, PredictionRow, predictions)
-    write_rows(paths.classes, ClassRow, tables.class_rows(shipped, names, params.confidence))
+    classes = tables.class_rows(shipped, groups, names, params.confidence)
+    write_rows(paths.classes, ClassRow, classes)
     write_rows(paths.confusion, ConfusionRow, tables.confusion_rows(shipped, names))
-    reliability = tables.reliability_rows(models, params.ece_bins)
+    reliability = tables.reliability_rows(models, groups, params.ece_bins, params.confidence)
     write_rows(paths.reliability, ReliabilityRow, reliability)
     hardest = hardest_images(shipped.losses, params.hardest)
     pictures = inputs.pixels.rows(inputs.pixels.row_of(hardest))

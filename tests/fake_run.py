@@ -565,8 +565,10 @@ def _write_bins(paths: Paths, shape: Shape, rng: np.random.Generator) -> None:
             for number_of_bin in range(10):
                 sure = 0.55 + 0.045 * number_of_bin
                 right = min(1.0, sure - 0.05 * (1 - calibrated) + float(rng.normal(0, 0.02)))
+                low, high = max(0.0, right - 0.1), min(1.0, right + 0.1)
+                images = shape.test // 10
                 rows.append(
-                    ReliabilityRow(model, calibrated, number_of_bin, sure, right, shape.test // 10)
+                    ReliabilityRow(model, calibrated, number_of_bin, sure, right, low, high, images)
                 )
     write_rows(paths.reliability, ReliabilityRow, rows)
 

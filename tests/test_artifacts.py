@@ -309,9 +309,9 @@ def test_numbers_keep_full_precision_in_a_table(tmp_path):
 
 
 def test_a_boolean_is_a_digit_and_a_missing_ratio_an_empty_cell(tmp_path):
-    row = ReliabilityRow("baseline", True, 0, 0.5, 0.25, 4)
+    row = ReliabilityRow("baseline", True, 0, 0.5, 0.25, 0.125, 0.75, 4)
     write_rows(tmp_path / "r.csv", ReliabilityRow, [row])
-    assert (tmp_path / "r.csv").read_text().splitlines()[1] == "baseline,1,0,0.5,0.25,4"
+    assert (tmp_path / "r.csv").read_text().splitlines()[1] == "baseline,1,0,0.5,0.25,0.125,0.75,4"
     assert read_rows(tmp_path / "r.csv", ReliabilityRow) == [row]
     unseen = ClassRow("cat", 0, 0, None, 0.0, 1.0, None, 0.0, 1.0, None)
     write_rows(tmp_path / "c.csv", ClassRow, [unseen])

@@ -43,6 +43,7 @@ from tasks.judging.answers import ModelLogits, judge
 from tasks.judging.calibration import expected_calibration_error
 from tasks.judging.metrics import log_probabilities
 from tasks.judging.rule import ValSet
+from tasks.judging.statistics import wilson_interval
 from tasks.runtime.device import normalize
 
 CLASSES = ['cat, "big"', "dog\nwet", "fox é"]
@@ -272,7 +273,7 @@ def flat(record, at=""):
 
 def test_a_class_without_images_has_empty_ratios_and_knows_nothing():
     judged = judge(np.eye(3)[[0, 0]], np.array([0, 0]))
-    rows = list(class_rows(judged, CLASSES, 0.95))
+    rows = list(class_rows(judged, ["a", "b"], CLASSES, 0.95))
     assert (rows[0].n, rows[0].predicted, rows[0].recall) == (2, 2, 1.0)
     assert rows[2] == ClassRow(CLASSES[2], 0, 0, None, 0.0, 1.0, None, 0.0, 1.0, None)
 
@@ -280,13 +281,44 @@ def test_a_class_without_images_has_empty_ratios_and_knows_nothing():
 def test_reliability_recomputes_the_calibration_error():
     logits = np.random.default_rng(0).normal(size=(50, 3)) * 3
     judged = judge(logits, np.random.default_rng(1).integers(0, 3, 50), temperature=4.0)
-    rows = list(reliability_rows({"baseline": judged}, bins=6))
+    groups = [str(number) for number in range(50)]
+    rows = list(reliability_rows({"baseline": judged}, groups, bins=6, confidence=0.95))
     assert len(rows) == 12
     for calibrated, log_p in enumerate((judged.log_p, judged.calibrated)):
         mine = [row for row in rows if row.calibrated == calibrated]
         error = sum(row.n * abs(row.accuracy - row.confidence) for row in mine) / 50
         confidence = np.exp(log_p.max(axis=1))
         assert error == pytest.approx(expected_calibration_error(confidence, judged.right, 6))
+
+
+def test_tables_bound_images_of_their_own_by_wilson_and_copies_by_their_groups():
+    logits = np.random.default_rng(0).normal(size=(200, 3))
+    labels = np.random.default_rng(1).integers(0, 3, 200)
+    names = [str(number) for number in range(200)]
+    alone, copied = (
+        list(tables_of(judge(np.tile(logits, (times, 1)), np.tile(labels, times)), names * times))
+        for times in (1, 3)
+    )
+    for right, count, low, high in alone:
+        expected = wilson_interval(right, count, confidence=0.95)
+        assert (low, high) == pytest.approx((expected.low, expected.high))
+    for (_, _, low, high), (right, count, grouped_low, grouped_high) in zip(
+        alone, copied, strict=True
+    ):
+        ungrouped = wilson_interval(right, count, confidence=0.95)
+        assert grouped_high - grouped_low > 1.5 * (ungrouped.high - ungrouped.low)
+        assert (grouped_low, grouped_high) == pytest.approx((low, high), abs=0.01)
+
+
+def tables_of(judged, groups):
+    """Right images, images, and bounds of every recall, precision and accuracy of a bin."""
+    classes = class_rows(judged, groups, CLASSES, 0.95)
+    bins = reliability_rows({"baseline": judged}, groups, bins=4, confidence=0.95)
+    for row in classes:
+        yield row.recall * row.n, row.n, row.recall_low, row.recall_high
+        yield row.recall * row.n, row.predicted, row.precision_low, row.precision_high
+    for row in bins:
+        yield row.accuracy * row.n, row.n, row.accuracy_low, row.accuracy_high
 
 
 def test_hardest_images_come_hardest_first_and_ties_in_order():

@@ -1,3 +1,4 @@
+import time
 from collections import Counter
 
 import numpy as np
@@ -12,6 +13,7 @@ from tasks.judging.statistics import (
     independent_images,
     paired_accuracy_interval,
     percentile_interval,
+    share_intervals,
     wilson_interval,
 )
 
@@ -133,6 +135,34 @@ def test_a_single_group_leaves_accuracy_almost_unknown():
     estimate = accuracy_interval(np.ones(50, bool), ["one"] * 50, **SETTING)
     assert estimate.low < 0.1
     assert estimate.high == 1
+
+
+def test_parts_are_bounded_as_one_share_is_by_many_resamples():
+    rng = np.random.default_rng(0)
+    groups = [str(number // 6) for number in range(360)]
+    hits = np.repeat(rng.random(60) < 0.7, 6) ^ (rng.random(360) < 0.1)
+    whole = accuracy_interval(hits, groups, confidence=0.95, resamples=20_000, seed=1)
+    parts = np.zeros(360, np.int64)
+    (bounds,) = share_intervals(hits, parts, groups, count=1, confidence=0.95)
+    assert (bounds.low, bounds.high) == pytest.approx((whole.low, whole.high), abs=0.002)
+
+
+def test_one_group_leaves_its_part_almost_unknown_and_no_image_leaves_it_unknown():
+    hits, parts = np.ones(50, bool), np.array([1] * 30 + [2] * 20)
+    groups = ["one"] * 30 + singletons(20)
+    none, one, many = share_intervals(hits, parts, groups, count=3, confidence=0.95)
+    assert (none.low, none.high) == (0, 1)
+    assert one.low < 0.1
+    assert many == wilson_interval(20, 20, confidence=0.95)
+
+
+def test_thousands_of_classes_are_bounded_in_seconds():
+    rng = np.random.default_rng(0)
+    hits, parts = rng.random(100_000) < 0.9, rng.integers(0, 2000, 100_000)
+    groups = [str(number // 3) for number in range(100_000)]
+    start = time.perf_counter()
+    assert len(share_intervals(hits, parts, groups, count=2000, confidence=0.95)) == 2000
+    assert time.perf_counter() - start < 5
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ class PredictionRow:
 class ClassRow:
     """What the shipped model does with the `n` test images of one class (per_class.csv).
 
-    A ratio of no images is None; its Wilson interval is [0, 1].
+    A ratio of no images is None; its interval is [0, 1].
     """
 
     class_: str
@@ -143,6 +143,8 @@ class ReliabilityRow:
     bin: int  # 0: least confident
     confidence: float
     accuracy: float
+    accuracy_low: float
+    accuracy_high: float
     n: int
 
 

@@ -19,9 +19,9 @@ from tasks.artifacts.tables import (
     write_rows,
 )
 from tasks.judging.answers import Judged, confidence_of
-from tasks.judging.calibration import reliability_table
+from tasks.judging.calibration import equal_mass_bins, reliability_table
 from tasks.judging.metrics import f1, precision, recall
-from tasks.judging.statistics import wilson_interval
+from tasks.judging.statistics import share_intervals
 
 
 def prediction_rows(
@@ -43,22 +43,27 @@ def prediction_rows(
         )
 
 
-def class_rows(judged: Judged, class_names: Sequence[str], confidence: float) -> Iterator[ClassRow]:
-    """One row a class, with Wilson intervals."""
+def class_rows(
+    judged: Judged, groups: Sequence[str], class_names: Sequence[str], confidence: float
+) -> Iterator[ClassRow]:
+    """One row a class, with intervals over the groups of the images, (N,)."""
     sums = judged.sums
-    for name, right, actual, predicted, *ratios in zip(
+    recalls, precisions = (
+        share_intervals(judged.right, parts, groups, count=len(class_names), confidence=confidence)
+        for parts in (judged.labels, judged.predicted)
+    )
+    for name, actual, predicted, found, pure, *ratios in zip(
         class_names,
-        sums.right,
         sums.actual,
         sums.predicted,
+        recalls,
+        precisions,
         recall(sums),
         precision(sums),
         f1(sums),
         strict=True,
     ):
         of_class, of_predicted, harmonic = (_known(ratio) for ratio in ratios)
-        found = wilson_interval(right, actual, confidence=confidence)
-        pure = wilson_interval(right, predicted, confidence=confidence)
         yield ClassRow(
             class_=name,
             n=int(actual),
@@ -79,13 +84,29 @@ def confusion_rows(judged: Judged, class_names: Sequence[str]) -> Iterator[Confu
         yield ConfusionRow(class_names[label], class_names[predicted])
 
 
-def reliability_rows(models: Mapping[ModelName, Judged], bins: int) -> Iterator[ReliabilityRow]:
+def reliability_rows(
+    models: Mapping[ModelName, Judged], groups: Sequence[str], bins: int, confidence: float
+) -> Iterator[ReliabilityRow]:
     """One row a model, before and after calibration, and bin, least confident first."""
     for name, judged in models.items():
         for calibrated, log_p in ((False, judged.log_p), (True, judged.calibrated)):
-            table = reliability_table(confidence_of(log_p), judged.right, bins)
-            for number, row in enumerate(table):
-                yield ReliabilityRow(name, calibrated, number, row.confidence, row.accuracy, row.n)
+            sure = confidence_of(log_p)
+            table = reliability_table(sure, judged.right, bins)
+            numbers = equal_mass_bins(sure, bins)
+            bounds = share_intervals(
+                judged.right, numbers, groups, count=len(table), confidence=confidence
+            )
+            for number, (row, bound) in enumerate(zip(table, bounds, strict=True)):
+                yield ReliabilityRow(
+                    model=name,
+                    calibrated=calibrated,
+                    bin=number,
+                    confidence=row.confidence,
+                    accuracy=row.accuracy,
+                    accuracy_low=bound.low,
+                    accuracy_high=bound.high,
+                    n=row.n,
+                )
 
 
 def summarize_metrics(metrics: Metrics) -> Summary:

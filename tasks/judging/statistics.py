@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse, special
 
-from tasks.artifacts.arrays import Bools, Floats
+from tasks.artifacts.arrays import Bools, Floats, Ints
 from tasks.artifacts.records import Estimate
 
 RESAMPLING = 0x5354  # purpose of the random numbers drawn here
@@ -124,9 +124,57 @@ def share_interval(
     Source: Korn and Graubard 1998, Confidence intervals for proportions with small expected number
     of positive counts estimated from survey data; the limits are Wilson's.
     """
-    worth = min(images, value * (1 - value) / variance) if variance > 0 else groups
-    worth /= _few_groups_factor(bootstrap, confidence) ** 2
+    factor = _few_groups_factor(bootstrap.images, bootstrap.groups, confidence)
+    worth = _worth(value, variance, images, groups) / factor**2
     return wilson_interval(value * worth, worth, confidence=confidence)
+
+
+def share_intervals(
+    hits: Bools, parts: Ints, groups: Sequence[str], *, count: int, confidence: float
+) -> list[Interval]:
+    """Bound the share of hits among the images of each part by `share_interval`'s rule.
+
+    The variance is what resampled groups tend to as resamples grow more; in closed form it costs
+    one pass over the images for any number of parts, and where every image of a part is a group of
+    its own the interval is exactly Wilson's.
+
+    Args:
+        hits: Whether each image counts as a success, bool (N,).
+        parts: The number of each image's part, a class or a bin, (N,).
+        groups: The group of each image, (N,).
+        count: How many parts there are; one without images has [0, 1].
+        confidence: In (0, 1).
+
+    Source: Cochran 1977, Sampling techniques, section 6.3 (the variance of a ratio).
+    """
+    names, group_of = np.unique(np.array(groups, dtype=object), return_inverse=True)
+    cells, cell_of = np.unique(parts * len(names) + group_of, return_inverse=True)
+    part_of = cells // max(len(names), 1)
+    images = np.bincount(part_of, np.bincount(cell_of), count)
+    cell_hits = np.bincount(cell_of, hits)
+    shares = np.bincount(part_of, cell_hits, count) / np.maximum(images, 1)
+    excess = cell_hits - shares[part_of] * np.bincount(cell_of)
+    variances = np.bincount(part_of, excess**2, count) / np.maximum(images, 1) ** 2
+    held = np.bincount(part_of, minlength=count)
+    return [
+        _share_interval(share, variance, n, own, confidence)
+        for share, variance, n, own in zip(
+            shares.tolist(), variances.tolist(), images.tolist(), held.tolist(), strict=True
+        )
+    ]
+
+
+def _share_interval(
+    share: float, variance: float, images: float, groups: int, confidence: float
+) -> Interval:
+    factor = _few_groups_factor(images, groups, confidence)
+    worth = _worth(share, variance, images, groups) / factor**2
+    return wilson_interval(share * worth, worth, confidence=confidence)
+
+
+def _worth(value: float, variance: float, images: float, groups: float) -> float:
+    """Number of independent images whose share varies as much; see `share_interval`."""
+    return min(images, value * (1 - value) / variance) if variance > 0 else groups
 
 
 def percentile_interval(
@@ -137,7 +185,7 @@ def percentile_interval(
         return None
     tail = (1 - confidence) / 2
     low, high = np.quantile(replicates, [tail, 1 - tail])
-    widen = _few_groups_factor(bootstrap, confidence)
+    widen = _few_groups_factor(bootstrap.images, bootstrap.groups, confidence)
     return Interval(
         min(value, float(value - widen * (value - low))),
         max(value, float(value + widen * (high - value))),
@@ -280,17 +328,18 @@ def difference_interval(
     proportions based on paired data; its variance replaced by that of the resamples.
     """
     center = value * worth / (worth + 2)
-    z = -float(special.ndtri((1 - confidence) / 2)) * _few_groups_factor(bootstrap, confidence)
+    z = -float(special.ndtri((1 - confidence) / 2))
+    z *= _few_groups_factor(bootstrap.images, bootstrap.groups, confidence)
     half = z * float(np.sqrt(variance + 2 / (worth + 2) ** 2))
     low, high = min(value, center - half), max(value, center + half)
     return Interval(max(-largest, low), min(largest, high))
 
 
-def _few_groups_factor(bootstrap: GroupBootstrap, confidence: float) -> float:
+def _few_groups_factor(images: float, groups: int, confidence: float) -> float:
     """How much wider an interval is because groups vary, not images; 1 where they are the same."""
     tail = (1 - confidence) / 2
-    by_group = special.stdtrit(max(bootstrap.groups - 1, 1), tail)
-    by_image = special.stdtrit(max(bootstrap.images - 1, 1), tail)
+    by_group = special.stdtrit(max(groups - 1, 1), tail)
+    by_image = special.stdtrit(max(images - 1, 1), tail)
     return float(by_group / by_image)
 
 

@@ -79,9 +79,7 @@ def _draw(findings: Findings) -> Mapping[str, Drawing]:
         "comparison": comparison(metrics, findings.tuned_name),
         "recalls": class_recalls(findings.classes),
         "confusion": matrix(findings.confusion, findings.health.classes),
-        "reliability": reliability(
-            [row for row in findings.bins if row.model == metrics.shipped], findings.confidence
-        ),
+        "reliability": reliability([row for row in findings.bins if row.model == metrics.shipped]),
     }
     if similarity.mmd and similarity.known:
         drawings["ruler"] = ruler(similarity.known, findings.origin.name, similarity.mmd)

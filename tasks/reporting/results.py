@@ -7,7 +7,6 @@ from markupsafe import Markup
 
 from tasks.artifacts.records import Difference, Estimate, Metrics, Scores
 from tasks.artifacts.tables import ClassRow, ReliabilityRow
-from tasks.judging.statistics import wilson_interval
 from tasks.reporting.svg import (
     WIDTH,
     Drawing,
@@ -124,10 +123,9 @@ def class_recalls(classes: Sequence[ClassRow]) -> Drawing:
     return Drawing(figure(bottom + 38, label, shapes))
 
 
-def reliability(bins: Sequence[ReliabilityRow], confidence: float) -> Drawing:
+def reliability(bins: Sequence[ReliabilityRow]) -> Drawing:
     """Draw accuracy against confidence, before and after calibration, with intervals."""
-    bounds = [wilson_interval(b.accuracy * b.n, b.n, confidence=confidence) for b in bins]
-    lowest = min([*(b.confidence for b in bins), *(interval.low for interval in bounds)])
+    lowest = min(min(b.confidence, b.accuracy_low) for b in bins)
     x_scale = _share_scale([lowest], 52, WIDTH - 14)
     y_scale = _share_scale([lowest], 300, 30)
     shapes = [
@@ -135,13 +133,13 @@ def reliability(bins: Sequence[ReliabilityRow], confidence: float) -> Drawing:
         axis_left(y_scale, 52, WIDTH - 14, _share_axis("accuracy", y_scale), _whole),
         line(x_scale(0), y_scale(0), x_scale(1), y_scale(1), "line reference"),
     ]
-    for b, interval in zip(bins, bounds, strict=True):
+    for b in bins:
         x = x_scale(b.confidence)
         kind = "finetuned" if b.calibrated else "baseline"
         spoken = f"confidence {percent(b.confidence)}, accuracy {percent(b.accuracy)}"
         tip = f"{plural(b.n, 'image')}: {spoken}"
         shapes += [
-            line(x, y_scale(interval.low), x, y_scale(interval.high), f"interval thin {kind}"),
+            line(x, y_scale(b.accuracy_low), x, y_scale(b.accuracy_high), f"interval thin {kind}"),
             dot(x, y_scale(b.accuracy), kind, tip=tip),
         ]
     keys = (
