@@ -24,6 +24,7 @@ from tasks.heads.linear import Labelled, choose_linear
 from tasks.heads.mlp import fit_mlp, mlp_width
 from tasks.judging.rule import Verdict
 from tasks.params import BaselineParams, Params
+from tasks.runtime import progress
 
 D = 8
 NAMES = ["a", "b", "c"]
@@ -285,6 +286,19 @@ def test_held_out_groups_choose_the_strength_where_images_are_few(
     assert sorted(np.concatenate([held_out for _, held_out in splits])) == list(range(60))
     for fitted, held_out in splits:
         assert not {groups[i] for i in fitted} & {groups[i] for i in held_out}
+
+
+def test_every_fit_and_every_epoch_is_told(
+    params: BaselineParams, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    caplog.set_level("INFO")
+    choose_linear(make_labelled(30), make_labelled(30, seed=1), [0.1, 1.0], classes=3, seed=0)
+    fits = [line for line in caplog.messages if line.startswith("linear head: ")]
+    assert [" of 12 fits, " in line for line in fits] == [True] * len(fits)
+    assert len(fits) in {11, 12}
+    fit_mlp(make_labelled(30), make_labelled(30, seed=1), params, classes=3, seed=0)
+    assert f"MLP: 1 of {params.mlp_epochs} epochs, " in caplog.text
 
 
 def test_val_chooses_where_a_class_has_a_single_group():

@@ -47,6 +47,16 @@ def test_lines_tell_rate_and_time_left_but_not_more_than_every_ten_seconds(
     ]
 
 
+def test_a_slow_loop_tells_its_rate_and_is_read_again(clock, caplog, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Stream(terminal=False))
+    caplog.set_level(logging.INFO)
+    with progress("linear head", 54, "fits") as meter:
+        clock.now += 20
+        meter.advance()
+    assert caplog.messages == ["linear head: 1 of 54 fits, 0.05 a second, 1060 s left"]
+    assert read_progress(caplog.messages[0]) == Reading("linear head", 1 / 54, 1060.0)
+
+
 def test_a_short_loop_says_nothing(clock, caplog, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Stream(terminal=False))
     caplog.set_level(logging.INFO)

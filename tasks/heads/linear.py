@@ -16,6 +16,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from tasks.artifacts.arrays import Features, Floats, Ints
 from tasks.judging.rule import ValSet
+from tasks.runtime.progress import Meter, progress
 
 ROWS_AT_ONCE = 4096
 KEPT_BYTES = 1 << 30  # scaled rows up to this size stay in memory
@@ -194,14 +195,23 @@ def choose_linear(
     """
     rows = ScaledRows(train, np.arange(len(train.labels)))
     folds = _folds(train, seed) if len(train.labels) < FEW_IMAGES * classes else []
-    if not folds:
-        fits = list(_until_hopeless(fit_path(rows, classes, strengths), val))
-        chosen = min(fits, key=lambda fit: _mean_loss(fit, val))
-        return LinearPath(fits, chosen, "val loss")
-    losses = _held_out_losses(train, folds, strengths, classes)
-    best = min(losses, key=lambda strength: losses[strength])
-    fits = list(fit_path(rows, classes, [one for one in strengths if one >= best]))
-    return LinearPath(fits, fits[-1], f"{len(folds)}-fold cross-validation over train")
+    with progress("linear head", len(strengths) * (len(folds) + 1), "fits") as meter:
+        if not folds:
+            path = _counted(fit_path(rows, classes, strengths), meter)
+            fits = list(_until_hopeless(path, val))
+            chosen = min(fits, key=lambda fit: _mean_loss(fit, val))
+            return LinearPath(fits, chosen, "val loss")
+        losses = _held_out_losses(train, folds, strengths, classes, meter)
+        best = min(losses, key=lambda strength: losses[strength])
+        kept = [one for one in strengths if one >= best]
+        fits = list(_counted(fit_path(rows, classes, kept), meter))
+        return LinearPath(fits, fits[-1], f"{len(folds)}-fold cross-validation over train")
+
+
+def _counted(path: Iterator[LinearFit], meter: Meter) -> Iterator[LinearFit]:
+    for fit in path:
+        meter.advance()
+        yield fit
 
 
 def _until_hopeless(path: Iterator[LinearFit], val: Labelled) -> Iterator[LinearFit]:
@@ -234,12 +244,13 @@ def _held_out_losses(
     folds: Sequence[tuple[Ints, Ints]],
     strengths: Sequence[float],
     classes: int,
+    meter: Meter,
 ) -> dict[float, float]:
     """Total loss over the clean views of held-out images, for each strength."""
     totals = dict.fromkeys(strengths, 0.0)
     for fitted, held_out in folds:
         clean = train.features[held_out, 0]
         val = ValSet(train.labels[held_out], [train.groups[image] for image in held_out])
-        for fit in fit_path(ScaledRows(train, fitted), classes, strengths):
+        for fit in _counted(fit_path(ScaledRows(train, fitted), classes, strengths), meter):
             totals[fit.strength] += float(val.losses(fit.logits(clean)).sum())
     return totals

@@ -16,6 +16,7 @@ from tasks.heads.linear import Labelled, measure_moments
 from tasks.heads.schedule import count_steps, epoch_batches, warmup_cosine
 from tasks.judging.overfitting import EpochLosses
 from tasks.params import BaselineParams
+from tasks.runtime.progress import progress
 
 PHASE = 0  # of the random numbers: fine-tuning counts its phases from 1
 WARMUP_FRACTION = 0.1
@@ -57,19 +58,21 @@ def fit_mlp(
     best, best_epoch = deepcopy(head), 0
     epochs: list[EpochLosses] = []
     breakdown = None
-    while len(epochs) < params.mlp_epochs and len(epochs) - best_epoch < params.mlp_patience:
-        train_loss = _run_epoch(head, optimizer, train, params, seed=seed, epoch=len(epochs))
-        val_loss = val.judge.loss(apply_head(head, val.features[:, 0]))
-        if not np.isfinite([train_loss, val_loss]).all():
-            breakdown = (
-                f"epoch {len(epochs) + 1} (train loss {train_loss:.3g}, val loss {val_loss:.3g}); "
-                "lower baseline.mlp_lr"
-            )
-            break
-        lowest = min((one.val_loss for one in epochs), default=np.inf)
-        epochs.append(EpochLosses(train_loss, val_loss))
-        if val_loss < lowest:
-            best, best_epoch = deepcopy(head), len(epochs)
+    with progress("MLP", params.mlp_epochs, "epochs") as meter:
+        while len(epochs) < params.mlp_epochs and len(epochs) - best_epoch < params.mlp_patience:
+            train_loss = _run_epoch(head, optimizer, train, params, seed=seed, epoch=len(epochs))
+            val_loss = val.judge.loss(apply_head(head, val.features[:, 0]))
+            if not np.isfinite([train_loss, val_loss]).all():
+                breakdown = (
+                    f"epoch {len(epochs) + 1} (train loss {train_loss:.3g}, val loss "
+                    f"{val_loss:.3g}); lower baseline.mlp_lr"
+                )
+                break
+            lowest = min((one.val_loss for one in epochs), default=np.inf)
+            epochs.append(EpochLosses(train_loss, val_loss))
+            meter.advance()
+            if val_loss < lowest:
+                best, best_epoch = deepcopy(head), len(epochs)
     if not epochs:
         raise TrainingError(f"the MLP broke down in {breakdown}")
     return HeadFit(best.eval(), hidden, best_epoch, epochs, breakdown)

@@ -131,11 +131,12 @@ class _Lines:
         rate = self._done / max(now - self._start, 1e-9)
         left = (self._total - self._done) / rate if rate else 0.0
         log.info(
-            "%s: %d of %d %s, %.0f a second, %.0f s left",
+            "%s: %d of %d %s, %.*f a second, %.0f s left",
             self._what,
             self._done,
             self._total,
             self._unit,
+            0 if rate >= 1 else 2,
             rate,
             left,
         )
