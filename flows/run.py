@@ -49,6 +49,7 @@ from flows.stages.graph import (
 )
 from flows.stages.locks import WORKSPACE, hold, hold_lane, lanes_of
 from flows.stages.runner import Outcome, Runner
+from tasks.artifacts.words import listed
 from tasks.errors import RegraftError
 from tasks.evaluation.words import headline, headline_on_val
 from tasks.runtime.machine import read_machine
@@ -294,7 +295,7 @@ def _run(home: Path, wish: Wish, runner: Runner, *, experiment: str | None = Non
         get_run_logger().warning(
             "%s is stale (%s) but not chosen; what follows works on its old results",
             stage,
-            "; ".join(why),
+            listed(why, SHOWN_REASONS),
         )
     before = locked_stages(root)
     try:
@@ -375,7 +376,7 @@ def _do(run: Run, stage: str, why: Sequence[str]) -> State[Any]:
     if not why:
         return Completed(name="Cached", message="unchanged")
     log = get_run_logger()
-    log.info("%s: %s", stage, _shortened(why))
+    log.info("%s: %s", stage, listed(why, SHOWN_REASONS))
     progress = StageProgress(stage)
 
     def say(line: str) -> None:
@@ -391,11 +392,6 @@ def _do(run: Run, stage: str, why: Sequence[str]) -> State[Any]:
     progress.finish()
     name = "Completed" if outcome.kind == "ran" else "Cached"
     return Completed(name=name, message=outcome.message)
-
-
-def _shortened(why: Sequence[str]) -> str:
-    more = f"; and {len(why) - SHOWN_REASONS} more" if len(why) > SHOWN_REASONS else ""
-    return "; ".join(why[:SHOWN_REASONS]) + more
 
 
 def _level(line: str) -> int:

@@ -28,6 +28,7 @@ from tasks.artifacts.records import (
     write_record,
 )
 from tasks.artifacts.tables import Manifest, ManifestRow, read_manifest
+from tasks.artifacts.words import first_of
 from tasks.errors import ArtifactError, DataError, ImageError
 from tasks.images.augmentation import draw_view, ranges_of, render_view
 from tasks.images.contact_sheet import choose_strips, draw_contact_sheet
@@ -42,7 +43,6 @@ from tasks.runtime.progress import progress
 
 log = logging.getLogger(__name__)
 
-CHANGES_SHOWN = 10
 GIGABYTE = 1e9
 
 
@@ -212,13 +212,10 @@ def _check_space(needed: int, folder: Path) -> None:
 
 def _changed_error(rows: Sequence[ManifestRow], root: Path, *, workers: int) -> DataError:
     changes = find_changes(rows, root, workers=workers)
-    lines = [f"  {row.path!r}: {change}" for row, change in changes[:CHANGES_SHOWN]]
-    if len(changes) > CHANGES_SHOWN:
-        lines.append(f"  and {len(changes) - CHANGES_SHOWN:,} more")
+    lines = [f"{row.path!r}: {change}" for row, change in changes]
     return DataError(
-        f"{len(changes):,} of {len(rows):,} images below {root} changed since ingest:\n"
-        + "\n".join(lines)
-        + "\nrun ingest again"
+        f"{len(changes):,} of {len(rows):,} images below {root} changed since "
+        f"ingest:{first_of(lines)}\nrun ingest again"
     )
 
 

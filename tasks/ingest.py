@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tasks.artifacts.records import Health, write_record
 from tasks.artifacts.tables import Manifest, ManifestRow, Rejected, write_manifest, write_rows
+from tasks.artifacts.words import listed
 from tasks.errors import DataError
 from tasks.images.duplicates import Grouping, group_images
 from tasks.images.folders import Listing
@@ -82,8 +83,8 @@ def _check_classes(listing: Listing, inspection: Inspection) -> None:
     lost = sorted({image.label for image in listing.images} - usable)
     if lost:
         raise DataError(
-            f"{listing.origin.name}: no file of class {', '.join(lost)} can be used; "
-            "see quarantine.csv"
+            f"{listing.origin.name}: classes without a usable file: "
+            f"{listed(lost)}; see quarantine.csv"
         )
     if len(usable) < 2:
         raise DataError(
@@ -116,11 +117,10 @@ def summarize(health: Health) -> str:
     """Say in one line what was found."""
     totals = {name: sum(counts.values()) for name, counts in health.class_counts.items()}
     shown = sorted(totals, key=lambda name: (-totals[name], name))
-    names = ", ".join(f"{name} {totals[name]:,}" for name in shown[:5])
-    more = ", ..." if len(shown) > 5 else ""
+    names = listed([f"{name} {totals[name]:,}" for name in shown])
     splits = ", ".join(f"{split} {count:,}" for split, count in health.split_counts.items())
     return (
-        f"{health.images:,} images of {len(totals)} classes ({names}{more}), "
+        f"{health.images:,} images of {len(totals)} classes ({names}), "
         f"{health.rejected:,} bad, {health.exact_duplicates:,} copies, "
         f"{health.near_duplicates:,} near copies, "
         f"{health.groups:,} groups; {splits}"

@@ -22,12 +22,13 @@ from ruamel.yaml.tokens import (
     FlowSequenceStartToken,
 )
 
+from tasks.artifacts.words import first_lines
 from tasks.errors import ParamsError
 from tasks.params import Params
 
 LARGEST_FILE_BYTES = 200_000
 DEEPEST_NESTING = 20
-LONGEST_SHOWN = 100
+LONGEST_SHOWN, SHOWN_PROBLEMS = 100, 20
 KINDS = {"array": "list", "boolean": "true or false", "object": "block of keys"}
 OPENING = (
     BlockMappingStartToken,
@@ -64,7 +65,7 @@ def load_params(path: Path) -> Params:
     except ValidationError as err:
         lines = dict(_lines_of(root))
         problems = [_describe(path, detail, lines) for detail in err.errors()]
-        raise ParamsError("\n".join(dict.fromkeys(problems))) from err
+        raise ParamsError("\n".join(first_lines(dict.fromkeys(problems), SHOWN_PROBLEMS))) from err
 
 
 def place_of_key(path: Path, key: str) -> str:

@@ -212,7 +212,7 @@ def test_only_the_first_changed_files_are_listed(project: Project) -> None:
         project.run()
     assert str(caught.value).splitlines()[-3:-1] == [
         "  'dog/001.png': No such file or directory",
-        "  and 6 more",
+        "  ... and 6 more",
     ]
 
 

@@ -152,14 +152,14 @@ def test_the_command_gives_the_same_bytes_for_any_number_of_threads(
 
 def test_images_that_cannot_be_decoded_are_all_counted_and_the_first_named(image_folder, tmp_path):
     root = image_folder(images=3)
-    for number in range(6):
+    for number in range(12):
         (root / "fox" / f"bad{number}.jpg").write_bytes(b"no image")
     with pytest.raises(DataError) as caught:
         run_main(root, tmp_path / "card.safetensors")
     message = str(caught.value)
-    assert message.startswith("6 of 15 images cannot be used")
-    assert message.count("bad") == 5
-    assert message.endswith("...")
+    assert message.startswith("12 of 21 images cannot be used")
+    assert message.count("bad") == 10
+    assert message.endswith("... and 2 more")
     assert not (tmp_path / "card.safetensors").exists()
 
 

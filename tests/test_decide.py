@@ -126,8 +126,8 @@ def test_main_writes_decision_and_words(tmp_path):
     assert decision == decided(images=200)
     page = (tmp_path / "out/decision.md").read_text()
     assert page.startswith("# How to transfer\n\n**Fine-tune the top 4 of 8 layer groups (from b")
-    assert "| 1 | blocks.5, blocks.6, head |" in page
-    assert "| 2 | blocks.3, blocks.4, blocks.5, blocks.6, head |" in page
+    assert "| 1 | blocks.5 to blocks.6, head |" in page
+    assert "| 2 | blocks.3 to blocks.6, head |" in page
     assert all(f"| {rule.name} |" in page for rule in decision.rules)
     assert all(sentence in page for sentence in [*decision.reasons, *decision.would_change])
 

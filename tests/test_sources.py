@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tasks.artifacts.words import printable
 from tasks.errors import DataError
-from tasks.images.folders import Listing, nearest_name, printable
+from tasks.images.folders import Listing, nearest_name
 from tasks.images.sources import digest_of_files, list_images, read_descriptor, resolve_root
 from tasks.images.tables import read_groups
 
@@ -374,7 +375,7 @@ def test_labels_may_be_listed_values_or_the_cell_itself(descriptor: Path) -> Non
         ("{below: 0.5}", "{under: 0.5}", r"label.ranges.good.under is not a field"),
         ("{below: 0.5}", "{below: 0.2}", r"line 2: no label fits p '0.3333'"),
         ("{below: 0.5}", "{below: 0.6}", r"line 1: 2 labels fit p '0.5'"),
-        ("columns: [path, p]", "columns: [path, p, q]", r"line 1: 2 cells, expected path, p, q"),
+        ("columns: [path, p]", "columns: [path, p, q]", r"line 1: 2 cells, expected path, p and q"),
         ("labels.csv", "label.csv", r"has no file data/label.csv"),
     ],
 )
@@ -439,7 +440,7 @@ def test_a_folder_that_has_gone_is_named(tmp_path: Path) -> None:
 
 
 def test_names_are_shown_as_any_terminal_can() -> None:
-    assert printable("é 猫\n\udcff") == "é 猫\\n\\udcff"
+    assert printable("é 猫\n\udcff") == "é 猫\\n\\xff"
 
 
 def test_the_nearest_name_prefers_the_same_file_name() -> None:

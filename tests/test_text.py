@@ -1,4 +1,4 @@
-"""Numbers and names as a person reads them."""
+"""Numbers as a person reads them."""
 
 import pytest
 
@@ -82,36 +82,6 @@ def test_nouns_agree_with_their_number() -> None:
     assert text.plural(1, "image") == "1 image"
     assert text.plural(1557, "image") == "1,557 images"
     assert text.plural(2, "class", "classes") == "2 classes"
-
-
-def test_lists_end_with_and_or_with_how_many_are_left_out() -> None:
-    assert text.joined(["a"]) == "a"
-    assert text.joined(["a", "b", "c"]) == "a, b and c"
-    assert text.joined(list("abcde"), 2) == "a, b and 3 more"
-
-
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("plain été 猫.png", "plain été 猫.png"),
-        (b"\xff.png".decode("utf-8", "surrogateescape"), "\\xff.png"),
-        ("two\nlines\t", "two\\nlines\\t"),
-        ("91.2\N{NO-BREAK SPACE}%", "91.2\N{NO-BREAK SPACE}%"),
-        ("evil\u202egnp.exe", "evil\\u202egnp.exe"),
-        ("\ud800", "\\ud800"),
-    ],
-)
-def test_names_show_what_cannot_be_printed_as_escapes(name: str, shown: str) -> None:
-    assert text.printable(name) == shown
-    text.printable(name).encode("utf-8")
-
-
-def test_long_names_lose_their_middle_only() -> None:
-    short = text.shortened("a very long class name 17", 12)
-    assert len(short) == 12
-    assert short.startswith("a very")
-    assert short.endswith("17")
-    assert text.shortened("short", 12) == "short"
 
 
 def test_sentences_of_the_stages_get_their_square_set() -> None:

@@ -40,9 +40,9 @@ def test_what_other_trainings_left_is_mentioned_once_with_its_size_and_kept(
     workspace.mention_others()
     (message,) = caplog.messages
     assert message == (
-        f"{tmp_path / 'checkpoints' / 'other'}, {tmp_path / 'activations' / 'other'}: left behind "
-        "by trainings of other inputs, values or code, 2.6 MB in all; not used here, and may be "
-        "deleted if none of them is still running"
+        f"{tmp_path / 'checkpoints' / 'other'} and {tmp_path / 'activations' / 'other'}: left "
+        "behind by trainings of other inputs, values or code, 2.6 MB in all; not used here, and "
+        "may be deleted if none of them is still running"
     )
     workspace.remove()
     assert all(path.exists() for path in others)

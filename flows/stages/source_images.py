@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from flows.errors import IsolationError
+from tasks.artifacts.words import printable
 from tasks.errors import DataError
-from tasks.images.folders import printable
 from tasks.images.tables import read_lines
 
 

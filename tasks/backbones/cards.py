@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tasks.artifacts.arrays import Pixels
 from tasks.artifacts.records import Fit
+from tasks.artifacts.words import first_of
 from tasks.backbones.catalogue import Backbone, load_backbone
 from tasks.backbones.engine import make_engine
 from tasks.backbones.groups import PooledFeatures
@@ -32,7 +33,6 @@ log = logging.getLogger(__name__)
 FITS: tuple[Fit, ...] = ("crop", "squash", "pad")
 BATCH_SIZE = 32
 SAMPLE_IMAGES = 8  # on which the engine is compared with torch
-SHOWN = 5  # unreadable files named in a message
 
 
 def list_source_images(folder: Path) -> list[Path]:
@@ -70,11 +70,9 @@ def read_views(
         elif not bad:
             yield view
     if bad:
-        more = "\n..." if len(bad) > SHOWN else ""
         raise DataError(
-            f"{len(bad)} of {len(files)} images cannot be used; remove or repair them:\n"
-            + "\n".join(bad[:SHOWN])
-            + more
+            f"{len(bad)} of {len(files)} images cannot be used; remove or repair "
+            f"them:{first_of(bad)}"
         )
 
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from tasks.artifacts.arrays import read_tensors, read_tensors_note, write_tensors
 from tasks.artifacts.records import Fit, InputSpec, Record
+from tasks.artifacts.words import listed
 from tasks.errors import ArtifactError
 
 log = logging.getLogger(__name__)
@@ -97,6 +98,6 @@ def find_card(folder: Path, weights_sha256: str) -> SourceCard | None:
     if not fitting:
         return None
     if len(fitting) > 1:
-        others = ", ".join(path.name for path, _ in fitting[1:])
+        others = listed([path.name for path, _ in fitting[1:]])
         log.warning("%s is used as source card, not %s", fitting[0][0].name, others)
     return fitting[0][1]

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from tasks.artifacts.words import listed
 from tasks.errors import WeightsError
 
 State = dict[str, torch.Tensor]
@@ -212,7 +213,7 @@ def load_state(model: nn.Module, tensors: Mapping[str, torch.Tensor], *, where: 
     """Fill a model with tensors of the same names and shapes.
 
     Raises:
-        WeightsError: Names or shapes differ; lists the first five of each kind.
+        WeightsError: Names or shapes differ; lists the first of each kind.
     """
     own = model.state_dict()
     problems = [
@@ -236,8 +237,7 @@ def load_state(model: nn.Module, tensors: Mapping[str, torch.Tensor], *, where: 
 
 
 def _first(what: str, names: list[str]) -> list[str]:
-    shown = ", ".join([*names[:5], *(["..."] if len(names) > 5 else [])])
-    return [f"{len(names)} tensors {what} ({shown})"] if names else []
+    return [f"{len(names)} tensors {what} ({listed(names)})"] if names else []
 
 
 def hash_state(state: Mapping[str, torch.Tensor]) -> str:

@@ -8,16 +8,15 @@ pipes and devices are never followed.
 import difflib
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tasks.artifacts.records import ImageSource, Split
 from tasks.artifacts.tables import Rejected
+from tasks.artifacts.words import first_of, printable
 from tasks.errors import DataError
 from tasks.images.decode import SUFFIXES
-
-SHOWN = 10  # examples in an error message
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +63,6 @@ class Listing:
     ignored: int = 0
     pin: Pin | None = None
     linked: tuple[str, ...] = ()
-
-
-def printable(text: str) -> str:
-    r"""Give a name that any terminal and any UTF-8 file can hold: odd characters as \n, \udcff."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def first_of(lines: Iterable[str], shown: int = SHOWN) -> str:
-    """Join the first lines, one below the other and indented, and say how many more there are."""
-    every = list(lines)
-    more = [f"... and {len(every) - shown:,} more"] if len(every) > shown else []
-    return "".join(f"\n  {line}" for line in [*every[:shown], *more])
 
 
 def nearest_name(name: str, known: Collection[str]) -> str:

@@ -9,14 +9,16 @@ import numpy as np
 
 from tasks.artifacts.records import SPLITS, Health, Split
 from tasks.artifacts.tables import Manifest
+from tasks.artifacts.words import listed, printable, shortened
 from tasks.images.duplicates import Grouping, members_of
-from tasks.images.folders import Listing, printable
+from tasks.images.folders import Listing
 from tasks.images.validate import Inspection, kinds_of_reasons
 
 IMBALANCE_TO_MENTION = 10.0
 LARGE_SET_OF_COPIES, LARGE_SHARE_OF_COPIES = 20, 0.01
 FEW_TRAINING_IMAGES = 10
-SHOWN = 3  # examples in a sentence
+EXAMPLES, KINDS = 3, 10  # of names in a sentence, of remarks about images
+LONGEST = 200  # characters of a name or remark
 
 
 def describe_health(
@@ -100,10 +102,6 @@ def _given_splits(inspection: Inspection, numbers: Sequence[int]) -> set[Split]:
     return {split for split in splits if split is not None}
 
 
-def _example(paths: Sequence[str]) -> str:
-    return " and ".join(map(printable, paths[:2]))
-
-
 def _about_leaks(
     leaks: Sequence[Sequence[str]], inspection: Inspection, grouping: Grouping
 ) -> Iterator[str]:
@@ -111,7 +109,7 @@ def _about_leaks(
         pictures = sum(map(len, leaks))
         yield (
             f"LEAK: {len(leaks)} pictures stand in several of the given splits ({pictures} files, "
-            f"such as {_example(leaks[0])}), so that test results flatter; nothing was moved. "
+            f"such as {listed(leaks[0][:2])}), so that test results flatter; nothing was moved. "
             "Remove them, or take the splits away and let them be cut."
         )
     by_group = defaultdict[str, list[int]](list)
@@ -123,7 +121,7 @@ def _about_leaks(
     if len(crossing) > len(leaks):
         yield (
             f"LEAK: {len(crossing)} groups stand in several of the given splits, such as "
-            f"{printable(crossing[0])}; nothing was moved."
+            f"{shortened(crossing[0], LONGEST)}; nothing was moved."
         )
 
 
@@ -131,28 +129,29 @@ def _about_labels(grouping: Grouping) -> Iterator[str]:
     if grouping.label_conflicts:
         yield (
             f"{len(grouping.label_conflicts)} pictures stand under several labels, such as "
-            f"{_example(grouping.label_conflicts[0])}; they were kept, decide which label is right."
+            f"{listed(grouping.label_conflicts[0][:2])}; they were kept, decide which label is "
+            "right."
         )
     if grouping.mixed_copies:
         yield (
             f"{len(grouping.mixed_copies)} sets of pictures that look alike have several labels, "
-            f"such as {_example(grouping.mixed_copies[0])}; see if the picture shows why."
+            f"such as {listed(grouping.mixed_copies[0][:2])}; see if the picture shows why."
         )
 
 
 def _about_files(listing: Listing, inspection: Inspection) -> Iterator[str]:
     reasons = kinds_of_reasons(inspection.rejected)
     if reasons:
-        listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-        yield f"{len(inspection.rejected)} files were left out: {listed}."
+        kinds = [f"{count} {reason}" for reason, count in reasons.items()]
+        yield f"{len(inspection.rejected)} files were left out: {listed(kinds)}."
     links = [
         item.path for item in inspection.rejected if item.reason.startswith("link to a folder")
     ]
     if links:
-        yield f"Folders behind links were not read: {', '.join(map(printable, links[:SHOWN]))}."
+        yield f"Folders behind links were not read: {listed(links, EXAMPLES)}."
     if listing.linked:
         yield (
-            f"Folders that are links: {', '.join(map(printable, listing.linked[:SHOWN]))}. DVC "
+            f"Folders that are links: {listed(listing.linked, EXAMPLES)}. DVC "
             "does not see when files behind them change; run `dvc repro -f ingest` then."
         )
     if listing.ignored:
@@ -160,12 +159,20 @@ def _about_files(listing: Listing, inspection: Inspection) -> Iterator[str]:
             f"{listing.ignored} files were ignored: hidden ones, those that systems leave behind, "
             "and those beside the class folders."
         )
+    yield from _about_remarks(inspection)
+
+
+def _about_remarks(inspection: Inspection) -> Iterator[str]:
     examples = defaultdict[str, list[tuple[str, str]]](list)
     for image in inspection.images:
         for warning in image.warnings:
             examples[re.sub(r"[\d.]+", "#", warning)].append((warning, image.listed.path))
-    for cases in examples.values():
-        yield f"{len(cases)} images, such as {printable(cases[0][1])}: {printable(cases[0][0])}."
+    kinds = list(examples.values())
+    for cases in kinds[:KINDS]:
+        remark, path = (shortened(words, LONGEST) for words in cases[0])
+        yield f"{len(cases)} images, such as {path}: {remark}."
+    if len(kinds) > KINDS:
+        yield f"{sum(map(len, kinds[KINDS:])):,} more images gave remarks of other kinds."
 
 
 def _about_copies(grouping: Grouping) -> Iterator[str]:
@@ -188,7 +195,8 @@ def _about_classes(counts: dict[str, dict[str, int]]) -> Iterator[str]:
         )
     few = [name for name, by_split in counts.items() if by_split["train"] < FEW_TRAINING_IMAGES]
     if few:
-        yield f"Fewer than {FEW_TRAINING_IMAGES} training images: {', '.join(few)}."
+        names = listed(few, where="health.json")
+        yield f"Fewer than {FEW_TRAINING_IMAGES} training images: {names}."
     yield from _about_names(list(counts))
 
 
@@ -200,6 +208,6 @@ def _about_names(names: Sequence[str]) -> Iterator[str]:
     by_name = defaultdict[str, list[str]](list)
     for name in names:
         by_name[alike(name)].append(name)
-    for several in by_name.values():
-        if len(several) > 1:
-            yield f"Classes that may be meant as one: {', '.join(map(ascii, several))}."
+    twins = [" = ".join(map(ascii, several)) for several in by_name.values() if len(several) > 1]
+    if twins:
+        yield f"Classes that may be meant as one: {listed(twins, EXAMPLES)}."

@@ -15,15 +15,14 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from tasks.artifacts.records import ImageSource
+from tasks.artifacts.words import first_of, listed, printable
 from tasks.errors import DataError
 from tasks.images.folders import (
     ListedImage,
     Listing,
     Pin,
-    first_of,
     list_folder,
     nearest_name,
-    printable,
 )
 from tasks.images.tables import list_table, read_text
 
@@ -196,7 +195,7 @@ def _images(source: Path, descriptor: Descriptor, table: Path) -> list[ListedIma
     for number, line in enumerate(read_text(table).splitlines(), start=1):
         cells = line.split(DELIMITERS[descriptor.table.delimiter])
         if len(cells) != len(columns):
-            problems.append(f"line {number}: {len(cells)} cells, expected {', '.join(columns)}")
+            problems.append(f"line {number}: {len(cells)} cells, expected {listed(columns, 20)}")
             continue
         row = dict(zip(columns, (cell.strip() for cell in cells), strict=True))
         if _leads_out(row[descriptor.table.path]):

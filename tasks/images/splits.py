@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tasks.artifacts.records import SPLITS, Split
+from tasks.artifacts.words import first_of, listed
 from tasks.errors import DataError
-from tasks.images.folders import SHOWN, first_of
 from tasks.params import IngestParams
 
 SLACK = 0.5  # of its share: by how much val or test of a class may be smaller or larger
@@ -89,16 +89,17 @@ class Cutter:
             raise DataError(self._too_small(small))
         for label in small:
             self._train_only(label)
+        if small:
             remarks.append(
-                f"Class {label} has too few groups for every split ({len(self.groups_of[label])}); "
-                "all of it is in train (ingest.small_class), so that nothing is measured for it."
+                f"{_classes_have(small)} too few groups for every split; all of it is in train "
+                "(ingest.small_class), so that nothing is measured there."
             )
         large = [label for label in self._by_size() if label not in small]
         filled = [label for label in large if self._fill(label)]
         if filled:
             remarks.append(
                 "Small classes had no group in some split by hash; the nearest were moved there: "
-                f"{_names(filled)}."
+                f"{listed(filled)}."
             )
         for label in large:
             self._balance(label)
@@ -106,7 +107,7 @@ class Cutter:
         if uneven:
             remarks.append(
                 "Val or test has less than half or more than one and a half times its share of the "
-                f"groups of these classes, because groups hold several: {_names(uneven)}."
+                f"groups of these classes, because groups hold several: {listed(uneven)}."
             )
         return remarks
 
@@ -217,11 +218,6 @@ class Cutter:
         )
 
 
-def _names(labels: Sequence[str]) -> str:
-    more = f" and {len(labels) - SHOWN:,} more" if len(labels) > SHOWN else ""
-    return ", ".join(labels[:SHOWN]) + more
-
-
 CUT_ORDER: tuple[Split, ...] = ("test", "val", "train")  # from position 0 on
 
 
@@ -295,13 +291,23 @@ def _given_remarks(labels: Sequence[str], splits: Sequence[Split]) -> list[str]:
     untrained = [label for label in classes if (label, "train") not in present]
     if untrained:
         raise DataError(
-            f"classes that stand in val or test but not in train: {', '.join(untrained)}; add "
+            f"classes that stand in val or test but not in train: {listed(untrained)}; add "
             "training images or remove them"
         )
-    missing = [
-        (label, split) for label in classes for split in SPLITS if (label, split) not in present
+    missing = {
+        split: [label for label in classes if (label, split) not in present] for split in SPLITS
+    }
+    return [
+        f"{_classes_have(labels)} no image in the given {split} split."
+        for split, labels in missing.items()
+        if labels
     ]
-    return [f"Class {label} has no image in the given {split} split." for label, split in missing]
+
+
+def _classes_have(labels: Sequence[str]) -> str:
+    if len(labels) == 1:
+        return f"Class {labels[0]} has"
+    return f"{len(labels):,} classes ({listed(labels, where='health.json')}) have"
 
 
 def _check_not_empty(splits: Sequence[Split]) -> None:

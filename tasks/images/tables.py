@@ -9,14 +9,13 @@ from pathlib import Path
 
 from tasks.artifacts.records import ImageSource, Split
 from tasks.artifacts.tables import Rejected
+from tasks.artifacts.words import first_of, printable, shortened
 from tasks.errors import DataError
 from tasks.images.folders import (
     SPLIT_FOLDERS,
     ListedImage,
     Listing,
-    first_of,
     nearest_name,
-    printable,
     why_not_regular,
 )
 
@@ -39,8 +38,9 @@ def read_lines(path: Path, *, required: Sequence[str], optional: Sequence[str]) 
     header = next(reader, [])
     allowed = [*required, *optional]
     if not set(required) <= set(header) <= set(allowed) or len(set(header)) < len(header):
+        found = shortened(",".join(header), 100)
         raise DataError(
-            f"{path}:1: columns are {','.join(header)!r}; allowed: {','.join(required)}"
+            f"{path}:1: columns are {found!r}; allowed: {','.join(required)}"
             + "".join(f"[,{name}]" for name in optional)
         )
     try:

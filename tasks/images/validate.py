@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 
 from tasks.artifacts.tables import Rejected
+from tasks.artifacts.words import first_of, printable
 from tasks.errors import DataError, ImageError
 from tasks.images.decode import decode_image
-from tasks.images.folders import ListedImage, Listing, first_of, printable, why_not_regular
+from tasks.images.folders import ListedImage, Listing, why_not_regular
 from tasks.images.perceptual import perceptual_hash
 from tasks.images.sources import digest_of_files
 from tasks.params import IngestParams

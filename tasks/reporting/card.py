@@ -5,11 +5,11 @@ import json
 import re
 
 from tasks.artifacts.tables import ClassRow
+from tasks.artifacts.words import printable
 from tasks.reporting.export import Exported
 from tasks.reporting.findings import Findings, find_alerts, give_verdict, name_shipped
 from tasks.reporting.pages import make_environment
 from tasks.reporting.provenance import Provenance
-from tasks.reporting.text import printable
 from tasks.reporting.usage import loading_code
 
 SPECIAL = re.compile(r"([\\`*_\[\]#|~$])")

@@ -7,9 +7,10 @@ import numpy as np
 from markupsafe import Markup
 
 from tasks.artifacts.arrays import Ints
+from tasks.artifacts.words import printable, shortened
 from tasks.errors import ArtifactError
 from tasks.reporting.svg import WIDTH, Drawing, element, figure, text, text_width
-from tasks.reporting.text import count, percent, plural, printable, shortened
+from tasks.reporting.text import count, percent, plural
 
 MOST_CELLS = 24  # classes of a matrix that is drawn whole
 GATHERED_CELLS = 16  # rows where some stand for several classes

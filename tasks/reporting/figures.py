@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from tasks.artifacts.records import SPLITS, GroupShift, KnownSet, MmdResult, Phase
 from tasks.artifacts.tables import HistoryRow, PlaneRow, ShiftRow
+from tasks.artifacts.words import printable, shortened
 from tasks.reporting.svg import (
     WIDTH,
     Drawing,
@@ -28,7 +29,7 @@ from tasks.reporting.svg import (
     text_width,
     whisker,
 )
-from tasks.reporting.text import amount, count, fixed, given, percent, plural, printable, shortened
+from tasks.reporting.text import amount, count, fixed, given, percent, plural
 
 MOST_BARS = 20
 MOST_COLORS = 8

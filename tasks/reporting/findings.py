@@ -30,15 +30,14 @@ from tasks.artifacts.tables import (
     ReliabilityRow,
     ShiftRow,
 )
+from tasks.artifacts.words import listed, printable
 from tasks.reporting.provenance import CodeState
 from tasks.reporting.text import (
-    joined,
     percent,
     percent_interval,
     plural,
     points,
     points_interval,
-    printable,
 )
 
 
@@ -248,7 +247,7 @@ def _of_data(health: Health) -> Iterator[Alert]:
             "caution",
             "Labels disagree",
             f"{plural(len(health.label_conflicts), 'picture')} under several labels, for example "
-            f"{joined(health.label_conflicts[0], 2)}.",
+            f"{listed(health.label_conflicts[0], 2)}.",
         )
     if leads_with_macro(health):
         counts = {name: sum(splits.values()) for name, splits in health.class_counts.items()}
@@ -302,7 +301,7 @@ def _of_choices(decision: Decision, finetuned: Finetuned) -> Iterator[Alert]:
         )
     lost = [phase for phase in finetuned.phases if phase.stopped == "diverged"]
     if lost:
-        names = joined([phase.name for phase in lost])
+        names = listed([phase.name for phase in lost])
         yield Alert("caution", "Training diverged", f"In {names}; the last good weights were kept.")
 
 

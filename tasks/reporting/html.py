@@ -25,7 +25,14 @@ from tasks.reporting.figures import (
 from tasks.reporting.findings import Findings, Picture, find_alerts, give_verdict, name_shipped
 from tasks.reporting.pages import make_environment
 from tasks.reporting.provenance import Provenance
-from tasks.reporting.results import MOST_CLASSES, class_recalls, comparison, gains, reliability
+from tasks.reporting.results import (
+    MOST_CLASSES,
+    class_recalls,
+    comparison,
+    gains,
+    reliability,
+    weakest,
+)
 from tasks.reporting.svg import Drawing
 from tasks.reporting.text import sentence
 from tasks.reporting.usage import loading_code
@@ -33,6 +40,7 @@ from tasks.reporting.usage import loading_code
 SHEET_BYTES = 1_200_000  # of the embedded contact sheet, at most
 HARDEST_BYTES = 2_000_000  # of all embedded hardest images together
 SMALLEST_PX = 48
+TABLE_CLASSES = 500  # rows of the table of classes
 
 
 def render_report(findings: Findings, exported: Exported, provenance: Provenance) -> str:
@@ -53,6 +61,8 @@ def render_report(findings: Findings, exported: Exported, provenance: Provenance
         scores=_score_rows(findings),
         mistakes=mistakes(findings.confusion, findings.health.classes),
         most_classes=MOST_CLASSES,
+        classes=weakest(findings.classes, TABLE_CLASSES),
+        table_classes=TABLE_CLASSES,
         sheet=_embed(findings.sheet, SHEET_BYTES),
         hardest=[(row, _embed(picture, share)) for row, picture in findings.hardest],
         shipped_name=name_shipped(findings),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from tasks.artifacts import words
 from tasks.reporting import text
 from tasks.reporting.findings import name_arm
 
@@ -31,7 +32,7 @@ def make_environment(
         "arm": name_arm,
         "count": text.count,
         "given": text.given,
-        "joined": text.joined,
+        "listed": words.listed,
         "p_value": text.p_value,
         "percent": text.percent,
         "percent_interval": text.percent_interval,
@@ -39,7 +40,7 @@ def make_environment(
         "plural": text.plural,
         "points": text.points,
         "points_interval": text.points_interval,
-        "printable": text.printable,
+        "printable": words.printable,
         "sentence": text.sentence,
         "size": text.size,
         **filters,

@@ -7,6 +7,7 @@ from markupsafe import Markup
 
 from tasks.artifacts.records import Difference, Estimate, Metrics, Scores
 from tasks.artifacts.tables import ClassRow, ReliabilityRow
+from tasks.artifacts.words import shortened
 from tasks.reporting.svg import (
     WIDTH,
     Drawing,
@@ -28,7 +29,6 @@ from tasks.reporting.text import (
     plural,
     points,
     points_interval,
-    shortened,
 )
 
 MOST_CLASSES = 25
@@ -101,6 +101,16 @@ def gains(difference: Difference) -> Drawing:
 def points_tick(value: float) -> str:
     """Write a share as points of an axis: 0.02 as `+2`."""
     return points(value, 0 if abs(100 * value - round(100 * value)) < 1e-9 else 1)
+
+
+def weakest(classes: Sequence[ClassRow], most: int) -> list[ClassRow]:
+    """Give the rows of all classes, or of the `most` with the lowest recall, in their order."""
+    if len(classes) <= most:
+        return list(classes)
+    found = [row for row in classes if row.recall is not None]
+    lowest = sorted(found, key=lambda row: (row.recall, row.class_))[:most]
+    kept = {row.class_ for row in lowest}
+    return [row for row in classes if row.class_ in kept]
 
 
 def class_recalls(classes: Sequence[ClassRow]) -> Drawing:

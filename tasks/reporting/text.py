@@ -1,11 +1,11 @@
-"""Numbers and names as a person reads them. Names of files and classes may hold anything."""
+"""Numbers as a person reads them."""
 
 import math
 
 from tasks.artifacts.records import Estimate
+from tasks.artifacts.words import NBSP, printable
 
 MINUS = "\N{MINUS SIGN}"
-NBSP = "\N{NO-BREAK SPACE}"
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -87,45 +87,9 @@ def plural(number: int, noun: str, nouns: str | None = None) -> str:
     return f"{count(number)} {noun if number == 1 else nouns or noun + 's'}"
 
 
-def joined(names: list[str], limit: int = 6) -> str:
-    """Write a list of names as a sentence part, cut after `limit` of them."""
-    shown = [printable(name) for name in names[:limit]]
-    if len(names) > limit:
-        return f"{', '.join(shown)} and {len(names) - limit} more"
-    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
-
-
-def printable(name: str) -> str:
-    r"""Give a name with everything that cannot be shown as an escape.
-
-    Line ends, control characters and marks that turn the direction of writing become `\n` or
-    `\u202e`; bytes of a file name that are no UTF-8 become `\xff`.
-    """
-    return "".join(
-        character if character.isprintable() or character == NBSP else _escape(character)
-        for character in name
-    )
-
-
 def sentence(words: str) -> str:
     """Give a sentence of a stage with its squares set as such."""
     return printable(words).replace("MMD^2", "MMD\N{SUPERSCRIPT TWO}")
-
-
-def shortened(name: str, limit: int) -> str:
-    """Cut the middle out of a name longer than `limit` characters."""
-    name = printable(name)
-    if len(name) <= limit:
-        return name
-    head = (limit - 1) * 2 // 3
-    return f"{name[:head]}\N{HORIZONTAL ELLIPSIS}{name[head + 1 - limit :]}"
-
-
-def _escape(character: str) -> str:
-    code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # surrogateescape: a byte that is no UTF-8
-        return f"\\x{code - 0xDC00:02x}"
-    return character.encode("unicode_escape").decode("ascii")
 
 
 def _scientific(number: float, digits: int) -> str:

@@ -13,6 +13,7 @@ from torch.optim import AdamW
 
 from tasks.artifacts.arrays import Logits
 from tasks.artifacts.tables import HistoryRow
+from tasks.artifacts.words import listed
 from tasks.errors import TrainingError
 from tasks.heads.classifier import Classifier
 from tasks.heads.schedule import Batch, count_steps, epoch_batches, layer_seed, warmup_cosine
@@ -62,7 +63,7 @@ def check_step(plan: PhasePlan, place: str, result: StepResult, names: list[str]
     if not result.is_finite:
         raise DivergedError(
             f"phase {plan.number}, {place}: loss {result.loss:g}, gradient norm {result.norm:g} "
-            f"on {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}; {_advise(plan)}"
+            f"on {listed(names, 3)}; {_advise(plan)}"
         )
 
 

@@ -119,10 +119,16 @@ def _phases_table(decision: Decision, groups: Sequence[LayerGroup]) -> list[str]
     if not decision.phases:
         return []
     rows = [
-        f"| {number} | {', '.join(group.name for group in groups[lowest:])}, head |"
+        f"| {number} | {_span(groups[lowest:])}head |"
         for number, lowest in enumerate(decision.phases, start=1)
     ]
     return ["| phase | trains |", "|---|---|", *rows, ""]
+
+
+def _span(groups: Sequence[LayerGroup]) -> str:
+    names = [group.name for group in groups]
+    ends = names if len(names) < 2 else [f"{names[0]} to {names[-1]}"]
+    return "".join(f"{name}, " for name in ends)
 
 
 def _rule_row(rule: Rule) -> str:

@@ -16,6 +16,7 @@ import timm
 import torch
 
 import tasks
+from tasks.artifacts.words import listed
 from tasks.errors import ArtifactError, TrainingError
 from tasks.runtime.processes import ALONE, Processes
 from tasks.training.resume.checkpoints import CheckpointFolder
@@ -145,7 +146,7 @@ class Workspace:
             log.info(
                 "%s: left behind by trainings of other inputs, values or code, %.1f MB in all; not "
                 "used here, and may be deleted if none of them is still running",
-                ", ".join(map(str, others)),
+                listed([str(path) for path in others]),
                 sum(map(_size, others)) / 1e6,
             )
 

@@ -1,0 +1,70 @@
+"""Names and lists as a person reads them: printable, and bounded however many there are.
+
+Names of files and classes may hold anything, and a data set may have thousands of them.
+"""
+
+from collections.abc import Collection, Iterable
+
+NBSP = "\N{NO-BREAK SPACE}"
+SHOWN, SHOWN_LINES = 6, 10  # names in a sentence, lines below one
+LIST_CHARACTERS, NAME_CHARACTERS = 300, 200  # of each, at most
+
+
+def printable(name: str) -> str:
+    r"""Give a name with everything that cannot be shown as an escape.
+
+    Line ends, control characters and marks that turn the direction of writing become `\n` or
+    `\u202e`; bytes of a file name that are no UTF-8 become `\xff`.
+    """
+    return "".join(
+        character if character.isprintable() or character == NBSP else _escape(character)
+        for character in name
+    )
+
+
+def shortened(name: str, limit: int) -> str:
+    """Cut the middle out of a name longer than `limit` characters."""
+    name = printable(name)
+    if len(name) <= limit:
+        return name
+    head = (limit - 1) * 2 // 3
+    return f"{name[:head]}\N{HORIZONTAL ELLIPSIS}{name[head + 1 - limit :]}"
+
+
+def listed(names: Collection[str], shown: int = SHOWN, *, where: str = "") -> str:
+    """Write names in a sentence: `a, b and c`, or `a, b and 398 more, all in health.json`.
+
+    Args:
+        names: Any number of them.
+        shown: So many are named, fewer where they are long.
+        where: The file that holds all of them.
+    """
+    words: list[str] = []
+    for name in names:
+        word = shortened(name, NAME_CHARACTERS)
+        if len(words) == shown or sum(map(len, words)) + len(word) > LIST_CHARACTERS:
+            break
+        words.append(word)
+    if len(words) < len(names):
+        rest = f"{len(names) - len(words):,} more"
+        return f"{', '.join(words)} and {rest}{f', all in {where}' if where else ''}"
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def first_lines(lines: Iterable[str], shown: int = SHOWN_LINES) -> list[str]:
+    """Give the first lines, and one that says how many more there are."""
+    every = list(lines)
+    more = [f"... and {len(every) - shown:,} more"] if len(every) > shown else []
+    return [*every[:shown], *more]
+
+
+def first_of(lines: Iterable[str], shown: int = SHOWN_LINES) -> str:
+    """Join the first lines, one below the other and indented, and say how many more there are."""
+    return "".join(f"\n  {line}" for line in first_lines(lines, shown))
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # surrogateescape: a byte that is no UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
