@@ -123,7 +123,7 @@ def pack(
             meter.advance()
 
 
-def find_changes(
+def find_changed_files(
     rows: Sequence[ManifestRow], root: Path, *, workers: int
 ) -> list[tuple[ManifestRow, str]]:
     """Compare every file with the manifest: rows whose file changed, with what is wrong."""
@@ -211,7 +211,7 @@ def _check_space(needed: int, folder: Path) -> None:
 
 
 def _changed_error(rows: Sequence[ManifestRow], root: Path, *, workers: int) -> DataError:
-    changes = find_changes(rows, root, workers=workers)
+    changes = find_changed_files(rows, root, workers=workers)
     lines = [f"{row.path!r}: {change}" for row, change in changes]
     return DataError(
         f"{len(changes):,} of {len(rows):,} images below {root} changed since "

@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from tasks.artifacts.arrays import Logits, read_array, write_array
-from tasks.artifacts.records import Baseline, Candidate, HeadKind, Split, write_record
+from tasks.artifacts.records import Baseline, HeadKind, Split, TriedHead, write_record
 from tasks.artifacts.tables import Manifest, read_manifest
 from tasks.errors import ArtifactError
 from tasks.heads.kinds import ROWS_AT_ONCE, apply_head, build_head, write_head
-from tasks.heads.linear import Labelled, LinearFit, choose_linear
+from tasks.heads.linear import Labeled, LinearFit, choose_linear
 from tasks.heads.mlp import fit_mlp
 from tasks.judging.metrics import right_images
 from tasks.judging.overfitting import describe_gap, describe_overfitting
@@ -73,7 +73,7 @@ class Trained:
 
 
 def train_baseline(
-    train: Labelled, val: Labelled, params: BaselineParams, *, class_names: list[str], seed: int
+    train: Labeled, val: Labeled, params: BaselineParams, *, class_names: list[str], seed: int
 ) -> FrozenBaseline:
     """Train the heads and choose one on val.
 
@@ -127,8 +127,8 @@ def train_baseline(
 
 def _train(
     kind: HeadKind,
-    train: Labelled,
-    val: Labelled,
+    train: Labeled,
+    val: Labeled,
     params: BaselineParams,
     *,
     classes: int,
@@ -142,7 +142,7 @@ def _train(
 
 
 def _train_linear(
-    train: Labelled, val: Labelled, params: BaselineParams, *, classes: int, seed: int
+    train: Labeled, val: Labeled, params: BaselineParams, *, classes: int, seed: int
 ) -> tuple[list[Trained], Trained]:
     """Train the path of linear heads; give all of them and the chosen one."""
     path = choose_linear(train, val, params.l2_strengths, classes=classes, seed=seed)
@@ -160,7 +160,7 @@ def _train_linear(
 
 
 def _train_mlp(
-    train: Labelled, val: Labelled, params: BaselineParams, *, classes: int, seed: int
+    train: Labeled, val: Labeled, params: BaselineParams, *, classes: int, seed: int
 ) -> Trained:
     """Train an MLP and say what befell it."""
     fit = fit_mlp(train, val, params, classes=classes, seed=seed)
@@ -181,15 +181,13 @@ def _linear_head(fit: LinearFit) -> nn.Module:
     return head
 
 
-def _judge(
-    kind: HeadKind, setting: str, head: nn.Module, train: Labelled, val: Labelled
-) -> Trained:
+def _judge(kind: HeadKind, setting: str, head: nn.Module, train: Labeled, val: Labeled) -> Trained:
     return Trained(
         kind, setting, head, _accuracy(head, train), apply_head(head, val.features[:, 0])
     )
 
 
-def _accuracy(head: nn.Module, data: Labelled) -> float:
+def _accuracy(head: nn.Module, data: Labeled) -> float:
     """Accuracy on clean views; logits of many images and classes never stand in memory at once."""
     right = 0
     for start in range(0, len(data.labels), ROWS_AT_ONCE):
@@ -200,8 +198,8 @@ def _accuracy(head: nn.Module, data: Labelled) -> float:
     return right / len(data.labels)
 
 
-def _describe(trained: Trained, val: Labelled, *, chosen: bool) -> Candidate:
-    return Candidate(
+def _describe(trained: Trained, val: Labeled, *, chosen: bool) -> TriedHead:
+    return TriedHead(
         head=trained.kind,
         setting=trained.setting,
         val_loss=val.judge.loss(trained.val_logits),
@@ -211,7 +209,7 @@ def _describe(trained: Trained, val: Labelled, *, chosen: bool) -> Candidate:
     )
 
 
-def read_features(folder: Path, manifest: Manifest, split: Split) -> Labelled:
+def read_features(folder: Path, manifest: Manifest, split: Split) -> Labeled:
     """Map the features of a split and put labels and groups beside them.
 
     Raises:
@@ -226,7 +224,7 @@ def read_features(folder: Path, manifest: Manifest, split: Split) -> Labelled:
         )
     if not all(np.isfinite(features[at : at + 4096]).all() for at in range(0, len(labels), 4096)):
         raise ArtifactError(f"{folder}: a feature is NaN or infinite; rerun extract")
-    return Labelled(features, labels, manifest.groups(split))
+    return Labeled(features, labels, manifest.groups(split))
 
 
 def main(argv: Sequence[str] | None) -> None:

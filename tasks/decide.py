@@ -16,7 +16,7 @@ from tasks.params import DecideParams
 from tasks.runtime.entry import Read, StagePaths, Write, read_arguments, run_stage
 from tasks.transferability.decision_words import describe_change, describe_plan, explain, write_page
 from tasks.transferability.doubts import assess, find_changes
-from tasks.transferability.rules import Evidence, apply_rules, choose, plan_phases
+from tasks.transferability.rules import Evidence, apply_rules, choose, choose_cuts
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def decide(
         recommended=recommended.arm,
         domain=recommended.domain,
         confidence=assessment.confidence,
-        phases=list(plan_phases(arm, evidence, params)),
+        phases=list(choose_cuts(arm, evidence, params)),
         rules=apply_rules(evidence, params),
         would_change=[
             describe_change(change, info.groups) for change in find_changes(evidence, params)

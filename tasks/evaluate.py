@@ -40,7 +40,7 @@ from tasks.evaluation import tables
 from tasks.evaluation.scores import compare, score
 from tasks.evaluation.shipping import ONLY_BASELINE, choose_model, majority_right, warn_of_majority
 from tasks.evaluation.tables import hardest_images, write_hardest
-from tasks.evaluation.words import name_trained, summarize
+from tasks.evaluation.words import name_trained, say_results
 from tasks.heads.classifier import load_finetuned
 from tasks.heads.kinds import apply_head, load_head
 from tasks.judging.answers import Judged, ModelLogits, judge_models
@@ -280,7 +280,7 @@ def main(argv: Sequence[str] | None) -> None:
     write_outputs(paths, inputs, result, params.evaluate)
     for warning in result.metrics.warnings:
         log.warning("%s", warning)
-    log.info("%s", summarize(result.metrics, inputs.arm))
+    log.info("%s", say_results(result.metrics, inputs.arm))
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ from tasks.runtime.launch import run_in_processes
 from tasks.runtime.machine import Machine, read_machine
 from tasks.runtime.processes import ALONE, Processes, join_processes
 from tasks.training.feed.parts import BackboneParts, CachePlan
-from tasks.training.inputs import FinetuneInputs, read_inputs
+from tasks.training.inputs import FinetuneInputs, read_finetune_inputs
 from tasks.training.loop import Trainer
 from tasks.training.outcome import (
     FinetunedModel,
     OutcomePaths,
     describe,
-    summarize,
+    describe_finetuned,
     write_outcome,
 )
 from tasks.training.phases import phase_cuts, plan_phases, training_groups
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None) -> None:
     what = "Unfreeze from the top down with discriminative learning rates"
     paths, params = read_arguments(OutcomePaths, "finetune", what, argv)
     machine = read_machine()
-    inputs = read_inputs(paths)
+    inputs = read_finetune_inputs(paths)
     values = [str(params.finetune), str(params.seed)]
     workspace = Workspace.of(machine.scratch, paths.read, values, Path(__file__))
     with (
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None) -> None:
             processes=processes,
         )
         if processes.first:
-            summary = summarize(model, inputs, seed=params.seed)
+            summary = describe_finetuned(model, inputs, seed=params.seed)
             write_outcome(paths, model, summary)
             _tell(summary, inputs)
             workspace.remove()

@@ -113,7 +113,7 @@ def _manifest(inspection: Inspection, grouping: Grouping, assignment: Assignment
     )
 
 
-def summarize(health: Health) -> str:
+def say_health(health: Health) -> str:
     """Say in one line what was found."""
     totals = {name: sum(counts.values()) for name, counts in health.class_counts.items()}
     shown = sorted(totals, key=lambda name: (-totals[name], name))
@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         log.warning("%s", warning)
     if listing.origin.license:
         log.info("license of %s: %s", listing.origin.name, listing.origin.license)
-    log.info("%s", summarize(health))
+    log.info("%s", say_health(health))
 
 
 def _known_paths(listing: Listing) -> list[str]:

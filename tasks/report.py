@@ -41,7 +41,7 @@ from tasks.heads.kinds import load_head
 from tasks.params import Params
 from tasks.reporting.card import render_card
 from tasks.reporting.confusion import count_answers
-from tasks.reporting.export import Exported, Shipped, export_model
+from tasks.reporting.export import Exported, ShippedModel, export_model
 from tasks.reporting.findings import Findings, read_picture
 from tasks.reporting.html import render_report
 from tasks.reporting.provenance import (
@@ -193,7 +193,7 @@ def read_provenance(paths: Paths, params: Params) -> Provenance:
     )
 
 
-def load_shipped(paths: Paths, findings: Findings, *, seed: int) -> Shipped:
+def load_shipped(paths: Paths, findings: Findings, *, seed: int) -> ShippedModel:
     """Build the model that ships.
 
     Where nothing was fine-tuned, model.safetensors is the frozen backbone with the baseline's head.
@@ -204,7 +204,7 @@ def load_shipped(paths: Paths, findings: Findings, *, seed: int) -> Shipped:
         WeightsError: The pretrained weights cannot be had, or are not those that made the features.
     """
     backbone, head = _modules(paths, findings, seed=seed)
-    return Shipped(
+    return ShippedModel(
         name=findings.backbone.name,
         backbone=backbone,
         head=head,

@@ -27,7 +27,7 @@ from tasks.errors import ArtifactError
 from tasks.params import SimilarityParams
 from tasks.runtime.entry import Read, StagePaths, Write, read_arguments, run_stage
 from tasks.transferability.mmd import measure_mmd
-from tasks.transferability.ruler import Ruler, find_ruler, summarize
+from tasks.transferability.ruler import Ruler, find_ruler, say_similarity
 from tasks.transferability.sampling import Sample, Target, choose_rows, read_target
 from tasks.transferability.scores import estimate_scores, estimate_transfer_gain
 from tasks.transferability.shift import estimate_shift, shift_by_group
@@ -102,7 +102,7 @@ def measure_similarity(
         notes=list(_notes(target, reference, info, len(rows))),
         known=reference.ruler.sets if reference.ruler else [],
     )
-    return similarity.model_copy(update={"summary": summarize(similarity)})
+    return similarity.model_copy(update={"summary": say_similarity(similarity)})
 
 
 def _check_features(features: Features, info: BackboneInfo) -> None:

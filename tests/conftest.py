@@ -1,4 +1,4 @@
-"""Shared fixtures: tiny labelled images and small parameters."""
+"""Shared fixtures: tiny labeled images and small parameters."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

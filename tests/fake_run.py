@@ -13,7 +13,6 @@ from tasks.artifacts.records import (
     AugmentPolicy,
     BackboneInfo,
     Baseline,
-    Candidate,
     Decision,
     Difference,
     Estimate,
@@ -32,6 +31,7 @@ from tasks.artifacts.records import (
     Rule,
     Scores,
     Similarity,
+    TriedHead,
     write_record,
 )
 from tasks.artifacts.tables import (
@@ -381,7 +381,7 @@ def _write_training(
     )
     write_head(paths.head, head.eval())
     candidates = [
-        Candidate(
+        TriedHead(
             head=kind,
             setting=setting,
             val_loss=loss,

@@ -20,7 +20,7 @@ from tasks.errors import ArtifactError, TrainingError
 from tasks.heads import linear as strength
 from tasks.heads import mlp as trained_heads
 from tasks.heads.kinds import apply_head, load_head
-from tasks.heads.linear import Labelled, choose_linear
+from tasks.heads.linear import Labeled, choose_linear
 from tasks.heads.mlp import fit_mlp, mlp_width
 from tasks.judging.rule import Verdict
 from tasks.params import BaselineParams, Params
@@ -31,24 +31,24 @@ NAMES = ["a", "b", "c"]
 Moved = np.ndarray
 
 
-def make_labelled(images: int, views: int = 1, seed: int = 0, noise: float = 1.0) -> Labelled:
+def make_labeled(images: int, views: int = 1, seed: int = 0, noise: float = 1.0) -> Labeled:
     """Three Gaussian classes with the same centers for every seed."""
     centers = 2 * np.random.default_rng(99).normal(size=(3, D))
     rng = np.random.default_rng(seed)
     labels = np.arange(images) % 3
     clean = centers[labels] + noise * rng.normal(size=(images, D))
     features = clean[:, None] + 0.2 * rng.normal(size=(images, views, D))
-    return Labelled(features.astype(np.float32), labels, [f"{seed}-{n}" for n in range(images)])
+    return Labeled(features.astype(np.float32), labels, [f"{seed}-{n}" for n in range(images)])
 
 
-def make_ring(images: int, seed: int = 0) -> Labelled:
+def make_ring(images: int, seed: int = 0) -> Labeled:
     """Two classes that no plane separates: inside and outside a shell."""
     rng = np.random.default_rng(seed)
     labels = np.arange(images) % 2
     directions = rng.normal(size=(images, D))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     features = directions * (1 + 3 * labels[:, None]) + 0.05 * rng.normal(size=(images, D))
-    return Labelled(
+    return Labeled(
         features[:, None].astype(np.float32), labels, [f"{seed}-{n}" for n in range(images)]
     )
 
@@ -67,7 +67,7 @@ def params(default_params: Params) -> BaselineParams:
 
 
 def test_separable_classes_are_told_apart_by_a_linear_head(params: BaselineParams):
-    train, val = make_labelled(240, views=3, noise=0.3), make_labelled(60, seed=1, noise=0.3)
+    train, val = make_labeled(240, views=3, noise=0.3), make_labeled(60, seed=1, noise=0.3)
     found = train_baseline(train, val, params, class_names=NAMES, seed=1)
     assert found.summary.head == "linear"
     assert found.summary.val_accuracy.value == 1.0
@@ -75,7 +75,7 @@ def test_separable_classes_are_told_apart_by_a_linear_head(params: BaselineParam
 
 
 def test_the_summary_tells_the_numbers_of_the_chosen_head(params: BaselineParams):
-    train, val = make_labelled(240, noise=2.5), make_labelled(60, seed=1, noise=2.5)
+    train, val = make_labeled(240, noise=2.5), make_labeled(60, seed=1, noise=2.5)
     summary = train_baseline(train, val, params, class_names=NAMES, seed=1).summary
     (chosen,) = [one for one in summary.candidates if one.chosen]
     linear = [one for one in summary.candidates if one.head == "linear"]
@@ -105,7 +105,7 @@ def test_an_mlp_that_is_better_only_by_luck_is_not_chosen(
         return seen[-1]
 
     monkeypatch.setattr(stage, "judge_change", judge)
-    train, val = make_labelled(240, noise=2.5), make_labelled(60, seed=1, noise=2.5)
+    train, val = make_labeled(240, noise=2.5), make_labeled(60, seed=1, noise=2.5)
     summary = train_baseline(train, val, params, class_names=NAMES, seed=1).summary
     assert not seen[0].better
     assert summary.head == "linear"
@@ -115,7 +115,7 @@ def test_an_mlp_that_is_better_only_by_luck_is_not_chosen(
 @pytest.mark.parametrize("heads", [["linear"], ["mlp"], ["linear", "mlp"]])
 def test_only_the_heads_asked_for_are_tried(params: BaselineParams, heads: list[str]):
     few = params.model_copy(update={"heads": heads, "mlp_epochs": 2})
-    train, val = make_labelled(160), make_labelled(30, seed=1)
+    train, val = make_labeled(160), make_labeled(30, seed=1)
     found = train_baseline(train, val, few, class_names=NAMES, seed=1)
     assert {one.head for one in found.summary.candidates} == set(heads)
     assert found.summary.head in heads
@@ -124,7 +124,7 @@ def test_only_the_heads_asked_for_are_tried(params: BaselineParams, heads: list[
 
 
 def test_the_first_head_stays_unless_a_later_one_is_better(params: BaselineParams):
-    train, val = make_labelled(240, noise=0.3), make_labelled(60, seed=1, noise=0.3)
+    train, val = make_labeled(240, noise=0.3), make_labeled(60, seed=1, noise=0.3)
     for first, second in [("mlp", "linear"), ("linear", "mlp")]:
         two = params.model_copy(update={"heads": [first, second]})
         summary = train_baseline(train, val, two, class_names=NAMES, seed=1).summary
@@ -148,7 +148,7 @@ def test_a_head_that_breaks_down_at_once_is_an_error_that_names_the_rate(
     params: BaselineParams, monkeypatch: pytest.MonkeyPatch
 ):
     break_after(monkeypatch, 0)
-    train, val = make_labelled(60), make_labelled(30, seed=1)
+    train, val = make_labeled(60), make_labeled(30, seed=1)
     only = params.model_copy(update={"heads": ["mlp"]})
     with pytest.raises(TrainingError, match=r"broke down in epoch 1 .*lower baseline\.mlp_lr"):
         train_baseline(train, val, only, class_names=NAMES, seed=1)
@@ -158,7 +158,7 @@ def test_a_head_that_breaks_down_later_keeps_its_best_epoch_and_says_so(
     params: BaselineParams, monkeypatch: pytest.MonkeyPatch
 ):
     break_after(monkeypatch, 2)
-    train, val = make_labelled(60), make_labelled(30, seed=1)
+    train, val = make_labeled(60), make_labeled(30, seed=1)
     only = params.model_copy(update={"heads": ["mlp"]})
     summary = train_baseline(train, val, only, class_names=NAMES, seed=1).summary
     (candidate,) = summary.candidates
@@ -195,9 +195,9 @@ def test_a_head_that_learned_noise_by_heart_is_reported(default_params: Params):
     values = {"baseline.heads": ["linear"], "baseline.l2_strengths": [0.003]}
     params = with_values(default_params, values).baseline
 
-    def noise(images: int) -> Labelled:
+    def noise(images: int) -> Labeled:
         features = rng.normal(size=(images, 1, 100)).astype(np.float32)
-        return Labelled(features, np.arange(images) % 3, [str(n) for n in range(images)])
+        return Labeled(features, np.arange(images) % 3, [str(n) for n in range(images)])
 
     summary = train_baseline(noise(150), noise(60), params, class_names=NAMES, seed=1).summary
     assert any(note.startswith("The head overfits: accuracy 1.000") for note in summary.notes)
@@ -212,7 +212,7 @@ def test_an_mlp_that_overfits_keeps_its_best_epoch_and_says_so(default_params: P
         "baseline.batch_size": 16,
     }
     params = with_values(default_params, values).baseline
-    train, val = make_labelled(60, noise=4.0), make_labelled(60, seed=1, noise=4.0)
+    train, val = make_labeled(60, noise=4.0), make_labeled(60, seed=1, noise=4.0)
     fit = fit_mlp(train, val, params, classes=3, seed=1)
     losses = [one.val_loss for one in fit.epochs]
     assert fit.best_epoch == int(np.argmin(losses)) + 1
@@ -224,7 +224,7 @@ def test_an_mlp_that_overfits_keeps_its_best_epoch_and_says_so(default_params: P
 
 
 def test_the_mlp_standardizes_by_the_statistics_of_all_training_rows(params: BaselineParams):
-    train, val = make_labelled(60, views=2), make_labelled(30, seed=1)
+    train, val = make_labeled(60, views=2), make_labeled(30, seed=1)
     head = fit_mlp(train, val, params, classes=3, seed=1).head
     rows = train.features.reshape(-1, D).astype(np.float64)
     state = {name: tensor.numpy() for name, tensor in head.state_dict().items()}
@@ -234,13 +234,13 @@ def test_the_mlp_standardizes_by_the_statistics_of_all_training_rows(params: Bas
 
 def test_an_mlp_can_be_trained_on_a_last_batch_of_one_image(default_params: Params):
     params = with_values(default_params, {"baseline.batch_size": 4}).baseline
-    train, val = make_labelled(5), make_labelled(6, seed=1)
+    train, val = make_labeled(5), make_labeled(6, seed=1)
     fit = fit_mlp(train, val, params, classes=3, seed=1)
     assert np.isfinite([one.val_loss for one in fit.epochs]).all()
 
 
 def test_val_chooses_the_strength_where_it_is_large():
-    train, val = make_labelled(3 * 60, noise=5.0), make_labelled(90, seed=1, noise=5.0)
+    train, val = make_labeled(3 * 60, noise=5.0), make_labeled(90, seed=1, noise=5.0)
     path = choose_linear(train, val, [0.003, 0.3, 30.0], classes=3, seed=1)
     losses = {fit.strength: val.judge.loss(fit.logits(val.features[:, 0])) for fit in path.fits}
     assert path.chosen_by == "val loss"
@@ -251,11 +251,11 @@ def test_a_path_ends_when_weaker_penalties_are_hopeless():
     # Many features, of which one tells a little: a weak penalty learns the others by heart.
     rng = np.random.default_rng(0)
 
-    def draw(images: int) -> Labelled:
+    def draw(images: int) -> Labeled:
         labels = np.arange(images) % 3
         features = rng.normal(size=(images, 1, 400)).astype(np.float32)
         features[:, 0, :3] += 2 * np.eye(3)[labels]
-        return Labelled(features, labels, [str(number) for number in range(images)])
+        return Labeled(features, labels, [str(number) for number in range(images)])
 
     train, val = draw(3 * 51), draw(300)
     strengths = [1e-6, 1e-5, 1e-4, 1.0, 10.0]
@@ -269,13 +269,13 @@ def test_a_path_ends_when_weaker_penalties_are_hopeless():
 def test_held_out_groups_choose_the_strength_where_images_are_few(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    train, val = make_labelled(60, views=2, noise=3.0), make_labelled(9, seed=1, noise=3.0)
+    train, val = make_labeled(60, views=2, noise=3.0), make_labeled(9, seed=1, noise=3.0)
     groups = [f"device {number // 3}" for number in range(60)]
-    train = Labelled(train.features, train.labels, groups)
+    train = Labeled(train.features, train.labels, groups)
     splits = []
     real = strength._folds
 
-    def folds(data: Labelled, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    def folds(data: Labeled, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
         splits.extend(real(data, seed))
         return splits
 
@@ -293,24 +293,24 @@ def test_every_fit_and_every_epoch_is_told(
 ):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     caplog.set_level("INFO")
-    choose_linear(make_labelled(30), make_labelled(30, seed=1), [0.1, 1.0], classes=3, seed=0)
+    choose_linear(make_labeled(30), make_labeled(30, seed=1), [0.1, 1.0], classes=3, seed=0)
     fits = [line for line in caplog.messages if line.startswith("linear head: ")]
     assert [" of 12 fits, " in line for line in fits] == [True] * len(fits)
     assert len(fits) in {11, 12}
-    fit_mlp(make_labelled(30), make_labelled(30, seed=1), params, classes=3, seed=0)
+    fit_mlp(make_labeled(30), make_labeled(30, seed=1), params, classes=3, seed=0)
     assert f"MLP: 1 of {params.mlp_epochs} epochs, " in caplog.text
 
 
 def test_val_chooses_where_a_class_has_a_single_group():
-    train, val = make_labelled(30), make_labelled(9, seed=1)
-    train = Labelled(train.features, train.labels, ["one"] * 30)
+    train, val = make_labeled(30), make_labeled(9, seed=1)
+    train = Labeled(train.features, train.labels, ["one"] * 30)
     assert choose_linear(train, val, [0.1], classes=3, seed=1).chosen_by == "val loss"
 
 
 # the stage ---------------------------------------------------------------------------------------
 
 
-def write_inputs(folder: Path, train: Labelled, val: Labelled) -> list[str]:
+def write_inputs(folder: Path, train: Labeled, val: Labeled) -> list[str]:
     rows = [
         ManifestRow(
             path=f"{split}/{number}.png",
@@ -352,7 +352,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_stage_writes_a_head_that_gives_the_logits_it_wrote(tmp_path: Path):
-    train, val = make_labelled(90, views=2), make_labelled(30, seed=1)
+    train, val = make_labeled(90, views=2), make_labeled(30, seed=1)
     stage.main(write_inputs(tmp_path / "in", train, val) + outputs(tmp_path / "out"))
     summary = read_record(tmp_path / "out" / "baseline.json", Baseline)
     head = load_head(tmp_path / "out" / "head.safetensors", summary)
@@ -362,7 +362,7 @@ def test_the_stage_writes_a_head_that_gives_the_logits_it_wrote(tmp_path: Path):
 
 
 def test_the_same_inputs_give_the_same_bytes(tmp_path: Path):
-    train, val = make_labelled(90, views=2), make_labelled(30, seed=1)
+    train, val = make_labeled(90, views=2), make_labeled(30, seed=1)
     arguments = write_inputs(tmp_path / "in", train, val)
     digests = []
     for name in ("one", "two"):
@@ -374,7 +374,7 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path: Path):
 
 
 def test_features_of_other_images_are_refused(tmp_path: Path):
-    train, val = make_labelled(30), make_labelled(9, seed=1)
+    train, val = make_labeled(30), make_labeled(9, seed=1)
     arguments = write_inputs(tmp_path / "in", train, val)
     write_array(tmp_path / "in" / "val" / "features.npy", val.features[:8])
     with pytest.raises(ArtifactError, match=r"shape \(8, 1, 8\) for 9 val images.*rerun extract"):
@@ -383,7 +383,7 @@ def test_features_of_other_images_are_refused(tmp_path: Path):
 
 
 def test_features_that_are_not_finite_are_refused(tmp_path: Path):
-    features = make_labelled(3).features
+    features = make_labeled(3).features
     features[1, 0, 2] = np.nan
     write_array(tmp_path / "features.npy", features)
     rows = [ManifestRow("x", "a", "val", str(n), "0" * 64, 8, 8, "RGB") for n in range(3)]

@@ -12,7 +12,7 @@ from tasks.artifacts.records import InputSpec
 from tasks.backbones.cards import list_source_images, main
 from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.groups import PooledFeatures
-from tasks.backbones.source_cards import Provenance, SourceCard, find_card, read_card, write_card
+from tasks.backbones.source_cards import CardOrigin, SourceCard, find_card, read_card, write_card
 from tasks.errors import ArtifactError, DataError
 from tasks.images.frames import read_clean_view
 from tasks.runtime.device import normalize
@@ -23,7 +23,7 @@ SPEC = InputSpec(image_px=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 def make_card(sha256: str = "a" * 64, rows: int = 4) -> SourceCard:
     features = np.random.default_rng(0).normal(size=(rows, 3)).astype(np.float16)
-    provenance = Provenance(
+    provenance = CardOrigin(
         name="photographs",
         source="four photographs",
         license=None,

@@ -13,7 +13,7 @@ from tasks.artifacts.arrays import write_tensors
 from tasks.artifacts.records import Estimate, Phase
 from tasks.artifacts.tables import HistoryRow
 from tasks.errors import ArtifactError
-from tasks.training.resume.checkpoints import CheckpointFolder, read_state, write_state
+from tasks.training.resume.checkpoints import CheckpointFolder, read_train_state, write_state
 from tasks.training.resume.state import Snapshot, Tally, Tensors, TrainState
 from tasks.training.resume.workspace import fingerprint
 
@@ -84,7 +84,7 @@ def assert_same_tensors(one: Tensors, other: Tensors) -> None:
 def test_a_state_survives_its_file(tmp_path: Path, best: bool, steps: int):
     state = make_state(best=best, steps=steps)
     write_state(tmp_path / "state.safetensors", state)
-    assert_same(state, read_state(tmp_path / "state.safetensors"))
+    assert_same(state, read_train_state(tmp_path / "state.safetensors"))
 
 
 def test_the_two_newest_states_are_kept(tmp_path: Path):
@@ -218,14 +218,14 @@ def test_every_flipped_byte_is_noticed(tmp_path: Path):
         damaged[position] ^= 1
         path.write_bytes(damaged)
         with pytest.raises(ArtifactError):
-            read_state(path)
+            read_train_state(path)
 
 
 def test_a_whole_file_that_is_no_checkpoint_is_refused(tmp_path: Path):
     path = tmp_path / "state.safetensors"
     write_tensors(path, {}, {"position": "{}", "digest": hashlib.sha256(b"{}").hexdigest()})
     with pytest.raises(ArtifactError, match="is no checkpoint"):
-        read_state(path)
+        read_train_state(path)
 
 
 def test_states_of_another_training_are_not_read(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -185,6 +186,19 @@ def test_a_module_imports_only_lower_ranks_or_its_own_folder(path: Path) -> None
 def test_tasks_know_neither_prefect_nor_dvc_nor_flows(path: Path) -> None:
     packages = {name.split(".")[0] for name in imported_names(path)}
     assert not packages & {"prefect", "dvc", "flows"}
+
+
+def test_a_public_class_or_function_of_one_name_is_defined_once() -> None:
+    kinds = (ast.ClassDef, ast.FunctionDef)
+    modules = [*ALL_MODULES, *(ROOT / "flows").rglob("*.py")]
+    places = Counter(
+        node.name
+        for path in modules
+        for node in syntax(path).body
+        if isinstance(node, kinds) and not node.name.startswith("_")
+    )
+    shared = {"main", "Paths"}  # every stage has its own
+    assert {name for name, count in places.items() if count > 1} == shared
 
 
 def test_the_package_itself_holds_nothing_that_changes_results() -> None:

@@ -18,7 +18,7 @@ from tasks.heads.kinds import build_head
 from tasks.images.decode import decode_image
 from tasks.images.frames import clean_view, frame_image
 from tasks.reporting import export
-from tasks.reporting.export import Exported, Shipped, export_model
+from tasks.reporting.export import Exported, ShippedModel, export_model
 from tasks.reporting.provenance import hash_file
 from tasks.reporting.usage import loading_code
 
@@ -35,7 +35,7 @@ def spoil(module: nn.Module) -> None:
             tensor.mul_(values) if name.endswith("weight") else tensor.add_(values * 0.1)
 
 
-def shipped_model(name: str, head: Any = "linear", fit: Fit = "squash") -> Shipped:
+def shipped_model(name: str, head: Any = "linear", fit: Fit = "squash") -> ShippedModel:
     torch.manual_seed(3)
     backbone = create_architecture(name, image_px=SIDE)
     spoil(backbone)
@@ -44,7 +44,7 @@ def shipped_model(name: str, head: Any = "linear", fit: Fit = "squash") -> Shipp
     built = build_head(head, feature_dim, len(CLASSES), hidden=8, dropout=0.3)
     spoil(built)
     spec = InputSpec(image_px=SIDE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
-    return Shipped(name, backbone, built.eval(), spec, fit, CLASSES)
+    return ShippedModel(name, backbone, built.eval(), spec, fit, CLASSES)
 
 
 def images(count: int = 5) -> torch.Tensor:
@@ -88,12 +88,12 @@ def test_a_classifier_that_is_no_single_layer_leaves_the_head_apart(tmp_path: Pa
     assert json.loads((tmp_path / "model" / "head.json").read_text())["kind"] == "linear"
 
 
-def distilled() -> Shipped:
+def distilled() -> ShippedModel:
     """A network with two classifiers whose mean is the answer."""
     name = "deit_tiny_distilled_patch16_224"
     backbone = create_architecture(name, image_px=SIDE)
     spec = InputSpec(image_px=SIDE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    return Shipped(name, backbone, nn.Linear(192, 3).eval(), spec, "squash", CLASSES)
+    return ShippedModel(name, backbone, nn.Linear(192, 3).eval(), spec, "squash", CLASSES)
 
 
 def run_as_printed(

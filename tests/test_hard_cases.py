@@ -17,8 +17,8 @@ from tasks.backbones.engine import TorchEngine
 from tasks.backbones.groups import PooledFeatures
 from tasks.baseline import FrozenBaseline, train_baseline
 from tasks.errors import TrainingError
-from tasks.finetune import FinetunedModel, finetune, summarize
-from tasks.heads.linear import Labelled
+from tasks.finetune import FinetunedModel, describe_finetuned, finetune
+from tasks.heads.linear import Labeled
 from tasks.params import Params
 from tasks.runtime.machine import Machine
 from tasks.training.feed.rows import Stores
@@ -86,7 +86,7 @@ class Task:
                 writer.append(np.stack([self.draw(label, key) for key in keys]))
         return PixelStore.open(self.folder / split)
 
-    def labelled(self, split: Split, info: BackboneInfo) -> Labelled:
+    def labeled(self, split: Split, info: BackboneInfo) -> Labeled:
         """Features of random weights; tiny networks tell such images apart."""
         model = load_backbone(info.name, "random", image_px=self.side, seed=17).model
         engine = TorchEngine(PooledFeatures(model), info.input, torch.device("cpu"))
@@ -95,7 +95,7 @@ class Task:
         batches = store.batches(range(count * views), 128)
         features = np.concatenate([engine(pixels)[0] for pixels in batches])
         labels, groups = self.manifest.labels(split), self.manifest.groups(split)
-        return Labelled(features.reshape(count, views, -1), labels, groups)
+        return Labeled(features.reshape(count, views, -1), labels, groups)
 
 
 def learn(
@@ -104,7 +104,7 @@ def learn(
     """Train the baseline and fine-tune from it."""
     spec = InputSpec(image_px=task.side, mean=(0.4, 0.4, 0.4), std=(0.25, 0.25, 0.25))
     info = make_info()[0].model_copy(update={"input": spec})
-    train, val = (task.labelled(split, info) for split in ("train", "val"))
+    train, val = (task.labeled(split, info) for split in ("train", "val"))
     names = task.manifest.class_names
     baseline = train_baseline(train, val, params.baseline, class_names=names, seed=params.seed)
     inputs = FinetuneInputs(
@@ -118,7 +118,7 @@ def learn(
     )
     assert np.isfinite(model.val_logits).all()
     assert model.val_logits.shape == (len(val.labels), len(names))
-    assert summarize(model, inputs, seed=params.seed).classes == names
+    assert describe_finetuned(model, inputs, seed=params.seed).classes == names
     return baseline, model
 
 

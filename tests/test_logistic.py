@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from tasks.heads import linear as logistic
 from tasks.heads.linear import (
-    Labelled,
+    Labeled,
     LinearFit,
     ScaledRows,
     _objective,
@@ -20,19 +20,19 @@ from tasks.training.step import class_weights
 N, D, C = 90, 6, 3
 
 
-def make_data(views: int = 1, seed: int = 0) -> Labelled:
+def make_data(views: int = 1, seed: int = 0) -> Labeled:
     rng = np.random.default_rng(seed)
     labels = np.arange(N) % C
     centers = rng.normal(size=(C, D))
     clean = centers[labels] + rng.normal(size=(N, D))
     features = clean[:, None] + 0.3 * rng.normal(size=(N, views, D))
     scale, shift = np.array([1, 10, 0.1, 1, 5, 1]), np.array([0, 100, 3, -50, 0, 1])
-    return Labelled(
+    return Labeled(
         (features * scale + shift).astype(np.float32), labels, [str(i) for i in range(N)]
     )
 
 
-def fit(data: Labelled, strengths: list[float], classes: int = C) -> list[LinearFit]:
+def fit(data: Labeled, strengths: list[float], classes: int = C) -> list[LinearFit]:
     return list(fit_path(ScaledRows(data, np.arange(len(data.labels))), classes, strengths))
 
 
@@ -67,7 +67,7 @@ def test_the_gradient_is_that_of_finite_differences():
 
 def test_repeating_every_view_changes_nothing():
     data = make_data()
-    repeated = Labelled(np.repeat(data.features, 3, axis=1), data.labels, data.groups)
+    repeated = Labeled(np.repeat(data.features, 3, axis=1), data.labels, data.groups)
     one, three = fit(data, [0.1])[0], fit(repeated, [0.1])[0]
     np.testing.assert_allclose(one.weight, three.weight, rtol=1e-3, atol=1e-4)
 
@@ -86,7 +86,7 @@ def test_moving_turning_and_rescaling_all_features_leaves_the_logits_alone():
     shift = np.array([0, 7, -1, 0, 20, 3])
     moved = (3 * data.features @ turn + shift).astype(np.float32)
     one = fit(data, [0.1])[0].logits(data.features[:, 0])
-    two = fit(Labelled(moved, data.labels, data.groups), [0.1])[0].logits(moved[:, 0])
+    two = fit(Labeled(moved, data.labels, data.groups), [0.1])[0].logits(moved[:, 0])
     np.testing.assert_allclose(one, two, atol=0.02)
 
 
@@ -94,7 +94,7 @@ def test_a_feature_that_hardly_varies_gets_no_large_weight():
     data = make_data()
     features = data.features.copy()
     features[..., 2] = 1e-4 * data.labels[:, None]  # tells the class, faintly
-    weights = np.abs(fit(Labelled(features, data.labels, data.groups), [0.1])[0].weight)
+    weights = np.abs(fit(Labeled(features, data.labels, data.groups), [0.1])[0].weight)
     assert weights[:, 2].max() < weights.max()
 
 
@@ -110,14 +110,14 @@ def test_a_constant_feature_is_ignored():
     data = make_data()
     features = data.features.copy()
     features[..., 2] = 7.0
-    fitted = fit(Labelled(features, data.labels, data.groups), [0.1])[0]
+    fitted = fit(Labeled(features, data.labels, data.groups), [0.1])[0]
     np.testing.assert_allclose(fitted.weight[:, 2], 0, atol=1e-6)
     assert np.isfinite(fitted.logits(features[:, 0])).all()
 
 
 def test_moments_are_those_of_all_rows_even_far_from_zero():
     data = make_data(views=3)
-    shifted = Labelled(data.features + np.float32(4096), data.labels, data.groups)
+    shifted = Labeled(data.features + np.float32(4096), data.labels, data.groups)
     moments = measure_moments(shifted, np.arange(10, 50))
     rows = shifted.features[10:50].reshape(-1, D).astype(np.float64)
     np.testing.assert_allclose(moments.mean, rows.mean(axis=0), rtol=1e-7)

@@ -11,8 +11,8 @@ from tasks.transferability.rules import (
     Evidence,
     apply_rules,
     choose,
+    choose_cuts,
     domain_of,
-    plan_phases,
 )
 
 PARAMS = load_params(ROOT / "params.yaml").decide
@@ -85,7 +85,7 @@ def test_rules_show_what_they_saw():
 def test_phases_fit_the_arm_whatever_the_evidence(arm):
     few = evidence(images=50, mmd=0.01)  # where the rules would unfreeze nothing
     expected = {"scratch": (0,), "feature_extraction": (), "fine_tune": (7,)}
-    assert plan_phases(arm, few, PARAMS) == expected[arm]
+    assert choose_cuts(arm, few, PARAMS) == expected[arm]
 
 
 # what must hold everywhere -----------------------------------------------------------------------

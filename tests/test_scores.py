@@ -5,7 +5,7 @@ from tasks.artifacts.records import Estimate, KnownSet, MmdResult, Similarity
 from tasks.transferability.hscore import estimate_h_score
 from tasks.transferability.logme import measure_logme
 from tasks.transferability.ridge import classify_by_ridge
-from tasks.transferability.ruler import Ruler, find_ruler, place_on_ruler, summarize
+from tasks.transferability.ruler import Ruler, find_ruler, place_on_ruler, say_similarity
 from tasks.transferability.sampling import Sample
 from tasks.transferability.scores import (
     classify_by_neighbors,
@@ -154,4 +154,4 @@ SENTENCES = {
 
 @pytest.mark.parametrize(("seen", "sentence"), SENTENCES.values(), ids=SENTENCES)
 def test_summary_is_one_plain_sentence(seen, sentence):
-    assert summarize(similarity(**seen)) == sentence
+    assert say_similarity(similarity(**seen)) == sentence

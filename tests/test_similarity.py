@@ -15,7 +15,7 @@ from tasks.artifacts.records import (
     write_record,
 )
 from tasks.artifacts.tables import Manifest, ManifestRow, PlaneRow, read_rows, write_manifest
-from tasks.backbones.source_cards import Provenance, SourceCard, write_card
+from tasks.backbones.source_cards import CardOrigin, SourceCard, write_card
 from tasks.errors import ArtifactError
 from tasks.similarity import Reference, main, measure_similarity, project
 from tasks.transferability import scores as scores_module
@@ -41,7 +41,7 @@ INFO = BackboneInfo(
 )
 CARD = SourceCard(
     np.random.default_rng(1).normal(size=(40, D)).astype(np.float16).astype(np.float32),
-    Provenance(
+    CardOrigin(
         name="photographs", source="", license=None, images=40, backbone="small",
         weights_sha256="aa", weights_license=None, input=SPEC, fit="crop", command="",
     ),

@@ -344,7 +344,7 @@ def descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_a_packaged_data_set_is_labelled_by_its_rule(descriptor: Path, tmp_path: Path) -> None:
+def test_a_packaged_data_set_is_labeled_by_its_rule(descriptor: Path, tmp_path: Path) -> None:
     listing = list_images(descriptor)
     assert found(listing) == [("i/1.png", "good", None), ("i/2.png", "bad", None)]
     assert listing.origin.label_rule == "bad from one half on"

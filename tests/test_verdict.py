@@ -8,7 +8,7 @@ from fake_run import Shape, fake_findings, number
 
 from tasks.artifacts.records import Record
 from tasks.params import Params
-from tasks.reporting.findings import Alert, Findings, find_alerts, give_verdict
+from tasks.reporting.findings import Alert, Findings, conclude, find_alerts
 from tasks.reporting.provenance import CodeState
 
 CLEAN = CodeState("0" * 40)
@@ -35,7 +35,7 @@ def titles(findings: Findings, code: CodeState = CLEAN) -> list[str]:
 def test_the_sentence_names_model_data_classes_result_interval_and_gain(
     findings: Findings,
 ) -> None:
-    sentence = give_verdict(findings).sentence.replace("\N{NO-BREAK SPACE}", " ")
+    sentence = conclude(findings).sentence.replace("\N{NO-BREAK SPACE}", " ")
     assert sentence.startswith(
         "Fine-tuned test_efficientnet classifies ELPV images into 2 classes with 90.0 % test "
         "accuracy (95 % interval 87.3 to 92.7 %, 60 test images). Fine-tuning changes accuracy by"
@@ -43,7 +43,7 @@ def test_the_sentence_names_model_data_classes_result_interval_and_gain(
 
 
 def test_unequal_classes_put_balanced_accuracy_first(findings: Findings) -> None:
-    verdict = give_verdict(changed(findings, health={"imbalance": 30.0}))
+    verdict = conclude(changed(findings, health={"imbalance": 30.0}))
     assert verdict.value.startswith("88.8")
     assert verdict.measure == "balanced test accuracy"
 
@@ -61,14 +61,14 @@ def test_the_sentence_names_what_ships(
     shape: Shape, start: str, tmp_path: Path, default_params: Params
 ) -> None:
     found = fake_findings(tmp_path, shape, default_params)
-    assert give_verdict(found).sentence.startswith(start)
+    assert conclude(found).sentence.startswith(start)
 
 
 def test_a_model_that_is_not_shipped_is_said_to_be_so(findings: Findings) -> None:
-    verdict = give_verdict(changed(findings, metrics={"shipped": "baseline"}))
+    verdict = conclude(changed(findings, metrics={"shipped": "baseline"}))
     assert verdict.gain.startswith("The fine-tuned model is not shipped.")
     alone = changed(findings, metrics={"difference": None, "finetuned": None})
-    assert give_verdict(alone).gain == "Nothing was fine-tuned."
+    assert conclude(alone).gain == "Nothing was fine-tuned."
 
 
 def test_a_clean_result_has_no_alert(findings: Findings) -> None:

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import psutil
 
 from flows.errors import GraphError
 from flows.stages import guard
+from flows.stages.locks import Say
 
 GUARD = Path(guard.__file__)
 BUSY_SECONDS = 2 * 60 * 60.0  # how long a stage waits for a dvc process that holds its files
@@ -38,8 +39,6 @@ CHATTER = re.compile(
     r"^(To track the changes with git, run:|\tgit add .*|To enable auto staging, run:"
     r"|\tdvc config core.autostage true|Use `dvc push` to send your updates to remote storage\.)?$"
 )
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -232,7 +232,7 @@ class Decision(Record):
 # baseline and finetune ---------------------------------------------------------------------------
 
 
-class Candidate(Record):
+class TriedHead(Record):
     """One head that was tried on the frozen features, judged on val."""
 
     head: HeadKind
@@ -251,7 +251,7 @@ class Baseline(Record):
     dropout: float
     feature_dim: int
     classes: list[str]
-    candidates: list[Candidate]
+    candidates: list[TriedHead]
     val_accuracy: Estimate
     val_loss: float  # calibrated
     majority_accuracy: float  # of always naming the largest training class, on val

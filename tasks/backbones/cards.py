@@ -17,7 +17,7 @@ from tasks.artifacts.words import first_of
 from tasks.backbones.catalogue import Backbone, load_backbone
 from tasks.backbones.engine import make_engine
 from tasks.backbones.groups import PooledFeatures
-from tasks.backbones.source_cards import Provenance, SourceCard, write_card
+from tasks.backbones.source_cards import CardOrigin, SourceCard, write_card
 from tasks.errors import DataError, ImageError
 from tasks.images.decode import SUFFIXES
 from tasks.images.frames import read_clean_view
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         workers=machine.decode_workers,
     )
     features = extract_source_features(backbone, views, len(files), machine)
-    provenance = Provenance(
+    provenance = CardOrigin(
         name=options.name,
         source=options.source,
         license=options.license,

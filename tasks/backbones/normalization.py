@@ -157,13 +157,13 @@ class _Moments:
         )
 
 
-Parts = list[tuple[str, _Moments]]
+NamedMoments = list[tuple[str, _Moments]]
 
 
 @contextmanager
 def _recording(
     layers: Mapping[str, nn.Module],
-) -> Iterator[Callable[[nn.Module, torch.Tensor], Parts]]:
+) -> Iterator[Callable[[nn.Module, torch.Tensor], NamedMoments]]:
     """Give a function that runs a model on a batch and returns what its layers were given.
 
     It may be called from several threads at a time.
@@ -173,11 +173,11 @@ def _recording(
     def record(name: str, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         here.parts.append((name, _Moments.of(inputs[0])))
 
-    def run(model: nn.Module, batch: torch.Tensor) -> Parts:
+    def run(model: nn.Module, batch: torch.Tensor) -> NamedMoments:
         here.parts = []
         with torch.inference_mode():
             model(batch.to(_device(model)))
-        parts: Parts = here.parts
+        parts: NamedMoments = here.parts
         return parts
 
     hooks = [

@@ -29,7 +29,7 @@ PROBE_PURPOSE = 0x9B0B  # tells the random numbers that choose probe images from
 SAMPLE_IMAGES = 8  # on which an engine is compared with torch
 MOST_WORKERS = 4  # batches in memory at a time are several times as many
 FITTED_IMAGES = 128  # that set the running statistics of the untrained network
-Batch = TypeVar("Batch", Pixels, torch.Tensor)
+Images = TypeVar("Images", Pixels, torch.Tensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def measure_probe(
     return Probe(images.rows, np.concatenate(features), layers)
 
 
-def _metered(batches: Iterable[Batch], meter: Meter) -> Iterator[Batch]:
+def _metered(batches: Iterable[Images], meter: Meter) -> Iterator[Images]:
     for batch in batches:
         yield batch
         meter.advance(len(batch))

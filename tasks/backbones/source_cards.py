@@ -19,7 +19,7 @@ from tasks.errors import ArtifactError
 log = logging.getLogger(__name__)
 
 
-class Provenance(Record):
+class CardOrigin(Record):
     """How a card was made; without any path of the machine that made it."""
 
     name: str
@@ -44,7 +44,7 @@ class SourceCard:
     """
 
     features: NDArray[np.float32]
-    provenance: Provenance
+    provenance: CardOrigin
 
     @property
     def name(self) -> str:
@@ -76,7 +76,7 @@ def read_card(path: Path) -> SourceCard:
     """
     features = read_tensors(path).get("features")
     try:
-        provenance = Provenance.model_validate_json(read_tensors_note(path).get("card", ""))
+        provenance = CardOrigin.model_validate_json(read_tensors_note(path).get("card", ""))
     except ValidationError as err:
         problem = err.errors()[0]["msg"]
         raise ArtifactError(f"{path}: is no source card ({problem}); make it again") from err

@@ -37,7 +37,7 @@ def _say_from_scratch(gain: Estimate, points: float, interval: str) -> str:
     return f"{model} {points:+.1f} points from the frozen baseline, within noise ({interval})."
 
 
-def summarize(metrics: Metrics, arm: Arm) -> str:
+def say_results(metrics: Metrics, arm: Arm) -> str:
     """Say in one line what the test images showed."""
     parts = [f"baseline {_words(metrics.baseline.accuracy)}"]
     if metrics.finetuned and metrics.difference:

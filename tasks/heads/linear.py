@@ -25,7 +25,7 @@ LOSS_TOLERANCE = 1e-6  # relative gain an iteration below which a fit ends; floa
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labeled:
     """Features, float32 (N, V, D), may be memory-mapped; label and group of each image, (N,)."""
 
     features: Features
@@ -76,7 +76,7 @@ class ScaledRows:
         images: Which images count, int64 (n,).
     """
 
-    def __init__(self, data: Labelled, images: Ints) -> None:
+    def __init__(self, data: Labeled, images: Ints) -> None:
         self._data, self._chosen = data, images
         self.images = len(images)
         self.views, self.dim = data.features.shape[1:]
@@ -95,7 +95,7 @@ class ScaledRows:
             yield (rows - mean) * inverse, np.repeat(self._data.labels[images], self.views)
 
 
-def measure_moments(data: Labelled, images: Ints) -> Moments:
+def measure_moments(data: Labeled, images: Ints) -> Moments:
     """Measure the moments of the rows of some images, int64 (n,), in all of their views.
 
     Two passes, so that a large mean does not swallow a small deviation.
@@ -108,7 +108,7 @@ def measure_moments(data: Labelled, images: Ints) -> Moments:
     return Moments(mean, np.where(scale > 1e-6 * np.abs(mean), scale, 0.0))
 
 
-def _read_rows(data: Labelled, images: Ints) -> Iterator[tuple[Features, Ints]]:
+def _read_rows(data: Labeled, images: Ints) -> Iterator[tuple[Features, Ints]]:
     """Yield raw rows (r, D) of some images in all of their views, and those images."""
     views, dim = data.features.shape[1:]
     step = max(1, ROWS_AT_ONCE // views)
@@ -186,7 +186,7 @@ class LinearPath:
 
 
 def choose_linear(
-    train: Labelled, val: Labelled, strengths: Sequence[float], *, classes: int, seed: int
+    train: Labeled, val: Labeled, strengths: Sequence[float], *, classes: int, seed: int
 ) -> LinearPath:
     """Fit a path of strengths on all training images and choose one.
 
@@ -214,7 +214,7 @@ def _counted(path: Iterator[LinearFit], meter: Meter) -> Iterator[LinearFit]:
         yield fit
 
 
-def _until_hopeless(path: Iterator[LinearFit], val: Labelled) -> Iterator[LinearFit]:
+def _until_hopeless(path: Iterator[LinearFit], val: Labeled) -> Iterator[LinearFit]:
     lowest = np.inf
     for fit in path:
         yield fit
@@ -224,11 +224,11 @@ def _until_hopeless(path: Iterator[LinearFit], val: Labelled) -> Iterator[Linear
             return
 
 
-def _mean_loss(fit: LinearFit, data: Labelled) -> float:
+def _mean_loss(fit: LinearFit, data: Labeled) -> float:
     return data.judge.loss(fit.logits(data.features[:, 0]))
 
 
-def _folds(train: Labelled, seed: int) -> list[tuple[Ints, Ints]]:
+def _folds(train: Labeled, seed: int) -> list[tuple[Ints, Ints]]:
     """Split into (fitted, held out) images; no folds where a class has fewer than two groups."""
     groups = np.unique(np.array(train.groups, dtype=object), return_inverse=True)[1]
     smallest = min(len(set(groups[train.labels == label])) for label in np.unique(train.labels))
@@ -240,7 +240,7 @@ def _folds(train: Labelled, seed: int) -> list[tuple[Ints, Ints]]:
 
 
 def _held_out_losses(
-    train: Labelled,
+    train: Labeled,
     folds: Sequence[tuple[Ints, Ints]],
     strengths: Sequence[float],
     classes: int,

@@ -12,7 +12,7 @@ from torch.optim import AdamW
 
 from tasks.errors import TrainingError
 from tasks.heads.kinds import apply_head, build_head
-from tasks.heads.linear import Labelled, measure_moments
+from tasks.heads.linear import Labeled, measure_moments
 from tasks.heads.schedule import count_steps, epoch_batches, warmup_cosine
 from tasks.judging.overfitting import EpochLosses
 from tasks.params import BaselineParams
@@ -39,7 +39,7 @@ class HeadFit:
 
 
 def fit_mlp(
-    train: Labelled, val: Labelled, params: BaselineParams, *, classes: int, seed: int
+    train: Labeled, val: Labeled, params: BaselineParams, *, classes: int, seed: int
 ) -> HeadFit:
     """Train an MLP head of width `mlp_width` with AdamW; give it as of its best epoch on val.
 
@@ -91,7 +91,7 @@ def mlp_width(params: BaselineParams, *, images: int, feature_dim: int, classes:
     return min(max(power, NARROWEST), WIDEST)
 
 
-def _standardize(head: nn.Module, train: Labelled) -> None:
+def _standardize(head: nn.Module, train: Labeled) -> None:
     """Let the batch norm at the input keep the statistics of all training rows."""
     moments = measure_moments(train, np.arange(len(train.labels)))
     norm = head.get_submodule("norm")
@@ -104,7 +104,7 @@ def _standardize(head: nn.Module, train: Labelled) -> None:
 def _run_epoch(
     head: nn.Module,
     optimizer: AdamW,
-    train: Labelled,
+    train: Labeled,
     params: BaselineParams,
     *,
     seed: int,
@@ -131,7 +131,7 @@ def _run_epoch(
 
 
 def _batches(
-    train: Labelled, params: BaselineParams, *, seed: int, epoch: int
+    train: Labeled, params: BaselineParams, *, seed: int, epoch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     views = train.features.shape[1] - 1
     images = len(train.labels)

@@ -7,7 +7,7 @@ import re
 from tasks.artifacts.tables import ClassRow
 from tasks.artifacts.words import printable
 from tasks.reporting.export import Exported
-from tasks.reporting.findings import Findings, find_alerts, give_verdict, name_shipped
+from tasks.reporting.findings import Findings, conclude, find_alerts, name_shipped
 from tasks.reporting.pages import make_environment
 from tasks.reporting.provenance import Provenance
 from tasks.reporting.usage import loading_code
@@ -28,7 +28,7 @@ def render_card(findings: Findings, exported: Exported, provenance: Provenance) 
         f=findings,
         exported=exported,
         provenance=provenance,
-        verdict=give_verdict(findings),
+        conclusion=conclude(findings),
         alerts=find_alerts(findings, provenance.code),
         classes=findings.health.classes,
         models=models,

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import timm
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tasks.artifacts.arrays import write_tensors
 from tasks.artifacts.files import replacing_folder
-from tasks.artifacts.records import InputSpec, write_json
+from tasks.artifacts.records import Fit, InputSpec, write_json
 from tasks.errors import ArtifactError
 from tasks.reporting.provenance import hash_file
 
@@ -26,13 +26,12 @@ SAMPLE = 0x45585054  # purpose of the random numbers drawn here
 SAMPLE_IMAGES = 2
 TOLERANCE = 1e-4  # of the largest logit; bit-equal where timm runs the same kernels
 
-Fit = Literal["squash", "crop", "pad"]
 CROP_MODES: Mapping[Fit, str] = {"squash": "squash", "crop": "center", "pad": "border"}
 CARRIED = ("fixed_input_size", "pool_size", "first_conv", "classifier")
 
 
 @dataclass(frozen=True)
-class Shipped:
+class ShippedModel:
     """The model that ships.
 
     Attributes:
@@ -80,7 +79,7 @@ class Exported:
         return sum(size for name, size in self.files if name.endswith(".safetensors"))
 
 
-def export_model(folder: Path, shipped: Shipped, about: Mapping[str, Any]) -> Exported:
+def export_model(folder: Path, shipped: ShippedModel, about: Mapping[str, Any]) -> Exported:
     """Write the folder and load it again to see that it gives the same logits.
 
     Args:
@@ -106,7 +105,7 @@ def export_model(folder: Path, shipped: Shipped, about: Mapping[str, Any]) -> Ex
     return Exported(whole is not None, sizes, sha256, difference)
 
 
-def _with_classifier(shipped: Shipped) -> nn.Module | None:
+def _with_classifier(shipped: ShippedModel) -> nn.Module | None:
     """Put the head into the architecture's own classifier; None where it does not fit."""
     if not isinstance(shipped.head, nn.Linear):
         return None
@@ -151,7 +150,7 @@ def _arrays(module: nn.Module) -> dict[str, Any]:
     return {name: tensor.detach().cpu().numpy() for name, tensor in module.state_dict().items()}
 
 
-def _timm_config(shipped: Shipped, model: Any, classes: int) -> dict[str, Any]:
+def _timm_config(shipped: ShippedModel, model: Any, classes: int) -> dict[str, Any]:
     """config.json as `timm.models.save_for_hf` writes it, with this pipeline's preprocessing."""
     source = model.pretrained_cfg
     side = shipped.input.image_px
@@ -191,7 +190,7 @@ def _describe_head(head: nn.Module) -> dict[str, Any]:
     }
 
 
-def _about(shipped: Shipped, about: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
+def _about(shipped: ShippedModel, about: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
     return {
         "format": 1,
         "architecture": shipped.name,
@@ -208,7 +207,7 @@ def _about(shipped: Shipped, about: Mapping[str, Any], *, whole: bool) -> dict[s
     }
 
 
-def _check(folder: Path, shipped: Shipped, *, whole: bool) -> float:
+def _check(folder: Path, shipped: ShippedModel, *, whole: bool) -> float:
     """Load the folder with timm alone and compare the logits."""
     try:
         model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()

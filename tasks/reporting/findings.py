@@ -146,7 +146,7 @@ class Alert:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Conclusion:
     """The result in one sentence and its parts."""
 
     model: str
@@ -185,11 +185,11 @@ def leads_with_macro(health: Health) -> bool:
     return health.imbalance >= IMBALANCED
 
 
-def give_verdict(findings: Findings) -> Verdict:
+def conclude(findings: Findings) -> Conclusion:
     """Say which model ships, how good it is on test and what fine-tuning changed."""
     scores = findings.shipped
     macro = leads_with_macro(findings.health)
-    return Verdict(
+    return Conclusion(
         model=name_shipped(findings),
         data=printable(findings.origin.name),
         classes=len(findings.health.classes),

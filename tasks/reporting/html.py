@@ -22,7 +22,7 @@ from tasks.reporting.figures import (
     ruler,
     shift_profile,
 )
-from tasks.reporting.findings import Findings, Picture, find_alerts, give_verdict, name_shipped
+from tasks.reporting.findings import Findings, Picture, conclude, find_alerts, name_shipped
 from tasks.reporting.pages import make_environment
 from tasks.reporting.provenance import Provenance
 from tasks.reporting.results import (
@@ -53,7 +53,7 @@ def render_report(findings: Findings, exported: Exported, provenance: Provenance
         f=findings,
         exported=exported,
         provenance=provenance,
-        verdict=give_verdict(findings),
+        conclusion=conclude(findings),
         alerts=find_alerts(findings, provenance.code),
         passed=_passed_checks(findings.health),
         drawings=_draw(findings),

@@ -86,7 +86,7 @@ class FinetuneInputs:
         )
 
 
-def read_inputs(paths: InputPaths) -> FinetuneInputs:
+def read_finetune_inputs(paths: InputPaths) -> FinetuneInputs:
     """Read what earlier stages made and check that it fits together.
 
     Raises:

@@ -73,7 +73,7 @@ def describe(
     )
 
 
-def summarize(model: FinetunedModel, inputs: FinetuneInputs, *, seed: int) -> Finetuned:
+def describe_finetuned(model: FinetunedModel, inputs: FinetuneInputs, *, seed: int) -> Finetuned:
     """Describe a fine-tuned model."""
     baseline, val = inputs.baseline, inputs.examples(balanced=model.class_balanced).val
     return Finetuned(

@@ -11,7 +11,7 @@ from tasks.artifacts.records import Estimate, MmdResult, Similarity
 from tasks.params import DecideParams
 from tasks.transferability.rules import (
     DOMAINS,
-    Choice,
+    ArmChoice,
     Evidence,
     choose,
     domain_by_mmd,
@@ -41,7 +41,7 @@ class Change:
     quantity: Quantity
     at: float
     rises: bool
-    choice: Choice
+    choice: ArmChoice
 
 
 # how sure ----------------------------------------------------------------------------------------
@@ -129,11 +129,11 @@ def find_changes(evidence: Evidence, params: DecideParams) -> list[Change]:
     return changes
 
 
-def _same_arm(a: Choice, b: Choice) -> bool:
+def _same_arm(a: ArmChoice, b: ArmChoice) -> bool:
     return a.arm == b.arm
 
 
-def _same_choice(a: Choice, b: Choice) -> bool:
+def _same_choice(a: ArmChoice, b: ArmChoice) -> bool:
     return (a.arm, a.phases) == (b.arm, b.phases)
 
 
@@ -161,11 +161,11 @@ def _first_change(
     params: DecideParams,
     quantity: Quantity,
     values: Sequence[float],
-    same: Callable[[Choice, Choice], bool],
+    same: Callable[[ArmChoice, ArmChoice], bool],
 ) -> Change | None:
     chosen = choose(evidence, params)
 
-    def choice_at(value: float) -> Choice:
+    def choice_at(value: float) -> ArmChoice:
         return choose(_with(evidence, quantity, value), params)
 
     last = values[0]

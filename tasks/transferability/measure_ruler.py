@@ -44,7 +44,7 @@ FEWEST_OF_A_CLASS = 2  # images; below, leaving one out leaves nothing to learn 
 
 
 @dataclass(frozen=True, slots=True)
-class Labeled:
+class KnownImages:
     """Pixels of some images, one uint8 (R, R, 3) at a time, and their labels; none for noise."""
 
     pixels: Iterator[Pixels]
@@ -60,7 +60,7 @@ class Seen:
     probe: Probe
 
 
-def read_set(source: Path, params: Params, *, images: int) -> Labeled:
+def read_set(source: Path, params: Params, *, images: int) -> KnownImages:
     """Choose images of a source by hash, each class by its share, and decode them.
 
     Args:
@@ -84,18 +84,18 @@ def read_set(source: Path, params: Params, *, images: int) -> Labeled:
         )
         for row in chosen
     )
-    return Labeled(pixels, [row.label for row in chosen], len(chosen))
+    return KnownImages(pixels, [row.label for row in chosen], len(chosen))
 
 
-def make_noise(params: Params, *, images: int) -> Labeled:
+def make_noise(params: Params, *, images: int) -> KnownImages:
     """Draw images whose values are uniform and independent."""
     rng = np.random.default_rng([params.seed, NOISE])
     side = params.augment.image_px
     pixels = (rng.integers(0, 256, (side, side, 3), dtype=np.uint8) for _ in range(images))
-    return Labeled(pixels, [], images)
+    return KnownImages(pixels, [], images)
 
 
-def see(known: Labeled, backbone: Backbone, params: Params, machine: Machine) -> Seen:
+def see(known: KnownImages, backbone: Backbone, params: Params, machine: Machine) -> Seen:
     """Run backbone and probe over a set, as the extract stage does over training images."""
     with tempfile.TemporaryDirectory() as folder:
         info = store_info(known.count, views=0, image_px=params.augment.image_px)
@@ -116,7 +116,7 @@ def see(known: Labeled, backbone: Backbone, params: Params, machine: Machine) ->
 
 
 def measure_set(
-    name: str, known: Labeled, seen: Seen, source: Features, params: Params
+    name: str, known: KnownImages, seen: Seen, source: Features, params: Params
 ) -> KnownSet:
     """Measure one set against source features (m, D)."""
     mmd = measure_mmd(
@@ -140,7 +140,7 @@ def measure_set(
     )
 
 
-def _gain(known: Labeled, seen: Seen, params: Params) -> float | None:
+def _gain(known: KnownImages, seen: Seen, params: Params) -> float | None:
     """Transfer gain on the images of the probe; None where a class is too small to be learned."""
     if not known.labels:
         return None
@@ -209,7 +209,7 @@ def _measure_all(
     for name, source in map(_named, options.halved):
         known = read_set(source, params, images=2 * options.images)
         target, others = halve(see(known, backbone, params, machine))
-        yield measure_set(name, Labeled(iter(()), [], known.count), target, others, params)
+        yield measure_set(name, KnownImages(iter(()), [], known.count), target, others, params)
     if options.noise:
         known = make_noise(params, images=options.images)
         seen = see(known, backbone, params, machine)

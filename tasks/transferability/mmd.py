@@ -26,12 +26,12 @@ SOURCE_ROWS = 2_500  # most rows of a card that are used
 FULL_ROWS = 5_000  # rows of source and target together that one kernel matrix holds
 PERMUTATIONS_AT_ONCE = 250
 ROUNDING = 1e-12  # a relabeling that ties with the data counts as reaching it
-Features = NDArray[np.float32] | Floats
+AnyFeatures = NDArray[np.float32] | Floats
 
 
 def measure_mmd(
-    source: Features,
-    target: Features,
+    source: AnyFeatures,
+    target: AnyFeatures,
     groups: Sequence[str],
     *,
     name: str,
@@ -145,7 +145,7 @@ def _draw_one_each(units: Ints, most: int, *, seed: int) -> Ints:
 
 def _replicates(
     x: Floats,
-    target: Features,
+    target: AnyFeatures,
     units: Ints,
     blocks: Sequence[Ints],
     bandwidths: Sequence[float],
@@ -215,7 +215,7 @@ def _ratio(sums: Floats) -> Floats:
 
 
 def permutation_p_value(
-    x: Floats, y: Features, bandwidths: Sequence[float], *, permutations: int, seed: int
+    x: Floats, y: AnyFeatures, bandwidths: Sequence[float], *, permutations: int, seed: int
 ) -> float:
     """Test that two samples of independent rows come from one distribution.
 

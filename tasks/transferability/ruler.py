@@ -36,7 +36,7 @@ def find_ruler(folder: Path, weights_sha256: str) -> Ruler | None:
     return next((ruler for ruler in rulers if ruler.weights_sha256 == weights_sha256), None)
 
 
-def summarize(similarity: Similarity) -> str:
+def say_similarity(similarity: Similarity) -> str:
     """Say where the data lies and what pretraining is worth for it."""
     return f"{_distance_in_words(similarity)}; {_gain_in_words(similarity)}."
 

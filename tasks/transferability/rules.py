@@ -40,7 +40,7 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ArmChoice:
     """How to transfer. `phases`: lowest unfrozen group of each phase, top down."""
 
     domain: Domain
@@ -48,13 +48,13 @@ class Choice:
     phases: tuple[int, ...]
 
 
-def choose(evidence: Evidence, params: DecideParams) -> Choice:
+def choose(evidence: Evidence, params: DecideParams) -> ArmChoice:
     """Choose arm and phases: the first rule that fires and votes decides."""
     arm = next(
         rule.votes_for for rule in apply_rules(evidence, params) if rule.fired and rule.votes_for
     )
-    return Choice(
-        domain=domain_of(evidence, params), arm=arm, phases=plan_phases(arm, evidence, params)
+    return ArmChoice(
+        domain=domain_of(evidence, params), arm=arm, phases=choose_cuts(arm, evidence, params)
     )
 
 
@@ -84,7 +84,7 @@ def _classify(value: float | None, similar: float, far: float) -> Domain | None:
 # how deep ----------------------------------------------------------------------------------------
 
 
-def plan_phases(arm: Arm, evidence: Evidence, params: DecideParams) -> tuple[int, ...]:
+def choose_cuts(arm: Arm, evidence: Evidence, params: DecideParams) -> tuple[int, ...]:
     """Lowest unfrozen group of each phase, top down; scratch: (0,); frozen: ().
 
     Fine-tuning reaches its depth in at most three phases, by halves from the top, so that upper

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.artifacts.arrays import Bools
+from tasks.artifacts.arrays import Bools, Features
 from tasks.artifacts.records import Estimate
 from tasks.judging.statistics import accuracy_interval, paired_accuracy_interval
 from tasks.params import SimilarityParams
@@ -15,13 +15,11 @@ from tasks.transferability.logme import estimate_logme
 from tasks.transferability.ridge import classify_by_ridge
 from tasks.transferability.sampling import Sample, number_groups
 
-Features = NDArray[np.float32]
-
 ROWS_AT_ONCE = 1_000  # compared with all images by nearest neighbors
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class TransferScores:
     """Label-aware transferability of one set of features."""
 
     logme: Estimate
@@ -38,7 +36,7 @@ class Gain:
     gain: Estimate
 
 
-def estimate_scores(sample: Sample, *, params: SimilarityParams, seed: int) -> Scores:
+def estimate_scores(sample: Sample, *, params: SimilarityParams, seed: int) -> TransferScores:
     """Measure every label-aware score; images of one group are left out together.
 
     Intervals speak of the images: as many others would have given another share. That leave-one-out
@@ -52,7 +50,7 @@ def estimate_scores(sample: Sample, *, params: SimilarityParams, seed: int) -> S
     )
     ridge = classify_by_ridge(sample.features, sample.labels, sample.groups)
     labels, groups, confidence = sample.labels, sample.groups, params.confidence
-    return Scores(
+    return TransferScores(
         logme=estimate_logme(sample.features, labels, groups, confidence=confidence),
         h_score=estimate_h_score(sample.features, labels, groups, confidence=confidence),
         knn_accuracy=_accuracy(near == labels, groups, params=params, seed=seed),

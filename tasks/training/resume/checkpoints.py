@@ -79,7 +79,7 @@ class CheckpointFolder:
         name, state = self._newest_whole() if self._processes.first else (None, None)
         name = self._processes.tell(name)
         if name is not None and state is None:
-            state = read_state(self._folder / name)
+            state = read_train_state(self._folder / name)
         self._processes.wait()  # before the first one can delete it
         return state
 
@@ -94,7 +94,7 @@ class CheckpointFolder:
         paths = self._newest_first()
         for path, before in zip_longest(paths, paths[1:]):
             try:
-                return path.name, read_state(path)
+                return path.name, read_train_state(path)
             except ArtifactError as err:
                 damaged = path.with_suffix(".damaged")
                 path.replace(damaged)  # so that it is not counted among the newest
@@ -143,7 +143,7 @@ def write_state(path: Path, state: TrainState) -> None:
     write_tensors(path, arrays, note)
 
 
-def read_state(path: Path) -> TrainState:
+def read_train_state(path: Path) -> TrainState:
     """Read a state.
 
     Raises:
