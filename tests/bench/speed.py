@@ -147,7 +147,7 @@ def run_head() -> dict[str, float]:
     from tasks.runtime.machine import prepare_memory
 
     prepare_memory()
-    from tasks.heads.linear import Labelled, choose_linear
+    from tasks.heads.linear import Labeled, choose_linear
     from tasks.params_file import load_params
 
     params = load_params(ROOT / "params.yaml")
@@ -159,7 +159,7 @@ def run_head() -> dict[str, float]:
     features = features[:, None].astype(np.float32)
     groups = [str(number) for number in range(len(labels))]
     train, val = (
-        Labelled(features[part], labels[part], groups[part])
+        Labeled(features[part], labels[part], groups[part])
         for part in (slice(HEAD_ROWS), slice(HEAD_ROWS, None))
     )
     started = time.monotonic()
