@@ -1,6 +1,6 @@
 """Shared fixtures: tiny labeled images and small parameters."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.artifacts.records import ImageSource
+from tasks.artifacts.records import Estimate, ImageSource
 from tasks.params import Params
 from tasks.params_file import load_params
 
 ROOT = Path(__file__).parent.parent
+HOSTILE = "<script>alert(1)</script>"
 
 # Small enough for a test, large enough that every stage has something to do.
 TINY: dict[str, Any] = {
@@ -62,6 +63,15 @@ def tiny_params(default_params: Params) -> Params:
     return with_values(default_params, TINY)
 
 
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory, default_params: Params) -> Iterator[Any]:
+    """Give the run of a variant of `made_run`, up to the report; not to be changed."""
+    from made_run import keep_runs
+
+    with keep_runs(tmp_path_factory.mktemp("runs"), default_params) as runs:
+        yield runs
+
+
 def make_origin(
     name: str = "made", kind: Literal["folder", "csv", "package"] = "folder", root: str = "images"
 ) -> ImageSource:
@@ -69,6 +79,16 @@ def make_origin(
     return ImageSource(
         kind=kind, name=name, root=root, package=None, license=None, citation=None, label_rule=None
     )
+
+
+def share(value: float, half: float, n: int = 60) -> Estimate:
+    """A share with a symmetric interval."""
+    return Estimate(value=value, low=max(0.0, value - half), high=min(1.0, value + half), n=n)
+
+
+def number(value: float, half: float, n: int = 60) -> Estimate:
+    """A number with a symmetric interval."""
+    return Estimate(value=value, low=value - half, high=value + half, n=n)
 
 
 def draw_image(label: int, number: int, size: tuple[int, int] = (40, 32)) -> Image.Image:

@@ -1,25 +1,24 @@
 """The model card."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_run import HOSTILE, Shape, fake_exported, fake_findings, fake_provenance
+from conftest import HOSTILE
+from made_run import Runs, make_exported, make_provenance
 from ruamel.yaml import YAML
 
-from tasks.params import Params
 from tasks.reporting.card import escape_markdown, quote_yaml, render_card
-from tasks.reporting.findings import Findings
+from tasks.reporting.findings import Findings, give_verdict
 
 
 @pytest.fixture(scope="module")
-def findings(tmp_path_factory: pytest.TempPathFactory, default_params: Params) -> Findings:
-    return fake_findings(tmp_path_factory.mktemp("card"), Shape(), default_params)
+def findings(runs: Runs) -> Findings:
+    return runs("fine-tuned").findings
 
 
 def render(findings: Findings, *, whole: bool = True) -> str:
-    return render_card(findings, fake_exported(whole=whole), fake_provenance())
+    return render_card(findings, make_exported(whole=whole), make_provenance())
 
 
 def header(card: str) -> dict[str, Any]:
@@ -29,7 +28,8 @@ def header(card: str) -> dict[str, Any]:
 
 
 def test_the_header_is_yaml_with_what_the_hub_asks(findings: Findings) -> None:
-    read = header(render(findings))
+    weights = findings.backbone.model_copy(update={"weights_license": "Apache-2.0"})
+    read = header(render(replace(findings, backbone=weights)))
     assert read["library_name"] == "timm"
     assert read["pipeline_tag"] == "image-classification"
     assert read["datasets"] == ["ELPV"]
@@ -48,26 +48,38 @@ def test_results_stand_with_their_intervals_and_the_shipped_model_is_marked(
     findings: Findings,
 ) -> None:
     card = render(findings).replace("\N{NO-BREAK SPACE}", " ")
-    rows = [line for line in card.splitlines() if line.startswith("| ")]
-    assert len(rows) == 4
-    assert rows[2].startswith("| fine-tuned (shipped) | 90.0 % (87.3 to 92.7 %) |")
-    assert rows[1].startswith("| frozen baseline | 88.3 %")
-    assert rows[3].startswith("| always the largest class | 50.0 %")
+    _, baseline, tuned, majority = [line for line in card.splitlines() if line.startswith("| ")]
+    metrics = findings.metrics
+    assert metrics.finetuned is not None
+    for row, accuracy in (
+        (baseline, metrics.baseline.accuracy),
+        (tuned, metrics.finetuned.accuracy),
+        (majority, metrics.majority),
+    ):
+        assert accuracy.low is not None
+        assert f"| {100 * accuracy.value:.1f} % ({100 * accuracy.low:.1f} to" in row
+    assert ["(shipped)" in row for row in (baseline, tuned, majority)] == [False, True, False]
 
 
 def test_the_first_sentence_is_the_verdict_and_doubts_follow(findings: Findings) -> None:
     card = render(findings)
-    assert "with 90.0\N{NO-BREAK SPACE}% test accuracy (95" in card
-    assert card.index("classifies ELPV images") < card.index("**Within noise.**")
-    assert card.index("**Within noise.**") < card.index("## What it is")
+    verdict = card.index(give_verdict(findings).value)
+    assert verdict < card.index("**Within noise.**") < card.index("\n## ")
 
 
 def test_limits_name_the_weakest_class(findings: Findings) -> None:
-    weakest = min(findings.classes, key=lambda row: (row.recall or 0, row.class_))
-    card = render(findings)
-    if len({row.recall for row in findings.classes}) > 1:
-        assert f"weakest class on test is {weakest.class_}" in card
-    same = [replace(row, recall=findings.classes[0].recall) for row in findings.classes]
+    good, bad = (
+        replace(row, recall=recall)
+        for row, recall in zip(findings.classes, (0.9, 0.5), strict=True)
+    )
+    for rows in ([good, bad], [bad, good]):
+        told = [
+            line
+            for line in render(replace(findings, classes=rows)).splitlines()
+            if "weakest class" in line
+        ]
+        assert [bad.class_ in line for line in told] == [True]
+    same = [replace(row, recall=0.9) for row in findings.classes]
     assert "weakest" not in render(replace(findings, classes=same))
 
 
@@ -90,19 +102,18 @@ def test_licenses_of_data_and_weights_are_told_or_said_to_be_missing(findings: F
     assert header(card)["license_name"] == "data: not stated; pretrained weights: not stated"
 
 
-def test_many_classes_are_cut(tmp_path: Path, default_params: Params) -> None:
-    classes = [f"species {i:03d}" for i in range(120)]
-    found = fake_findings(tmp_path, Shape(classes=classes, test=240, wrong=20), default_params)
-    card = render(found)
+def test_many_classes_are_cut(runs: Runs) -> None:
+    card = render(runs("many").findings)
     assert "species 049" in card
     assert "- species 050" not in card
     assert "and 70 more" in card
 
 
-def test_hostile_names_stay_text(tmp_path: Path, default_params: Params) -> None:
-    classes = (HOSTILE, "a | b\n# heading", "[x](javascript:alert(1))")
-    found = fake_findings(tmp_path, Shape(classes=classes, name=f'x": {HOSTILE}'), default_params)
-    card = render(found)
+def test_hostile_names_stay_text(runs: Runs) -> None:
+    found = runs("scratch").findings
+    origin = found.origin.model_copy(update={"name": f'x": {HOSTILE}'})
+    card = render(replace(found, origin=origin))
+    assert HOSTILE in found.health.classes
     assert "<script" not in card
     assert "\n# heading" not in card
     assert "- \\[x\\](javascript" in card  # no link
@@ -126,11 +137,8 @@ def test_the_same_findings_give_the_same_card(findings: Findings) -> None:
     assert render(findings) == render(findings)
 
 
-def test_where_nothing_was_fine_tuned_one_model_stands_in_the_table(
-    tmp_path: Path, default_params: Params
-) -> None:
-    shape = Shape(arm="feature_extraction", shipped="baseline")
-    card = render(fake_findings(tmp_path, shape, default_params))
+def test_where_nothing_was_fine_tuned_one_model_stands_in_the_table(runs: Runs) -> None:
+    card = render(runs("frozen").findings)
     assert "| frozen baseline (shipped) |" in card
     assert "| fine-tuned" not in card
 

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
-from fake_run import HOSTILE
+from conftest import HOSTILE
 
 from tasks.reporting.confusion import GATHERED_CELLS, MOST_MISTAKES, matrix, mistakes
 

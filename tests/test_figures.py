@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
-from fake_run import HOSTILE
+from conftest import HOSTILE
 
 from tasks.artifacts.records import GroupShift, KnownSet, MmdResult
 from tasks.artifacts.tables import PlaneRow, ShiftRow

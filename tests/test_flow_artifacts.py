@@ -2,13 +2,12 @@
 
 import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from fake_run import Shape, fake_run
+from made_run import STAGES, Runs
 
 from flows import artifacts
 from flows.artifacts import (
@@ -22,16 +21,6 @@ from flows.artifacts import (
 from tasks.artifacts.records import Arm, Difference, Estimate, Metrics, Scores
 from tasks.evaluation.comparison import Ranked
 from tasks.evaluation.words import headline
-
-# Stage -> argument of the report stage -> name below data/<stage>, of the files that are shown.
-WHERE = {
-    "ingest": {"health": "health.json"},
-    "augment": {"sheet": "contact_sheet.jpg"},
-    "decide": {"decision": "decision.json"},
-    "baseline": {"baseline": "baseline.json"},
-    "finetune": {"finetune": "finetune.json", "history": "history.csv"},
-    "evaluate": {"metrics": "metrics.json", "confusion": "confusion.csv"},
-}
 
 
 def estimate(value: float, low: float | None = None, high: float | None = None) -> Estimate:
@@ -168,29 +157,24 @@ def reports(*stages: str, message: str = "ran") -> list[StageReport]:
 
 
 def test_results_of_stages_that_ran_are_shown_and_unchanged_pictures_are_not(
-    published: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    published: dict[str, Any], tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = fake_run(tmp_path / "made", Shape())
-    for stage, names in WHERE.items():
-        (tmp_path / "data" / stage).mkdir(parents=True)
-        for argument, name in names.items():
-            shutil.copy(getattr(made, argument), tmp_path / "data" / stage / name)
-    (tmp_path / "data/decide/decision.md").write_text("Fine-tune.")
+    root = runs("fine-tuned").copy(tmp_path).root
     lock = {"stages": {"report": {"outs": [{"path": "data/report/report.html", "md5": "ab" * 16}]}}}
-    (tmp_path / "dvc.lock").write_text(json.dumps(lock))
+    (root / "dvc.lock").write_text(json.dumps(lock))
     monkeypatch.setenv("REGRAFT_REPORTS_URL", "http://127.0.0.1:4201")
 
-    publish_results(tmp_path, reports(*WHERE, "report", message="unchanged"))
+    publish_results(root, reports(*STAGES, "report", message="unchanged"))
     assert sorted(published) == ["metrics", "report"]
     assert (
         published["report"] == f"[Open the report](http://127.0.0.1:4201/{'ab' * 16}/report.html)"
     )
 
-    publish_results(tmp_path, reports(*WHERE, "report"))
+    publish_results(root, reports(*STAGES, "report"))
     pictures = {"confusion", "contact-sheet", "learning-curves"}
     assert set(published) == pictures | {"decision", "metrics", "report"}
     assert all("](data:image/" in published[key] for key in pictures)
-    assert published["decision"] == "Fine-tune."
+    assert published["decision"] == (root / "data/decide/decision.md").read_text()
     assert len(published["contact-sheet"]) < 300_000
 
 

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import ROOT, with_values
-from fake_run import HOSTILE, Shape, arguments, fake_run
-from ruamel.yaml import YAML
+from conftest import HOSTILE, ROOT
+from made_run import Run, Runs
 
 from tasks.artifacts.records import (
     BackboneInfo,
@@ -35,8 +34,7 @@ from tasks.backbones.catalogue import load_backbone
 from tasks.errors import ArtifactError, WeightsError
 from tasks.heads.classifier import load_finetuned
 from tasks.heads.kinds import load_head
-from tasks.params import Params
-from tasks.report import Paths, load_shipped, main, read_findings
+from tasks.report import Paths, load_shipped, main
 from tasks.reporting.provenance import hash_file
 from tasks.training.outcome import write_history
 from tasks.training.phases import TrainingGroup
@@ -47,8 +45,16 @@ def images() -> torch.Tensor:
     return torch.from_numpy(rng.normal(size=(3, 3, 32, 32)).astype(np.float32))
 
 
-def run(paths: Paths, params: Path = ROOT / "params.yaml") -> None:
-    main(arguments(replace(paths, params=params)))
+def report(run: Run) -> Paths:
+    """Run the stage and give its paths."""
+    main(run.arguments("report"))
+    return run.paths
+
+
+@pytest.fixture
+def tuned(runs: Runs, tmp_path: Path) -> Run:
+    """A run whose fine-tuned model ships, to be changed."""
+    return runs("fine-tuned").copy(tmp_path)
 
 
 @torch.inference_mode()
@@ -59,32 +65,28 @@ def exported_logits(folder: Path) -> torch.Tensor:
 
 
 def test_the_stage_writes_page_card_and_model_and_says_so(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tuned: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    paths = fake_run(tmp_path, Shape())
     with caplog.at_level(logging.INFO, logger="tasks"):
-        run(paths)
+        paths = report(tuned)
     assert paths.report.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert paths.card.read_text(encoding="utf-8").startswith("---\n")
     assert (paths.export / "model.safetensors").stat().st_size > 100_000
-    assert f"report at {paths.report}, model in {paths.export} (417 kB, loads with timm)" in (
-        caplog.messages
-    )
+    for fact in (str(paths.report), str(paths.export), "417 kB"):
+        assert fact in caplog.messages[-1]
 
 
-def test_the_fine_tuned_model_is_exported_where_it_ships(tmp_path: Path) -> None:
-    paths = fake_run(tmp_path, Shape())
-    run(paths)
+def test_the_fine_tuned_model_is_exported_where_it_ships(tuned: Run) -> None:
+    paths = report(tuned)
     classifier = load_finetuned(paths.model, read_record(paths.finetune, Finetuned))
     with torch.inference_mode():
         torch.testing.assert_close(exported_logits(paths.export), classifier(images()))
 
 
 def test_a_baseline_that_beats_fine_tuning_is_built_from_the_pretrained_weights(
-    tmp_path: Path,
+    runs: Runs, tmp_path: Path
 ) -> None:
-    paths = fake_run(tmp_path, Shape(shipped="baseline"))
-    run(paths)
+    paths = report(runs("rejected").copy(tmp_path))
     info = read_record(paths.backbone, BackboneInfo)
     backbone = load_backbone(info.name, info.weights, image_px=32, seed=17).model
     head = load_head(paths.head, read_record(paths.baseline, Baseline))
@@ -95,69 +97,59 @@ def test_a_baseline_that_beats_fine_tuning_is_built_from_the_pretrained_weights(
     assert about["shipped"] == "baseline"
 
 
-def test_where_nothing_was_fine_tuned_the_saved_model_is_enough(
-    tmp_path: Path, default_params: Params
-) -> None:
-    paths = fake_run(tmp_path, Shape(arm="feature_extraction", shipped="baseline"))
-    info = read_record(paths.backbone, BackboneInfo)
+def test_where_nothing_was_fine_tuned_the_saved_model_is_enough(runs: Runs, tmp_path: Path) -> None:
+    frozen = runs("frozen").copy(tmp_path)
+    info = read_record(frozen.paths.backbone, BackboneInfo)
     lost = info.model_copy(update={"weights": str(tmp_path / "gone.safetensors")})
-    write_record(paths.backbone, lost)
-    shipped = load_shipped(paths, read_findings(paths, default_params), seed=17)
+    write_record(frozen.paths.backbone, lost)
+    shipped = load_shipped(frozen.paths, frozen.findings, seed=17)
     backbone = load_backbone(info.name, info.weights, image_px=32, seed=17).model
     with torch.inference_mode():
         torch.testing.assert_close(shipped.backbone(images()), backbone(images()))
 
 
-def test_other_pretrained_weights_than_those_of_the_features_are_refused(
-    tmp_path: Path, default_params: Params
-) -> None:
-    paths = fake_run(tmp_path, Shape(shipped="baseline"))
-    findings = read_findings(paths, default_params)
-    with pytest.raises(WeightsError, match=r"sha256 .* expected .* run the pipeline again"):
-        load_shipped(paths, findings, seed=18)
+def test_other_pretrained_weights_than_those_of_the_features_are_refused(runs: Runs) -> None:
+    run = runs("rejected")
+    with pytest.raises(WeightsError, match=run.findings.backbone.weights_sha256):
+        load_shipped(run.paths, run.findings, seed=18)
 
 
-def test_the_model_folder_tells_temperature_metrics_and_origin(tmp_path: Path) -> None:
-    paths = fake_run(tmp_path, Shape())
-    run(paths)
+def test_the_model_folder_tells_temperature_metrics_and_origin(tuned: Run) -> None:
+    paths = report(tuned)
     about = json.loads((paths.export / "regraft.json").read_text())
     metrics = read_record(paths.metrics, Metrics)
     assert metrics.finetuned is not None
     assert about["temperature"] == metrics.finetuned.temperature
     assert about["metrics"]["accuracy"] == metrics.finetuned.accuracy.model_dump()
     assert about["provenance"]["data_sha256"] == hash_file(paths.manifest)
-    assert about["licenses"]["pretrained_weights"] == "Apache-2.0"
+    assert about["licenses"]["data"] == tuned.findings.origin.license
 
 
+@pytest.mark.parametrize(("variant", "files"), [("fine-tuned", 5), ("scratch", 7)])
 def test_the_same_inputs_give_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    variant: str, files: int, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths = fake_run(tmp_path, Shape(head="mlp"))
+    run = runs(variant).copy(tmp_path)
     monkeypatch.setenv("PATH", "/none")  # without git: the checkout may change while this runs
-    run(paths)
-    first = written(paths)
-    run(paths)
-    assert written(paths) == first
-    assert len(first) == 7
+    first = written(report(run))
+    assert written(report(run)) == first
+    assert len(first) == files
 
 
 @pytest.mark.slow
 def test_another_process_gives_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tuned: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths = fake_run(tmp_path, Shape())
     monkeypatch.setenv("PATH", "/none")  # without git: the checkout may change while this runs
-    run(paths)
-    first = written(paths)
+    first = written(report(tuned))
     subprocess.run(
-        [sys.executable, "-m", "tasks.report", *arguments(paths)],
+        [sys.executable, "-m", "tasks.report", *tuned.arguments("report")],
         check=True,
         cwd=ROOT,
         env={"PATH": "/none", "PYTHONHASHSEED": "7", "REGRAFT_SCRATCH": str(tmp_path)},
         capture_output=True,
     )
-    assert written(paths) == first
-    assert len(first) == 5
+    assert written(tuned.paths) == first
 
 
 def written(paths: Paths) -> dict[str, bytes]:
@@ -165,66 +157,62 @@ def written(paths: Paths) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in files}
 
 
-def test_neither_a_place_nor_a_secret_reaches_the_files(
-    tmp_path: Path, default_params: Params
-) -> None:
-    paths = fake_run(tmp_path, Shape())
+def test_neither_a_place_nor_a_secret_reaches_the_files(runs: Runs, tuned: Run) -> None:
     source = "https://ada:canary-secret@host.org/x.zip?token=canary-secret"
-    values = {"ingest.source": source, "ingest.groups": "/home/canary-home/groups.csv"}
-    tree = with_values(default_params, values).model_dump()
-    YAML().dump(tree, tmp_path / "params.yaml")
-    run(paths, tmp_path / "params.yaml")
-    for file in [paths.report, paths.card, *paths.export.iterdir()]:
-        content = file.read_bytes()
-        for secret in (b"canary", str(tmp_path).encode(), str(ROOT).encode()):
-            assert secret not in content, file.name
+    tuned.set(
+        tuned.params, {"ingest.source": source, "ingest.groups": "/home/canary-home/groups.csv"}
+    )
+    for content in written(report(tuned)).values():
+        for place in (tuned.root, runs("fine-tuned").root, ROOT):
+            assert str(place).encode() not in content
+        assert b"canary" not in content
 
 
-def test_hostile_names_are_harmless_everywhere(tmp_path: Path) -> None:
+def test_hostile_names_are_harmless_everywhere(runs: Runs, tmp_path: Path) -> None:
     unreadable = b"caf\xe9".decode("utf-8", "surrogateescape")
-    paths = fake_run(tmp_path, Shape(classes=(HOSTILE, "ok"), name=HOSTILE))
-    first, *others = read_rows(paths.hardest / "index.csv", HardestRow)
+    run = runs("scratch").copy(tmp_path)
+    index = run.paths.hardest / "index.csv"
+    first, *others = read_rows(index, HardestRow)
     first = replace(first, path=f"{unreadable}/\n<img src=x onerror=alert(1)>.png")
-    write_rows(paths.hardest / "index.csv", HardestRow, [first, *others])
-    run(paths)
-    page = paths.report.read_text(encoding="utf-8")
+    write_rows(index, HardestRow, [first, *others])
+    report(run)
+    page = run.paths.report.read_text(encoding="utf-8")
+    card = run.paths.card.read_text(encoding="utf-8")
+    assert HOSTILE in run.findings.health.classes
     assert "<script" not in page
     assert "<img src=x" not in page
     assert "caf\\xe9/\\n&lt;img src=x" in page
-    assert "<script" not in paths.card.read_text(encoding="utf-8")
+    assert "<script" not in card
 
 
-def test_predictions_of_another_run_are_refused(tmp_path: Path, default_params: Params) -> None:
-    paths = fake_run(tmp_path, Shape())
+def test_predictions_of_another_run_are_refused(tuned: Run) -> None:
+    paths = tuned.paths
     first, *others = read_rows(paths.predictions, PredictionRow)
-    other = "defective" if first.predicted == "functional" else "functional"
+    other = next(name for name in tuned.findings.health.classes if name != first.predicted)
     rows = [replace(first, predicted=other), *others]
     write_rows(paths.predictions, PredictionRow, rows)
-    with pytest.raises(ArtifactError, match=r"confusion\.csv: counts other images"):
-        read_findings(paths, default_params)
-    pairs = [ConfusionRow(row.label, row.predicted) for row in rows]
-    write_rows(paths.confusion, ConfusionRow, pairs)
+    with pytest.raises(ArtifactError, match=r"confusion\.csv: .*predictions\.csv"):
+        _ = tuned.findings
+    write_rows(
+        paths.confusion, ConfusionRow, [ConfusionRow(row.label, row.predicted) for row in rows]
+    )
     with pytest.raises(ArtifactError, match=r"metrics\.json: accuracy 0\.9.*run evaluate again"):
-        read_findings(paths, default_params)
+        _ = tuned.findings
 
 
 @pytest.mark.parametrize("name", ["health", "predictions", "hardest", "finetune"])
-def test_a_missing_file_is_named(name: str, tmp_path: Path, default_params: Params) -> None:
-    paths = fake_run(tmp_path, Shape())
-    missing = getattr(paths, name)
+def test_a_missing_file_is_named(name: str, tuned: Run) -> None:
+    missing = getattr(tuned.paths, name)
     missing = missing / "index.csv" if missing.is_dir() else missing
     missing.unlink()
     with pytest.raises(ArtifactError, match=missing.name):
-        read_findings(paths, default_params)
+        _ = tuned.findings
 
 
-def test_a_class_that_the_manifest_does_not_name_is_refused(
-    tmp_path: Path, default_params: Params
-) -> None:
-    paths = fake_run(tmp_path, Shape())
-    write_rows(paths.confusion, ConfusionRow, [ConfusionRow("functional", "odd")])
-    with pytest.raises(ArtifactError, match=r"a class 'odd' that the manifest does not name"):
-        read_findings(paths, default_params)
+def test_a_class_that_the_manifest_does_not_name_is_refused(tuned: Run) -> None:
+    write_rows(tuned.paths.confusion, ConfusionRow, [ConfusionRow("functional", "odd")])
+    with pytest.raises(ArtifactError, match=r"'odd'.*manifest"):
+        _ = tuned.findings
 
 
 def test_the_history_of_training_reads_back(tmp_path: Path) -> None:
@@ -242,11 +230,9 @@ def test_the_history_of_training_reads_back(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "history.csv", HistoryRow) == [row]
 
 
-def test_pictures_are_never_read_from_outside_their_folder(
-    tmp_path: Path, default_params: Params
-) -> None:
-    paths = fake_run(tmp_path, Shape(hardest=1))
-    (row,) = read_rows(paths.hardest / "index.csv", HardestRow)
-    write_rows(paths.hardest / "index.csv", HardestRow, [replace(row, file=f"../../{row.file}")])
-    ((_, picture),) = read_findings(paths, default_params).hardest
-    assert picture.path == paths.hardest / row.file
+def test_pictures_are_never_read_from_outside_their_folder(tuned: Run) -> None:
+    hardest = tuned.paths.hardest
+    row = read_rows(hardest / "index.csv", HardestRow)[0]
+    write_rows(hardest / "index.csv", HardestRow, [replace(row, file=f"../../{row.file}")])
+    ((_, picture),) = tuned.findings.hardest
+    assert picture.path == hardest / row.file

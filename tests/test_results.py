@@ -3,7 +3,7 @@
 import xml.etree.ElementTree as ET
 
 import pytest
-from fake_run import HOSTILE, number, share
+from conftest import HOSTILE, number, share
 
 from tasks.artifacts.records import Difference, Estimate, Metrics, Scores
 from tasks.artifacts.tables import ClassRow, ReliabilityRow
