@@ -1,5 +1,6 @@
 """Shared fixtures: tiny labeled images and small parameters."""
 
+import gc
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,11 @@ TINY: dict[str, Any] = {
     "evaluate.ece_bins": 5,
     "evaluate.hardest": 4,
 }
+
+
+def pytest_collection_finish() -> None:
+    """Let garbage collection, which some tests ask for, pass over all that imports made."""
+    gc.freeze()
 
 
 def with_values(params: Params, values: Mapping[str, Any]) -> Params:

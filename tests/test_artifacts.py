@@ -291,7 +291,7 @@ def test_strange_names_come_back_from_a_table(tmp_path):
 
 @settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
-    max_examples=100,
+    max_examples=40,
     deadline=None,
     derandomize=True,
 )

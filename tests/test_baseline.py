@@ -3,6 +3,7 @@
 import hashlib
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +136,19 @@ def test_the_first_head_stays_unless_a_later_one_is_better(params: BaselineParam
 
 def break_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
     """Let every epoch of a head after so many have a loss that is not a number."""
-    real, ran = trained_heads._run_epoch, []
+    real, seen = trained_heads.epoch_batches, []
 
-    def run_epoch(*args: Any, **named: Any) -> float:
-        ran.append(real(*args, **named))
-        return ran[-1] if len(ran) <= epochs else math.nan
+    def batches(*args: Any, **named: Any) -> Any:
+        seen.append(named["epoch"])
+        return real(*args, **named)
 
-    monkeypatch.setattr(trained_heads, "_run_epoch", run_epoch)
+    loss = torch.nn.functional.cross_entropy
+    monkeypatch.setattr(trained_heads, "epoch_batches", batches)
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "cross_entropy",
+        lambda *args: loss(*args) * (1.0 if len(seen) <= epochs else math.nan),
+    )
 
 
 def test_a_head_that_breaks_down_at_once_is_an_error_that_names_the_rate(
@@ -273,13 +280,13 @@ def test_held_out_groups_choose_the_strength_where_images_are_few(
     groups = [f"device {number // 3}" for number in range(60)]
     train = Labeled(train.features, train.labels, groups)
     splits = []
-    real = strength._folds
 
-    def folds(data: Labeled, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        splits.extend(real(data, seed))
-        return splits
+    class Splitter(strength.StratifiedGroupKFold):  # type: ignore[misc]
+        def split(self, *args: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            splits.extend(super().split(*args))
+            yield from splits
 
-    monkeypatch.setattr(strength, "_folds", folds)
+    monkeypatch.setattr(strength, "StratifiedGroupKFold", Splitter)
     path = choose_linear(train, val, [0.003, 0.3, 30.0], classes=3, seed=1)
     assert path.chosen_by == "5-fold cross-validation over train"
     assert path.chosen.strength == 0.3

@@ -132,12 +132,13 @@ def quiet(monkeypatch, tmp_path):
     """Keep this process's log, signals and memory settings as they are."""
     root, tasks = logging.getLogger(), logging.getLogger("tasks")
     before = root.handlers[:], root.level, tasks.level
-    monkeypatch.setattr(entry.signal, "signal", lambda *_: None)
+    terminate = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(entry, "prepare_memory", lambda: None)
     monkeypatch.setenv("REGRAFT_SCRATCH", str(tmp_path))
     yield
     root.handlers[:], root.level = before[:2]
     tasks.setLevel(before[2])
+    signal.signal(signal.SIGTERM, terminate)
 
 
 def fail(error):
@@ -169,9 +170,9 @@ def test_a_terminal_gets_a_styled_log(quiet, monkeypatch, capsys):
     assert shown.strip() == "toy: found [b]3[/b] cats"
 
 
-def test_the_terminate_signal_exits_with_its_status():
+def test_the_terminate_signal_exits_with_its_status(quiet):
     with pytest.raises(SystemExit, match="143"):
-        entry._terminate(signal.SIGTERM, None)
+        run_stage("toy", lambda argv: signal.raise_signal(signal.SIGTERM))
 
 
 # arguments ---------------------------------------------------------------------------------------

@@ -2,12 +2,16 @@
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
 from made_run import STAGES, Runs
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 
 from flows import artifacts
 from flows.artifacts import (
@@ -21,6 +25,8 @@ from flows.artifacts import (
 from tasks.artifacts.records import Arm, Difference, Estimate, Metrics, Scores
 from tasks.evaluation.comparison import Ranked
 from tasks.evaluation.words import headline
+
+Published = Callable[[], dict[str, Any]]
 
 
 def estimate(value: float, low: float | None = None, high: float | None = None) -> Estimate:
@@ -65,17 +71,39 @@ def metrics(**changes: Any) -> Metrics:
     return Metrics(**{**values, **changes})
 
 
+class Client:
+    """In the place of the server's client: keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.artifacts: dict[str, ArtifactCreate] = {}
+        self.updates: list[ArtifactUpdate] = []
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to close."""
+
+    def create_artifact(self, artifact: ArtifactCreate) -> SimpleNamespace:
+        self.artifacts[str(artifact.key)] = artifact
+        return SimpleNamespace(id=UUID(int=len(self.artifacts)))
+
+    def update_artifact(self, number: UUID, update: ArtifactUpdate) -> None:
+        assert number == UUID(int=1)
+        self.updates.append(update)
+
+
 @pytest.fixture
-def published(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Key -> data of what would be sent to the server."""
-    sent: dict[str, Any] = {}
+def client(monkeypatch: pytest.MonkeyPatch) -> Client:
+    client = Client()
+    monkeypatch.setattr(artifacts, "get_client", lambda sync_client: client)
+    return client
 
-    def keep(kind: str, key: str, data: Any, description: str, metadata: Any = None) -> str:
-        sent[key] = data
-        return key
 
-    monkeypatch.setattr(artifacts, "_send", keep)
-    return sent
+@pytest.fixture
+def published(client: Client) -> Published:
+    """Key -> data of what was sent, when called."""
+    return lambda: {key: artifact.data for key, artifact in client.artifacts.items()}
 
 
 def words(found: Metrics, **before: float) -> list[str]:
@@ -143,11 +171,11 @@ def test_the_headline_says_what_ships_and_how_good_it_is(
 
 
 def test_the_table_of_stages_keeps_its_shape_whatever_a_stage_says(
-    published: dict[str, Any],
+    published: Published,
 ) -> None:
     said = "a | b\nsecond line"
     publish_stages([StageReport("left", "Failed", said, why="never ran", seconds=1.26)])
-    assert published["stages"].splitlines()[2:] == [
+    assert published()["stages"].splitlines()[2:] == [
         "| 1.3 | left | Failed | a \\| b<br>second line | never ran |"
     ]
 
@@ -157,7 +185,7 @@ def reports(*stages: str, message: str = "ran") -> list[StageReport]:
 
 
 def test_results_of_stages_that_ran_are_shown_and_unchanged_pictures_are_not(
-    published: dict[str, Any], tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch
+    published: Published, tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = runs("fine-tuned").copy(tmp_path).root
     lock = {"stages": {"report": {"outs": [{"path": "data/report/report.html", "md5": "ab" * 16}]}}}
@@ -165,42 +193,36 @@ def test_results_of_stages_that_ran_are_shown_and_unchanged_pictures_are_not(
     monkeypatch.setenv("REGRAFT_REPORTS_URL", "http://127.0.0.1:4201")
 
     publish_results(root, reports(*STAGES, "report", message="unchanged"))
-    assert sorted(published) == ["metrics", "report"]
+    assert sorted(published()) == ["metrics", "report"]
     assert (
-        published["report"] == f"[Open the report](http://127.0.0.1:4201/{'ab' * 16}/report.html)"
+        published()["report"] == f"[Open the report](http://127.0.0.1:4201/{'ab' * 16}/report.html)"
     )
 
     publish_results(root, reports(*STAGES, "report"))
     pictures = {"confusion", "contact-sheet", "learning-curves"}
-    assert set(published) == pictures | {"decision", "metrics", "report"}
-    assert all("](data:image/" in published[key] for key in pictures)
-    assert published["decision"] == (root / "data/decide/decision.md").read_text()
-    assert len(published["contact-sheet"]) < 300_000
+    assert set(published()) == pictures | {"decision", "metrics", "report"}
+    assert all("](data:image/" in published()[key] for key in pictures)
+    assert published()["decision"] == (root / "data/decide/decision.md").read_text()
+    assert len(published()["contact-sheet"]) < 300_000
 
 
-def test_a_graph_without_our_stages_shows_nothing(
-    published: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_graph_without_our_stages_shows_nothing(published: Published, tmp_path: Path) -> None:
     publish_results(tmp_path, reports("left", "right"))
-    assert published == {}
+    assert published() == {}
 
 
 def test_progress_moves_a_bar_with_the_time_left(
-    published: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown: list[tuple[float, str]] = []
     moments = iter([0.0, 60.0, 120.0, 150.0])
     monkeypatch.setattr(artifacts.time, "monotonic", lambda: next(moments))
-    monkeypatch.setattr(
-        StageProgress, "_show", lambda bar, percent, said: shown.append((percent, said))
-    )
     bar = StageProgress("finetune")
     bar.read("finetune: frozen layers run in onnxruntime")
     bar.read("finetune: cache blocks.3: 50 of 200 views, 5 a second, 30 s left")
     bar.read("finetune: phase 1 of 2, epoch 1 of 2: train loss 0.5, val loss 0.4")
-    bar._id = "bar"
     bar.finish()
-    assert shown == [
+    shown = [*client.artifacts.values(), *client.updates]
+    assert [(one.data, one.description) for one in shown] == [
         (25.0, "finetune: cache blocks.3, 30 s left"),
         (25.0, "finetune: phase 1 of 2, epoch 1 of 2, 6 min left"),
         (100.0, "finetune: done in 2 min"),
@@ -208,7 +230,7 @@ def test_progress_moves_a_bar_with_the_time_left(
 
 
 def test_a_sweep_shows_every_setting_and_test_of_the_chosen_one_alone(
-    published: dict[str, Any],
+    published: Published,
 ) -> None:
     difference = Estimate(value=-0.012, low=-0.03, high=0.006, n=60)
     ranked = [
@@ -220,7 +242,7 @@ def test_a_sweep_shows_every_setting_and_test_of_the_chosen_one_alone(
     troubles = {"groups": "lr | too high", "broken": "no such network"}
     tested = [(metrics(), "fine_tune"), (metrics(), "fine_tune")]
     publish_sweep(ranked, names, troubles, tested)  # type: ignore[arg-type]
-    lines = published["sweep"].splitlines()
+    lines = published()["sweep"].splitlines()
     assert lines[2:6] == [
         "| lr = 2 | 91.0 | chosen | 17, 18 | owl-1, owl-2 |  |",
         "| lr = 1 | 89.8 | -1.2 [-3.0, +0.6] | 17, 18 | owl-3, owl-4 |  |",
@@ -232,9 +254,9 @@ def test_a_sweep_shows_every_setting_and_test_of_the_chosen_one_alone(
     assert all("88.5 %" in line for line in on_test)
 
 
-def test_a_sweep_of_which_nothing_is_left_says_why(published: dict[str, Any]) -> None:
+def test_a_sweep_of_which_nothing_is_left_says_why(published: Published) -> None:
     publish_sweep([], {}, {"a": "no room"}, [])
-    assert published["sweep"].splitlines()[2:] == ["| a |  |  |  |  | no room |"]
+    assert published()["sweep"].splitlines()[2:] == ["| a |  |  |  |  | no room |"]
 
 
 def test_a_server_in_trouble_costs_the_page_and_not_the_run(

@@ -82,10 +82,11 @@ class Project:
         with pytest.MonkeyPatch.context() as patch, contextlib.chdir(self.root):
             for key, value in MACHINE.items():
                 patch.setenv(key, value)
-            for stage in STAGES:
+            for stage in STAGES[:-1]:
                 arguments = shlex.split(GRAPH[stage]["cmd"])[3:]
                 import_module(f"tasks.{stage}").main(arguments)
-        self.dvc("commit", "--force")
+        self.dvc("commit", "--force", *STAGES[:-1])
+        assert self.repro() == STAGES[-1:]  # a report names the code that wrote it
 
     def commit(self, message: str) -> None:
         self.git("add", "--all")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import with_values
 from tiny_finetune import make_inputs
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from tasks.artifacts.arrays import Ints
 from tasks.artifacts.records import Arm
@@ -587,8 +588,7 @@ def test_a_phase_that_is_rolled_back_is_not_averaged(
 def test_the_gradient_is_limited_to_the_norm_asked_for(tmp_path: Path, setting: Setting):
     run = make_run(tmp_path, setting(clip_norm=0.01), phases=[5])
     norms: list[float] = []
-    optimizer = run.trainer._optimizer
-    optimizer.register_step_pre_hook(
+    hook = register_optimizer_step_pre_hook(
         lambda opt, args, kwargs: norms.append(
             float(
                 torch.stack(
@@ -603,5 +603,6 @@ def test_the_gradient_is_limited_to_the_norm_asked_for(tmp_path: Path, setting: 
         )
     )
     run.go()
+    hook.remove()
     assert len(norms) == 3 * 4
     assert max(norms) <= 0.0101

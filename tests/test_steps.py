@@ -176,7 +176,7 @@ def test_no_room_for_the_optimizer_says_what_to_do(
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     setup = Setup(setting())
-    monkeypatch.setattr(setup.stepper._optimizer, "step", step)
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
     with pytest.raises(TrainingError, match=r"optimizer step: memory ran out.*more memory"):
         setup.step()
 
