@@ -39,6 +39,14 @@ TINY: dict[str, Any] = {
 }
 
 
+LONGEST = ("test_graph_rerun", "test_pipeline_flow", "test_isolation", "test_finetune")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that no process waits for one at the end."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 def pytest_collection_finish() -> None:
     """Let garbage collection, which some tests ask for, pass over all that imports made."""
     gc.freeze()
