@@ -122,7 +122,9 @@ def test_clean_rows_are_the_clean_views_of_the_files(project: Project) -> None:
 
 
 def test_views_of_an_image_differ(project: Project) -> None:
-    for clean, first, second in rows_by_path(project, project.run()).values():
+    views = rows_by_path(project, project.run())
+    assert views
+    for clean, first, second in views.values():
         assert not np.array_equal(clean, first)
         assert not np.array_equal(first, second)
 

@@ -53,10 +53,13 @@ def test_solar_cells_are_fine_tuned_from_the_upper_half():
 
 
 def test_reasons_name_the_numbers():
-    reasons = " ".join(decided().reasons)
-    assert "far: MMD^2 to card is 0.180 (0.170 to 0.190)" in reasons
-    assert "1,557 training images of 2 classes, 778 a class" in reasons
-    assert "gain 30.0 points of accuracy against random ones (20.0 to 40.0)" in reasons
+    reasons = decided().reasons
+    for facts in (
+        ("far", "MMD^2", "card", "0.180", "0.170 to 0.190"),
+        ("1,557 training images", "2 classes", "778 a class"),
+        ("30.0 points", "20.0 to 40.0"),
+    ):
+        assert any(all(fact in reason for fact in facts) for reason in reasons)
 
 
 def test_reasons_include_the_doubts():
@@ -139,5 +142,5 @@ def test_deciding_loads_no_torch():
 
 def test_page_of_a_frozen_backbone_has_no_phases():
     page = write_page(decided("feature_extraction"), INFO.groups)
-    assert "**Keep the backbone frozen and train only a new head.**" in page
+    assert "frozen" in page.splitlines()[2]
     assert "| phase |" not in page

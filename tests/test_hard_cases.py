@@ -197,6 +197,7 @@ def test_batches_that_do_not_divide_the_images(
     train = [number % 2 for number in range(images)]
     _, model = learn(Task(tmp_path, train, [0, 1]), params_with(default_params), arm=arm,
                      phases=phases)  # fmt: skip
+    assert {row.phase for row in model.history} == set(range(1, len(phases) + 1))
     assert all(np.isfinite(row.train_loss) for row in model.history)
 
 

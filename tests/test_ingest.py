@@ -51,8 +51,9 @@ def run(source: Path, folder: Path, groups: str = "path,group\n", **values: obje
     )
 
 
-def warned(result: Result, words: str) -> bool:
-    return any(words in sentence for sentence in result.health.warnings)
+def warned(result: Result, *facts: str) -> bool:
+    """Whether one warning tells all these facts."""
+    return any(all(fact in words for fact in facts) for words in result.health.warnings)
 
 
 def test_a_clean_folder_becomes_a_sorted_manifest(
@@ -71,10 +72,9 @@ def test_a_clean_folder_becomes_a_sorted_manifest(
     assert resolve_root(result.origin) == root
     counts = result.health.split_counts
     assert sum(counts.values()) == 90
-    assert caplog.messages[-1] == (
-        "90 images of 3 classes (cat 30, dog 30 and fox 30), 0 bad, 0 copies, 0 near copies, "
-        f"90 groups; train {counts['train']}, val {counts['val']}, test {counts['test']}"
-    )
+    splits = [f"{split} {count}" for split, count in counts.items()]
+    for fact in ("90 images", "3 classes", "cat 30", "0 bad", "0 copies", "90 groups", *splits):
+        assert fact in caplog.messages[-1]
 
 
 def test_the_same_files_give_the_same_bytes(
@@ -101,7 +101,7 @@ def test_bad_files_are_left_out_and_listed(image_folder: ImageFolder, tmp_path: 
         "not an allowed image format": 1,
     }
     assert (result.health.images, result.health.rejected, result.health.ignored_files) == (89, 2, 1)
-    assert warned(result, "2 files were left out: 1 empty file and 1 not an allowed image format.")
+    assert warned(result, "2 files", "1 empty file", "1 not an allowed image format")
     assert warned(result, "1 files were ignored")
 
 
@@ -169,10 +169,10 @@ def test_leaks_between_given_splits_are_reported_and_not_moved(
     shutil.copy(root / "train" / "a" / "3.png", root / "test" / "a" / "copy.png")
     result = run(root, tmp_path / "out")
     assert result.health.split_leaks == [["test/a/copy.png", "train/a/3.png"]]
-    assert result.health.warnings[0].startswith("LEAK: 1 pictures stand in several of the given")
+    assert result.health.warnings[0].startswith("LEAK: 1 pictures")
     assert result.health.split_counts == {"train": 24, "val": 24, "test": 25}
     grouped = run(root, tmp_path / "out", groups="path,group\ntrain/a/1.png,p\nval/b/1.png,p\n")
-    assert warned(grouped, "LEAK: 2 groups stand in several of the given splits")
+    assert warned(grouped, "LEAK: 2 groups")
 
 
 def test_one_picture_under_two_labels_is_reported_and_kept(
@@ -183,7 +183,7 @@ def test_one_picture_under_two_labels_is_reported_and_kept(
     result = run(root, tmp_path / "out")
     assert result.health.label_conflicts == [["cat/001.png", "dog/odd\\nname.png"]]
     assert len(result.manifest.rows) == 91
-    assert warned(result, "1 pictures stand under several labels, such as cat/001.png and dog/odd")
+    assert warned(result, "1 pictures", "labels", "cat/001.png", "dog/odd")
 
 
 def test_odd_file_names_survive_in_every_file(image_folder: ImageFolder, tmp_path: Path) -> None:
@@ -224,9 +224,10 @@ def test_classes_to_look_at_are_mentioned(image_folder: ImageFolder, tmp_path: P
         draw_image(1, 1000 + number).save(root / "cat" / f"more{number}.png")
     result = run(root, tmp_path / "out")
     assert result.health.imbalance == 26
-    assert warned(result, "The classes are imbalanced 26 to 1 (cat 208, Cat 8)")
-    assert warned(result, "meant as one: 'Cat' = 'cat' and 'cafe\\u0301' = 'caf\\xe9'.")
-    assert warned(result, "Fewer than 10 training images: Cat, cafe\u0301 and caf\u00e9.")
+    assert warned(result, "26 to 1", "cat 208", "Cat 8")
+    assert warned(result, "'Cat', 'cat'")
+    assert warned(result, "'cafe\\u0301', 'caf\\xe9'")
+    assert warned(result, "10 training images", "Cat, cafe\u0301, caf\u00e9")
 
 
 def test_a_large_set_of_look_alikes_is_mentioned(image_folder: ImageFolder, tmp_path: Path) -> None:
@@ -234,7 +235,7 @@ def test_a_large_set_of_look_alikes_is_mentioned(image_folder: ImageFolder, tmp_
     for number in range(30):
         shutil.copy(root / "cat" / "001.png", root / "cat" / f"copy{number}.png")
     result = run(root, tmp_path / "out")
-    assert warned(result, "31 images look alike and share a group")
+    assert warned(result, "31 images", "alike", "group")
 
 
 def test_what_the_decoder_converted_is_summed_up(image_folder: ImageFolder, tmp_path: Path) -> None:
@@ -245,8 +246,8 @@ def test_what_the_decoder_converted_is_summed_up(image_folder: ImageFolder, tmp_
     link = root / "linked"
     link.symlink_to(root)
     result = run(root, tmp_path / "out")
-    assert warned(result, "2 images, such as cat/003.jpg: named .jpg but its content is PNG.")
-    assert warned(result, "Folders behind links were not read: linked.")
+    assert warned(result, "2 images", "cat/003.jpg", "PNG")
+    assert warned(result, "links", "not read: linked")
 
 
 def test_a_class_behind_a_link_is_read_and_told(image_folder: ImageFolder, tmp_path: Path) -> None:
@@ -255,7 +256,7 @@ def test_a_class_behind_a_link_is_read_and_told(image_folder: ImageFolder, tmp_p
     (root / "cat").symlink_to(tmp_path / "elsewhere")
     result = run(root, tmp_path / "out")
     assert result.health.images == 90
-    assert warned(result, "Folders that are links: cat. DVC does not see when files behind them")
+    assert warned(result, "links: cat", "DVC")
 
 
 def test_a_csv_with_splits_and_groups_is_ingested(

@@ -166,4 +166,5 @@ def test_places_and_secrets_are_not_told(value: str, shown: str) -> None:
 
 
 def test_the_watched_paths_are_in_this_project() -> None:
+    assert "tasks" in provenance.CODE
     assert all((ROOT / name).exists() for name in provenance.CODE)
