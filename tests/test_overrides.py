@@ -143,6 +143,9 @@ def test_a_list_is_changed_in_its_place() -> None:
     items = ("  - 0.25", "  - 0.5", "  - 0.75", "  - 1.0", "  - 0.1", "  - 0.9")
     rest = [[line for line in text.splitlines() if line not in items] for text in (TEXT, new)]
     assert rest[0] == rest[1]
+    brackets = "baseline:\n  heads: [linear, mlp]\n"
+    changed = apply_changes(brackets, {"baseline.heads": ["mlp"]})
+    assert changed == brackets.replace("linear, mlp", "mlp")
 
 
 def test_rules_between_fields_hold_for_the_merged_values(tmp_path: Path) -> None:
