@@ -27,8 +27,7 @@ from tasks.artifacts.records import (
     write_record,
 )
 from tasks.artifacts.tables import read_manifest
-from tasks.backbones.source_cards import Provenance as CardProvenance
-from tasks.backbones.source_cards import SourceCard, write_card
+from tasks.backbones.source_cards import CardOrigin, SourceCard, write_card
 from tasks.params import Params
 from tasks.params_file import load_params
 from tasks.report import Paths, read_findings
@@ -188,7 +187,7 @@ def write_reference(folder: Path, info: BackboneInfo) -> None:
     """Write a source card and a ruler of one known data set for a backbone."""
     weights = {"backbone": info.name, "weights_sha256": info.weights_sha256}
     features = np.random.default_rng(1).normal(0, 0.1, (40, info.feature_dim))
-    provenance = CardProvenance(
+    provenance = CardOrigin(
         name="photographs", source="", license=None, images=40, weights_license=None,
         input=info.input, fit="crop", command="", **weights,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from made_run import Runs, make_exported, make_provenance
 from ruamel.yaml import YAML
 
 from tasks.reporting.card import escape_markdown, quote_yaml, render_card
-from tasks.reporting.findings import Findings, give_verdict
+from tasks.reporting.findings import Findings, conclude
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_results_stand_with_their_intervals_and_the_shipped_model_is_marked(
 
 def test_the_first_sentence_is_the_verdict_and_doubts_follow(findings: Findings) -> None:
     card = render(findings)
-    verdict = card.index(give_verdict(findings).value)
+    verdict = card.index(conclude(findings).value)
     assert verdict < card.index("**Within noise.**") < card.index("\n## ")
 
 

@@ -18,7 +18,7 @@ from tasks import decide, extract, similarity
 from tasks.artifacts.arrays import read_array
 from tasks.artifacts.records import BackboneInfo, Decision, Similarity, read_record, write_record
 from tasks.artifacts.tables import ShiftRow, read_rows, write_manifest
-from tasks.backbones.cards import Provenance, SourceCard, write_card
+from tasks.backbones.cards import CardOrigin, SourceCard, write_card
 from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.cuts import prefixes_at, split_at
 from tasks.backbones.engine import make_engine
@@ -157,7 +157,7 @@ def test_a_network_without_running_statistics_is_judged_by_its_source_card(
     features = np.array(read_array(tmp_path / "train" / "features.npy"))[:, 0]
     (tmp_path / "cards").mkdir()
     if with_card:
-        provenance = Provenance(
+        provenance = CardOrigin(
             name="shifted", source="", license=None, images=30, backbone="test_vit",
             weights_sha256=info.weights_sha256, weights_license=None, input=info.input,
             fit="crop", command="",

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tasks.errors import ArtifactError
 from tasks.reporting import html
-from tasks.reporting.findings import Findings, give_verdict, read_picture
+from tasks.reporting.findings import Findings, conclude, read_picture
 from tasks.reporting.html import render_report, set_sentence
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -105,7 +105,7 @@ def test_no_value_is_left_undefined_or_raw(findings: Findings) -> None:
 def test_the_first_screen_holds_the_verdict_and_its_interval(tuned: Findings) -> None:
     source = render(tuned)
     first = Page(source[: source.index('<section id="data">')]).text
-    verdict = give_verdict(tuned)
+    verdict = conclude(tuned)
     for fact in (verdict.value, verdict.interval, verdict.model):
         assert fact.replace("\N{NO-BREAK SPACE}", " ") in first
     assert "Within noise." in first

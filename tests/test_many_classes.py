@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 from conftest import draw_image
-from fake_run import Shape, fake_exported, fake_findings, fake_provenance
+from made_run import Runs, make_exported, make_provenance
 from test_ingest import run
 
 from tasks.errors import DataError
-from tasks.params import Params
 from tasks.reporting.card import render_card
 from tasks.reporting.findings import find_alerts
 from tasks.reporting.html import render_report
@@ -62,19 +61,14 @@ def test_an_error_about_many_classes_is_short(
     assert max(map(len, lines)) <= LONGEST_LINE
 
 
-def test_report_and_card_say_little_of_many_classes(
-    many: Path, tmp_path: Path, default_params: Params
-) -> None:
+def test_report_and_card_say_little_of_many_classes(many: Path, tmp_path: Path, runs: Runs) -> None:
+    findings = runs("many").findings
     health = run(many, tmp_path, small_class="train_only", max_bad_fraction=0.6).health
-    folder = tmp_path / "run"
-    folder.mkdir()
-    shape = Shape(classes=health.classes, test=CLASSES)
-    findings = replace(fake_findings(folder, shape, default_params), health=health)
-    provenance = fake_provenance(tuple(f"tasks/{number}.py" for number in range(900)))
-    alerts = find_alerts(findings, provenance.code)
+    provenance = make_provenance(tuple(f"tasks/{number}.py" for number in range(900)))
+    alerts = find_alerts(replace(findings, health=health), provenance.code)
     assert len(alerts) <= 12
     assert max(len(alert.words) for alert in alerts) <= LONGEST_LINE
-    card = render_card(findings, fake_exported(), provenance)
+    card = render_card(findings, make_exported(), provenance)
     assert max(map(len, card.splitlines())) <= LONGEST_LINE
     assert len(card.splitlines()) < 300
-    assert len(render_report(findings, fake_exported(), provenance)) < 1_000_000
+    assert len(render_report(findings, make_exported(), provenance)) < 1_000_000

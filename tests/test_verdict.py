@@ -7,7 +7,7 @@ from conftest import number
 from made_run import Runs
 
 from tasks.artifacts.records import Record
-from tasks.reporting.findings import Alert, Findings, find_alerts, give_verdict
+from tasks.reporting.findings import Alert, Findings, conclude, find_alerts
 from tasks.reporting.provenance import CodeState
 
 CLEAN = CodeState("0" * 40)
@@ -34,7 +34,7 @@ def titles(findings: Findings, code: CodeState = CLEAN) -> list[str]:
 def test_the_sentence_names_model_data_classes_result_interval_and_gain(
     findings: Findings,
 ) -> None:
-    sentence = give_verdict(findings).sentence.replace("\N{NO-BREAK SPACE}", " ")
+    sentence = conclude(findings).sentence.replace("\N{NO-BREAK SPACE}", " ")
     accuracy, difference = findings.shipped.accuracy, findings.metrics.difference
     assert accuracy.low is not None
     assert accuracy.high is not None
@@ -52,7 +52,7 @@ def test_the_sentence_names_model_data_classes_result_interval_and_gain(
 
 
 def test_unequal_classes_put_balanced_accuracy_first(findings: Findings) -> None:
-    verdict = give_verdict(changed(findings, health={"imbalance": 30.0}))
+    verdict = conclude(changed(findings, health={"imbalance": 30.0}))
     assert verdict.estimate == findings.shipped.balanced_accuracy
     assert verdict.measure == "balanced test accuracy"
 
@@ -69,15 +69,15 @@ def test_unequal_classes_put_balanced_accuracy_first(findings: Findings) -> None
 def test_the_sentence_names_what_ships(
     findings: Findings, records: dict[str, dict[str, Any]], words: tuple[str, ...]
 ) -> None:
-    model = give_verdict(changed(findings, **records)).model
+    model = conclude(changed(findings, **records)).model
     assert all(word in model for word in ("test_efficientnet", *words))
 
 
 def test_a_model_that_is_not_shipped_is_said_to_be_so(findings: Findings) -> None:
-    verdict = give_verdict(changed(findings, metrics={"shipped": "baseline"}))
+    verdict = conclude(changed(findings, metrics={"shipped": "baseline"}))
     assert verdict.gain.startswith("The fine-tuned model is not shipped.")
     alone = changed(findings, metrics={"difference": None, "finetuned": None})
-    assert give_verdict(alone).gain == "Nothing was fine-tuned."
+    assert conclude(alone).gain == "Nothing was fine-tuned."
 
 
 def sure(findings: Findings) -> Findings:
