@@ -39,9 +39,10 @@ from tasks.artifacts.records import (
     read_record,
 )
 from tasks.artifacts.tables import ConfusionRow, HistoryRow, read_rows
+from tasks.artifacts.words import FROZEN, name_trained
 from tasks.errors import ArtifactError
 from tasks.evaluation.comparison import Ranked
-from tasks.evaluation.words import headline, name_trained
+from tasks.evaluation.words import headline
 from tasks.reporting.confusion import count_answers, matrix
 from tasks.reporting.figures import accuracy_curves, loss_curves
 from tasks.reporting.pictures import picture
@@ -130,7 +131,7 @@ def metrics_in_words(
         before: Those of the last run of the same deployment; empty where there was none.
     """
     trained = name_trained(arm)
-    head = ["on test", "frozen baseline", trained]
+    head = ["on test", FROZEN, trained]
     rows = [
         [name, *(_of(scores, name) for scores in (metrics.baseline, metrics.finetuned))]
         for name in SCORES
@@ -144,7 +145,7 @@ def metrics_in_words(
     lines = [_table(head, rows), ""]
     if metrics.difference is not None:
         lines += [metrics.difference.sentence, ""]
-    shipped = trained if metrics.shipped == "finetuned" else "frozen baseline"
+    shipped = trained if metrics.shipped == "finetuned" else FROZEN
     lines.append(f"Shipped: **{shipped}**. {metrics.shipped_reason}")
     return "\n".join(lines)
 

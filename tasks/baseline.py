@@ -18,6 +18,7 @@ from torch import nn
 from tasks.artifacts.arrays import Logits, read_array, write_array
 from tasks.artifacts.records import Baseline, HeadKind, Split, TriedHead, write_record
 from tasks.artifacts.tables import Manifest, read_manifest
+from tasks.artifacts.words import HEADS
 from tasks.errors import ArtifactError
 from tasks.heads.kinds import ROWS_AT_ONCE, apply_head, build_head, write_head
 from tasks.heads.linear import Labeled, LinearFit, choose_linear
@@ -35,7 +36,6 @@ log = logging.getLogger(__name__)
 
 CONFIDENCE = 0.95  # of the interval of the val accuracy
 LATER_CONFIDENCE = 0.9  # with which a later head must be better to be chosen
-NAMES: dict[HeadKind, str] = {"linear": "linear head", "mlp": "MLP"}
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def train_baseline(
             confidence=LATER_CONFIDENCE,
             seed=seed,
         )
-        change = f"From the {NAMES[chosen.kind]} to the {NAMES[kind]}, {verdict.reason}."
+        change = f"From the {HEADS[chosen.kind]} to the {HEADS[kind]}, {verdict.reason}."
         notes += [*rival.notes, change]
         chosen = rival if verdict.better else chosen
     val_accuracy = val.judge.accuracy(chosen.val_logits)
@@ -166,8 +166,9 @@ def _train_mlp(
     fit = fit_mlp(train, val, params, classes=classes, seed=seed)
     setting = f"{fit.hidden} hidden units, epoch {fit.best_epoch} of {len(fit.epochs)}"
     outcome = f"epoch {fit.best_epoch} was kept"
-    overfits = describe_overfitting("The MLP", fit.epochs, fit.best_epoch, outcome)
-    broke = f"The MLP broke down in {fit.breakdown}; {outcome}." if fit.breakdown else None
+    name = f"The {HEADS['mlp']}"
+    overfits = describe_overfitting(name, fit.epochs, fit.best_epoch, outcome)
+    broke = f"{name} broke down in {fit.breakdown}; {outcome}." if fit.breakdown else None
     notes = [note for note in (overfits, broke) if note]
     return replace(_judge("mlp", setting, fit.head, train, val), hidden=fit.hidden, notes=notes)
 
@@ -248,8 +249,8 @@ def main(argv: Sequence[str] | None) -> None:
     for note in summary.notes:
         log.info("%s", note)
     log.info(
-        "the %s head reaches val accuracy %.3f [%.3f, %.3f]; always naming the largest class %.3f",
-        summary.head,
+        "the %s reaches val accuracy %.3f [%.3f, %.3f]; always naming the largest class %.3f",
+        HEADS[summary.head],
         summary.val_accuracy.value,
         summary.val_accuracy.low,
         summary.val_accuracy.high,

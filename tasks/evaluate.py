@@ -34,13 +34,14 @@ from tasks.artifacts.tables import (
     read_manifest,
     write_rows,
 )
+from tasks.artifacts.words import name_trained
 from tasks.backbones.engine import make_engine
 from tasks.errors import ArtifactError
 from tasks.evaluation import tables
 from tasks.evaluation.scores import compare, score
 from tasks.evaluation.shipping import ONLY_BASELINE, choose_model, majority_right, warn_of_majority
 from tasks.evaluation.tables import hardest_images, write_hardest
-from tasks.evaluation.words import name_trained, say_results
+from tasks.evaluation.words import say_results
 from tasks.heads.classifier import load_finetuned
 from tasks.heads.kinds import apply_head, load_head
 from tasks.judging.answers import Judged, ModelLogits, judge_models

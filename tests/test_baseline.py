@@ -16,6 +16,7 @@ from tasks import baseline as stage
 from tasks.artifacts.arrays import read_array, write_array
 from tasks.artifacts.records import Baseline, read_record
 from tasks.artifacts.tables import Manifest, ManifestRow, write_manifest
+from tasks.artifacts.words import HEADS
 from tasks.baseline import read_features, train_baseline
 from tasks.errors import ArtifactError, TrainingError
 from tasks.heads import linear as strength
@@ -131,7 +132,7 @@ def test_the_first_head_stays_unless_a_later_one_is_better(params: BaselineParam
         summary = train_baseline(train, val, two, class_names=NAMES, seed=1).summary
         assert summary.head == first
         assert (summary.hidden, summary.dropout) == ((32, 0.1) if first == "mlp" else (0, 0.0))
-        assert any(f"to the {stage.NAMES[second]}, val" in note for note in summary.notes)
+        assert any(f"to the {HEADS[second]}, val" in note for note in summary.notes)
 
 
 def break_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:

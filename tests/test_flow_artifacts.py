@@ -151,16 +151,16 @@ def test_where_nothing_was_fine_tuned_its_column_is_empty() -> None:
     ("changes", "arm", "said"),
     [
         ({}, "fine_tune", "shipped fine-tuned: 88.5 % [85.1, 91.2], +2.0 over frozen"),
-        ({}, "scratch", "shipped from scratch: 88.5 % [85.1, 91.2], +2.0 over frozen"),
+        ({}, "scratch", "shipped trained from scratch: 88.5 % [85.1, 91.2], +2.0 over frozen"),
         (
             {"shipped": "baseline"},
             "fine_tune",
-            "shipped the frozen head: 86.5 % [83.0, 89.5], fine-tuned +2.0",
+            "shipped the frozen baseline: 86.5 % [83.0, 89.5], fine-tuned +2.0",
         ),
         (
             {"shipped": "baseline", "finetuned": None, "difference": None},
             "feature_extraction",
-            "shipped the frozen head: 86.5 % [83.0, 89.5]",
+            "shipped the frozen baseline: 86.5 % [83.0, 89.5]",
         ),
     ],
 )

@@ -1,9 +1,12 @@
 """Names and lists as a person reads them: printable, and bounded however many there are.
 
-Names of files and classes may hold anything, and a data set may have thousands of them.
+What arms, heads and models are called stands here alone. Names of files and classes may hold
+anything, and a data set may have thousands of them.
 """
 
 from collections.abc import Collection, Iterable
+
+from tasks.artifacts.records import Arm, HeadKind
 
 NBSP = "\N{NO-BREAK SPACE}"
 SHOWN, SHOWN_LINES = 6, 10  # names in a sentence, lines below one
@@ -68,3 +71,29 @@ def _escape(character: str) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # surrogateescape: a byte that is no UTF-8
         return f"\\x{code - 0xDC00:02x}"
     return character.encode("unicode_escape").decode("ascii")
+
+
+# what arms, heads and models are called ----------------------------------------------------------
+
+FROZEN = "frozen baseline"
+HEADS: dict[HeadKind, str] = {"linear": "linear head", "mlp": "MLP"}
+ARMS: dict[Arm, str] = {
+    "scratch": "training from scratch",
+    "feature_extraction": "frozen features",
+    "fine_tune": "fine-tuning",
+}
+ORDERS: dict[Arm, str] = {
+    "scratch": "train from scratch",
+    "feature_extraction": "keep the backbone frozen and train only a new head",
+    "fine_tune": "fine-tune",
+}
+
+
+def say_trained(arm: Arm) -> str:
+    """Say how stage finetune made its model."""
+    return "trained from scratch" if arm == "scratch" else "fine-tuned"
+
+
+def name_trained(arm: Arm, model: str = "model") -> str:
+    """Name the model that stage finetune made."""
+    return f"{model} {say_trained(arm)}" if arm == "scratch" else f"{say_trained(arm)} {model}"

@@ -9,7 +9,7 @@ import numpy as np
 from tasks.artifacts.arrays import Bools, Logits
 from tasks.artifacts.records import Arm
 from tasks.artifacts.tables import Manifest
-from tasks.evaluation.words import name_trained
+from tasks.artifacts.words import name_trained
 from tasks.judging.rule import ValSet, judge_change
 from tasks.judging.statistics import paired_accuracy_interval
 from tasks.params import EvaluateParams

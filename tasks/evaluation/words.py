@@ -1,11 +1,7 @@
 """Results in words, for the log and for people."""
 
 from tasks.artifacts.records import Arm, Estimate, Metrics
-
-
-def name_trained(arm: Arm) -> str:
-    """Name the model that stage finetune made."""
-    return "model trained from scratch" if arm == "scratch" else "fine-tuned model"
+from tasks.artifacts.words import FROZEN, name_trained, say_trained
 
 
 def say_difference(gain: Estimate, confidence: float, arm: Arm) -> str:
@@ -29,21 +25,21 @@ def say_difference(gain: Estimate, confidence: float, arm: Arm) -> str:
 def _say_from_scratch(gain: Estimate, points: float, interval: str) -> str:
     assert gain.low is not None
     assert gain.high is not None
-    model = "The model trained from scratch is"
+    model = f"The {name_trained('scratch')} is"
     if gain.low > 0:
-        return f"{model} {points:.1f} points better than the frozen baseline ({interval})."
+        return f"{model} {points:.1f} points better than the {FROZEN} ({interval})."
     if gain.high < 0:
-        return f"{model} {-points:.1f} points worse than the frozen baseline ({interval})."
-    return f"{model} {points:+.1f} points from the frozen baseline, within noise ({interval})."
+        return f"{model} {-points:.1f} points worse than the {FROZEN} ({interval})."
+    return f"{model} {points:+.1f} points from the {FROZEN}, within noise ({interval})."
 
 
 def say_results(metrics: Metrics, arm: Arm) -> str:
     """Say in one line what the test images showed."""
     parts = [f"baseline {_words(metrics.baseline.accuracy)}"]
     if metrics.finetuned and metrics.difference:
-        parts.append(f"{_short(arm)} {_words(metrics.finetuned.accuracy)}")
+        parts.append(f"{say_trained(arm)} {_words(metrics.finetuned.accuracy)}")
         parts.append(f"difference {_words(metrics.difference.accuracy, sign='+')}")
-    shipped = _short(arm) if metrics.shipped == "finetuned" else "baseline"
+    shipped = say_trained(arm) if metrics.shipped == "finetuned" else "baseline"
     return (
         f"test accuracy: {', '.join(parts)} ({metrics.baseline.accuracy.n:,} images); "
         f"ships {shipped}"
@@ -53,7 +49,7 @@ def say_results(metrics: Metrics, arm: Arm) -> str:
 def headline(metrics: Metrics, arm: Arm) -> str:
     """Say in a few words which model ships and what test showed: accuracy, and the difference."""
     shipped = metrics.baseline
-    names = {"baseline": "the frozen head", "finetuned": _short(arm)}
+    names = {"baseline": f"the {FROZEN}", "finetuned": say_trained(arm)}
     if metrics.shipped == "finetuned" and metrics.finetuned is not None:
         shipped = metrics.finetuned
     accuracy = shipped.accuracy
@@ -65,21 +61,17 @@ def headline(metrics: Metrics, arm: Arm) -> str:
     gain = 100 * metrics.difference.accuracy.value
     if metrics.shipped == "finetuned":
         return f"{words}, {gain:+.1f} over frozen"
-    return f"{words}, {_short(arm)} {gain:+.1f}"
+    return f"{words}, {say_trained(arm)} {gain:+.1f}"
 
 
 def headline_on_val(metrics: Metrics, arm: Arm) -> str:
     """Say in a few words which model ships and how good both are on val; nothing of test."""
     frozen = f"frozen {100 * metrics.val_baseline:.1f} %"
     if metrics.val_finetuned is None:
-        return f"ships the frozen head; on val {frozen}"
-    names = {"baseline": "the frozen head", "finetuned": _short(arm)}
-    tuned = f"{_short(arm)} {100 * metrics.val_finetuned:.1f} %"
+        return f"ships the {FROZEN}; on val {frozen}"
+    names = {"baseline": f"the {FROZEN}", "finetuned": say_trained(arm)}
+    tuned = f"{say_trained(arm)} {100 * metrics.val_finetuned:.1f} %"
     return f"ships {names[metrics.shipped]}; on val {frozen}, {tuned}"
-
-
-def _short(arm: Arm) -> str:
-    return "from scratch" if arm == "scratch" else "fine-tuned"
 
 
 def _words(estimate: Estimate, sign: str = "") -> str:

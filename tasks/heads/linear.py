@@ -15,6 +15,7 @@ from scipy.special import logsumexp
 from sklearn.model_selection import StratifiedGroupKFold
 
 from tasks.artifacts.arrays import Features, Floats, Ints
+from tasks.artifacts.words import HEADS
 from tasks.judging.rule import ValSet
 from tasks.runtime.progress import Meter, progress
 
@@ -195,7 +196,7 @@ def choose_linear(
     """
     rows = ScaledRows(train, np.arange(len(train.labels)))
     folds = _folds(train, seed) if len(train.labels) < FEW_IMAGES * classes else []
-    with progress("linear head", len(strengths) * (len(folds) + 1), "fits") as meter:
+    with progress(HEADS["linear"], len(strengths) * (len(folds) + 1), "fits") as meter:
         if not folds:
             path = _counted(fit_path(rows, classes, strengths), meter)
             fits = list(_until_hopeless(path, val))

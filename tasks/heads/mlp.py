@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import AdamW
 
+from tasks.artifacts.words import HEADS
 from tasks.errors import TrainingError
 from tasks.heads.kinds import apply_head, build_head
 from tasks.heads.linear import Labeled, measure_moments
@@ -58,7 +59,7 @@ def fit_mlp(
     best, best_epoch = deepcopy(head), 0
     epochs: list[EpochLosses] = []
     breakdown = None
-    with progress("MLP", params.mlp_epochs, "epochs") as meter:
+    with progress(HEADS["mlp"], params.mlp_epochs, "epochs") as meter:
         while len(epochs) < params.mlp_epochs and len(epochs) - best_epoch < params.mlp_patience:
             train_loss = _run_epoch(head, optimizer, train, params, seed=seed, epoch=len(epochs))
             val_loss = val.judge.loss(apply_head(head, val.features[:, 0]))
@@ -74,7 +75,7 @@ def fit_mlp(
             if val_loss < lowest:
                 best, best_epoch = deepcopy(head), len(epochs)
     if not epochs:
-        raise TrainingError(f"the MLP broke down in {breakdown}")
+        raise TrainingError(f"the {HEADS['mlp']} broke down in {breakdown}")
     return HeadFit(best.eval(), hidden, best_epoch, epochs, breakdown)
 
 

@@ -5,7 +5,7 @@ import json
 import re
 
 from tasks.artifacts.tables import ClassRow
-from tasks.artifacts.words import printable
+from tasks.artifacts.words import FROZEN, printable
 from tasks.reporting.export import Exported
 from tasks.reporting.findings import Findings, conclude, find_alerts, name_shipped
 from tasks.reporting.pages import make_environment
@@ -18,7 +18,7 @@ SPECIAL = re.compile(r"([\\`*_\[\]#|~$])")
 def render_card(findings: Findings, exported: Exported, provenance: Provenance) -> str:
     """Give the card; the same arguments give the same text."""
     metrics = findings.metrics
-    models = [("frozen baseline", metrics.baseline)]
+    models = [(FROZEN, metrics.baseline)]
     if metrics.finetuned:
         models.append((findings.tuned_name, metrics.finetuned))
     template = make_environment(

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from tasks.artifacts.records import SPLITS, GroupShift, KnownSet, MmdResult, Phase
 from tasks.artifacts.tables import HistoryRow, PlaneRow, ShiftRow
-from tasks.artifacts.words import printable, shortened
+from tasks.artifacts.words import FROZEN, printable, shortened
 from tasks.reporting.svg import (
     WIDTH,
     Drawing,
@@ -249,7 +249,7 @@ def _panel(history: Sequence[HistoryRow], phases: Sequence[Phase], measure: Meas
         ("line train", "train"),
         ("line val", "val"),
         ("best", "best epoch of a phase, which is kept"),
-        ("line reference", "frozen baseline on val"),
+        ("line reference", f"{FROZEN} on val"),
     )
     return Drawing(figure(266, f"{measure.axis} over {len(history)} epochs", shapes), keys)
 

@@ -30,7 +30,15 @@ from tasks.artifacts.tables import (
     ReliabilityRow,
     ShiftRow,
 )
-from tasks.artifacts.words import listed, printable
+from tasks.artifacts.words import (
+    ARMS,
+    FROZEN,
+    HEADS,
+    listed,
+    name_trained,
+    printable,
+    say_trained,
+)
 from tasks.reporting.provenance import CodeState
 from tasks.reporting.text import (
     percent,
@@ -100,7 +108,7 @@ class Findings:
     @property
     def tuned_name(self) -> str:
         """What the model of stage finetune is called."""
-        return "trained from scratch" if self.finetuned.arm == "scratch" else "fine-tuned"
+        return say_trained(self.finetuned.arm)
 
     @property
     def shipped_head(self) -> str:
@@ -204,11 +212,10 @@ def name_shipped(findings: Findings) -> str:
     """Name the shipped model at the head of a sentence."""
     name = findings.backbone.name
     if findings.metrics.shipped == "baseline":
-        head = "A linear head" if findings.baseline.head == "linear" else "An MLP head"
-        return f"{head} on frozen {name} features"
-    if findings.finetuned.arm == "scratch":
-        return f"{name} trained from scratch"
-    return f"Fine-tuned {name}"
+        article = "A" if findings.baseline.head == "linear" else "An"
+        return f"{article} {HEADS[findings.baseline.head]} on frozen {name} features"
+    words = name_trained(findings.finetuned.arm, name)
+    return words if words.startswith(name) else f"{words[0].upper()}{words[1:]}"
 
 
 def _say_gain(findings: Findings) -> str:
@@ -279,7 +286,7 @@ def _of_result(findings: Findings) -> Iterator[Alert]:
             "caution",
             "Within noise",
             f"{plural(difference.accuracy.n, 'test image')} do not tell the {findings.tuned_name} "
-            "model from the frozen baseline: the interval of the gain, "
+            f"model from the {FROZEN}: the interval of the gain, "
             f"{points_interval(difference.accuracy)} points, includes 0.",
         )
 
@@ -289,14 +296,14 @@ def _of_choices(decision: Decision, finetuned: Finetuned) -> Iterator[Alert]:
         yield Alert(
             "caution",
             "Forced choice",
-            f"params.yaml forces the arm {name_arm(decision.arm)}; the rules recommend "
-            f"{name_arm(decision.recommended)}.",
+            f"params.yaml forces the arm {ARMS[decision.arm]}; the rules recommend "
+            f"{ARMS[decision.recommended]}.",
         )
     if decision.confidence == "low":
         yield Alert(
             "caution",
             "Low confidence",
-            f"The choice of {name_arm(decision.recommended)} stands on weak evidence; see what"
+            f"The choice of {ARMS[decision.recommended]} stands on weak evidence; see what"
             " would change it.",
         )
     lost = [phase for phase in finetuned.phases if phase.stopped == "diverged"]
@@ -314,13 +321,3 @@ def _of_code(code: CodeState) -> Iterator[Alert]:
             f"commit {code.commit[:12]} when this was written. Once they are committed, "
             "`dvc repro -f report` names their commit here.",
         )
-
-
-def name_arm(arm: str) -> str:
-    """Name an arm of the decision in words."""
-    names = {
-        "scratch": "training from scratch",
-        "feature_extraction": "frozen features",
-        "fine_tune": "fine-tuning",
-    }
-    return names[arm]

@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from tasks.artifacts.records import Health, Scores
 from tasks.artifacts.tables import HistoryRow
+from tasks.artifacts.words import FROZEN
 from tasks.errors import ArtifactError
 from tasks.reporting.confusion import matrix, mistakes
 from tasks.reporting.export import Exported
@@ -129,7 +130,7 @@ def _peak_rates(history: list[HistoryRow]) -> list[tuple[int, dict[str, float]]]
 
 
 def _score_rows(findings: Findings) -> list[tuple[str, Scores]]:
-    rows = [("frozen baseline", findings.metrics.baseline)]
+    rows = [(FROZEN, findings.metrics.baseline)]
     if findings.metrics.finetuned:
         rows.append((findings.tuned_name, findings.metrics.finetuned))
     return rows

@@ -7,7 +7,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tasks.artifacts import words
 from tasks.reporting import text
-from tasks.reporting.findings import name_arm
 
 
 def make_environment(
@@ -29,7 +28,7 @@ def make_environment(
     environment.filters |= {
         "amount": text.amount,
         "amount_interval": text.amount_interval,
-        "arm": name_arm,
+        "arm": words.ARMS.__getitem__,
         "count": text.count,
         "given": text.given,
         "listed": words.listed,

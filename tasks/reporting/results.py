@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from tasks.artifacts.records import Difference, Estimate, Metrics, Scores
 from tasks.artifacts.tables import ClassRow, ReliabilityRow
-from tasks.artifacts.words import shortened
+from tasks.artifacts.words import FROZEN, shortened
 from tasks.reporting.svg import (
     WIDTH,
     Drawing,
@@ -59,7 +59,7 @@ def comparison(metrics: Metrics, tuned: str) -> Drawing:
             y += 19
         y += 13
     shapes.insert(0, axis_below(scale, 2, y - 8, _share_axis("share of images", scale), _whole))
-    names = {"baseline": "frozen baseline", "finetuned": tuned}
+    names = {"baseline": FROZEN, "finetuned": tuned}
     keys = [(kind, names[kind]) for kind, _ in models] + [("majority", "always the largest class")]
     return Drawing(figure(y + 32, "Test results with intervals", shapes), tuple(keys))
 
@@ -84,7 +84,7 @@ def gains(difference: Difference) -> Drawing:
     ends = [end for estimate in estimates for end in (estimate.value, *(_bounds(estimate) or ()))]
     scale = scale_over(ends, 128, WIDTH - 20, include=[0])
     shapes = [
-        axis_below(scale, 2, 122, "points; right of 0: better than the frozen head", points_tick),
+        axis_below(scale, 2, 122, f"points; right of 0: better than the {FROZEN}", points_tick),
         line(scale(0), 2, scale(0), 122, "zero"),
     ]
     for number, (name, estimate) in enumerate(zip(SHARES, estimates, strict=True)):
@@ -95,7 +95,7 @@ def gains(difference: Difference) -> Drawing:
             whisker(scale, y, estimate.value, _bounds(estimate), "finetuned"),
             text(scale(estimate.value), y + 19, words, anchor="middle", kind="tick halo"),
         ]
-    return Drawing(figure(162, "Difference to the frozen baseline with intervals", shapes))
+    return Drawing(figure(162, f"Difference to the {FROZEN} with intervals", shapes))
 
 
 def points_tick(value: float) -> str:

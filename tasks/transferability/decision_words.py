@@ -3,14 +3,10 @@
 from collections.abc import Iterator, Sequence
 
 from tasks.artifacts.records import Arm, Decision, LayerGroup, Rule, Similarity
+from tasks.artifacts.words import ORDERS
 from tasks.transferability.doubts import Change
 from tasks.transferability.rules import Evidence
 
-ARMS: dict[Arm, str] = {
-    "scratch": "train from scratch",
-    "feature_extraction": "keep the backbone frozen and train only a new head",
-    "fine_tune": "fine-tune",
-}
 QUANTITIES = {
     "mmd": "MMD^2 to the source",
     "shift": "the batch-norm shift",
@@ -21,7 +17,7 @@ QUANTITIES = {
 def describe_plan(arm: Arm, phases: Sequence[int], groups: Sequence[LayerGroup]) -> str:
     """Say in words what is trained: which groups, how many parameters, how many phases."""
     if arm != "fine_tune":
-        return ARMS[arm]
+        return ORDERS[arm]
     lowest = min(phases)
     part = (
         f"the top {len(groups) - lowest} of {len(groups)} layer groups (from {groups[lowest].name})"
@@ -29,7 +25,7 @@ def describe_plan(arm: Arm, phases: Sequence[int], groups: Sequence[LayerGroup])
     trained = sum(group.parameters for group in groups[lowest:])
     share = trained / max(1, sum(group.parameters for group in groups))
     steps = "one phase" if len(phases) == 1 else f"{len(phases)} phases"
-    return f"fine-tune {part}, {share:.0%} of the backbone's parameters, in {steps}"
+    return f"{ORDERS['fine_tune']} {part}, {share:.0%} of the backbone's parameters, in {steps}"
 
 
 def describe_change(change: Change, groups: Sequence[LayerGroup]) -> str:
@@ -50,8 +46,8 @@ def explain(evidence: Evidence, similarity: Similarity, decision: Decision) -> l
 def _reasons(evidence: Evidence, similarity: Similarity, decision: Decision) -> Iterator[str]:
     if decision.forced:
         yield (
-            f"The user asked to {ARMS[decision.arm]} (decide.arm in params.yaml); the rules say: "
-            f"{ARMS[decision.recommended]}."
+            f"The user asked to {ORDERS[decision.arm]} (decide.arm in params.yaml); the rules say: "
+            f"{ORDERS[decision.recommended]}."
         )
     deciding = next(rule for rule in decision.rules if rule.fired and rule.votes_for)
     yield deciding.statement
