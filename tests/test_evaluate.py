@@ -166,7 +166,6 @@ def test_where_classes_count_the_same_the_rare_one_may_decide():
     assert "class-balanced val accuracy changed by +12.5 points" in choice.reason
 
 
-
 # the whole judgment ------------------------------------------------------------------------------
 
 
