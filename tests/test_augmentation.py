@@ -1,6 +1,8 @@
 """Frames, drawn views and rendered views have the values that their definitions say."""
 
 import io
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +27,9 @@ from tasks.images.frames import (
     frame_image,
     read_clean_view,
 )
+from tasks.images.operations import registry
+from tasks.images.operations.blur_px import Blur
+from tasks.images.operations.erase_fraction import Erasing
 from tasks.params import AugmentationRanges, Params
 
 PX = 32
@@ -107,7 +112,7 @@ def test_draws_stay_inside_their_ranges_and_reach_both_ends() -> None:
         assert np.abs(offsets).max() <= spread
         assert offsets.min() < -0.95 * spread
         assert offsets.max() > 0.95 * spread
-    blur = [view.blur_px for view in views]
+    blur = [view.operations[0].radius for view in views]
     assert min(blur) >= 0
     assert 1.9 < max(blur) <= 2
 
@@ -130,7 +135,8 @@ def test_quarter_turns_are_all_as_likely() -> None:
 
 
 def test_erased_boxes_stay_inside_and_below_their_share() -> None:
-    boxes = np.array([v.erase for v in drawn(NONE.model_copy(update={"erase_fraction": 0.4}))])
+    views = drawn(NONE.model_copy(update={"erase_fraction": 0.4}))
+    boxes = np.array([view.operations[0].box for view in views])
     area = boxes[:, 2] * boxes[:, 3]
     assert 0.35 < area.max() <= 0.4
     assert (boxes[:, :2] + boxes[:, 2:]).max() <= 1 + 1e-12
@@ -143,7 +149,44 @@ def test_changing_one_range_leaves_the_other_draws() -> None:
             changed.rotate_degrees,
             changed.brightness,
         )
-        assert (view.blur_px, view.erase) == (changed.blur_px, changed.erase)
+        assert view.operations == changed.operations
+
+
+def test_an_operation_that_is_off_costs_nothing_and_moves_no_other() -> None:
+    for view, changed in zip(
+        drawn(HEAVY, 20), drawn(HEAVY.model_copy(update={"blur_px": 0.0}), 20), strict=True
+    ):
+        assert [type(operation) for operation in view.operations] == [Blur, Erasing]
+        assert changed.operations == view.operations[1:]
+        assert changed.crop == view.crop
+
+
+def test_every_operation_has_a_range_that_is_off_at_0_and_a_module() -> None:
+    assert len(set(registry.OPERATIONS)) == len(registry.OPERATIONS)
+    for name in registry.OPERATIONS:
+        assert getattr(NONE, name) == 0
+        registry.drawer_of(name).draw(1.0, np.random.default_rng(0)).apply(noise())
+
+
+class Inversion:
+    """A made-up operation, not in the code that computes."""
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        return image.point(lambda value: 255 - value)
+
+
+def test_a_new_operation_takes_a_module_and_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ranges(AugmentationRanges):
+        invert: float
+
+    known = draw_view(HEAVY, seed=1, sha256=SHA, view=1)
+    module = SimpleNamespace(draw=lambda most, rng: Inversion())
+    monkeypatch.setitem(sys.modules, "tasks.images.operations.invert", module)
+    monkeypatch.setattr(registry, "OPERATIONS", ("invert", *registry.OPERATIONS))
+    view = draw_view(Ranges(**HEAVY.model_dump(), invert=1.0), seed=1, sha256=SHA, view=1)
+    assert (view.crop, view.hue, view.operations[1:]) == (known.crop, known.hue, known.operations)
+    alone = View(operations=view.operations[:1])
+    assert np.array_equal(rendered(noise(), alone), 255 - rendered(noise(), View()))
 
 
 def test_seed_image_and_view_each_make_another_draw() -> None:
@@ -212,7 +255,7 @@ def test_frames_leave_their_image_as_it_was() -> None:
     image = noise(64, 64)
     before = image.tobytes()
     frame = frame_of(image)
-    render_view(frame, View(erase=(0, 0, 1, 1), brightness=0.5, flip_vertical=True), PX)
+    render_view(frame, View(operations=(Erasing((0, 0, 1, 1)),), flip_vertical=True), PX)
     assert image.tobytes() == before
 
 
@@ -364,7 +407,7 @@ def test_color_operations_leave_gray_images_gray() -> None:
 
 def test_blur_smooths_and_keeps_the_mean() -> None:
     image = noise(64, 64)
-    sharp, blurred = rendered(image, View()), rendered(image, View(blur_px=2.0))
+    sharp, blurred = rendered(image, View()), rendered(image, View(operations=(Blur(2.0),)))
     assert blurred.std() < 0.6 * sharp.std()
     assert blurred.mean() == pytest.approx(sharp.mean(), abs=2)
 
@@ -373,6 +416,7 @@ def test_erasing_grays_its_box_and_nothing_else() -> None:
     image = noise(64, 64)
     expected = rendered(image, View())
     expected[8:24, 4:12] = 128
-    assert np.array_equal(rendered(image, View(erase=(0.125, 0.25, 0.25, 0.5))), expected)
-    nothing = View(erase=(0.3, 0.3, 0.001, 0.001))
+    erased = View(operations=(Erasing((0.125, 0.25, 0.25, 0.5)),))
+    assert np.array_equal(rendered(image, erased), expected)
+    nothing = View(operations=(Erasing((0.3, 0.3, 0.001, 0.001)),))
     assert np.array_equal(rendered(image, nothing), rendered(image, View()))

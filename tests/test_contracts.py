@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 
 from flows.stages.graph import read_state
 from tasks import params as params_module
+from tasks.images.operations.registry import OPERATIONS
 from tasks.params import Block, Params
 from tasks.params_file import leaf_paths
 from tasks.training.resume.workspace import IMPORTED
@@ -34,6 +35,8 @@ RANKS = [
     {"transferability", "training", "evaluation", "reporting"},
     set(STAGES),
 ]
+# What a registry imports by name: modules of its own folder.
+REGISTERED = {ROOT / "tasks/images/operations/registry.py": OPERATIONS}
 # Their values are tracked as values, so that a change of a description reruns nothing.
 UNTRACKED = {"tasks/errors.py", "tasks/params.py", "tasks/params_file.py"}
 
@@ -70,7 +73,7 @@ def imported_modules(path: Path) -> set[Path]:
         base = ROOT.joinpath(*name.split("."))
         if base.with_suffix(".py").is_file():
             found.add(base.with_suffix(".py"))
-    return found
+    return found | {path.with_name(f"{name}.py") for name in REGISTERED.get(path, ())}
 
 
 def closure(stage: str) -> set[Path]:
@@ -197,8 +200,13 @@ def test_a_public_class_or_function_of_one_name_is_defined_once() -> None:
         for node in syntax(path).body
         if isinstance(node, kinds) and not node.name.startswith("_")
     )
-    shared = {"main", "Paths"}  # every stage has its own
+    shared = {"main", "Paths", "draw"}  # every stage and every operation has its own
     assert {name for name, count in places.items() if count > 1} == shared
+
+
+def test_only_a_registry_imports_by_name() -> None:
+    by_name = {path for path in ALL_MODULES if "importlib.import_module" in imported_names(path)}
+    assert by_name == set(REGISTERED)
 
 
 def test_the_package_itself_holds_nothing_that_changes_results() -> None:
@@ -238,7 +246,8 @@ def test_params_are_the_blocks_that_the_stage_reads(stage: str) -> None:
 def test_every_value_is_read_somewhere_in_the_code_that_computes() -> None:
     everywhere = set().union(*(key_paths_touched(module) for module in ALL_MODULES))
     templated = set().union(*(templated_keys(stage) for stage in STAGES))
-    assert set(leaf_paths()) - everywhere - templated == set()
+    registered = {f"augment.custom.{name}" for name in OPERATIONS}
+    assert set(leaf_paths()) - everywhere - templated - registered == set()
 
 
 def test_only_evaluate_reads_what_was_made_of_the_test_images() -> None:

@@ -2,7 +2,7 @@
 
 Random numbers come from (seed, content of the image, view) alone: a view stays what it is when
 other images are added, removed or renamed, whatever the number of workers. Geometry is one
-resampling, colors are one matrix, then blur and erasing.
+resampling, colors are one matrix; then come the operations of `tasks.images.operations`.
 """
 
 import math
@@ -10,15 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from tasks.artifacts.arrays import Pixels
+from tasks.images.boxes import Box, place_box
 from tasks.images.frames import Frame, border_color
+from tasks.images.operations.registry import Operation, draw_operations
 from tasks.params import AugmentationRanges, AugmentParams
-
-Box = tuple[
-    float, float, float, float
-]  # left, top, width, height as shares of the whole, in [0, 1]
 
 VIEW_PURPOSE = 11  # tells these random numbers from those of other parts with the same seed
 
@@ -27,19 +25,9 @@ VIEW_PURPOSE = 11  # tells these random numbers from those of other parts with t
 # the 0.08 with which ImageNet is trained over hundreds of epochs: there are few views of an image,
 # and each must still show its label.
 
-NONE = AugmentationRanges(
-    flip_horizontal=0.0,
-    flip_vertical=0.0,
-    quarter_turn=0.0,
-    crop_scale_min=1.0,
-    crop_ratio_max=1.0,
-    rotate_degrees=0.0,
-    brightness=0.0,
-    contrast=0.0,
-    saturation=0.0,
-    hue=0.0,
-    blur_px=0.0,
-    erase_fraction=0.0,
+NONE = AugmentationRanges.model_validate(
+    dict.fromkeys(AugmentationRanges.model_fields, 0.0)
+    | {"crop_scale_min": 1.0, "crop_ratio_max": 1.0}
 )
 
 # Hardly visible changes of framing and exposure, as between two shots of one scene.
@@ -99,8 +87,7 @@ class View:
         contrast: Factor of the distance to the view's mean gray.
         saturation: Factor of the distance to each pixel's gray.
         hue: Turn of the color circle, share of a full one.
-        blur_px: Radius of a Gaussian blur, pixels of the view.
-        erase: Box in the view that is grayed out.
+        operations: What follows geometry and color.
     """
 
     rotate_degrees: float = 0.0
@@ -112,8 +99,7 @@ class View:
     contrast: float = 1.0
     saturation: float = 1.0
     hue: float = 0.0
-    blur_px: float = 0.0
-    erase: Box | None = None
+    operations: tuple[Operation, ...] = ()
 
 
 def ranges_of(params: AugmentParams) -> AugmentationRanges:
@@ -125,8 +111,8 @@ def ranges_of(params: AugmentParams) -> AugmentationRanges:
 def draw_view(ranges: AugmentationRanges, *, seed: int, sha256: str, view: int) -> View:
     """Draw the operations of one view of one image.
 
-    Every operation has its own random numbers, drawn whether it is used or not: changing one range
-    leaves the draws of the others as they were.
+    Flips, crops and colors have their own random numbers, drawn whether they are used or not, as
+    have the operations that follow: changing one range leaves the draws of the others as they were.
 
     Args:
         ranges: What may be drawn.
@@ -134,12 +120,13 @@ def draw_view(ranges: AugmentationRanges, *, seed: int, sha256: str, view: int) 
         sha256: Of the image's file, hexadecimal.
         view: Number of the view, from 1; 0 is the clean one, which is not drawn.
     """
-    rng = np.random.default_rng([seed, VIEW_PURPOSE, view, int(sha256, 16)])
+    stream = [seed, VIEW_PURPOSE, view, int(sha256, 16)]
+    rng = np.random.default_rng(stream)
     chance = rng.random(3).tolist()
     signed = rng.uniform(-1.0, 1.0, 5).tolist()
-    size, turns = rng.random(3).tolist(), int(rng.integers(1, 4))
+    rng.random(3)  # unused; without them every crop would be another one
+    turns = int(rng.integers(1, 4))
     crop = _draw_crop(ranges.crop_scale_min, ranges.crop_ratio_max, rng)
-    erase = _place(ranges.erase_fraction * size[1], 4.0 ** (size[2] - 0.5), rng)
     return View(
         rotate_degrees=ranges.rotate_degrees * signed[0],
         crop=crop,
@@ -150,8 +137,7 @@ def draw_view(ranges: AugmentationRanges, *, seed: int, sha256: str, view: int) 
         contrast=1.0 + ranges.contrast * signed[2],
         saturation=1.0 + ranges.saturation * signed[3],
         hue=ranges.hue * signed[4],
-        blur_px=ranges.blur_px * size[0],
-        erase=erase if ranges.erase_fraction > 0 else None,
+        operations=tuple(draw_operations(ranges, stream)),
     )
 
 
@@ -159,17 +145,8 @@ def _draw_crop(scale_min: float, ratio_max: float, rng: np.random.Generator) -> 
     """Draw a box whose area is uniform in [scale_min, 1], its stretch log-uniform where it fits."""
     area = 1.0 - (1.0 - scale_min) * rng.random()
     limit = min(ratio_max, 1.0 / area)  # a longer box would not fit into the frame
-    return _place(area, limit ** rng.uniform(-1.0, 1.0), rng)
+    return place_box(area, limit ** rng.uniform(-1.0, 1.0), rng)
 
-
-def _place(area: float, ratio: float, rng: np.random.Generator) -> Box:
-    """Place a box of an area and a stretch at random so that it lies inside."""
-    width, height = min(1.0, (area * ratio) ** 0.5), min(1.0, (area / ratio) ** 0.5)
-    left, top = rng.random(2).tolist()
-    return left * (1.0 - width), top * (1.0 - height), width, height
-
-
-GRAY = 128  # of erased boxes
 
 # Luma, as in Pillow's mode L, and the two color axes of YIQ (SMPTE 170M).
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
@@ -180,11 +157,8 @@ def render_view(frame: Frame, view: View, image_px: int) -> Pixels:
     """Render one view: uint8 (image_px, image_px, 3). `View()` gives exactly the clean one."""
     image = _turn(_sample(frame, view, image_px), view)
     image = _recolor(image, view)
-    if view.blur_px > 0:
-        image = image.filter(ImageFilter.GaussianBlur(view.blur_px))
-    if view.erase is not None:
-        left, top, right, bottom = _pixel_box(view.erase, image_px)
-        image.paste((GRAY, GRAY, GRAY), (left, top, right, bottom))
+    for operation in view.operations:
+        image = operation.apply(image)
     return np.asarray(image)
 
 
@@ -247,11 +221,6 @@ def _turn(image: Image.Image, view: View) -> Image.Image:
         )
         image = image.transpose(turns[view.quarter_turns - 1])
     return image
-
-
-def _pixel_box(box: Box, image_px: int) -> tuple[int, int, int, int]:
-    left, top, width, height = (share * image_px for share in box)
-    return round(left), round(top), round(left + width), round(top + height)
 
 
 # color --------------------------------------------------------------------------------------------
