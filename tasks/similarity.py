@@ -26,11 +26,12 @@ from tasks.backbones.source_cards import SourceCard, find_card
 from tasks.errors import ArtifactError
 from tasks.params import SimilarityParams
 from tasks.runtime.entry import Read, StagePaths, Write, read_arguments, run_stage
+from tasks.transferability.measures import registry
 from tasks.transferability.mmd import measure_mmd
 from tasks.transferability.ruler import Ruler, find_ruler, say_similarity
 from tasks.transferability.sampling import Sample, Target, choose_rows, read_target
-from tasks.transferability.scores import estimate_scores, estimate_transfer_gain
 from tasks.transferability.shift import estimate_shift, shift_by_group
+from tasks.transferability.transfer_gain import estimate_transfer_gain
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def measure_similarity(
     sample = target.sample(rows)
     _check_features(sample.features, info)
     mmd = _compare(sample, reference.card, params=params, seed=seed)
-    scores = estimate_scores(target.sample(scored), params=params, seed=seed)
+    measures = registry.estimate_measures(target.sample(scored), params=params, seed=seed)
     gain = estimate_transfer_gain(
         target.sample(target.probe_rows), target.random_features, params=params, seed=seed
     )
@@ -92,15 +93,12 @@ def measure_similarity(
             target.layers, confidence=params.confidence, resamples=params.bootstrap, seed=seed
         ),
         shift_groups=shift_by_group(target.layers, info.groups),
-        logme=scores.logme,
-        h_score=scores.h_score,
-        knn_accuracy=scores.knn_accuracy,
-        ridge_accuracy=scores.ridge_accuracy,
         random_ridge_accuracy=gain.random_accuracy,
         transfer_gain=gain.gain,
         summary="",
         notes=list(_notes(target, reference, info, len(rows))),
         known=reference.ruler.sets if reference.ruler else [],
+        **measures,
     )
     return similarity.model_copy(update={"summary": say_similarity(similarity)})
 
@@ -144,7 +142,7 @@ def _notes(
     if measured < len(train):
         yield f"Measured on {measured} of {len(train)} training images, each class by its share."
     if measured > SCORED_IMAGES:
-        yield f"LogME, H-score, kNN and ridge are measured on {SCORED_IMAGES} of these images."
+        yield f"What the features are worth is measured on {SCORED_IMAGES} of these images."
     if len({row.group for row in train}) < len(train):
         yield "Images of one group are never compared with each other and are left out together."
     yield (
@@ -213,6 +211,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_rows(paths.projection, PlaneRow, plane)
     write_record(paths.similarity, similarity)
     log.info("%s", similarity.summary)
+    worth = [f"{name} {getattr(similarity, name).value:.3f}" for name in registry.MEASURES]
+    log.info("what the features are worth: %s", ", ".join(worth))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from tasks.images.operations.registry import OPERATIONS
 from tasks.params import Block, Params
 from tasks.params_file import leaf_paths
 from tasks.training.resume.workspace import IMPORTED
+from tasks.transferability.measures.registry import MEASURES
 
 ROOT = Path(__file__).parent.parent
 GRAPH: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
@@ -36,7 +37,10 @@ RANKS = [
     set(STAGES),
 ]
 # What a registry imports by name: modules of its own folder.
-REGISTERED = {ROOT / "tasks/images/operations/registry.py": OPERATIONS}
+REGISTERED = {
+    ROOT / "tasks/images/operations/registry.py": OPERATIONS,
+    ROOT / "tasks/transferability/measures/registry.py": MEASURES,
+}
 # Their values are tracked as values, so that a change of a description reruns nothing.
 UNTRACKED = {"tasks/errors.py", "tasks/params.py", "tasks/params_file.py"}
 
@@ -200,7 +204,7 @@ def test_a_public_class_or_function_of_one_name_is_defined_once() -> None:
         for node in syntax(path).body
         if isinstance(node, kinds) and not node.name.startswith("_")
     )
-    shared = {"main", "Paths", "draw"}  # every stage and every operation has its own
+    shared = {"main", "Paths", "draw", "estimate"}  # every stage, operation, measure has its own
     assert {name for name, count in places.items() if count > 1} == shared
 
 

@@ -1,8 +1,13 @@
 import numpy as np
 import pytest
+from conftest import ROOT
 from scipy import optimize, stats
 
-from tasks.transferability.logme import estimate_logme, measure_logme
+from tasks.params_file import load_params
+from tasks.transferability.measures.logme import estimate, measure_logme
+from tasks.transferability.sampling import Sample
+
+PARAMS = load_params(ROOT / "params.yaml").similarity
 
 
 def classed(n, columns, classes=3, *, seed=0, signal=1.0):
@@ -121,7 +126,7 @@ def test_interval_has_the_width_of_repeated_samples():
     centers = rng.normal(0, 0.7, (2, 5))
     labels = np.arange(120) % 2
     samples = [(rng.normal(size=(120, 5)) + centers[labels], labels) for _ in range(100)]
-    estimates = [estimate_logme(x, y, groups, confidence=0.95) for x, y in samples]
+    estimates = [estimate(Sample(x, y, groups), params=PARAMS, seed=0) for x, y in samples]
     spread = np.std([e.value for e in estimates])
     half = np.mean([e.high - e.value for e in estimates])
     # Labels are balanced in every sample here, so the spread is a little below that of free draws.
@@ -131,8 +136,12 @@ def test_interval_has_the_width_of_repeated_samples():
 def test_interval_is_wider_where_images_come_in_groups():
     features, labels = classed(60, 5, classes=2)
     features, labels = np.repeat(features, 3, axis=0), np.repeat(labels, 3)
-    alone = estimate_logme(features, labels, [str(i) for i in range(180)], confidence=0.9)
-    grouped = estimate_logme(features, labels, [str(i // 3) for i in range(180)], confidence=0.9)
+    alone, grouped = (
+        estimate(
+            Sample(features, labels, [str(i // size) for i in range(180)]), params=PARAMS, seed=0
+        )
+        for size in (1, 3)
+    )
     assert grouped.value == alone.value
     assert (grouped.high - grouped.low) == pytest.approx(
         np.sqrt(3) * (alone.high - alone.low), rel=0.03

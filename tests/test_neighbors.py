@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from tasks.transferability import scores as module
-from tasks.transferability.scores import classify_by_neighbors
+from tasks.transferability.measures import knn_accuracy as module
+from tasks.transferability.measures.knn_accuracy import classify_by_neighbors
 
 
 def classed(n, columns, classes=2, *, seed=0, signal=0.8):

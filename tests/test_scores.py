@@ -2,16 +2,13 @@ import numpy as np
 import pytest
 
 from tasks.artifacts.records import Estimate, KnownSet, MmdResult, Similarity
-from tasks.transferability.hscore import estimate_h_score
-from tasks.transferability.logme import measure_logme
+from tasks.transferability.measures import h_score, logme
+from tasks.transferability.measures.knn_accuracy import classify_by_neighbors
+from tasks.transferability.measures.registry import estimate_measures
 from tasks.transferability.ridge import classify_by_ridge
 from tasks.transferability.ruler import Ruler, find_ruler, place_on_ruler, say_similarity
 from tasks.transferability.sampling import Sample
-from tasks.transferability.scores import (
-    classify_by_neighbors,
-    estimate_scores,
-    estimate_transfer_gain,
-)
+from tasks.transferability.transfer_gain import estimate_transfer_gain
 
 
 def sample(n=60, *, seed=0, signal=0.7):
@@ -28,15 +25,14 @@ def noise(n=60, *, seed=9):
 
 def test_scores_are_those_of_their_modules(tiny_params):
     data, params = sample(), tiny_params.similarity
-    scores = estimate_scores(data, params=params, seed=1)
+    scores = estimate_measures(data, params=params, seed=1)
     near = classify_by_neighbors(data.features, data.labels, data.groups, neighbors=5)
     ridge = classify_by_ridge(data.features, data.labels, data.groups)
-    assert scores.logme.value == measure_logme(data.features, data.labels).value
-    h_score = estimate_h_score(data.features, data.labels, data.groups, confidence=0.95)
-    assert scores.h_score.value == h_score.value
-    assert scores.knn_accuracy.value == np.mean(near == data.labels)
-    assert scores.ridge_accuracy.value == np.mean(ridge == data.labels)
-    for estimate in (scores.logme, scores.h_score, scores.knn_accuracy, scores.ridge_accuracy):
+    assert scores["logme"] == logme.estimate(data, params=params, seed=1)
+    assert scores["h_score"] == h_score.estimate(data, params=params, seed=1)
+    assert scores["knn_accuracy"].value == np.mean(near == data.labels)
+    assert scores["ridge_accuracy"].value == np.mean(ridge == data.labels)
+    for estimate in scores.values():
         assert estimate.low < estimate.value < estimate.high
         assert estimate.n == 60
 

@@ -1,4 +1,6 @@
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,18 +9,22 @@ from conftest import ROOT, make_origin
 from tasks.artifacts.arrays import write_array, write_tensors
 from tasks.artifacts.records import (
     BackboneInfo,
+    Estimate,
     InputSpec,
     KnownSet,
     LayerGroup,
     Similarity,
     read_record,
+    write_json,
     write_record,
 )
 from tasks.artifacts.tables import Manifest, ManifestRow, PlaneRow, read_rows, write_manifest
 from tasks.backbones.source_cards import CardOrigin, SourceCard, write_card
 from tasks.errors import ArtifactError
+from tasks.reporting.measures import WORDS, MeasureRow, measure_rows
 from tasks.similarity import Reference, main, measure_similarity, project
-from tasks.transferability import scores as scores_module
+from tasks.transferability import transfer_gain
+from tasks.transferability.measures import registry, ridge_accuracy
 from tasks.transferability.mmd import measure_mmd
 from tasks.transferability.ruler import Ruler
 from tasks.transferability.sampling import Target, choose_rows
@@ -176,13 +182,14 @@ def test_scores_use_fewer_images_than_the_mmd_of_a_huge_set(params, monkeypatch)
 
 def test_groups_reach_every_score(params, monkeypatch):
     seen = []
-    original = scores_module.classify_by_ridge
+    original = ridge_accuracy.classify_by_ridge
 
     def spy(features, labels, groups):
         seen.append(len(set(groups)))
         return original(features, labels, groups)
 
-    monkeypatch.setattr(scores_module, "classify_by_ridge", spy)
+    for module in (ridge_accuracy, transfer_gain):
+        monkeypatch.setattr(module, "classify_by_ridge", spy)
     found = measured(params, target_of(manifest=manifest_of(per_group=3)))
     assert seen == [30, 30, 30]
     assert any("one group" in note for note in found.notes)
@@ -310,6 +317,38 @@ def test_same_inputs_give_the_same_bytes(stage, tmp_path):
     first = [file.read_bytes() for file in files]
     main(stage)
     assert [file.read_bytes() for file in files] == first
+
+
+def test_a_new_measure_takes_a_module_and_its_name(stage, tmp_path, monkeypatch, caplog):
+    main(stage)
+    path = tmp_path / "out/similarity.json"
+    before = json.loads(path.read_text())
+    made_up = Estimate(value=0.5, low=0.4, high=0.6, n=IMAGES)
+    module = SimpleNamespace(estimate=lambda sample, *, params, seed: made_up)
+    monkeypatch.setitem(sys.modules, "tasks.transferability.measures.made_up", module)
+    monkeypatch.setattr(registry, "MEASURES", (*registry.MEASURES, "made_up"))
+    with caplog.at_level("INFO"):
+        main(stage)
+    assert json.loads(path.read_text()) == {**before, "made_up": made_up.model_dump()}
+    assert list(measure_rows(read_record(path, Similarity)))[-1] == MeasureRow(
+        "Made up", "", "0.500", "0.400 to 0.600"
+    )
+    assert "made_up 0.500" in caplog.text
+
+
+def test_every_measure_has_a_module_and_no_word_is_left_over(params):
+    assert len(set(registry.MEASURES)) == len(registry.MEASURES)
+    sample = target_of().sample(np.arange(IMAGES))
+    found = registry.estimate_measures(sample, params=params, seed=3)
+    assert set(WORDS) <= found.keys() | {"random_ridge_accuracy"}
+
+
+def test_a_key_that_is_no_measure_is_refused(stage, tmp_path):
+    main(stage)
+    path = tmp_path / "out/similarity.json"
+    write_json(path, {**json.loads(path.read_text()), "imagse": 90})
+    with pytest.raises(ArtifactError, match="imagse"):
+        read_record(path, Similarity)
 
 
 def test_features_of_another_manifest_are_an_error(stage, tmp_path):

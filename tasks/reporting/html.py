@@ -24,6 +24,7 @@ from tasks.reporting.figures import (
     shift_profile,
 )
 from tasks.reporting.findings import Findings, Picture, conclude, find_alerts, name_shipped
+from tasks.reporting.measures import measure_rows
 from tasks.reporting.pages import make_environment
 from tasks.reporting.provenance import Provenance
 from tasks.reporting.results import (
@@ -58,6 +59,7 @@ def render_report(findings: Findings, exported: Exported, provenance: Provenance
         alerts=find_alerts(findings, provenance.code),
         passed=_passed_checks(findings.health),
         drawings=_draw(findings),
+        measures=measure_rows(findings.similarity),
         rates=_peak_rates(findings.history),
         scores=_score_rows(findings),
         mistakes=mistakes(findings.confusion, findings.health.classes),

@@ -34,8 +34,8 @@ from tasks.runtime.machine import Machine, read_machine
 from tasks.transferability.mmd import measure_mmd
 from tasks.transferability.ruler import Ruler
 from tasks.transferability.sampling import Sample, choose_rows
-from tasks.transferability.scores import estimate_transfer_gain
 from tasks.transferability.shift import layer_shift
+from tasks.transferability.transfer_gain import estimate_transfer_gain
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,5 @@
 """LogME: the largest evidence of the labels under a Bayesian linear model on the features."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +8,9 @@ from scipy import special
 
 from tasks.artifacts.arrays import Floats
 from tasks.artifacts.records import Estimate
+from tasks.params import SimilarityParams
 from tasks.transferability.ridge import Spectrum, decompose
-from tasks.transferability.sampling import number_groups
+from tasks.transferability.sampling import Sample, number_groups
 
 RATIO_GRID = np.logspace(-8, 8, 65)  # prior precision / noise precision, times the mean energy
 GOLDEN = (5**0.5 - 1) / 2
@@ -25,32 +25,20 @@ class LogMe:
     influences: Floats
 
 
-def estimate_logme(
-    features: NDArray[np.float32] | Floats,
-    labels: NDArray[np.int64],
-    groups: Sequence[str],
-    *,
-    confidence: float,
-) -> Estimate:
+def estimate(sample: Sample, *, params: SimilarityParams, seed: int) -> Estimate:
     """Measure LogME with an interval over groups of images.
 
     The interval comes from the influence of each image (infinitesimal jackknife): a bootstrap would
     repeat images, which a model with as many features as images explains too well.
-
-    Args:
-        features: (n, D).
-        labels: Class indices, int64 (n,).
-        groups: The group of each image, (n,).
-        confidence: In (0, 1).
     """
-    result = measure_logme(features, labels)
-    units = number_groups(groups)
+    result = measure_logme(sample.features, sample.labels)
+    units = number_groups(sample.groups)
     by_unit = np.bincount(units, result.influences - result.influences.mean())
     count = len(by_unit)
     error = float(np.sqrt(np.sum(by_unit**2) * count / max(count - 1, 1)))
-    half = -error * float(special.stdtrit(max(count - 1, 1), (1 - confidence) / 2))
+    half = -error * float(special.stdtrit(max(count - 1, 1), (1 - params.confidence) / 2))
     return Estimate(
-        value=result.value, low=result.value - half, high=result.value + half, n=len(labels)
+        value=result.value, low=result.value - half, high=result.value + half, n=len(sample.labels)
     )
 
 

@@ -1,6 +1,5 @@
 """H-score with a shrunk covariance: how far apart the classes' mean features lie."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +9,8 @@ from scipy import sparse, special
 
 from tasks.artifacts.arrays import Floats
 from tasks.artifacts.records import Estimate
-from tasks.transferability.sampling import number_groups
+from tasks.params import SimilarityParams
+from tasks.transferability.sampling import Sample, number_groups
 
 FOLDS = 20  # of the jackknife
 SMALLEST_SHRINKAGE = 1e-12  # keeps a covariance without full rank invertible
@@ -25,13 +25,7 @@ class _Rows:
     gram: Floats
 
 
-def estimate_h_score(
-    features: NDArray[np.float32] | Floats,
-    labels: NDArray[np.int64],
-    groups: Sequence[str],
-    *,
-    confidence: float,
-) -> Estimate:
+def estimate(sample: Sample, *, params: SimilarityParams, seed: int) -> Estimate:
     """Measure the H-score with an interval over groups of images.
 
     It is (1 - a) tr(S_a^-1 B), S_a the shrunk covariance and B that of the class means: at least 0,
@@ -40,24 +34,18 @@ def estimate_h_score(
     The interval comes from leaving out each of 20 parts of the groups in turn (jackknife); a
     bootstrap would repeat images, and the covariance of fewer distinct rows is another one.
 
-    Args:
-        features: (n, D).
-        labels: Class indices, int64 (n,).
-        groups: The group of each image, (n,).
-        confidence: In (0, 1).
-
     Source: Ibrahim et al. 2021 (2110.06893), H-score with the shrinkage of Ledoit and Wolf 2004;
     Efron and Tibshirani 1993, An introduction to the bootstrap, chapter 11.
     """
-    whole = _center(features, labels)
-    units = number_groups(groups)
+    whole = _center(sample.features, sample.labels)
+    units = number_groups(sample.groups)
     count = min(FOLDS, int(units.max()) + 1)
     folds = units % count
     values = np.array([_h_score(_without(whole, folds == fold)) for fold in range(count)])
     error = float(np.sqrt((count - 1) / count * np.sum((values - values.mean()) ** 2)))
-    half = -error * float(special.stdtrit(count - 1, (1 - confidence) / 2))
+    half = -error * float(special.stdtrit(count - 1, (1 - params.confidence) / 2))
     value = _h_score(whole)
-    return Estimate(value=value, low=value - half, high=value + half, n=len(labels))
+    return Estimate(value=value, low=value - half, high=value + half, n=len(sample.labels))
 
 
 def _center(features: NDArray[np.float32] | Floats, labels: NDArray[np.int64]) -> _Rows:

@@ -1,0 +1,13 @@
+"""Accuracy of ridge regression when the images of each group are left out."""
+
+from tasks.artifacts.records import Estimate
+from tasks.params import SimilarityParams
+from tasks.transferability.accuracy import estimate_accuracy
+from tasks.transferability.ridge import classify_by_ridge
+from tasks.transferability.sampling import Sample
+
+
+def estimate(sample: Sample, *, params: SimilarityParams, seed: int) -> Estimate:
+    """Measure the leave-one-out accuracy of ridge regression."""
+    predicted = classify_by_ridge(sample.features, sample.labels, sample.groups)
+    return estimate_accuracy(predicted, sample, params=params, seed=seed)
