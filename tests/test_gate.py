@@ -94,7 +94,7 @@ def test_a_true_gain_is_rarely_taken_for_a_loss_and_noise_rarely_for_either():
         better = (1.4 * images + rng.normal(0, 1.2, (N, 3))).astype(np.float32)
         lost += judge(before, better).worse
         taken += judge(before, same).better or judge(before, same).worse
-    assert lost == 0
+    assert lost <= 1  # gains are 5 points on average
     assert taken <= 12  # two questions at 90 %
 
 

@@ -225,9 +225,9 @@ def test_classes_to_look_at_are_mentioned(image_folder: ImageFolder, tmp_path: P
     result = run(root, tmp_path / "out")
     assert result.health.imbalance == 26
     assert warned(result, "26 to 1", "cat 208", "Cat 8")
-    assert warned(result, "'Cat', 'cat'")
-    assert warned(result, "'cafe\\u0301', 'caf\\xe9'")
-    assert warned(result, "10 training images", "Cat, cafe\u0301, caf\u00e9")
+    assert warned(result, "'Cat' = 'cat'")
+    assert warned(result, "'cafe\\u0301' = 'caf\\xe9'")
+    assert warned(result, "10 training images", "Cat, cafe\u0301 and caf\u00e9")
 
 
 def test_a_large_set_of_look_alikes_is_mentioned(image_folder: ImageFolder, tmp_path: Path) -> None:
