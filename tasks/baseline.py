@@ -1,4 +1,4 @@
-"""Train new heads on the frozen features: logistic regression and an MLP.
+"""Train new heads on the frozen features: one or more of the kinds in `tasks.heads`.
 
 Val chooses. The first head of baseline.heads stays unless a later one is better beyond doubt. That
 is the linear one by default: it has fewer ways to be wrong, and a model that ends in it can be
@@ -8,23 +8,22 @@ exported as a plain timm model.
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
 from tasks.artifacts.arrays import Logits, read_array, write_array
 from tasks.artifacts.records import Baseline, HeadKind, Split, TriedHead, write_record
 from tasks.artifacts.tables import Manifest, read_manifest
-from tasks.artifacts.words import HEADS
+from tasks.artifacts.words import name_head
 from tasks.errors import ArtifactError
-from tasks.heads.kinds import ROWS_AT_ONCE, apply_head, build_head, write_head
-from tasks.heads.linear import Labeled, LinearFit, choose_linear
-from tasks.heads.mlp import fit_mlp
+from tasks.heads.features import Labeled
+from tasks.heads.kinds import ROWS_AT_ONCE, apply_head, write_head
+from tasks.heads.registry import TrainedHead, find_head
 from tasks.judging.metrics import right_images
-from tasks.judging.overfitting import describe_gap, describe_overfitting
+from tasks.judging.overfitting import describe_gap
 from tasks.judging.rule import RESAMPLES, judge_change
 from tasks.judging.statistics import accuracy_interval
 from tasks.params import BaselineParams
@@ -60,16 +59,13 @@ class FrozenBaseline:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """One trained head, what it says about val, and what is worth telling about it."""
+class JudgedHead:
+    """A trained head, its accuracy on train and its logits on val, float32 (N_val, C)."""
 
     kind: HeadKind
-    setting: str
-    head: nn.Module
+    trained: TrainedHead
     train_accuracy: float
     val_logits: Logits
-    hidden: int = 0
-    notes: Sequence[str] = ()
 
 
 def train_baseline(
@@ -87,7 +83,7 @@ def train_baseline(
     classes = len(class_names)
     first, *later = params.heads
     tried, chosen = _train(first, train, val, params, classes=classes, seed=seed)
-    notes = list(chosen.notes)
+    notes = list(chosen.trained.notes)
     for kind in later:
         more, rival = _train(kind, train, val, params, classes=classes, seed=seed)
         tried = [*tried, *more]
@@ -98,16 +94,16 @@ def train_baseline(
             confidence=LATER_CONFIDENCE,
             seed=seed,
         )
-        change = f"From the {HEADS[chosen.kind]} to the {HEADS[kind]}, {verdict.reason}."
-        notes += [*rival.notes, change]
+        change = f"From the {name_head(chosen.kind)} to the {name_head(kind)}, {verdict.reason}."
+        notes += [*rival.trained.notes, change]
         chosen = rival if verdict.better else chosen
     val_accuracy = val.judge.accuracy(chosen.val_logits)
     gap = describe_gap(chosen.train_accuracy, val_accuracy)
     notes += [gap] if gap else []
     summary = Baseline(
         head=chosen.kind,
-        hidden=chosen.hidden,
-        dropout=params.mlp_dropout if chosen.kind == "mlp" else 0.0,
+        hidden=chosen.trained.hidden,
+        dropout=chosen.trained.dropout,
         feature_dim=train.features.shape[2],
         classes=class_names,
         candidates=[_describe(one, val, chosen=one is chosen) for one in tried],
@@ -122,7 +118,7 @@ def train_baseline(
         majority_accuracy=float(np.mean(val.labels == np.bincount(train.labels).argmax())),
         notes=notes,
     )
-    return FrozenBaseline(chosen.head, summary, chosen.val_logits)
+    return FrozenBaseline(chosen.trained.module, summary, chosen.val_logits)
 
 
 def _train(
@@ -133,59 +129,16 @@ def _train(
     *,
     classes: int,
     seed: int,
-) -> tuple[list[Trained], Trained]:
+) -> tuple[list[JudgedHead], JudgedHead]:
     """Train heads of a kind; give all of them and the chosen one."""
-    if kind == "linear":
-        return _train_linear(train, val, params, classes=classes, seed=seed)
-    mlp = _train_mlp(train, val, params, classes=classes, seed=seed)
-    return [mlp], mlp
-
-
-def _train_linear(
-    train: Labeled, val: Labeled, params: BaselineParams, *, classes: int, seed: int
-) -> tuple[list[Trained], Trained]:
-    """Train the path of linear heads; give all of them and the chosen one."""
-    path = choose_linear(train, val, params.l2_strengths, classes=classes, seed=seed)
+    path = find_head(kind).train(train, val, params, classes=classes, seed=seed)
     tried = [
-        _judge("linear", f"L2 {fit.strength:g}", _linear_head(fit), train, val) for fit in path.fits
+        JudgedHead(
+            kind, one, _accuracy(one.module, train), apply_head(one.module, val.features[:, 0])
+        )
+        for one in path.tried
     ]
-    index = next(number for number, fit in enumerate(path.fits) if fit is path.chosen)
-    notes = [f"The L2 strength {path.chosen.strength:g} was chosen by {path.chosen_by}."]
-    ends = {min(params.l2_strengths): "smallest", max(params.l2_strengths): "largest"}
-    if path.chosen.strength in ends and len(params.l2_strengths) > 1:
-        end = ends[path.chosen.strength]
-        notes.append(f"It is the {end} of baseline.l2_strengths; a wider range may be better.")
-    tried[index] = replace(tried[index], notes=notes)
-    return tried, tried[index]
-
-
-def _train_mlp(
-    train: Labeled, val: Labeled, params: BaselineParams, *, classes: int, seed: int
-) -> Trained:
-    """Train an MLP and say what befell it."""
-    fit = fit_mlp(train, val, params, classes=classes, seed=seed)
-    setting = f"{fit.hidden} hidden units, epoch {fit.best_epoch} of {len(fit.epochs)}"
-    outcome = f"epoch {fit.best_epoch} was kept"
-    name = f"The {HEADS['mlp']}"
-    overfits = describe_overfitting(name, fit.epochs, fit.best_epoch, outcome)
-    broke = f"{name} broke down in {fit.breakdown}; {outcome}." if fit.breakdown else None
-    notes = [note for note in (overfits, broke) if note]
-    return replace(_judge("mlp", setting, fit.head, train, val), hidden=fit.hidden, notes=notes)
-
-
-def _linear_head(fit: LinearFit) -> nn.Module:
-    classes, dim = fit.weight.shape
-    head = build_head("linear", dim, classes, hidden=0, dropout=0.0)
-    head.load_state_dict(
-        {"weight": torch.from_numpy(fit.weight), "bias": torch.from_numpy(fit.bias)}
-    )
-    return head
-
-
-def _judge(kind: HeadKind, setting: str, head: nn.Module, train: Labeled, val: Labeled) -> Trained:
-    return Trained(
-        kind, setting, head, _accuracy(head, train), apply_head(head, val.features[:, 0])
-    )
+    return tried, next(one for one in tried if one.trained is path.chosen)
 
 
 def _accuracy(head: nn.Module, data: Labeled) -> float:
@@ -199,13 +152,13 @@ def _accuracy(head: nn.Module, data: Labeled) -> float:
     return right / len(data.labels)
 
 
-def _describe(trained: Trained, val: Labeled, *, chosen: bool) -> TriedHead:
+def _describe(head: JudgedHead, val: Labeled, *, chosen: bool) -> TriedHead:
     return TriedHead(
-        head=trained.kind,
-        setting=trained.setting,
-        val_loss=val.judge.loss(trained.val_logits),
-        val_accuracy=val.judge.accuracy(trained.val_logits),
-        train_accuracy=trained.train_accuracy,
+        head=head.kind,
+        setting=head.trained.setting,
+        val_loss=val.judge.loss(head.val_logits),
+        val_accuracy=val.judge.accuracy(head.val_logits),
+        train_accuracy=head.train_accuracy,
         chosen=chosen,
     )
 
@@ -250,7 +203,7 @@ def main(argv: Sequence[str] | None) -> None:
         log.info("%s", note)
     log.info(
         "the %s reaches val accuracy %.3f [%.3f, %.3f]; always naming the largest class %.3f",
-        HEADS[summary.head],
+        name_head(summary.head),
         summary.val_accuracy.value,
         summary.val_accuracy.low,
         summary.val_accuracy.high,

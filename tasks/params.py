@@ -8,6 +8,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tasks.artifacts.records import HeadKind
+
 
 class Block(BaseModel):
     """Base of every block: strict types, no unknown keys, no changes after reading."""
@@ -247,7 +249,7 @@ class BaselineParams(Block):
     l2_strengths: list[float] = Field(
         min_length=1, description="Penalties of the logistic regression that val chooses from."
     )
-    heads: list[Literal["linear", "mlp"]] = Field(
+    heads: list[HeadKind] = Field(
         min_length=1,
         description="Heads to train: linear (logistic regression), mlp (one hidden layer). The "
         "first stays unless a later one is better on val beyond doubt.",

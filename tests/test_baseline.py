@@ -3,6 +3,7 @@
 import hashlib
 import math
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,22 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, with_values
+from torch import nn
 
 from tasks import baseline as stage
 from tasks.artifacts.arrays import read_array, write_array
 from tasks.artifacts.records import Baseline, read_record
 from tasks.artifacts.tables import Manifest, ManifestRow, write_manifest
-from tasks.artifacts.words import HEADS
+from tasks.artifacts.words import name_head
 from tasks.baseline import read_features, train_baseline
 from tasks.errors import ArtifactError, TrainingError
 from tasks.heads import linear as strength
 from tasks.heads import mlp as trained_heads
+from tasks.heads.features import Labeled
 from tasks.heads.kinds import apply_head, load_head
-from tasks.heads.linear import Labeled, choose_linear
+from tasks.heads.linear import choose_linear
 from tasks.heads.mlp import fit_mlp, mlp_width
+from tasks.heads.registry import HeadPath, TrainedHead
 from tasks.judging.rule import Verdict
 from tasks.params import BaselineParams, Params
 from tasks.runtime import progress
@@ -114,6 +118,32 @@ def test_an_mlp_that_is_better_only_by_luck_is_not_chosen(
     assert any(note.startswith("From the linear head to the MLP") for note in summary.notes)
 
 
+class Nearest:
+    """A made-up kind: the nearest mean of a class, as a linear head."""
+
+    @staticmethod
+    def train(train: Labeled, val: Labeled, params: BaselineParams, *, classes: int, seed: int):
+        clean = train.features[:, 0]
+        means = np.stack([clean[train.labels == label].mean(axis=0) for label in range(classes)])
+        head = nn.Linear(D, classes)
+        bias = torch.from_numpy(-np.square(means).sum(axis=1) / 2)
+        head.load_state_dict({"weight": torch.from_numpy(means), "bias": bias})
+        trained = TrainedHead(head.eval(), "class means", notes=["Made up."])
+        return HeadPath([trained], trained)
+
+
+def test_the_stage_takes_what_the_module_of_a_kind_offers(
+    params: BaselineParams, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "tasks.heads.mlp", Nearest)
+    train, val = make_labeled(90), make_labeled(60, seed=1)
+    only = params.model_copy(update={"heads": ["mlp"]})
+    found = train_baseline(train, val, only, class_names=NAMES, seed=0)
+    assert [one.setting for one in found.summary.candidates] == ["class means"]
+    assert (found.summary.hidden, found.summary.notes[0]) == (0, "Made up.")
+    assert found.summary.val_accuracy.value > 0.8
+
+
 @pytest.mark.parametrize("heads", [["linear"], ["mlp"], ["linear", "mlp"]])
 def test_only_the_heads_asked_for_are_tried(params: BaselineParams, heads: list[str]):
     few = params.model_copy(update={"heads": heads, "mlp_epochs": 2})
@@ -132,7 +162,7 @@ def test_the_first_head_stays_unless_a_later_one_is_better(params: BaselineParam
         summary = train_baseline(train, val, two, class_names=NAMES, seed=1).summary
         assert summary.head == first
         assert (summary.hidden, summary.dropout) == ((32, 0.1) if first == "mlp" else (0, 0.0))
-        assert any(f"to the {HEADS[second]}, val" in note for note in summary.notes)
+        assert any(f"to the {name_head(second)}, val" in note for note in summary.notes)
 
 
 def break_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:

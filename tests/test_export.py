@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tasks.artifacts.records import Fit, InputSpec
+from tasks.artifacts.records import Fit, HeadKind, InputSpec
 from tasks.backbones.catalogue import create_architecture
 from tasks.errors import ArtifactError
 from tasks.heads.kinds import build_head
@@ -85,7 +85,9 @@ def test_a_head_of_its_own_lies_beside_the_backbone(tmp_path: Path) -> None:
 def test_a_classifier_that_is_no_single_layer_leaves_the_head_apart(tmp_path: Path) -> None:
     exported = export_model(tmp_path / "model", distilled(), {})
     assert not exported.whole
-    assert json.loads((tmp_path / "model" / "head.json").read_text())["kind"] == "linear"
+    [layer] = json.loads((tmp_path / "model" / "head.json").read_text())["layers"]
+    assert layer["kind"] == "Linear"
+    assert layer["arguments"] == {"in_features": 192, "out_features": 3}
 
 
 def distilled() -> ShippedModel:
@@ -97,9 +99,9 @@ def distilled() -> ShippedModel:
 
 
 def run_as_printed(
-    folder: Path, exported: Exported, head: str, picture: Path, capsys: Any
+    folder: Path, exported: Exported, picture: Path, capsys: Any
 ) -> tuple[str, float]:
-    code = loading_code(whole=exported.whole, head=head)
+    code = loading_code(whole=exported.whole)
     code = code.replace('"data/report/model"', repr(str(folder))).replace(
         '"image.jpg"', repr(str(picture))
     )
@@ -108,7 +110,7 @@ def run_as_printed(
     return name, float(probability)
 
 
-@pytest.mark.parametrize("head", ["linear", "mlp"])
+@pytest.mark.parametrize("head", get_args(HeadKind))
 def test_the_printed_code_classifies_as_the_pipeline_does(
     head: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,9 +124,7 @@ def test_the_printed_code_classifies_as_the_pipeline_does(
     normalized = (pixels / 255.0 - spec.mean) / spec.std
     batch = torch.from_numpy(normalized.astype(np.float32)).permute(2, 0, 1)[None]
     expected = (shipped.logits(batch) / 1.7).softmax(dim=1)[0]
-    name, probability = run_as_printed(
-        tmp_path / "model", exported, head, tmp_path / "image.png", capsys
-    )
+    name, probability = run_as_printed(tmp_path / "model", exported, tmp_path / "image.png", capsys)
     assert name == CLASSES[int(expected.argmax())]
     assert probability == pytest.approx(float(expected.max()), abs=0.0006)
 
@@ -150,7 +150,7 @@ def test_the_printed_code_turns_and_whitens_as_the_pipeline_does(
     normalized = ((pixels / 255.0 - shipped.input.mean) / shipped.input.std).astype(np.float32)
     batch = torch.from_numpy(normalized).permute(2, 0, 1)[None]
     expected = shipped.logits(batch).softmax(dim=1)[0]
-    found, probability = run_as_printed(tmp_path / "model", exported, "linear", path, capsys)
+    found, probability = run_as_printed(tmp_path / "model", exported, path, capsys)
     assert found == CLASSES[int(expected.argmax())]
     assert probability == pytest.approx(float(expected.max()), abs=0.0006)
 

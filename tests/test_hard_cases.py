@@ -18,7 +18,7 @@ from tasks.backbones.groups import PooledFeatures
 from tasks.baseline import FrozenBaseline, train_baseline
 from tasks.errors import TrainingError
 from tasks.finetune import FinetunedModel, describe_finetuned, finetune
-from tasks.heads.linear import Labeled
+from tasks.heads.features import Labeled
 from tasks.params import Params
 from tasks.runtime.machine import Machine
 from tasks.training.feed.rows import Stores

@@ -1,6 +1,7 @@
 """Heads map raw features to logits and survive their file."""
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ import torch
 from torch import nn
 
 from tasks.artifacts.arrays import write_tensors
-from tasks.artifacts.records import Baseline, Estimate
+from tasks.artifacts.records import Baseline, Estimate, HeadKind
 from tasks.errors import ArtifactError
-from tasks.heads.kinds import HeadKind, apply_head, build_head, load_head, write_head
+from tasks.heads.kinds import apply_head, build_head, load_head, write_head
+from tasks.heads.registry import find_head
 
 
 def baseline(kind: HeadKind) -> Baseline:
@@ -57,13 +59,20 @@ def test_mlp_head_standardizes_with_its_stored_statistics():
     np.testing.assert_allclose(apply_head(head, rows()), expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["linear", "mlp"])
+@pytest.mark.parametrize("kind", get_args(HeadKind))
 def test_head_read_from_its_file_gives_the_same_logits(kind: HeadKind, tmp_path: Path):
     head = head_of(kind)
     write_head(tmp_path / "head.safetensors", head)
     again = load_head(tmp_path / "head.safetensors", baseline(kind))
     assert not again.training
     np.testing.assert_array_equal(apply_head(head, rows()), apply_head(again, rows()))
+
+
+def test_every_kind_has_a_module_that_builds_and_trains():
+    for kind in get_args(HeadKind):
+        module = find_head(kind)
+        assert {"build", "train"} <= vars(module).keys()
+        assert apply_head(head_of(kind), rows()).shape == (11, 3)
 
 
 def test_a_row_gets_the_same_logits_alone_and_among_others():

@@ -5,14 +5,13 @@ import pytest
 from scipy.stats import ortho_group
 from sklearn.linear_model import LogisticRegression
 
-from tasks.heads import linear as logistic
+from tasks.heads import features, linear
+from tasks.heads.features import Labeled, measure_moments
 from tasks.heads.linear import (
-    Labeled,
     LinearFit,
     ScaledRows,
     _objective,
     fit_path,
-    measure_moments,
 )
 from tasks.judging.metrics import image_losses
 from tasks.training.step import class_weights
@@ -128,8 +127,8 @@ def test_moments_are_those_of_all_rows_even_far_from_zero():
 def test_rows_that_do_not_fit_in_memory_give_the_same_fit(monkeypatch: pytest.MonkeyPatch):
     data = make_data(views=2)
     kept = fit(data, [0.1])[0]
-    monkeypatch.setattr(logistic, "KEPT_BYTES", 0)
-    monkeypatch.setattr(logistic, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(linear, "KEPT_BYTES", 0)
+    monkeypatch.setattr(features, "ROWS_AT_ONCE", 7)
     streamed = fit(data, [0.1])[0]
     np.testing.assert_allclose(kept.weight, streamed.weight, rtol=1e-2, atol=1e-3)
 

@@ -76,7 +76,6 @@ def _escape(character: str) -> str:
 # what arms, heads and models are called ----------------------------------------------------------
 
 FROZEN = "frozen baseline"
-HEADS: dict[HeadKind, str] = {"linear": "linear head", "mlp": "MLP"}
 ARMS: dict[Arm, str] = {
     "scratch": "training from scratch",
     "feature_extraction": "frozen features",
@@ -87,6 +86,11 @@ ORDERS: dict[Arm, str] = {
     "feature_extraction": "keep the backbone frozen and train only a new head",
     "fine_tune": "fine-tune",
 }
+
+
+def name_head(kind: HeadKind) -> str:
+    """Name a kind of head in a sentence."""
+    return "MLP" if kind == "mlp" else f"{kind} head"
 
 
 def say_trained(arm: Arm) -> str:

@@ -1,6 +1,5 @@
-"""Kinds of heads: raw pooled features to logits. Written by baseline, read by every later stage."""
+"""Heads, raw pooled features to logits: written by baseline, read by every later stage."""
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import nn
 from tasks.artifacts.arrays import Array, read_tensors, write_tensors
 from tasks.artifacts.records import Baseline, HeadKind
 from tasks.errors import ArtifactError
+from tasks.heads.registry import find_head
 
 
 def to_arrays(module: nn.Module, prefix: str = "") -> dict[str, Array]:
@@ -61,29 +61,8 @@ ROWS_AT_ONCE = 8192
 def build_head(
     kind: HeadKind, feature_dim: int, classes: int, *, hidden: int, dropout: float
 ) -> nn.Module:
-    """Build an untrained head: raw pooled features (N, feature_dim) to logits (N, classes).
-
-    Standardization is part of the head: a linear head has it folded into its weights, an MLP starts
-    with a batch norm whose stored statistics are those of the training features.
-
-    Args:
-        kind: `linear` is one layer; `mlp` is batch norm, linear, ReLU, dropout, linear.
-        feature_dim: Number of pooled features.
-        classes: Number of logits.
-        hidden: Width of the MLP's hidden layer.
-        dropout: Share of hidden units dropped in training.
-    """
-    if kind == "linear":
-        return nn.Linear(feature_dim, classes)
-    return nn.Sequential(
-        OrderedDict(
-            norm=nn.BatchNorm1d(feature_dim),
-            hidden=nn.Linear(feature_dim, hidden),
-            act=nn.ReLU(),
-            dropout=nn.Dropout(dropout),
-            out=nn.Linear(hidden, classes),
-        )
-    )
+    """Build an untrained head of a kind, see `tasks.heads.registry.HeadModule.build`."""
+    return find_head(kind).build(feature_dim, classes, hidden=hidden, dropout=dropout)
 
 
 def write_head(path: Path, head: nn.Module) -> None:

@@ -6,50 +6,49 @@ training images.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 from sklearn.model_selection import StratifiedGroupKFold
+from torch import nn
 
 from tasks.artifacts.arrays import Features, Floats, Ints
-from tasks.artifacts.words import HEADS
+from tasks.artifacts.words import name_head
+from tasks.heads.features import Labeled, measure_moments, raw_rows
+from tasks.heads.registry import HeadPath, TrainedHead
 from tasks.judging.rule import ValSet
+from tasks.params import BaselineParams
 from tasks.runtime.progress import Meter, progress
 
-ROWS_AT_ONCE = 4096
 KEPT_BYTES = 1 << 30  # scaled rows up to this size stay in memory
 ITERATIONS = 500
 LOSS_TOLERANCE = 1e-6  # relative gain an iteration below which a fit ends; float32 allows no less
 
 
-@dataclass(frozen=True)
-class Labeled:
-    """Features, float32 (N, V, D), may be memory-mapped; label and group of each image, (N,)."""
-
-    features: Features
-    labels: Ints
-    groups: Sequence[str]
-
-    @cached_property
-    def judge(self) -> ValSet:
-        """Labels and groups, as what judges a model on these images."""
-        return ValSet(self.labels, self.groups)
+def build(feature_dim: int, classes: int, *, hidden: int, dropout: float) -> nn.Module:
+    """Build one layer; standardization of the features is folded into its weights."""
+    return nn.Linear(feature_dim, classes)
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Mean and standard deviation of every feature, float64 (D,); 0 where it is constant."""
-
-    mean: Floats
-    deviation: Floats
-
-    @property
-    def spread(self) -> float:
-        """Root mean square of the deviations; 1 where every feature is constant."""
-        return float(np.sqrt(np.square(self.deviation).mean())) or 1.0
+def train(
+    train: Labeled, val: Labeled, params: BaselineParams, *, classes: int, seed: int
+) -> HeadPath:
+    """Fit the path of L2 strengths and say which one was chosen, and by what."""
+    path = choose_linear(train, val, params.l2_strengths, classes=classes, seed=seed)
+    tried = [TrainedHead(_module(fit), f"L2 {fit.strength:g}") for fit in path.fits]
+    strength = path.chosen.strength
+    notes = [f"The L2 strength {strength:g} was chosen by {path.chosen_by}."]
+    ends = {min(params.l2_strengths): "smallest", max(params.l2_strengths): "largest"}
+    if strength in ends and len(params.l2_strengths) > 1:
+        notes.append(
+            f"It is the {ends[strength]} of baseline.l2_strengths; a wider range may be better."
+        )
+    index = next(number for number, fit in enumerate(path.fits) if fit is path.chosen)
+    tried[index] = replace(tried[index], notes=notes)
+    return HeadPath(tried, tried[index])
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,15 @@ class LinearFit:
     def logits(self, features: Features) -> Features:
         """Give logits, float32 (N, C), of raw features, float32 (N, D)."""
         return np.asarray(features @ self.weight.T + self.bias, dtype=np.float32)
+
+
+def _module(fit: LinearFit) -> nn.Module:
+    classes, dim = fit.weight.shape
+    head = build(dim, classes, hidden=0, dropout=0.0)
+    head.load_state_dict(
+        {"weight": torch.from_numpy(fit.weight), "bias": torch.from_numpy(fit.bias)}
+    )
+    return head.eval()
 
 
 class ScaledRows:
@@ -92,30 +100,8 @@ class ScaledRows:
     def _read(self) -> Iterator[tuple[Features, Ints]]:
         mean = self.moments.mean.astype(np.float32)
         inverse = np.float32(1 / self.moments.spread)
-        for rows, images in _read_rows(self._data, self._chosen):
+        for rows, images in raw_rows(self._data, self._chosen):
             yield (rows - mean) * inverse, np.repeat(self._data.labels[images], self.views)
-
-
-def measure_moments(data: Labeled, images: Ints) -> Moments:
-    """Measure the moments of the rows of some images, int64 (n,), in all of their views.
-
-    Two passes, so that a large mean does not swallow a small deviation.
-    """
-    count = len(images) * data.features.shape[1]
-    total = sum(rows.sum(axis=0, dtype=np.float64) for rows, _ in _read_rows(data, images))
-    mean = total / count
-    squares = sum(np.square(rows - mean).sum(axis=0) for rows, _ in _read_rows(data, images))
-    scale = np.sqrt(squares / count)
-    return Moments(mean, np.where(scale > 1e-6 * np.abs(mean), scale, 0.0))
-
-
-def _read_rows(data: Labeled, images: Ints) -> Iterator[tuple[Features, Ints]]:
-    """Yield raw rows (r, D) of some images in all of their views, and those images."""
-    views, dim = data.features.shape[1:]
-    step = max(1, ROWS_AT_ONCE // views)
-    for start in range(0, len(images), step):
-        some = images[start : start + step]
-        yield np.asarray(data.features[some], dtype=np.float32).reshape(-1, dim), some
 
 
 def fit_path(rows: ScaledRows, classes: int, strengths: Sequence[float]) -> Iterator[LinearFit]:
@@ -196,7 +182,7 @@ def choose_linear(
     """
     rows = ScaledRows(train, np.arange(len(train.labels)))
     folds = _folds(train, seed) if len(train.labels) < FEW_IMAGES * classes else []
-    with progress(HEADS["linear"], len(strengths) * (len(folds) + 1), "fits") as meter:
+    with progress(name_head("linear"), len(strengths) * (len(folds) + 1), "fits") as meter:
         if not folds:
             path = _counted(fit_path(rows, classes, strengths), meter)
             fits = list(_until_hopeless(path, val))

@@ -1,5 +1,6 @@
 """The MLP head: trained step by step on frozen features, with early stopping on val."""
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import AdamW
 
-from tasks.artifacts.words import HEADS
+from tasks.artifacts.words import name_head
 from tasks.errors import TrainingError
-from tasks.heads.kinds import apply_head, build_head
-from tasks.heads.linear import Labeled, measure_moments
+from tasks.heads.features import Labeled, measure_moments
+from tasks.heads.kinds import apply_head
+from tasks.heads.registry import HeadPath, TrainedHead
 from tasks.heads.schedule import count_steps, epoch_batches, warmup_cosine
-from tasks.judging.overfitting import EpochLosses
+from tasks.judging.overfitting import EpochLosses, describe_overfitting
 from tasks.params import BaselineParams
 from tasks.runtime.progress import progress
 
@@ -23,6 +25,37 @@ PHASE = 0  # of the random numbers: fine-tuning counts its phases from 1
 WARMUP_FRACTION = 0.1
 PARAMETERS_AN_IMAGE = 256  # of an MLP whose width follows the data
 NARROWEST, WIDEST = 16, 1024
+NAME = name_head("mlp")
+
+
+def build(feature_dim: int, classes: int, *, hidden: int, dropout: float) -> nn.Module:
+    """Build batch norm, linear, ReLU, dropout, linear.
+
+    The batch norm standardizes: its stored statistics are those of the training features.
+    """
+    return nn.Sequential(
+        OrderedDict(
+            norm=nn.BatchNorm1d(feature_dim),
+            hidden=nn.Linear(feature_dim, hidden),
+            act=nn.ReLU(),
+            dropout=nn.Dropout(dropout),
+            out=nn.Linear(hidden, classes),
+        )
+    )
+
+
+def train(
+    train: Labeled, val: Labeled, params: BaselineParams, *, classes: int, seed: int
+) -> HeadPath:
+    """Train one MLP and say what befell it."""
+    fit = fit_mlp(train, val, params, classes=classes, seed=seed)
+    setting = f"{fit.hidden} hidden units, epoch {fit.best_epoch} of {len(fit.epochs)}"
+    outcome = f"epoch {fit.best_epoch} was kept"
+    overfits = describe_overfitting(f"The {NAME}", fit.epochs, fit.best_epoch, outcome)
+    broke = f"The {NAME} broke down in {fit.breakdown}; {outcome}." if fit.breakdown else None
+    notes = [note for note in (overfits, broke) if note]
+    head = TrainedHead(fit.head, setting, fit.hidden, params.mlp_dropout, notes)
+    return HeadPath([head], head)
 
 
 @dataclass(frozen=True)
@@ -53,13 +86,13 @@ def fit_mlp(
     torch.manual_seed(seed)
     images, _, dim = train.features.shape
     hidden = mlp_width(params, images=images, feature_dim=dim, classes=classes)
-    head = build_head("mlp", dim, classes, hidden=hidden, dropout=params.mlp_dropout)
+    head = build(dim, classes, hidden=hidden, dropout=params.mlp_dropout)
     _standardize(head, train)
     optimizer = AdamW(head.parameters(), lr=params.mlp_lr, weight_decay=params.mlp_weight_decay)
     best, best_epoch = deepcopy(head), 0
     epochs: list[EpochLosses] = []
     breakdown = None
-    with progress(HEADS["mlp"], params.mlp_epochs, "epochs") as meter:
+    with progress(NAME, params.mlp_epochs, "epochs") as meter:
         while len(epochs) < params.mlp_epochs and len(epochs) - best_epoch < params.mlp_patience:
             train_loss = _run_epoch(head, optimizer, train, params, seed=seed, epoch=len(epochs))
             val_loss = val.judge.loss(apply_head(head, val.features[:, 0]))
@@ -75,7 +108,7 @@ def fit_mlp(
             if val_loss < lowest:
                 best, best_epoch = deepcopy(head), len(epochs)
     if not epochs:
-        raise TrainingError(f"the {HEADS['mlp']} broke down in {breakdown}")
+        raise TrainingError(f"the {NAME} broke down in {breakdown}")
     return HeadFit(best.eval(), hidden, best_epoch, epochs, breakdown)
 
 

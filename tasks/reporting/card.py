@@ -36,7 +36,7 @@ def render_card(findings: Findings, exported: Exported, provenance: Provenance) 
         license=_name_licenses(findings),
         shipped_name=name_shipped(findings),
         head=findings.shipped_head,
-        code=loading_code(whole=exported.whole, head=findings.shipped_head),
+        code=loading_code(whole=exported.whole),
     )
     return re.sub(r"\n{3,}", "\n\n", text)
 

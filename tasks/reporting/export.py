@@ -5,6 +5,8 @@ head.json, head.safetensors      only where the head is more than timm's linear 
 regraft.json                     class names, temperature, preprocessing, test results
 """
 
+import inspect
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -16,9 +18,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from tasks.artifacts.arrays import write_tensors
+from tasks.artifacts.arrays import read_tensors, write_tensors
 from tasks.artifacts.files import replacing_folder
-from tasks.artifacts.records import Fit, InputSpec, write_json
+from tasks.artifacts.records import Fit, InputSpec, read_json, write_json
 from tasks.errors import ArtifactError
 from tasks.reporting.provenance import hash_file
 
@@ -97,8 +99,9 @@ def export_model(folder: Path, shipped: ShippedModel, about: Mapping[str, Any]) 
         write_json(temporary / "config.json", _timm_config(shipped, model, classes))
         write_json(temporary / "regraft.json", _about(shipped, about, whole=whole is not None))
         if whole is None:
-            write_tensors(temporary / "head.safetensors", _arrays(shipped.head))
-            write_json(temporary / "head.json", _describe_head(shipped.head))
+            layers = _in_a_row(shipped.head)
+            write_tensors(temporary / "head.safetensors", _arrays(layers))
+            write_json(temporary / "head.json", _describe_head(layers))
         difference = _check(temporary, shipped, whole=whole is not None)
         sizes = tuple((file.name, file.stat().st_size) for file in sorted(temporary.iterdir()))
         sha256 = hash_file(temporary / "model.safetensors")
@@ -176,18 +179,39 @@ def _timm_config(shipped: ShippedModel, model: Any, classes: int) -> dict[str, A
     return config
 
 
-def _describe_head(head: nn.Module) -> dict[str, Any]:
-    """Say of which layers a head is made, so that it can be built again."""
-    if isinstance(head, nn.Linear):
-        return {"kind": "linear", "feature_dim": head.in_features, "classes": head.out_features}
-    hidden, out = head.get_submodule("hidden"), head.get_submodule("out")
+def _in_a_row(head: nn.Module) -> nn.Sequential:
+    """Give a head as named layers of torch.nn."""
+    return head if isinstance(head, nn.Sequential) else nn.Sequential(OrderedDict(out=head))
+
+
+def _describe_head(layers: nn.Sequential) -> dict[str, Any]:
+    """Say of which layers a head is made, so that torch.nn can build it again."""
     return {
-        "kind": "mlp",
-        "layers": ["norm", "hidden", "act", "dropout", "out"],
-        "feature_dim": hidden.in_features,
-        "hidden": hidden.out_features,
-        "classes": out.out_features,
+        "layers": [
+            {"name": name, "kind": type(layer).__name__, "arguments": _arguments(layer)}
+            for name, layer in layers.named_children()
+        ]
     }
+
+
+def _load_head(folder: Path) -> nn.Module:
+    """Build the head that head.json describes, as `tasks.reporting.usage` prints it."""
+    form, arrays = read_json(folder / "head.json"), read_tensors(folder / "head.safetensors")
+    layers = nn.Sequential(
+        OrderedDict(
+            (layer["name"], getattr(nn, layer["kind"])(**layer["arguments"]))
+            for layer in form["layers"]
+        )
+    )
+    layers.load_state_dict({name: torch.from_numpy(arrays[name].copy()) for name in arrays})
+    return layers.eval()
+
+
+def _arguments(layer: nn.Module) -> dict[str, Any]:
+    """Give the numbers and switches that a layer was built with; torch.nn keeps them by name."""
+    names = inspect.signature(type(layer)).parameters
+    found = {name: getattr(layer, name, None) for name in names}
+    return {name: value for name, value in found.items() if isinstance(value, int | float | tuple)}
 
 
 def _about(shipped: ShippedModel, about: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
@@ -220,7 +244,7 @@ def _check(folder: Path, shipped: ShippedModel, *, whole: bool) -> float:
     images = _sample(shipped.input)
     outputs = _run(model, images)
     with torch.inference_mode():
-        found = outputs if whole else shipped.head(outputs)
+        found = outputs if whole else _load_head(folder)(outputs)
     difference = _difference(shipped.logits(images), found)
     if difference is None:
         raise ArtifactError(

@@ -33,8 +33,8 @@ from tasks.artifacts.tables import (
 from tasks.artifacts.words import (
     ARMS,
     FROZEN,
-    HEADS,
     listed,
+    name_head,
     name_trained,
     printable,
     say_trained,
@@ -212,8 +212,8 @@ def name_shipped(findings: Findings) -> str:
     """Name the shipped model at the head of a sentence."""
     name = findings.backbone.name
     if findings.metrics.shipped == "baseline":
-        article = "A" if findings.baseline.head == "linear" else "An"
-        return f"{article} {HEADS[findings.baseline.head]} on frozen {name} features"
+        article = "An" if findings.baseline.head == "mlp" else "A"
+        return f"{article} {name_head(findings.baseline.head)} on frozen {name} features"
     words = name_trained(findings.finetuned.arm, name)
     return words if words.startswith(name) else f"{words[0].upper()}{words[1:]}"
 

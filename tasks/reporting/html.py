@@ -69,7 +69,7 @@ def render_report(findings: Findings, exported: Exported, provenance: Provenance
         sheet=_embed(findings.sheet, SHEET_BYTES),
         hardest=[(row, _embed(picture, share)) for row, picture in findings.hardest],
         shipped_name=name_shipped(findings),
-        code=loading_code(whole=exported.whole, head=findings.shipped_head),
+        code=loading_code(whole=exported.whole),
     )
 
 

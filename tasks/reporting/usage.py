@@ -1,8 +1,5 @@
 """The code that a reader copies to use the exported model; tests run it as it is printed."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
 BEGIN = """\
 import json
 from pathlib import Path
@@ -16,36 +13,19 @@ about = json.loads((folder / "regraft.json").read_text(encoding="utf-8"))
 model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
 prepare = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
 """
-HEADS: Mapping[str, str] = MappingProxyType(
-    {
-        "inside": "",
-        "linear": """
-# This architecture's own classifier is more than one linear layer: the head is a file of its own.
-from safetensors.torch import load_file
-
-form = json.loads((folder / "head.json").read_text(encoding="utf-8"))
-head = torch.nn.Linear(form["feature_dim"], form["classes"])
-head.load_state_dict(load_file(folder / "head.safetensors"))
-model = torch.nn.Sequential(model, head).eval()
-""",
-        "mlp": """
-# timm's classifier is one linear layer; this head has a hidden one, so it is a file of its own.
+HEAD = """
+# The head is not what timm's classifier of this architecture is made of: it is a file of its own.
 from collections import OrderedDict
 from safetensors.torch import load_file
 
 form = json.loads((folder / "head.json").read_text(encoding="utf-8"))
 head = torch.nn.Sequential(OrderedDict(
-    norm=torch.nn.BatchNorm1d(form["feature_dim"]),
-    hidden=torch.nn.Linear(form["feature_dim"], form["hidden"]),
-    act=torch.nn.ReLU(),
-    dropout=torch.nn.Dropout(),
-    out=torch.nn.Linear(form["hidden"], form["classes"]),
+    (layer["name"], getattr(torch.nn, layer["kind"])(**layer["arguments"]))
+    for layer in form["layers"]
 ))
 head.load_state_dict(load_file(folder / "head.safetensors"))
 model = torch.nn.Sequential(model, head).eval()
-""",
-    }
-)
+"""
 PREDICT = """
 image = ImageOps.exif_transpose(Image.open("image.jpg"))
 if image.has_transparency_data:
@@ -60,11 +40,10 @@ print(about["classes"][best], round(float(probabilities[best]), 3))
 """
 
 
-def loading_code(*, whole: bool, head: str) -> str:
+def loading_code(*, whole: bool) -> str:
     """Give Python code that loads the exported model and classifies image.jpg.
 
     Args:
         whole: Whether timm alone gives the logits.
-        head: linear or mlp.
     """
-    return BEGIN + HEADS["inside" if whole else head] + PREDICT
+    return BEGIN + ("" if whole else HEAD) + PREDICT

@@ -147,7 +147,8 @@ def run_head() -> dict[str, float]:
     from tasks.runtime.machine import prepare_memory
 
     prepare_memory()
-    from tasks.heads.linear import Labeled, choose_linear
+    from tasks.heads.features import Labeled
+    from tasks.heads.linear import choose_linear
     from tasks.params_file import load_params
 
     params = load_params(ROOT / "params.yaml")
