@@ -63,6 +63,15 @@ def test_a_phase_rolled_back_says_so() -> None:
     assert "band-lost" not in kept
     assert "phase 2 (rolled back)" in lost
     assert "band-lost" in lost
+    assert len(list(ET.fromstring(kept).iter("circle"))) == 2
+    assert len(list(ET.fromstring(lost).iter("circle"))) == 1  # no epoch of it was kept
+
+
+def test_a_phase_of_one_epoch_is_seen() -> None:
+    root = ET.fromstring(loss_curves(history()[:1], [phase("top", best=1)], 0.6).svg)
+    for node in root.iter("polyline"):
+        (left, _), (right, _) = (point.split(",") for point in node.attrib["points"].split())
+        assert float(right) - float(left) == pytest.approx(10)
 
 
 def test_the_axis_says_where_it_starts_and_the_baseline_lies_on_it() -> None:

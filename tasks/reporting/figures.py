@@ -176,6 +176,7 @@ def _layers_of(
 
 
 LEFT, TOP, BOTTOM = 52.0, 46.0, 222.0
+DASH = 10.0  # width of a curve of one point
 
 
 @dataclass(frozen=True)
@@ -190,12 +191,12 @@ class Measure:
 
 
 def loss_curves(history: Sequence[HistoryRow], phases: Sequence[Phase], baseline: float) -> Drawing:
-    """Draw train and val loss; `baseline` is the val loss of the frozen baseline."""
+    """Draw train and val loss; `baseline` is the calibrated val loss of the frozen baseline."""
     return _panel(
         history,
         phases,
         Measure(
-            "cross-entropy loss",
+            "cross-entropy loss; of val, calibrated",
             lambda epoch: epoch.train_loss,
             lambda epoch: epoch.val_loss,
             given,
@@ -240,10 +241,13 @@ def _panel(history: Sequence[HistoryRow], phases: Sequence[Phase], measure: Meas
     for number, members in groupby(history, key=lambda epoch: epoch.phase):
         spots = range(start, start := start + len(list(members)))
         for values, kind in ((train, "train"), (val, "val")):
-            shapes.append(curve([(x_scale(i + 1), y_scale(values[i])) for i in spots], kind))
-        best = phases[number - 1].best_epoch if number <= len(phases) else 0
-        if 1 <= best <= len(spots):
-            spot = spots[best - 1]
+            points = [(x_scale(i + 1), y_scale(values[i])) for i in spots]
+            if len(points) == 1:  # a dash, where a curve of one point would not be seen
+                points = [(points[0][0] + aside, points[0][1]) for aside in (-DASH / 2, DASH / 2)]
+            shapes.append(curve(points, kind))
+        phase = phases[number - 1] if number <= len(phases) else None
+        if phase is not None and phase.kept and 1 <= phase.best_epoch <= len(spots):
+            spot = spots[phase.best_epoch - 1]
             shapes.append(dot(x_scale(spot + 1), y_scale(val[spot]), "best"))
     keys = (
         ("line train", "train"),
