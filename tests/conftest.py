@@ -86,6 +86,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory, default_params: Params) -> It
         yield runs
 
 
+def tells(text: str, *facts: str) -> bool:
+    """Whether a text has all these facts, in whatever words."""
+    return all(fact in text for fact in facts)
+
+
 def make_origin(
     name: str = "made", kind: Literal["folder", "csv", "package"] = "folder", root: str = "images"
 ) -> ImageSource:

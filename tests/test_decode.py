@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import tells
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
@@ -112,7 +113,8 @@ def test_damaged_exif_is_said_and_the_picture_taken_as_it_is() -> None:
         warnings.simplefilter("error")
         decoded = decode(content)
     assert np.array_equal(decoded.image, image)
-    assert decoded.warnings == ("its EXIF data are damaged; taken as upright",)
+    (warning,) = decoded.warnings
+    assert tells(warning, "EXIF", "damaged", "upright")
 
 
 def test_empty_file() -> None:
@@ -161,7 +163,7 @@ def test_gif_frame_larger_than_its_header_is_limited(monkeypatch: pytest.MonkeyP
     with pytest.raises(ImageError, match="100 x 100 = 10,000"):
         decode(small_header, max_pixels=9_999)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ImageError, match=r"too many pixels \(a frame is larger than Pillow allows"):
+    with pytest.raises(ImageError, match=r"too many pixels .*Pillow"):
         decode(small_header)
 
 
@@ -169,14 +171,14 @@ def test_gif_frame_larger_than_its_header_is_limited(monkeypatch: pytest.MonkeyP
 def test_flipped_bit_of_a_png_fails_its_crc(name: bytes) -> None:
     content = bytearray(encode(noise(), "PNG"))
     content[content.index(name) + 6] ^= 1
-    with pytest.raises(ImageError, match=rf"damaged \(PNG chunk {name.decode()} fails its CRC\)"):
+    with pytest.raises(ImageError, match=rf"damaged .*{name.decode()} .*CRC"):
         decode(bytes(content))
 
 
 def test_bomb_is_refused_by_its_header() -> None:
     with pytest.raises(
         ImageError,
-        match=r"60000 x 60000 = 3,600,000,000; allowed: at most 1,000,000, ingest.max_pixels",
+        match=r"60000 x 60000 = 3,600,000,000; allowed: .*1,000,000, ingest\.max_pixels",
     ):
         decode(png_with_header(60_000, 60_000))
 
@@ -220,13 +222,14 @@ def test_memory_error_becomes_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
         raise MemoryError
 
     monkeypatch.setattr(READERS["PNG"], "load", fail)
-    with pytest.raises(ImageError, match="does not fit into memory"):
+    with pytest.raises(ImageError, match=r"memory; lower ingest\.max_pixels"):
         decode(encode(noise(), "PNG"))
 
 
 def test_wrong_suffix_is_accepted_with_a_warning() -> None:
     decoded = decode(encode(noise(), "PNG"), suffix=".JPG")
-    assert decoded.warnings == ("named .JPG but its content is PNG",)
+    (warning,) = decoded.warnings
+    assert tells(warning, "named .JPG", "PNG")
     assert decode(encode(noise(), "PNG"), suffix=".Png").warnings == ()
     assert set(SUFFIXES.values()) == set(READERS)
 
@@ -304,7 +307,8 @@ def test_sixteen_bits_are_scaled_not_clipped(kind: str) -> None:
 
 def test_twelve_bits_in_sixteen_are_said() -> None:
     decoded = decode(encode(Image.fromarray(RAMP // 16), "PNG"))
-    assert decoded.warnings == ("16-bit values reach only 4095, so that 16 gray levels are left",)
+    (warning,) = decoded.warnings
+    assert tells(warning, "16-bit", "4095", " 16 gray levels")
 
 
 @pytest.mark.parametrize(
@@ -329,7 +333,8 @@ def test_whole_numbers_beyond_16_bits_are_stretched() -> None:
     values = np.array([[-1, 0, 99_999]], dtype=np.int32)
     decoded = decode(encode(Image.fromarray(values), "TIFF"))
     assert np.asarray(decoded.image)[0, :, 0].tolist() == [0, 0, 255]
-    assert decoded.warnings == ("values from -1 to 99999 were stretched to 0..255",)
+    (warning,) = decoded.warnings
+    assert tells(warning, "-1 to 99999", "0..255")
 
 
 def test_nan_is_damage() -> None:
@@ -370,7 +375,7 @@ def test_other_modes_become_rgb(mode: str, kind: str) -> None:
 
 
 def test_lab_is_refused() -> None:
-    with pytest.raises(ImageError, match=r"unsupported color mode \(LAB"):
+    with pytest.raises(ImageError, match=r"color mode \(LAB; save it as RGB"):
         decode(encode(Image.new("LAB", (4, 4)), "TIFF"))
 
 
@@ -384,7 +389,8 @@ def test_first_frame_is_taken_and_the_others_counted(kind: str, extra: dict[str,
     decoded = decode(content)
     assert np.asarray(decoded.image)[4, 4].tolist() == [255, 0, 0]
     assert decoded.frames == 3
-    assert decoded.warnings == ("holds 3 frames; the first one is used",)
+    (warning,) = decoded.warnings
+    assert tells(warning, "3 frames", "first")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1)])
