@@ -11,6 +11,7 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
+from conftest import tells
 
 from tasks.errors import ArtifactError, TrainingError
 from tasks.training.resume.workspace import Workspace
@@ -39,11 +40,9 @@ def test_what_other_trainings_left_is_mentioned_once_with_its_size_and_kept(
     leave(workspace.checkpoints / "phase-001-epoch-000001.safetensors", 10_000_000)
     workspace.mention_others()
     (message,) = caplog.messages
-    assert message == (
-        f"{tmp_path / 'checkpoints' / 'other'} and {tmp_path / 'activations' / 'other'}: left "
-        "behind by trainings of other inputs, values or code, 2.6 MB in all; not used here, and "
-        "may be deleted if none of them is still running"
-    )
+    folders = [str(tmp_path / part / "other") for part in ("checkpoints", "activations")]
+    assert tells(message, *folders, "2.6 MB", "not used", "may be deleted")
+    assert str(workspace.checkpoints) not in message
     workspace.remove()
     assert all(path.exists() for path in others)
     assert not workspace.checkpoints.exists()
@@ -152,7 +151,8 @@ def test_a_disk_without_locks_is_used_with_a_warning(
     monkeypatch.setattr(fcntl, "flock", refuse)
     with workspace.holding():
         assert workspace.checkpoints.exists()
-    assert "cannot be locked (No locks available); let no other run" in caplog.text
+    facts = "cannot be locked", "No locks available", "no other run"
+    assert tells(caplog.text, str(workspace.checkpoints), *facts)
 
 
 def test_a_folder_that_its_holder_deletes_is_locked_anew(workspace: Workspace):
