@@ -2,6 +2,7 @@ from math import comb
 
 import numpy as np
 import pytest
+from conftest import tells
 from sklearn import metrics as oracle
 
 from tasks.evaluation.scores import (
@@ -247,7 +248,7 @@ def test_comparison_counts_the_images_only_one_model_got_right(params):
     assert (found.only_baseline_right, found.only_finetuned_right) == (1, 3)
     assert found.accuracy.value == pytest.approx(0.2)
     assert found.mcnemar_p == pytest.approx(0.625)
-    assert found.sentence.startswith("Fine-tuning changes accuracy by +20.0 points, within noise")
+    assert tells(found.sentence, "Fine-tuning", "+20.0 points", "within noise", "10 images")
 
 
 def test_comparison_says_gain_and_loss(params):
@@ -260,10 +261,10 @@ def test_comparison_says_gain_and_loss(params):
     value, low, high = (
         100 * part for part in (gain.accuracy.value, gain.accuracy.low, gain.accuracy.high)
     )
-    assert gain.sentence == (
-        f"Fine-tuning gains {value:.1f} points (95 % interval {low:.1f} to {high:.1f}, 400 images)."
-    )
-    assert loss.sentence.startswith(f"Fine-tuning loses {value:.1f} points (95 % interval -")
+    interval = f"{low:.1f} to {high:.1f}", f"{-high:.1f} to {-low:.1f}"
+    assert tells(gain.sentence, f"gains {value:.1f} points", f"95 % interval {interval[0]}")
+    assert tells(loss.sentence, f"loses {value:.1f} points", f"95 % interval {interval[1]}")
+    assert all("400 images" in found.sentence for found in (gain, loss))
     for name in ("accuracy", "balanced_accuracy", "macro_f1"):
         one, other = getattr(gain, name), getattr(loss, name)
         assert 0 < one.low < one.value < one.high
