@@ -8,6 +8,7 @@ import onnx
 import pytest
 import timm
 import torch
+from conftest import tells
 from timm.layers import Conv2dSame
 from torch import nn
 
@@ -236,7 +237,8 @@ def fail_to_compile(module, **options):
 def test_a_gpu_computes_in_bfloat16_and_measures_how_far_that_is_off(caplog):
     module = PooledFeatures(build("test_efficientnet"))
     engine, why = on_gpu(module, rows=1000)
-    assert (engine.name, why) == ("torch-bfloat16", "compiling does not pay for 1,000 images")
+    assert engine.name == "torch-bfloat16"
+    assert tells(why, "not pay", "1,000 images")
     assert 1e-4 < engine.parity < 0.05
     pixels = draw(5, 32, seed=2)
     expected = in_torch(module, pixels).numpy()
@@ -255,7 +257,8 @@ def test_a_gpu_compiles_where_many_images_pay_for_it(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", compile_nothing)
     engine, why = on_gpu(PooledFeatures(build("test_resnet")), rows=COMPILED_ROWS)
-    assert (engine.name, why) == ("torch-compiled-bfloat16", "compiling pays for 100,000 images")
+    assert engine.name == "torch-compiled-bfloat16"
+    assert tells(why, "pays", "100,000 images")
     assert compiled == [{"options": {"deterministic": True}}]
 
 
@@ -265,24 +268,24 @@ def test_a_network_that_cannot_be_compiled_runs_as_it_stands_with_one_warning(mo
     engine, _ = on_gpu(PooledFeatures(build("test_resnet")), rows=COMPILED_ROWS)
     assert engine.name == "torch-bfloat16"
     (warning,) = caplog.messages
-    assert warning == (
-        "torch-compiled-bfloat16 cannot run this network (RuntimeError: no compiler here)"
-    )
+    assert tells(warning, "torch-compiled-bfloat16 cannot", "RuntimeError: no compiler here")
+    assert "and more" not in warning
 
 
 @pytest.mark.usefixtures("bfloat16")
 def test_a_network_that_bfloat16_distorts_runs_in_float32_with_a_warning(caplog):
     engine, why = on_gpu(Drifting(), rows=10)
-    assert (engine.name, why, engine.parity) == ("torch", "no faster engine can run it", None)
-    assert "torch-bfloat16 cannot run this network (EngineError: it differs from" in caplog.text
+    assert (engine.name, engine.parity) == ("torch", None)
+    assert "no faster engine" in why
+    assert tells(caplog.text, "torch-bfloat16 cannot", "EngineError", "differs")
 
 
 @pytest.mark.parametrize(("machine", "name"), [(AUTO, "onnxruntime"), (TORCH, "torch")])
 def test_the_log_says_which_engine_runs_and_why(machine, name, caplog):
     caplog.set_level(logging.INFO)
     make_engine(PooledFeatures(build("test_resnet")), spec_of(32), machine, draw(2, 32))
-    reason = "the fastest on a CPU; within" if machine is AUTO else "as REGRAFT_ENGINE says"
-    assert f"frozen layers run in {name} on cpu: {reason}" in caplog.text
+    reason = "fastest on a CPU" if machine is AUTO else "REGRAFT_ENGINE"
+    assert tells(caplog.text, f"{name} on cpu", reason)
 
 
 def test_a_forced_compiler_that_fails_stops(monkeypatch):

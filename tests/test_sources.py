@@ -208,7 +208,7 @@ def test_odd_file_names_are_listed_and_odd_class_names_refused(tmp_path: Path) -
     ]
     assert [item.reason for item in listing.rejected] == ["name holds a carriage return"]
     tree(tmp_path, "new\nline/1.png")
-    with pytest.raises(DataError, match=r"new\\nline: the name of a class folder must be"):
+    with pytest.raises(DataError, match=r"new\\nline: .*class folder"):
         list_images(tmp_path)
 
 
@@ -249,15 +249,15 @@ def test_a_csv_gives_paths_labels_splits_and_groups(table: Table, tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path;label\nimg/1.png;a\n", r":1: columns are 'path;label'; allowed: path,label\[,split"),
-        ("path,label,labels\n", r"columns are 'path,label,labels'"),
-        ("path,label,label\n", r"columns are 'path,label,label'"),
-        ("", r"columns are ''"),
-        ("path,label\n", r"no images; expected a row path,label"),
+        ("path;label\nimg/1.png;a\n", r":1: .*'path;label'; allowed: path,label\[,split"),
+        ("path,label,labels\n", r":1: .*'path,label,labels'; allowed"),
+        ("path,label,label\n", r":1: .*'path,label,label'; allowed"),
+        ("", r":1: .*''; allowed"),
+        ("path,label\n", r"no images; .* path,label"),
         ("path,label\nimg/1.png\n", r":2: 1 cells, expected 2 \(path,label\)"),
-        ("path,label\nimg/1.png,\n", r"line 2: label ''; allowed: printable text"),
-        ("path,label\n\nimg/1.png,a\nimg/1.png,b\n", r"line 4: img/1.png stands in line 3 already"),
-        ("path,label\n../x.png,a\n", r"line 2: path '../x.png'; allowed: a file below the folder"),
+        ("path,label\nimg/1.png,\n", r"line 2: label ''; allowed: .*printable"),
+        ("path,label\n\nimg/1.png,a\nimg/1.png,b\n", r"line 4: img/1\.png .*line 3"),
+        ("path,label\n../x.png,a\n", r"line 2: path '\.\./x\.png'; allowed: .*below"),
         ("path,label\n/etc/passwd,a\n", r"line 2: path '/etc/passwd'"),
         ("path,label\n,a\n", r"line 2: path ''"),
         ("path,label,split\nimg/1.png,a,dev\n", r"split 'dev'; allowed: train, val, test"),
@@ -366,13 +366,13 @@ def test_labels_may_be_listed_values_or_the_cell_itself(descriptor: Path) -> Non
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("root: data", "rot: data", r"rot is not a field \(did you mean root\?\)"),
+        ("root: data", "rot: data", r"rot .*did you mean root\?"),
         ("root: data\n", "", r"root is missing"),
         ("kind: package", "kind: url", r"kind: Input should be 'package'"),
-        ("column: p\n", "column: q\n", r"column 'q' is not among \['path', 'p'\]"),
-        ("  rule:", "  values: {a: [b]}\n  rule:", r"ranges and values exclude each other"),
+        ("column: p\n", "column: q\n", r"column 'q' .*\['path', 'p'\]"),
+        ("  rule:", "  values: {a: [b]}\n  rule:", r"ranges and values"),
         ("name: Cells", "name: [", r"not readable as YAML"),
-        ("{below: 0.5}", "{under: 0.5}", r"label.ranges.good.under is not a field"),
+        ("{below: 0.5}", "{under: 0.5}", r"label\.ranges\.good\.under "),
         ("{below: 0.5}", "{below: 0.2}", r"line 2: no label fits p '0.3333'"),
         ("{below: 0.5}", "{below: 0.6}", r"line 1: 2 labels fit p '0.5'"),
         ("columns: [path, p]", "columns: [path, p, q]", r"line 1: 2 cells, expected path, p and q"),
@@ -423,19 +423,19 @@ def test_the_embedded_data_set_has_the_published_counts() -> None:
 @pytest.mark.parametrize("name", ["images.zip", "list.txt"])
 def test_other_files_are_no_source(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"unknown kind of source; allowed: a folder"):
+    with pytest.raises(DataError, match=rf"{name}: .*; allowed: a folder.*csv.*yaml"):
         list_images(tmp_path / name)
 
 
 def test_a_missing_source_says_what_to_set(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no such file or folder; set ingest.source"):
+    with pytest.raises(DataError, match=r"raw: no such .*set ingest\.source"):
         list_images(tmp_path / "raw")
 
 
 def test_a_folder_that_has_gone_is_named(tmp_path: Path) -> None:
     origin = list_images(tree(tmp_path / "raw", "a/1", "b/1")).origin
     (tmp_path / "raw").rename(tmp_path / "moved")
-    with pytest.raises(DataError, match=r"raw: the folder of the images is gone"):
+    with pytest.raises(DataError, match=r"raw: .*is gone; run ingest again"):
         resolve_root(origin)
 
 

@@ -104,8 +104,7 @@ def test_all_bad_files_are_found_at_once_with_their_reason(
     found = inspect(tmp_path, files, params_of(default_params, max_pixels=100_000, min_side_px=12))
     assert [image.listed.path for image in found.images] == ["good.png"]
     assert [item.path for item in found.rejected] == sorted(BAD)
-    for item in found.rejected:
-        assert BAD[item.path][1] in item.reason
+    assert all(BAD[item.path][1] in item.reason for item in found.rejected)
 
 
 def test_facts_of_a_good_file(tmp_path: Path, default_params: Params) -> None:
@@ -193,17 +192,17 @@ def test_quarantine_tolerates_exactly_the_largest_share(
     found = inspection(6, 2, tmp_path, default_params)
     path = tmp_path / "quarantine.csv"
     check_share_of_bad(found, params_of(default_params, max_bad_fraction=0.25), written_to=path)
-    with pytest.raises(DataError, match=r"2 of 8 files.*a share of 0.24 \(ingest.max_bad_fraction"):
+    with pytest.raises(DataError, match=r"2 of 8 files.*0\.24 \(ingest\.max_bad_fraction"):
         check_share_of_bad(found, params_of(default_params, max_bad_fraction=0.24), written_to=path)
 
 
 def test_fail_stops_at_any_bad_file_and_shows_ten(tmp_path: Path, default_params: Params) -> None:
     found = inspection(1, 12, tmp_path, default_params)
     params = params_of(default_params, on_bad="fail", max_bad_fraction=1.0)
-    with pytest.raises(DataError, match=r"12 of 13 files cannot be used; allowed: none") as caught:
+    with pytest.raises(DataError, match=r"12 of 13 files .*; allowed: none") as caught:
         check_share_of_bad(found, params, written_to=tmp_path / "quarantine.csv")
     lines = str(caught.value).splitlines()
-    assert "the whole list is in" in lines[0]
+    assert "quarantine.csv" in lines[0]
     assert lines[1] == "  bad00\\n.png: empty file"
     assert lines[11] == "  ... and 2 more"
     assert len(lines) == 12
