@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, with_values
+from conftest import ROOT, tells, with_values
 from ruamel.yaml import YAML
 from tiny_finetune import BACKBONE, COUNTS, make_inputs
 from torch import nn
@@ -181,7 +182,9 @@ def test_history_has_a_row_an_epoch_with_the_rate_of_every_group(project: Projec
     for row in rows:
         assert row.rates["head"] > row.rates[names[5]] > row.rates[names[4]]
         assert row.rates[names[0]] == 0
-    for plot in YAML(typ="safe").load(ROOT / "dvc.yaml")["plots"]:
+    plots = YAML(typ="safe").load(ROOT / "dvc.yaml")["plots"]
+    assert plots
+    for plot in plots:
         (curves,) = plot.values()
         assert {curves["x"], *curves["y"]["data/finetune/history.csv"]} <= set(columns)
 
@@ -192,7 +195,8 @@ def test_first_epoch_starts_from_the_baseline(project: Project, caplog: pytest.L
     logits = read_array(project.root / "in" / "baseline_logits.npy").astype(np.float64)
     assert project.inputs is not None
     loss = project.inputs.examples().val.loss(logits)
-    assert f"starts at val loss {loss:.3f}" in caplog.text
+    first = next(line for line in caplog.messages if line.startswith("phase 1 of 2"))
+    assert f"val loss {loss:.3f}" in first
 
 
 def test_nothing_to_train_gives_the_frozen_baseline(project: Project):
@@ -219,8 +223,8 @@ def test_training_from_scratch_forgets_the_pretrained_weights(project: Project):
 def test_classes_that_count_the_same_are_told_to_the_reader_and_to_later_stages(project: Project):
     summary = project.run(project.arguments(values={"finetune.class_balanced": True}))
     assert summary.class_balanced
-    assert summary.notes[0].startswith("All classes count the same in training")
-    assert summary.phases[0].reason.partition(": ")[2].startswith("class-balanced val accuracy")
+    assert "finetune.class_balanced" in summary.notes[0]
+    assert "class-balanced val accuracy" in summary.phases[0].reason
 
 
 def test_a_cut_that_cannot_be_made_is_refused_before_anything_is_computed(
@@ -254,7 +258,8 @@ def test_phases_that_all_break_down_leave_the_baseline(
     summary = project.run(project.arguments())
     assert [phase.stopped for phase in summary.phases] == ["diverged", "diverged"]
     assert summary.interpolation == 0
-    assert summary.notes == ["Every phase was rolled back: the model is the frozen baseline."]
+    (note,) = summary.notes
+    assert tells(note, "Every phase", "rolled back", "frozen baseline")
     baseline = read_array(project.root / "in" / "baseline_logits.npy")
     np.testing.assert_allclose(project.logits_of_model(summary), baseline, atol=1e-5)
 
@@ -285,7 +290,9 @@ def test_the_average_of_the_kept_phases_may_be_the_final_model(
     written = read_tensors(project.root / "out" / "model.safetensors")
     for name, tensor in asked[0].items():
         np.testing.assert_array_equal(written[name], tensor.numpy())
-    assert "the average of the phases has the lowest loss (0: " in summary.notes[-1]
+    best, _, tried = summary.notes[-1].partition("(")
+    assert tells(best, "the average of the phases", "lowest loss")
+    assert tells(tried, "0: ", "the average of the phases: ")
     logits = read_array(project.root / "out" / "val_logits.npy")
     np.testing.assert_allclose(project.logits_of_model(summary), logits, atol=1e-2)
 
@@ -312,10 +319,8 @@ def test_a_phase_that_learns_by_heart_is_told(project: Project, monkeypatch: pyt
 
     monkeypatch.setattr(stage.Trainer, "run_phases", run_phases)
     summary = project.run(project.arguments())
-    assert summary.notes[0] == (
-        "Phase 2 overfits after epoch 2: train loss fell from 0.500 to 0.100 while val loss rose "
-        "from 0.600 to 0.950; epoch 2 was kept."
-    )
+    facts = "Phase 2 overfits", "0.500 to 0.100", "0.600 to 0.950", "epoch 2 was kept"
+    assert tells(summary.notes[0], *facts)
 
 
 # killed and run again ----------------------------------------------------------------------------
@@ -558,8 +563,8 @@ def test_a_stopped_stage_saves_its_steps_and_says_where_the_next_run_goes_on(
     process.send_signal(number)
     _, errors = process.communicate("\n")
     assert process.returncode == status
-    place = "after step 2 of epoch 2 of phase 1"
-    assert errors.splitlines()[-1] == f"finetune: stopped; the next run goes on {place}"
+    facts = "finetune: stopped", "after step 2", "epoch 2", "phase 1"
+    assert tells(errors.splitlines()[-1], *facts)
     assert errors.count("stopped") == 1
     assert "Traceback" not in errors
     newest = max(path.stem for path in machine.rglob("phase-*"))
@@ -579,8 +584,8 @@ def test_a_second_signal_stops_at_once(whole: Project, machine: Path):
         time.sleep(0.5)  # two signals at once would be one
     _, errors = process.communicate()  # and no line to go on
     assert process.returncode == 143
-    place = "from the end of epoch 1 of phase 1"
-    assert errors.splitlines()[-1] == f"finetune: stopped; the next run goes on {place}"
+    facts = "finetune: stopped", "from the end of epoch 1", "phase 1"
+    assert tells(errors.splitlines()[-1], *facts)
     assert not list(machine.rglob("*step*"))
     assert_goes_on(whole, "stopped twice", machine)
 
@@ -604,7 +609,7 @@ def test_a_checkpoint_of_other_rates_is_not_resumed(
     caplog.clear()
     project.run(arguments)
     assert "resumed" not in caplog.text
-    assert "left behind by trainings of other inputs, values or code" in caplog.text
+    assert "left behind" in caplog.text
     assert "phase 1 of 2, epoch 1 of" in caplog.text
 
 
@@ -626,7 +631,7 @@ def test_phases_that_do_not_unfreeze_downwards_are_refused(project: Project, pha
     assert project.inputs is not None
     decision: Decision = project.inputs.decision.model_copy(update={"phases": phases})
     write_record(project.root / "in" / "decision.json", decision)
-    with pytest.raises(ArtifactError, match=r"expected falling numbers .*rerun decide"):
+    with pytest.raises(ArtifactError, match=rf"{re.escape(str(phases))}.*falling.*rerun decide"):
         project.run(arguments)
 
 
@@ -636,21 +641,21 @@ def test_pixels_of_another_size_are_refused(project: Project):
     spec = project.inputs.backbone.input.model_copy(update={"image_px": 64})
     info = project.inputs.backbone.model_copy(update={"input": spec})
     write_record(project.root / "in" / "backbone.json", info)
-    with pytest.raises(ArtifactError, match="30 images of 32 px, expected 30 of 64 px"):
+    with pytest.raises(ArtifactError, match=r"train: 30 .*32 px.* 30 .*64 px.*rerun augment"):
         project.run(arguments)
 
 
 def test_a_baseline_of_other_images_is_refused(project: Project):
     arguments = project.arguments()
     write_array(project.root / "in" / "baseline_logits.npy", np.zeros((11, 3), "f4"))
-    with pytest.raises(ArtifactError, match=r"of other classes or images.*rerun baseline"):
+    with pytest.raises(ArtifactError, match=r"baseline\.json: .*manifest\.csv; rerun baseline"):
         project.run(arguments)
 
 
 def test_a_model_file_of_another_architecture_is_refused(project: Project):
     summary = project.run(project.arguments("feature_extraction"))
     renamed = summary.model_copy(update={"backbone": "test_resnet"})
-    with pytest.raises(ArtifactError, match=r"does not belong to this architecture|is missing"):
+    with pytest.raises(ArtifactError, match=r"model\.safetensors: tensor backbone\.\S+ "):
         load_finetuned(project.root / "out" / "model.safetensors", renamed)
 
 
@@ -658,5 +663,5 @@ def test_a_model_file_with_a_strange_tensor_is_refused(project: Project):
     summary = project.run(project.arguments("feature_extraction"))
     path = project.root / "out" / "model.safetensors"
     write_tensors(path, {**read_tensors(path), "extra": np.zeros(1, "f4")})
-    with pytest.raises(ArtifactError, match="tensor extra is neither backbone nor head"):
+    with pytest.raises(ArtifactError, match=r"model\.safetensors: tensor extra .*rerun finetune"):
         load_finetuned(path, summary)

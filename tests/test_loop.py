@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import with_values
+from conftest import tells, with_values
 from tiny_finetune import make_inputs
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -141,10 +141,11 @@ def test_training_images_are_learned_by_heart(tmp_path: Path, setting: Setting, 
 def test_frozen_groups_are_bit_equal_after_all_phases(tmp_path: Path, setting: Setting):
     run = make_run(tmp_path, setting(gate_confidence=0.99), phases=[5, 4])
     before = run.weights()
-    assert all(phase.kept for phase in run.go().finished)
+    assert [phase.kept for phase in run.go().finished] == [True, True]
     after = run.weights()
-    for group in run.groups[:4]:
-        assert all(torch.equal(before[name], after[name]) for name in group.tensors)
+    frozen = [name for group in run.groups[:4] for name in group.tensors]
+    assert frozen
+    assert_equal({n: before[n] for n in frozen}, {n: after[n] for n in frozen})
     assert not torch.equal(before["head.weight"], after["head.weight"])
     deepest = [name for name in run.groups[4].tensors if name.endswith("conv_dw.weight")]
     assert deepest
@@ -179,6 +180,7 @@ def test_cached_training_follows_the_uncached_one(tmp_path: Path, setting: Setti
     cached = make_run(tmp_path / "a", setting(), inputs).go().history
     inputs = make_inputs(tmp_path / "inputs again")
     computed = make_run(tmp_path / "b", setting(cache_gb=0.0), inputs).go().history
+    assert len(cached) == 6
     for one, other in zip(cached, computed, strict=True):
         assert one.train_loss == pytest.approx(other.train_loss, abs=3e-3)
         assert one.val_loss == pytest.approx(other.val_loss, abs=3e-3)
@@ -376,8 +378,9 @@ def test_the_next_phase_starts_from_the_best_epoch_of_the_one_before(
     second = next(state for state in memory.states if state.phase == 2)
     assert first.best is not None
     np.testing.assert_allclose(second.start.val_logits, first.best.val_logits, atol=5e-3)
-    for name, tensor in first.best.weights.items():
-        assert torch.equal(second.start.weights[name], tensor), name
+    trained = first.best.weights
+    assert "head.weight" in trained
+    assert_equal({name: second.start.weights[name] for name in trained}, trained)
 
 
 def script_val(monkeypatch: pytest.MonkeyPatch, labels: Ints, losses: list[float]) -> None:
@@ -426,9 +429,10 @@ def test_a_phase_that_makes_val_worse_is_rolled_back_and_the_next_starts_before_
     script_val(monkeypatch, np.arange(12) % 3, [0.2, 2.5, 2.6, 0.2, 0.15, 0.1])
     first, second = run.go(memory).finished
     assert (first.kept, second.kept) == (False, True)
-    assert first.reason.startswith("rolled back: val accuracy changed by -100.0 points")
+    assert tells(first.reason, "rolled back", "val accuracy", "-100.0 points")
     start = next(state for state in memory.states if state.phase == 2).start
-    assert all(torch.equal(tensor, before[name]) for name, tensor in start.weights.items())
+    assert "head.weight" in start.weights
+    assert_equal(start.weights, {name: before[name] for name in start.weights})
 
 
 def test_absurd_rates_roll_back_to_the_start_and_say_what_to_lower(
@@ -442,8 +446,7 @@ def test_absurd_rates_roll_back_to_the_start_and_say_what_to_lower(
     assert not any(phase.kept for phase in state.finished)
     assert state.history == ()
     assert_equal(before, run.weights())
-    assert "lower finetune.backbone_lr and finetune.head_lr" in caplog.text
-    assert "train/" in caplog.text
+    assert tells(caplog.text, "lower finetune.backbone_lr", "finetune.head_lr", "train/")
 
 
 def test_a_loss_far_beyond_guessing_is_a_breakdown(
@@ -453,7 +456,7 @@ def test_a_loss_far_beyond_guessing_is_a_breakdown(
     before = run.weights()
     phases = run.go().finished
     assert {phase.stopped for phase in phases} == {"diverged"}
-    assert "where guessing gives 1.1" in caplog.text
+    assert "guessing gives 1.1" in caplog.text
     assert_equal(before, run.weights())
 
 
@@ -522,7 +525,8 @@ def test_a_breakdown_after_a_good_epoch_keeps_that_epoch(
     assert (phase.stopped, phase.kept, phase.epochs) == ("diverged", True, 2)
     best = memory.states[-1].best
     assert best is not None
-    assert all(torch.equal(run.weights()[name], one) for name, one in best.weights.items())
+    assert "head.weight" in best.weights
+    assert_equal(best.weights, {name: run.weights()[name] for name in best.weights})
 
 
 def test_a_step_that_is_not_finite_leaves_the_weights_alone(
@@ -546,7 +550,7 @@ def test_training_from_scratch_that_breaks_down_at_once_is_an_error(
     tmp_path: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch
 ):
     break_after(monkeypatch, 0)
-    with pytest.raises(TrainingError, match=r"nothing was learned: .*lower finetune\.scratch_lr"):
+    with pytest.raises(TrainingError, match=r"nothing .*lower finetune\.scratch_lr"):
         make_run(tmp_path, setting(), arm="scratch").go()
 
 
