@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import tells
 from tiny_finetune import COUNTS, SIDE, make_store
 
 from tasks.artifacts.arrays import Pixels
@@ -116,7 +117,7 @@ def test_fewer_views_are_used_where_all_of_them_do_not_fit(
     budget = ROW_BYTES * (IMAGES * 2 + VAL) / 1e9
     rows = open_rows(stores, Frozen(), folder=tmp_path / "cache", budget_gb=budget)
     assert rows.train.views == 1
-    assert "only 1 augmented views of each image are used" in caplog.text
+    assert "only 1 augmented view" in caplog.text
     store_rows = np.array([0, 1, 3, 4, 6, 7])  # clean and first view of three images
     exact = ComputedRows(stores.train, Frozen()).read(store_rows)
     assert torch.equal(rows.train.read(np.arange(6)), exact.half().float())
@@ -234,7 +235,9 @@ def test_several_caches_are_filled_in_one_pass_with_the_bytes_of_each_alone(
     sample = 30
     assert frozen.rows == sample + IMAGES * (VIEWS + 1) + VAL
     open_rows(stores, Frozen(), folder=tmp_path / "alone", budget_gb=1)
-    for path in (tmp_path / "alone").rglob("*.npy"):
+    shards = list((tmp_path / "alone").rglob("*.npy"))
+    assert len(shards) > 2
+    for path in shards:
         together = folders[0] / path.relative_to(tmp_path / "alone")
         assert together.read_bytes() == path.read_bytes()
     exact = frozen(stores.train.rows(np.arange(5)))[1]
@@ -264,7 +267,7 @@ def test_caches_that_do_not_fit_together_are_left_to_each_phase(
     together = (ROW_BYTES + 80) * (IMAGES * (VIEWS + 1) + VAL) / 1e9
     folders = {1: tmp_path / "cache"}
     assert cache_together(stores, TwoFrozen(), folders, budget_gb=0.999 * together) == {}
-    assert "each phase runs its frozen layers anew" in caplog.text
+    assert tells(caplog.text, "each phase", "frozen layers anew")
     assert not (tmp_path / "cache").exists()
     assert list(cache_together(stores, TwoFrozen(), folders, budget_gb=together)) == [1]
 

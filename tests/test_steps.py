@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import with_values
+from conftest import tells, with_values
 from torch import Tensor, nn
 
 from tasks.errors import TrainingError
@@ -131,7 +131,7 @@ def test_the_micro_batch_is_kept_for_the_next_step_and_logged_once(
     setup.step()
     assert seen == [11, 5, 6, 5, 6]
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "training step: memory ran out with 11 images at once" in caplog.text
+    assert tells(caplog.text, "training step", "memory", "11 images")
 
 
 def test_a_failed_attempt_draws_no_dropout_masks(setting: Callable[..., FinetuneParams]):
@@ -150,7 +150,7 @@ def test_norm_layers_that_adapt_never_see_a_single_image_and_the_log_says_so(
     seen = limit(setup.classifier.head, room=3)
     setup.step()
     assert seen == [11, 5, 2, 3, 3, 3]
-    assert "norm layers normalize over so many" in caplog.text
+    assert tells(caplog.text, "norm layers", "so many")
     images, edges = setup.part.rows.train.read(np.arange(IMAGES)), [0, 2, 5, 8, 11]
     for start, stop in pairwise(edges):
         reference(images[start:stop])
@@ -177,7 +177,7 @@ def test_no_room_for_the_optimizer_says_what_to_do(
 
     setup = Setup(setting())
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    with pytest.raises(TrainingError, match=r"optimizer step: memory ran out.*more memory"):
+    with pytest.raises(TrainingError, match=r"optimizer step: .*more memory"):
         setup.step()
 
 
@@ -190,7 +190,7 @@ def test_a_look_at_val_in_parts_sees_the_same(
     found = setup.stepper.predict_val(setup.part, IMAGES)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     assert seen == [8, 4, 2, 2, 2, 2, 1, 2]
-    assert "look at val: memory ran out with 8 images at once" in caplog.text
+    assert tells(caplog.text, "look at val", "memory", "8 images")
     limit(setup.classifier.head, room=0)
     with pytest.raises(TrainingError, match=r"look at val: .* 1 image at once.*augment\.image_px"):
         setup.stepper.predict_val(setup.part, IMAGES)
