@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import tells
 from dvc.repo import Repo
 from toy import GRAPH, STAGES, ToyProject
 
@@ -229,11 +230,11 @@ def test_an_unknown_stage_is_told_with_the_nearest_names() -> None:
     graph = [Stage(name, (), (), ()) for name in ("finetune", "baseline", "report")]
     with pytest.raises(GraphError) as error:
         choose_stages(graph, ["fintune", "report", "nothing"])
-    assert str(error.value).splitlines() == [
-        "'fintune' is no stage of dvc.yaml. Did you mean finetune? "
-        "Stages: finetune, baseline, report.",
-        "'nothing' is no stage of dvc.yaml. Stages: finetune, baseline, report.",
-    ]
+    near, far = str(error.value).splitlines()
+    for line, name in ((near, "'fintune'"), (far, "'nothing'")):
+        assert tells(line, name, "dvc.yaml", "finetune, baseline, report")
+    assert "Did you mean finetune?" in near
+    assert "Did you mean" not in far
 
 
 def test_upstream_is_transitive_and_without_siblings() -> None:
@@ -251,13 +252,13 @@ def test_the_root_is_found_from_below(toy: ToyProject) -> None:
 
 
 def test_a_folder_outside_any_project_is_told_with_the_command_to_run(tmp_path: Path) -> None:
-    with pytest.raises(GraphError, match="run from the project's folder, or `dvc init`"):
+    with pytest.raises(GraphError, match=rf"{tmp_path}.*project's folder.*`dvc init`"):
         find_root(tmp_path)
 
 
 def test_a_project_without_git_is_told_what_to_type(toy: ToyProject) -> None:
     shutil.rmtree(toy.root / ".git")
-    with pytest.raises(GraphError, match=r"is not a git repository\. Run `git init`.*no_scm"):
+    with pytest.raises(GraphError, match=r"not a git repository.*`git init`.*no_scm"):
         read_graph(toy.root)
     toy.write(".dvc/config.local", "[core]\n    no_scm = true\n")
     assert names(read_graph(toy.root)) == STAGES

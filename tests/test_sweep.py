@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, tells
 from toy import ToyProject
 
 from flows import sweep as module
@@ -55,7 +55,7 @@ def test_seeds_alone_try_what_stands_in_params_yaml(project: Path) -> None:
 def test_grid_and_rows_together_or_nothing_is_refused() -> None:
     with pytest.raises(GraphError, match="grid and rows are both given"):
         combine({"seed": [1]}, [{"seed": 2}], [], [])
-    with pytest.raises(GraphError, match="nothing to try: give grid, rows, backbones or seeds"):
+    with pytest.raises(GraphError, match=r"nothing.* grid, rows, backbones or seeds"):
         combine({}, [], [], [])
     with pytest.raises(GraphError, match=r"grid: finetune.head_lr has no values"):
         combine({"finetune.head_lr": []}, [], [], [])
@@ -103,25 +103,25 @@ def test_without_seeds_that_of_params_yaml_is_taken(project: Path) -> None:
 def test_a_seed_among_the_values_is_the_seed_of_the_run(project: Path) -> None:
     trials = plan(project, [{"seed": 3}, {"seed": 4}], [])
     assert [(trial.seed, trial.values["seed"]) for trial in trials] == [(3, 3), (4, 4)]
-    with pytest.raises(GraphError, match="seed stands among the values and in seeds"):
+    with pytest.raises(GraphError, match=r"seed .*values.* seeds"):
         plan(project, [{"seed": 3}], [1, 2])
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "facts"),
     [
-        ({"finetune.heed_lr": 0.1}, "finetune.heed_lr is not a parameter"),
-        ({"finetune.head_lr": -1}, "finetune.head_lr is -1"),
-        ({"seed.x": 3}, "seed.x is not a parameter: seed is a value, not a block"),
-        ({"finetune.head_lr": "quick"}, "finetune.head_lr is 'quick'"),
+        ({"finetune.heed_lr": 0.1}, ("finetune.heed_lr", "Did you mean finetune.head_lr?")),
+        ({"finetune.head_lr": -1}, ("finetune.head_lr is -1", "allowed")),
+        ({"seed.x": 3}, ("seed.x", "seed is a value")),
+        ({"finetune.head_lr": "quick"}, ("finetune.head_lr is 'quick'", "allowed")),
     ],
 )
 def test_a_wrong_value_is_told_before_anything_runs(
-    project: Path, setting: dict[str, object], said: str
+    project: Path, setting: dict[str, object], facts: tuple[str, ...]
 ) -> None:
     with pytest.raises((ParamsError, GraphError)) as error:
         plan(project, [{"finetune.epochs": 3}, setting], [1])
-    assert said in str(error.value)
+    assert tells(str(error.value), *facts)
 
 
 def test_two_runs_of_the_same_are_one_too_many(project: Path) -> None:
