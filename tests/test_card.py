@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from conftest import HOSTILE
+from conftest import HOSTILE, tells
 from made_run import Runs, make_exported, make_provenance
 from ruamel.yaml import YAML
 
@@ -97,7 +97,8 @@ def test_licenses_of_data_and_weights_are_told_or_said_to_be_missing(findings: F
         update={"weights_license": None, "weights_source": None}
     )
     card = render(replace(findings, origin=origin, backbone=backbone))
-    assert "- Data: not stated by the source; ask its owner" in card
+    lines = [line for line in card.splitlines() if line.startswith("- Data: ")]
+    assert any(tells(line, "not stated", "ask its owner") for line in lines)
     assert "- Pretrained weights: not stated\n" in card
     assert header(card)["license_name"] == "data: not stated; pretrained weights: not stated"
 
@@ -149,9 +150,9 @@ FINAL_WEIGHTS = ("The final weights", "Val chose none of the fine-tuned weights"
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"interpolation": 0.75}, "are 75 % fine-tuned and 25 % start weights"),
-        ({"interpolation": 1.0, "averaged": True}, "are the average of what the kept phases"),
-        ({"interpolation": 0.0}, "the final ones are those of the start"),
+        ({"interpolation": 0.75}, "75 % fine-tuned and 25 % start weights"),
+        ({"interpolation": 1.0, "averaged": True}, "average of what the kept phases"),
+        ({"interpolation": 0.0}, "those of the start"),
         ({"interpolation": 1.0}, None),
     ],
     ids=["interpolated", "averaged", "start", "end"],
