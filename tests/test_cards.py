@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import tells
 from PIL import Image
 
 from tasks.artifacts.arrays import read_tensors, write_tensors
@@ -72,7 +73,7 @@ def test_of_two_cards_of_one_backbone_the_first_by_name_is_used_and_the_log_says
         found = find_card(tmp_path, "a" * 64)
     assert found is not None
     assert len(found.features) == 4
-    assert "a.safetensors is used as source card, not b.safetensors" in caplog.text
+    assert tells(caplog.text, "a.safetensors is used", "not b.safetensors")
 
 
 @pytest.mark.parametrize("damage", ["no note", "bad note", "no features", "too few rows"])

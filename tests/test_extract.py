@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import tells
 from ruamel.yaml import YAML
 
 from tasks.artifacts.arrays import read_array, read_tensors, read_tensors_note
@@ -203,7 +204,7 @@ def test_features_that_are_not_finite_stop_the_stage_and_leave_nothing(
 
     with (
         progress("test", 1) as meter,
-        pytest.raises(WeightsError, match="NaN or infinite features for image 7, view 1 of"),
+        pytest.raises(WeightsError, match=r"NaN or infinite .*image 7, view 1 of"),
     ):
         write_features(tmp_path / "out", stores["train"], engine, tiny_params.extract, meter)
     assert not (tmp_path / "out").exists()
@@ -219,5 +220,5 @@ def test_stores_of_different_sizes_are_refused(tmp_path, tiny_params):
 def test_the_log_says_what_was_found(tmp_path, stores, tiny_params, caplog):
     with caplog.at_level("INFO", logger="tasks"):
         run(tmp_path, tiny_params)
-    assert "256 features of 98 rows from test_efficientnet by onnx" in caplog.text
-    assert "probe of 32 images over 13 batch-norm layers" in caplog.text
+    assert tells(caplog.text, "256 features", "98 rows", "test_efficientnet", "onnx")
+    assert tells(caplog.text, "32 images", "13 batch-norm layers")
