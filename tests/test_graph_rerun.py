@@ -264,6 +264,15 @@ def test_each_package_makes_exactly_its_importers_stale(project: Project) -> Non
     assert project.changes() == {}
 
 
+def test_what_editors_leave_beside_code_and_images_is_not_seen(project: Project) -> None:
+    left = ["tasks/training/.loop.py.swp", "tasks/heads/mlp.py~", "data/raw/.DS_Store"]
+    for path in left:
+        (project.root / path).write_text("")
+    assert project.changes() == {}
+    for path in left:
+        (project.root / path).unlink()
+
+
 @pytest.mark.parametrize("name", ['$(touch PWNED) "b" `touch PWNED` set$2', "-n", "${seed}"])
 def test_no_shell_reads_the_name_of_a_folder(project: Project, name: str) -> None:
     shutil.copytree(project.root / "data/raw", project.root / "data" / name)
