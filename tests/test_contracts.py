@@ -265,6 +265,7 @@ def test_only_evaluate_reads_what_was_made_of_the_test_images() -> None:
     assert "data/augment/test" in GRAPH["extract"]["deps"]  # once, to make the features
 
 
+@pytest.mark.filterwarnings("default")  # DVC's own dependencies warn
 @pytest.mark.slow  # fails until `make run` has followed a change of code; the gate wants both
 def test_the_committed_results_are_those_of_the_committed_code_and_values() -> None:
     _, reasons = read_state(ROOT)
