@@ -26,6 +26,7 @@ from dvc.stage import Stage as DvcStage
 from dvc.stage.cache import StageCache
 from dvc.stage.loader import StageLoader
 from dvc.stage.serialize import to_single_stage_lockfile
+from dvc.utils.flatten import flatten
 from dvc.utils.serialize import load_yaml, modify_yaml
 from dvc_data.hashfile.hash_info import HashInfo
 
@@ -406,19 +407,9 @@ def _parameters(node: DvcStage, file: str, key: str) -> Iterator[str]:
         and str(dep) == file
         and (key in dep.params or not dep.params)
     )
-    before = _leaves(key, (dep.hash_info.value or {}).get(key, UNSET))
-    after = _leaves(key, dep.read_params().get(key, UNSET))
+    before = flatten({key: (dep.hash_info.value or {}).get(key, UNSET)})
+    after = flatten({key: dep.read_params().get(key, UNSET)})
     for leaf in before | after:
         old, new = before.get(leaf, UNSET), after.get(leaf, UNSET)
         if old != new:
             yield f"{leaf} {old} -> {new}"
-
-
-def _leaves(key: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {key: value}
-    return {
-        leaf: one
-        for name, below in value.items()
-        for leaf, one in _leaves(f"{key}.{name}", below).items()
-    }
