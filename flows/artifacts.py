@@ -45,7 +45,7 @@ from tasks.evaluation.comparison import Ranked
 from tasks.evaluation.words import headline
 from tasks.reporting.confusion import count_answers, matrix
 from tasks.reporting.figures import accuracy_curves, loss_curves
-from tasks.reporting.pictures import picture
+from tasks.reporting.pages import picture
 from tasks.runtime.progress import read_progress
 
 METRICS, REPORT = "data/evaluate/metrics.json", "data/report/report.html"

@@ -20,11 +20,9 @@ from tasks.artifacts.tables import Manifest, read_manifest
 from tasks.artifacts.words import name_head
 from tasks.errors import ArtifactError
 from tasks.heads.features import Labeled
-from tasks.heads.kinds import ROWS_AT_ONCE, apply_head, write_head
-from tasks.heads.registry import TrainedHead, find_head
+from tasks.heads.registry import ROWS_AT_ONCE, TrainedHead, apply_head, find_head, write_head
 from tasks.judging.metrics import right_images
-from tasks.judging.overfitting import describe_gap
-from tasks.judging.rule import RESAMPLES, judge_change
+from tasks.judging.rule import RESAMPLES, describe_gap, judge_change
 from tasks.judging.statistics import accuracy_interval
 from tasks.params import BaselineParams
 from tasks.runtime.device import configure_torch

@@ -43,7 +43,7 @@ from tasks.evaluation.shipping import ONLY_BASELINE, choose_model, majority_righ
 from tasks.evaluation.tables import hardest_images, write_hardest
 from tasks.evaluation.words import say_results
 from tasks.heads.classifier import load_finetuned
-from tasks.heads.kinds import apply_head, load_head
+from tasks.heads.registry import apply_head, load_head
 from tasks.judging.answers import Judged, ModelLogits, judge_models
 from tasks.judging.rule import ValSet
 from tasks.judging.statistics import GroupBootstrap, accuracy_interval

@@ -150,7 +150,7 @@ def _nearest(where: tuple[str, ...]) -> str:
     """Name the parameter that was meant: a neighbor of similar name, or one of another block."""
     siblings = list(_schema_of(where[:-1]).get("properties", {}))
     by_name = {leaf.rsplit(".", 1)[-1]: leaf for leaf in reversed(leaf_paths())}
-    for name in difflib.get_close_matches(where[-1], siblings, n=1):
+    for name in difflib.get_close_matches(where[-1], siblings, n=1, cutoff=0.75):
         return f" Did you mean {'.'.join((*where[:-1], name))}?"
     for name in difflib.get_close_matches(where[-1], by_name, n=1, cutoff=0.75):
         return f" Did you mean {by_name[name]}?"

@@ -37,7 +37,7 @@ from tasks.artifacts.tables import (
 from tasks.backbones.catalogue import load_backbone
 from tasks.errors import ArtifactError, WeightsError
 from tasks.heads.classifier import load_finetuned
-from tasks.heads.kinds import load_head
+from tasks.heads.registry import load_head
 from tasks.params import Params
 from tasks.reporting.card import render_card
 from tasks.reporting.confusion import count_answers

@@ -26,12 +26,12 @@ from tasks.backbones.source_cards import SourceCard, find_card
 from tasks.errors import ArtifactError
 from tasks.params import SimilarityParams
 from tasks.runtime.entry import Read, StagePaths, Write, read_arguments, run_stage
+from tasks.transferability.leave_one_out import estimate_transfer_gain
 from tasks.transferability.measures import registry
 from tasks.transferability.mmd import measure_mmd
 from tasks.transferability.ruler import Ruler, find_ruler, say_similarity
 from tasks.transferability.sampling import Sample, Target, choose_rows, read_target
 from tasks.transferability.shift import estimate_shift, shift_by_group
-from tasks.transferability.transfer_gain import estimate_transfer_gain
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,15 @@ from tasks.runtime.device import normalize
 from tasks.runtime.processes import Processes
 from tasks.training.feed import activations
 from tasks.training.feed.activations import CachedRows
-from tasks.training.feed.caching import SPARE_BYTES, affordable_views, cache_together, open_rows
-from tasks.training.feed.rows import ComputedRows, PixelRows, Stores
+from tasks.training.feed.rows import (
+    SPARE_BYTES,
+    ComputedRows,
+    PixelRows,
+    Stores,
+    affordable_views,
+    cache_together,
+    open_rows,
+)
 
 VIEWS = 2
 ROW_BYTES = 3 * 4 * 2  # of the activation below, as float16

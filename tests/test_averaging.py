@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tasks.training.resume.state import Tensors
+from tasks.training.resume.checkpoints import Tensors
 from tasks.training.verdicts import average_in
 
 

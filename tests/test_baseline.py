@@ -24,10 +24,9 @@ from tasks.errors import ArtifactError, TrainingError
 from tasks.heads import linear as strength
 from tasks.heads import mlp as trained_heads
 from tasks.heads.features import Labeled
-from tasks.heads.kinds import apply_head, load_head
 from tasks.heads.linear import choose_linear
 from tasks.heads.mlp import fit_mlp, mlp_width
-from tasks.heads.registry import HeadPath, TrainedHead
+from tasks.heads.registry import HeadPath, TrainedHead, apply_head, load_head
 from tasks.judging.rule import Verdict
 from tasks.params import BaselineParams, Params
 from tasks.runtime import progress

@@ -14,8 +14,15 @@ from tasks.artifacts.arrays import write_tensors
 from tasks.artifacts.records import Estimate, Phase
 from tasks.artifacts.tables import HistoryRow
 from tasks.errors import ArtifactError
-from tasks.training.resume.checkpoints import CheckpointFolder, read_train_state, write_state
-from tasks.training.resume.state import Snapshot, Tally, Tensors, TrainState
+from tasks.training.resume.checkpoints import (
+    CheckpointFolder,
+    Snapshot,
+    Tally,
+    Tensors,
+    TrainState,
+    read_train_state,
+    write_state,
+)
 from tasks.training.resume.workspace import fingerprint
 
 

@@ -38,7 +38,7 @@ from tasks.evaluation.shipping import choose_model
 from tasks.evaluation.tables import class_rows, hardest_images, reliability_rows
 from tasks.evaluation.words import say_difference
 from tasks.heads.classifier import Classifier, load_finetuned, write_classifier
-from tasks.heads.kinds import build_head, write_head
+from tasks.heads.registry import find_head, write_head
 from tasks.judging.answers import ModelLogits, judge
 from tasks.judging.calibration import expected_calibration_error
 from tasks.judging.metrics import log_probabilities
@@ -390,7 +390,7 @@ def write_inputs(folder, manifest):
     write_head(folder / "head.safetensors", head)
     write_record(folder / "baseline.json", make_baseline())
     torch.manual_seed(0)
-    linear = build_head("linear", FEATURE_DIM, 3, hidden=0, dropout=0.0)
+    linear = find_head("linear").build(FEATURE_DIM, 3, hidden=0, dropout=0.0)
     model = Classifier(create_architecture("test_efficientnet"), linear)
     write_classifier(folder / "model.safetensors", model)
     write_record(folder / "finetune.json", make_finetuned())

@@ -14,13 +14,13 @@ from torch import nn
 from tasks.artifacts.records import Fit, HeadKind, InputSpec
 from tasks.backbones.catalogue import create_architecture
 from tasks.errors import ArtifactError
-from tasks.heads.kinds import build_head
+from tasks.heads.registry import find_head
 from tasks.images.decode import decode_image
 from tasks.images.frames import clean_view, frame_image
 from tasks.reporting import export
+from tasks.reporting.card import loading_code
 from tasks.reporting.export import Exported, ShippedModel, export_model
 from tasks.reporting.provenance import hash_file
-from tasks.reporting.usage import loading_code
 
 CLASSES = ["cat", "dog", "<b>fox</b>"]
 SIDE = 32
@@ -41,7 +41,7 @@ def shipped_model(name: str, head: Any = "linear", fit: Fit = "squash") -> Shipp
     spoil(backbone)
     with torch.inference_mode():
         feature_dim = backbone(torch.zeros(1, 3, SIDE, SIDE)).shape[1]
-    built = build_head(head, feature_dim, len(CLASSES), hidden=8, dropout=0.3)
+    built = find_head(head).build(feature_dim, len(CLASSES), hidden=8, dropout=0.3)
     spoil(built)
     spec = InputSpec(image_px=SIDE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
     return ShippedModel(name, backbone, built.eval(), spec, fit, CLASSES)

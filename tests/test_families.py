@@ -33,7 +33,7 @@ from tasks.training.feed.parts import BackboneParts, CachePlan
 from tasks.training.inputs import Examples
 from tasks.training.loop import Trainer
 from tasks.training.phases import plan_phases, training_groups
-from tasks.training.resume.state import TrainState, copy_tensors
+from tasks.training.resume.checkpoints import TrainState, copy_tensors
 
 MACHINE = Machine(device="cpu", threads=1)
 

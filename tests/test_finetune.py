@@ -27,7 +27,7 @@ from tasks.artifacts.tables import HistoryRow, read_rows, write_manifest
 from tasks.backbones.catalogue import load_backbone
 from tasks.errors import ArtifactError, EngineError
 from tasks.heads.classifier import load_finetuned
-from tasks.heads.kinds import apply_head, write_head
+from tasks.heads.registry import apply_head, write_head
 from tasks.params import Params
 from tasks.runtime.device import normalize
 from tasks.training import epoch, loop, outcome

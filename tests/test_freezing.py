@@ -9,7 +9,7 @@ from torch import nn
 from tasks.backbones.catalogue import create_architecture
 from tasks.backbones.cuts import split_at
 from tasks.heads.classifier import Classifier
-from tasks.heads.kinds import build_head
+from tasks.heads.registry import find_head
 from tasks.training.phases import (
     TrainingGroup,
     build_optimizer,
@@ -18,7 +18,7 @@ from tasks.training.phases import (
     training_groups,
     unfreeze_from,
 )
-from tasks.training.resume.state import copy_tensors
+from tasks.training.resume.checkpoints import copy_tensors
 from tasks.training.step import set_rates
 
 PX = 32
@@ -29,7 +29,7 @@ def make_classifier(name: str = "test_efficientnet", head: str = "linear") -> Cl
     backbone = create_architecture(name, image_px=PX if "vit" not in name else None)
     dim = backbone.num_features
     kind = "mlp" if head == "mlp" else "linear"
-    return Classifier(backbone, build_head(kind, dim, 3, hidden=8, dropout=0.5))
+    return Classifier(backbone, find_head(kind).build(dim, 3, hidden=8, dropout=0.5))
 
 
 def images(count: int = 6, seed: int = 1) -> torch.Tensor:
@@ -162,7 +162,7 @@ def make_swin() -> Classifier:
         img_size=PX, patch_size=2, embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=4,
         num_classes=0,
     )  # fmt: skip
-    return Classifier(backbone, build_head("linear", 16, 3, hidden=8, dropout=0.5))
+    return Classifier(backbone, find_head("linear").build(16, 3, hidden=8, dropout=0.5))
 
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet", "test_vit", "swin"])

@@ -11,8 +11,7 @@ from torch import nn
 from tasks.artifacts.arrays import write_tensors
 from tasks.artifacts.records import Baseline, Estimate, HeadKind
 from tasks.errors import ArtifactError
-from tasks.heads.kinds import apply_head, build_head, load_head, write_head
-from tasks.heads.registry import find_head
+from tasks.heads.registry import apply_head, find_head, load_head, write_head
 
 
 def baseline(kind: HeadKind) -> Baseline:
@@ -32,7 +31,7 @@ def baseline(kind: HeadKind) -> Baseline:
 
 def head_of(kind: HeadKind) -> nn.Module:
     torch.manual_seed(3)
-    head = build_head(kind, 7, 3, hidden=5, dropout=0.3)
+    head = find_head(kind).build(7, 3, hidden=5, dropout=0.3)
     for tensor in head.state_dict().values():
         if tensor.is_floating_point():
             tensor.uniform_(0.5, 1.5)

@@ -7,7 +7,7 @@ from conftest import tells
 
 from tasks.judging.metrics import image_losses
 from tasks.judging.rule import ValSet
-from tasks.training.resume.state import copy_tensors
+from tasks.training.resume.checkpoints import copy_tensors
 from tasks.training.verdicts import Candidate, Chosen, choose_weights, explain_choice, interpolate
 
 VAL = ValSet(np.array([0, 1, 0]), ["a", "b", "c"])

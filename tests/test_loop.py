@@ -29,7 +29,7 @@ from tasks.training.feed.parts import BackboneParts, CachePlan
 from tasks.training.inputs import Examples, FinetuneInputs
 from tasks.training.loop import Trainer
 from tasks.training.phases import PhasePlan, TrainingGroup, plan_phases, training_groups
-from tasks.training.resume.state import Tally, Tensors, TrainState, copy_tensors
+from tasks.training.resume.checkpoints import Tally, Tensors, TrainState, copy_tensors
 from tasks.training.step import Stepper, StepResult, TrainedPart
 
 MACHINE = Machine(device="cpu", engine="torch")

@@ -3,7 +3,7 @@
 import pytest
 from conftest import tells
 
-from tasks.judging.overfitting import EpochLosses, describe_gap, describe_overfitting
+from tasks.judging.rule import EpochLosses, describe_gap, describe_overfitting
 
 CURVES = {
     "overfits": ([(1.0, 0.9), (0.6, 0.5), (0.3, 0.7)], True),

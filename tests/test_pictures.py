@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from tasks.reporting import svg
-from tasks.reporting.pictures import picture
+from tasks.reporting.pages import picture
 from tasks.reporting.svg import WIDTH, Drawing
 
 SVG = "{http://www.w3.org/2000/svg}"

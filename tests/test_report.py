@@ -33,7 +33,7 @@ from tasks.artifacts.tables import (
 from tasks.backbones.catalogue import load_backbone
 from tasks.errors import ArtifactError, WeightsError
 from tasks.heads.classifier import load_finetuned
-from tasks.heads.kinds import load_head
+from tasks.heads.registry import load_head
 from tasks.report import Paths, load_shipped, main
 from tasks.reporting.provenance import hash_file
 from tasks.training.outcome import write_history

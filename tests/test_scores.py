@@ -2,13 +2,12 @@ import numpy as np
 import pytest
 
 from tasks.artifacts.records import Estimate, KnownSet, MmdResult, Similarity
+from tasks.transferability.leave_one_out import classify_by_ridge, estimate_transfer_gain
 from tasks.transferability.measures import h_score, logme
 from tasks.transferability.measures.knn_accuracy import classify_by_neighbors
 from tasks.transferability.measures.registry import estimate_measures
-from tasks.transferability.ridge import classify_by_ridge
 from tasks.transferability.ruler import Ruler, find_ruler, place_on_ruler, say_similarity
 from tasks.transferability.sampling import Sample
-from tasks.transferability.transfer_gain import estimate_transfer_gain
 
 
 def sample(n=60, *, seed=0, signal=0.7):

@@ -21,9 +21,9 @@ from tasks.artifacts.records import (
 from tasks.artifacts.tables import Manifest, ManifestRow, PlaneRow, read_rows, write_manifest
 from tasks.backbones.source_cards import CardOrigin, SourceCard, write_card
 from tasks.errors import ArtifactError
-from tasks.reporting.measures import WORDS, MeasureRow, measure_rows
+from tasks.reporting.results import WORDS, MeasureRow, measure_rows
 from tasks.similarity import Reference, main, measure_similarity, project
-from tasks.transferability import transfer_gain
+from tasks.transferability import leave_one_out
 from tasks.transferability.measures import registry, ridge_accuracy
 from tasks.transferability.mmd import measure_mmd
 from tasks.transferability.ruler import Ruler
@@ -188,7 +188,7 @@ def test_groups_reach_every_score(params, monkeypatch):
         seen.append(len(set(groups)))
         return original(features, labels, groups)
 
-    for module in (ridge_accuracy, transfer_gain):
+    for module in (ridge_accuracy, leave_one_out):
         monkeypatch.setattr(module, "classify_by_ridge", spy)
     found = measured(params, target_of(manifest=manifest_of(per_group=3)))
     assert seen == [30, 30, 30]

@@ -19,7 +19,7 @@ from tasks.artifacts.tables import Manifest, ManifestRow
 from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.groups import layer_groups
 from tasks.backbones.normalization import norm_kind
-from tasks.heads.kinds import HeadKind, build_head
+from tasks.heads.registry import HeadKind, find_head
 from tasks.training.feed.rows import Stores
 from tasks.training.inputs import FinetuneInputs
 
@@ -136,6 +136,6 @@ def make_inputs(
         decision=make_decision(arm, default[arm] if phases is None else phases),
         backbone=info,
         baseline=baseline,
-        head=build_head(head, info.feature_dim, 3, hidden=hidden, dropout=dropout).eval(),
+        head=find_head(head).build(info.feature_dim, 3, hidden=hidden, dropout=dropout).eval(),
         baseline_logits=np.zeros((COUNTS["val"], 3), dtype=np.float32),
     )

@@ -8,7 +8,7 @@ from tasks.artifacts.arrays import read_tensors, write_tensors
 from tasks.artifacts.records import Arm, BackboneInfo, Baseline, Finetuned
 from tasks.backbones.catalogue import create_architecture, load_backbone
 from tasks.errors import ArtifactError
-from tasks.heads.kinds import build_head, from_arrays, to_arrays
+from tasks.heads.registry import build_head, from_arrays, to_arrays
 
 BACKBONE, HEAD = "backbone.", "head."
 
@@ -41,13 +41,7 @@ def load_finetuned(model: Path, summary: Finetuned) -> Classifier:
     Raises:
         ArtifactError: The file is missing, damaged or holds another model than the summary says.
     """
-    head = build_head(
-        summary.head,
-        summary.feature_dim,
-        len(summary.classes),
-        hidden=summary.hidden,
-        dropout=summary.dropout,
-    )
+    head = build_head(summary)
     classifier = Classifier(
         create_architecture(summary.backbone, image_px=summary.input.image_px), head
     )
@@ -93,11 +87,4 @@ def start_classifier(
     backbone.load_state_dict({name: pretrained[name] for name in backbone.state_dict()})
     if not scratch:
         return Classifier(backbone, head)
-    new = build_head(
-        baseline.head,
-        baseline.feature_dim,
-        len(baseline.classes),
-        hidden=baseline.hidden,
-        dropout=baseline.dropout,
-    )
-    return Classifier(backbone, new)
+    return Classifier(backbone, build_head(baseline))

@@ -14,10 +14,9 @@ from torch.optim import AdamW
 from tasks.artifacts.words import name_head
 from tasks.errors import TrainingError
 from tasks.heads.features import Labeled, measure_moments
-from tasks.heads.kinds import apply_head
-from tasks.heads.registry import HeadPath, TrainedHead
+from tasks.heads.registry import HeadPath, TrainedHead, apply_head
 from tasks.heads.schedule import count_steps, epoch_batches, warmup_cosine
-from tasks.judging.overfitting import EpochLosses, describe_overfitting
+from tasks.judging.rule import EpochLosses, describe_overfitting
 from tasks.params import BaselineParams
 from tasks.runtime.progress import progress
 

@@ -195,7 +195,7 @@ def _describe_head(layers: nn.Sequential) -> dict[str, Any]:
 
 
 def _load_head(folder: Path) -> nn.Module:
-    """Build the head that head.json describes, as `tasks.reporting.usage` prints it."""
+    """Build the head that head.json describes, as `tasks.reporting.card` prints it."""
     form, arrays = read_json(folder / "head.json"), read_tensors(folder / "head.safetensors")
     layers = nn.Sequential(
         OrderedDict(

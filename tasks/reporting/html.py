@@ -13,6 +13,7 @@ from tasks.artifacts.records import Health, Scores
 from tasks.artifacts.tables import HistoryRow
 from tasks.artifacts.words import FROZEN
 from tasks.errors import ArtifactError
+from tasks.reporting.card import loading_code
 from tasks.reporting.confusion import matrix, mistakes
 from tasks.reporting.export import Exported
 from tasks.reporting.figures import (
@@ -24,7 +25,6 @@ from tasks.reporting.figures import (
     shift_profile,
 )
 from tasks.reporting.findings import Findings, Picture, conclude, find_alerts, name_shipped
-from tasks.reporting.measures import measure_rows
 from tasks.reporting.pages import make_environment
 from tasks.reporting.provenance import Provenance
 from tasks.reporting.results import (
@@ -32,12 +32,12 @@ from tasks.reporting.results import (
     class_recalls,
     comparison,
     gains,
+    measure_rows,
     reliability,
     weakest,
 )
 from tasks.reporting.svg import Drawing
 from tasks.reporting.text import sentence
-from tasks.reporting.usage import loading_code
 
 SHEET_BYTES = 1_200_000  # of the embedded contact sheet, at most
 HARDEST_BYTES = 2_000_000  # of all embedded hardest images together

@@ -25,7 +25,13 @@ from tasks.runtime.signals import HeldSignals
 from tasks.training.feed.rows import TrainedPart
 from tasks.training.inputs import Examples
 from tasks.training.phases import HEAD_GROUP, PhasePlan, set_training_mode
-from tasks.training.resume.state import Checkpoints, Tally, TrainState, copy_moments, copy_tensors
+from tasks.training.resume.checkpoints import (
+    Checkpoints,
+    Tally,
+    TrainState,
+    copy_moments,
+    copy_tensors,
+)
 from tasks.training.step import Stepper, StepResult, set_rates
 
 log = logging.getLogger(__name__)

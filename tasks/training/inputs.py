@@ -13,7 +13,7 @@ from tasks.artifacts.records import BackboneInfo, Baseline, Decision, read_recor
 from tasks.artifacts.tables import Manifest, read_manifest
 from tasks.errors import ArtifactError
 from tasks.heads.classifier import Classifier, start_classifier
-from tasks.heads.kinds import load_head
+from tasks.heads.registry import load_head
 from tasks.judging.rule import ValSet
 from tasks.runtime.device import find_device
 from tasks.runtime.entry import Read, StagePaths

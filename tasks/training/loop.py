@@ -18,7 +18,7 @@ from tasks.training.epoch import DivergedError, TrainingPass, close_epoch, log_e
 from tasks.training.feed.rows import Parts, TrainedPart
 from tasks.training.inputs import Examples
 from tasks.training.phases import PhasePlan, TrainingGroup, build_optimizer, unfreeze_from
-from tasks.training.resume.state import (
+from tasks.training.resume.checkpoints import (
     Checkpoints,
     Snapshot,
     Tally,

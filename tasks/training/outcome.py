@@ -13,7 +13,7 @@ from tasks.judging.statistics import accuracy_interval
 from tasks.runtime.entry import Write
 from tasks.training.inputs import FinetuneInputs, InputPaths
 from tasks.training.phases import HEAD_GROUP, TrainingGroup
-from tasks.training.resume.state import TrainState
+from tasks.training.resume.checkpoints import TrainState
 from tasks.training.verdicts import Candidate, Chosen, explain_choice, note_overfitting
 
 CONFIDENCE = 0.95  # of the interval of the val accuracy

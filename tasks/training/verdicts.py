@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from tasks.artifacts.arrays import Logits
 from tasks.artifacts.records import Phase
 from tasks.errors import TrainingError
-from tasks.judging.overfitting import EpochLosses, describe_overfitting
-from tasks.judging.rule import ValSet, judge_change
+from tasks.judging.rule import EpochLosses, ValSet, describe_overfitting, judge_change
 from tasks.training.phases import PhasePlan
-from tasks.training.resume.state import Snapshot, Tally, Tensors, TrainState, load_tensors
+from tasks.training.resume.checkpoints import Snapshot, Tally, Tensors, TrainState, load_tensors
 
 
 def average_in(

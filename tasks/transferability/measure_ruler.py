@@ -31,11 +31,11 @@ from tasks.params_file import load_params
 from tasks.runtime.device import configure_torch
 from tasks.runtime.entry import run_stage
 from tasks.runtime.machine import Machine, read_machine
+from tasks.transferability.leave_one_out import estimate_transfer_gain
 from tasks.transferability.mmd import measure_mmd
 from tasks.transferability.ruler import Ruler
 from tasks.transferability.sampling import Sample, choose_rows
 from tasks.transferability.shift import layer_shift
-from tasks.transferability.transfer_gain import estimate_transfer_gain
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from tasks.artifacts.records import Baseline, Finetuned, ImageSource, read_recor
 from tasks.artifacts.tables import Manifest, ManifestRow, PredictionRow, read_manifest, read_rows
 from tasks.augment import pack, render_file
 from tasks.backbones.catalogue import load_backbone
-from tasks.heads.kinds import to_arrays
+from tasks.heads.registry import to_arrays
 from tasks.images.sources import resolve_root
 from tasks.params import Params
 from tasks.params_file import load_params

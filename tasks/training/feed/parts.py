@@ -13,8 +13,7 @@ from tasks.backbones.engine import Engine, make_engine
 from tasks.heads.classifier import Classifier
 from tasks.runtime.machine import Machine
 from tasks.runtime.processes import ALONE, Processes
-from tasks.training.feed.caching import cache_together, open_rows
-from tasks.training.feed.rows import PixelRows, Rows, Stores, TrainedPart
+from tasks.training.feed.rows import PixelRows, Rows, Stores, TrainedPart, cache_together, open_rows
 from tasks.training.phases import TrainingGroup, tensors_from
 
 SAMPLE_ROWS = 8  # images on which an engine is compared with torch

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from tasks.artifacts.records import Estimate
 from tasks.params import SimilarityParams
-from tasks.transferability.accuracy import estimate_accuracy
+from tasks.transferability.leave_one_out import estimate_accuracy
 from tasks.transferability.sampling import Sample, number_groups
 
 ROWS_AT_ONCE = 1_000  # compared with all images

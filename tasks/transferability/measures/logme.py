@@ -9,7 +9,7 @@ from scipy import special
 from tasks.artifacts.arrays import Floats
 from tasks.artifacts.records import Estimate
 from tasks.params import SimilarityParams
-from tasks.transferability.ridge import Spectrum, decompose
+from tasks.transferability.leave_one_out import Spectrum, decompose
 from tasks.transferability.sampling import Sample, number_groups
 
 RATIO_GRID = np.logspace(-8, 8, 65)  # prior precision / noise precision, times the mean energy

@@ -2,8 +2,7 @@
 
 from tasks.artifacts.records import Estimate
 from tasks.params import SimilarityParams
-from tasks.transferability.accuracy import estimate_accuracy
-from tasks.transferability.ridge import classify_by_ridge
+from tasks.transferability.leave_one_out import classify_by_ridge, estimate_accuracy
 from tasks.transferability.sampling import Sample
 
 

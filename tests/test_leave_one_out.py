@@ -3,8 +3,8 @@ import pytest
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
-from tasks.transferability import ridge as module
-from tasks.transferability.ridge import classify_by_ridge, decompose
+from tasks.transferability import leave_one_out as module
+from tasks.transferability.leave_one_out import classify_by_ridge, decompose
 
 
 def classed(n, columns, classes=3, *, seed=0, signal=0.6):

@@ -1,4 +1,4 @@
-"""Leave-one-out accuracy of ridge regression on frozen features, in closed form."""
+"""Leave-one-out accuracy of frozen features, and what pretraining adds to it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +8,11 @@ import scipy.linalg
 from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
-from tasks.artifacts.arrays import Floats
-from tasks.transferability.sampling import number_groups
+from tasks.artifacts.arrays import Features, Floats, Ints
+from tasks.artifacts.records import Estimate
+from tasks.judging.statistics import accuracy_interval, paired_accuracy_interval
+from tasks.params import SimilarityParams
+from tasks.transferability.sampling import Sample, number_groups
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # penalties tried, in mean energies of the features
 RANK_TOLERANCE = 1e-10  # eigenvalues below this share of the largest one count as zero
@@ -121,3 +124,57 @@ def _rows_of_shared(units: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     order = np.argsort(units, kind="stable")
     sizes = np.bincount(units)
     return [rows for rows in np.split(order, np.cumsum(sizes)[:-1]) if len(rows) > 1]
+
+
+def estimate_accuracy(
+    predicted: Ints, sample: Sample, *, params: SimilarityParams, seed: int
+) -> Estimate:
+    """Measure the accuracy of predictions, int64 (n,), that were made without the image's group.
+
+    The interval speaks of the images: as many others would have given another share. That
+    leave-one-out predictions lean on each other is not in it; where features tell little about the
+    labels, the spread over new data sets is up to 1.4 times as wide (measured on noise).
+
+    Source: Bengio and Grandvalet 2004, No unbiased estimator of the variance of cross-validation.
+    """
+    return accuracy_interval(
+        predicted == sample.labels,
+        sample.groups,
+        confidence=params.confidence,
+        resamples=params.bootstrap,
+        seed=seed,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """Leave-one-out accuracies of two sets of features of the same images, and their difference."""
+
+    random_accuracy: Estimate
+    gain: Estimate
+
+
+def estimate_transfer_gain(
+    sample: Sample, random_features: Features, *, params: SimilarityParams, seed: int
+) -> Gain:
+    """Measure what pretraining adds: ridge accuracy of its features minus that of random weights.
+
+    Args:
+        sample: Images with pretrained features.
+        random_features: Of the same images and architecture with random weights, float32 (n, D).
+        params: Resamples and confidence of the intervals.
+        seed: The run's seed.
+    """
+    pretrained = classify_by_ridge(sample.features, sample.labels, sample.groups)
+    random = classify_by_ridge(random_features, sample.labels, sample.groups)
+    return Gain(
+        random_accuracy=estimate_accuracy(random, sample, params=params, seed=seed),
+        gain=paired_accuracy_interval(
+            random == sample.labels,
+            pretrained == sample.labels,
+            sample.groups,
+            confidence=params.confidence,
+            resamples=params.bootstrap,
+            seed=seed,
+        ),
+    )
