@@ -21,6 +21,7 @@ from tasks.artifacts.pixels import PixelStore, StoreWriter, bytes_of, store_info
 from tasks.artifacts.records import (
     SPLITS,
     AugmentPolicy,
+    Conversion,
     ImageSource,
     Split,
     StoreInfo,
@@ -56,6 +57,7 @@ class Paths(StagePaths):
 
     manifest: Read
     origin: Read
+    conversion: Read
     train: Write
     val: Write
     test: Write
@@ -64,7 +66,13 @@ class Paths(StagePaths):
 
 
 def render_rows(
-    content: bytes, row: ManifestRow, params: AugmentParams, *, seed: int, views: int
+    content: bytes,
+    row: ManifestRow,
+    params: AugmentParams,
+    conversion: Conversion,
+    *,
+    seed: int,
+    views: int,
 ) -> Pixels:
     """Decode an image file once and render its clean view, then `views` augmented ones.
 
@@ -76,7 +84,10 @@ def render_rows(
     """
     image_px, ranges = params.image_px, ranges_of(params)
     decoded = decode_image(
-        content, max_pixels=row.width * row.height, draft_px=draft_side(image_px)
+        content,
+        max_pixels=row.width * row.height,
+        draft_px=draft_side(image_px),
+        conversion=conversion,
     )
     frame = frame_image(decoded.image, image_px=image_px, fit=params.fit)
     drawn = [
@@ -87,7 +98,13 @@ def render_rows(
 
 
 def render_file(
-    row: ManifestRow, *, root: Path, params: AugmentParams, seed: int, views: int
+    row: ManifestRow,
+    *,
+    root: Path,
+    params: AugmentParams,
+    conversion: Conversion,
+    seed: int,
+    views: int,
 ) -> Pixels:
     """Read the file of a manifest row below `root` and render it, see `render_rows`.
 
@@ -97,7 +114,7 @@ def render_file(
     """
     content = _read_verified(row, root)
     try:
-        return render_rows(content, row, params, seed=seed, views=views)
+        return render_rows(content, row, params, conversion, seed=seed, views=views)
     except ImageError as err:
         raise DataError(
             f"{row.path!r}: {err}, which ingest did not find; run ingest again"
@@ -227,6 +244,7 @@ def main(argv: Sequence[str] | None) -> None:
     workers = read_machine().decode_workers
     manifest = read_manifest(paths.manifest)
     root = resolve_root(read_record(paths.origin, ImageSource))
+    conversion = read_record(paths.conversion, Conversion)
     policy = describe_policy(manifest, params.augment)
     _check_space(sum(policy.bytes.values()), paths.train)
     folders: dict[Split, Path] = {"train": paths.train, "val": paths.val, "test": paths.test}
@@ -234,7 +252,12 @@ def main(argv: Sequence[str] | None) -> None:
         for split, folder in folders.items():
             views = _views_of(split, params.augment)
             render = partial(
-                render_file, root=root, params=params.augment, seed=params.seed, views=views
+                render_file,
+                root=root,
+                params=params.augment,
+                conversion=conversion,
+                seed=params.seed,
+                views=views,
             )
             rows = manifest.of(split)
             info = store_info(len(rows), views=views, image_px=params.augment.image_px)

@@ -35,6 +35,7 @@ class Paths(StagePaths):
     health: Write
     quarantine: Write
     origin: Write
+    conversion: Write
 
 
 def ingest(
@@ -139,6 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_manifest(paths.manifest, manifest)
     write_record(paths.health, health)
     write_record(paths.origin, listing.origin)
+    write_record(paths.conversion, inspection.conversion)
     for warning in health.warnings:
         log.warning("%s", warning)
     if listing.origin.license:

@@ -15,6 +15,7 @@ from tasks.artifacts.records import (
     AugmentPolicy,
     BackboneInfo,
     Baseline,
+    Conversion,
     Decision,
     Finetuned,
     Health,
@@ -67,6 +68,7 @@ class Paths(StagePaths):
 
     health: Read
     origin: Read
+    conversion: Read
     manifest: Read
     sheet: Read
     policy: Read
@@ -210,6 +212,7 @@ def load_shipped(paths: Paths, findings: Findings, *, seed: int) -> ShippedModel
         head=head,
         input=findings.backbone.input,
         fit=findings.policy.fit,
+        conversion=read_record(paths.conversion, Conversion),
         classes=findings.health.classes,
     )
 

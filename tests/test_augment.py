@@ -19,6 +19,7 @@ from tasks.artifacts.pixels import PixelStore
 from tasks.artifacts.records import (
     SPLITS,
     AugmentPolicy,
+    Conversion,
     ImageSource,
     Split,
     read_record,
@@ -28,6 +29,7 @@ from tasks.artifacts.tables import Manifest, ManifestRow, write_manifest
 from tasks.augment import describe_policy, main, render_rows
 from tasks.errors import ArtifactError, DataError
 from tasks.images.contact_sheet import SHEET_IMAGES, Strip, choose_strips, draw_contact_sheet
+from tasks.images.conversion import settle
 from tasks.images.frames import read_clean_view
 from tasks.params import Params
 from tasks.runtime.parallel import AHEAD, map_in_order
@@ -54,7 +56,13 @@ def manifest_of(root: Path) -> Manifest:
 class Project:
     """A folder with images, the files of ingest and parameters, on which the stage can run."""
 
-    def __init__(self, folder: Path, root: Path, manifest: Manifest | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        root: Path,
+        manifest: Manifest | None = None,
+        conversion: Conversion | None = None,
+    ) -> None:
         self.folder, self.root = folder, root
         folder.mkdir(exist_ok=True)
         self.manifest = manifest or manifest_of(root)
@@ -62,6 +70,7 @@ class Project:
         nothing = {"package": None, "license": None, "citation": None, "label_rule": None}
         origin = ImageSource(kind="folder", name="raw", root=str(root), **nothing)
         write_record(folder / "origin.json", origin)
+        write_record(folder / "conversion.json", conversion or settle([]))
 
     def run(self, out: str = "out", **values: Any) -> Path:
         text = (ROOT / "params.yaml").read_text()
@@ -74,6 +83,7 @@ class Project:
             "params": self.folder / "params.yaml",
             "manifest": self.folder / "manifest.csv",
             "origin": self.folder / "origin.json",
+            "conversion": self.folder / "conversion.json",
             **{split: folder / split for split in SPLITS},
             "sheet": folder / "contact_sheet.jpg",
             "policy": folder / "policy.json",
@@ -242,7 +252,7 @@ def test_larger_than_the_manifest_says_is_refused(tiny_params: Params) -> None:
     Image.new("RGB", (50, 50)).save(file, "PNG")
     row = ManifestRow("a/1.png", "a", "train", "a", "00", 49, 50, "RGB")
     with pytest.raises(DataError, match="too many pixels"):
-        render_rows(file.getvalue(), row, tiny_params.augment, seed=1, views=0)
+        render_rows(file.getvalue(), row, tiny_params.augment, settle([]), seed=1, views=0)
 
 
 # contact sheet ------------------------------------------------------------------------------------

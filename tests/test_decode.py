@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
 from tasks.errors import ImageError
-from tasks.images.decode import READERS, SUFFIXES, Decoded, decode_image
+from tasks.images.decode import Decoded, decode_image
+from tasks.images.formats import READERS, SUFFIXES
 
 MILLION = 1_000_000
 ROOT = Path(__file__).parent.parent

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tasks.artifacts.records import Fit, HeadKind, InputSpec
+from tasks.artifacts.records import Conversion, Fit, HeadKind, InputSpec
 from tasks.backbones.catalogue import create_architecture
 from tasks.errors import ArtifactError
 from tasks.heads.registry import find_head
+from tasks.images.conversion import settle
 from tasks.images.decode import decode_image
 from tasks.images.frames import clean_view, frame_image
 from tasks.reporting import export
@@ -24,6 +25,7 @@ from tasks.reporting.provenance import hash_file
 
 CLASSES = ["cat", "dog", "<b>fox</b>"]
 SIDE = 32
+PLAIN = settle([])
 
 
 def spoil(module: nn.Module) -> None:
@@ -35,7 +37,9 @@ def spoil(module: nn.Module) -> None:
             tensor.mul_(values) if name.endswith("weight") else tensor.add_(values * 0.1)
 
 
-def shipped_model(name: str, head: Any = "linear", fit: Fit = "squash") -> ShippedModel:
+def shipped_model(
+    name: str, head: Any = "linear", fit: Fit = "squash", conversion: Conversion = PLAIN
+) -> ShippedModel:
     torch.manual_seed(3)
     backbone = create_architecture(name, image_px=SIDE)
     spoil(backbone)
@@ -44,7 +48,7 @@ def shipped_model(name: str, head: Any = "linear", fit: Fit = "squash") -> Shipp
     built = find_head(head).build(feature_dim, len(CLASSES), hidden=8, dropout=0.3)
     spoil(built)
     spec = InputSpec(image_px=SIDE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
-    return ShippedModel(name, backbone, built.eval(), spec, fit, CLASSES)
+    return ShippedModel(name, backbone, built.eval(), spec, fit, conversion, CLASSES)
 
 
 def images(count: int = 5) -> torch.Tensor:
@@ -95,7 +99,9 @@ def distilled() -> ShippedModel:
     name = "deit_tiny_distilled_patch16_224"
     backbone = create_architecture(name, image_px=SIDE)
     spec = InputSpec(image_px=SIDE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    return ShippedModel(name, backbone, nn.Linear(192, 3).eval(), spec, "squash", CLASSES)
+    return ShippedModel(
+        name, backbone, nn.Linear(192, 3).eval(), spec, "squash", settle([]), CLASSES
+    )
 
 
 def run_as_printed(

@@ -40,6 +40,7 @@ def run(source: Path, folder: Path, groups: str = "path,group\n", **values: obje
         "health": "health.json",
         "quarantine": "quarantine.csv",
         "origin": "source.json",
+        "conversion": "conversion.json",
     }
     arguments = [word for name, file in outs.items() for word in (f"--{name}", str(folder / file))]
     main([*arguments, "--params", str(folder / "params.yaml")])
@@ -84,7 +85,7 @@ def test_the_same_files_give_the_same_bytes(
     first = run(root, tmp_path / "one").folder
     monkeypatch.setenv("REGRAFT_WORKERS", "5")
     second = run(root, tmp_path / "two").folder
-    for name in ("manifest.csv", "health.json", "quarantine.csv", "source.json"):
+    for name in ("manifest.csv", "health.json", "quarantine.csv", "source.json", "conversion.json"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 

@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 
 from tasks.artifacts.records import ImageSource, Split, write_record
 from tasks.artifacts.tables import Manifest, ManifestRow, write_manifest
+from tasks.images.conversion import settle
 from tasks.params import Params
 
 IMAGES = int(os.environ.get("REGRAFT_MEMORY_IMAGES", "20000"))
@@ -66,7 +67,8 @@ def arguments(root: Path) -> dict[str, list[str]]:
     listed = f"--manifest={root / 'manifest.csv'}"
     return {
         "augment": [
-            listed, f"--origin={root / 'source.json'}", *pixels,
+            listed, f"--origin={root / 'source.json'}",
+            f"--conversion={root / 'conversion.json'}", *pixels,
             f"--sheet={root / 'sheet.jpg'}", f"--policy={root / 'policy.json'}",
         ],
         "extract": [
@@ -91,6 +93,7 @@ def measure_peaks(root: Path, count: int, params: Params) -> dict[str, int]:
         citation=None, label_rule=None,
     )  # fmt: skip
     write_record(root / "source.json", origin)
+    write_record(root / "conversion.json", settle([]))
     environment = {**thread_limits(1), "PYTHONPATH": str(ROOT), "REGRAFT_SCRATCH": str(root)}
     peaks = {}
     for stage, given in arguments(root).items():

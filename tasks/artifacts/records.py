@@ -67,6 +67,21 @@ class ImageSource(Record):
     caution: str | None = None  # what results on these images do not show, in a sentence
 
 
+class Conversion(Record):
+    """How all images of the set become 8-bit sRGB (data/ingest/conversion.json).
+
+    A range is the pair of values that become black and white; what lies beyond is clipped.
+    """
+
+    background: tuple[int, int, int]  # what shows through transparent pixels, in [0, 255]
+    integers: tuple[int, int]  # range of integers of more than 8 bits
+    floats: tuple[float, float]  # range of floating-point values
+    transparent: int  # images with transparent pixels
+    deep: int  # images of more than 8 bits
+    profiled: int  # images whose color profile is not sRGB's
+    notes: list[str]  # sentences for a person
+
+
 class Health(Record):
     """What ingest found out about the data (data/ingest/health.json)."""
 
@@ -74,6 +89,7 @@ class Health(Record):
     images: int
     rejected: int
     rejected_reasons: dict[str, int]
+    rejected_by_class: dict[str, int] = {}
     ignored_files: int
     classes: list[str]
     class_counts: dict[str, dict[str, int]]  # class -> split -> images
@@ -87,6 +103,7 @@ class Health(Record):
     modes: dict[str, int]
     width: list[int]  # smallest, median, largest
     height: list[int]
+    looks: dict[str, dict[str, int]] = {}  # class -> flat, dark, profiled, hashless -> images
     warnings: list[str]  # sentences for a person
 
 

@@ -19,7 +19,7 @@ from tasks.backbones.engine import make_engine
 from tasks.backbones.groups import PooledFeatures
 from tasks.backbones.source_cards import CardOrigin, SourceCard, write_card
 from tasks.errors import DataError, ImageError
-from tasks.images.decode import SUFFIXES
+from tasks.images.formats import SUFFIXES
 from tasks.images.frames import read_clean_view
 from tasks.params_file import load_params
 from tasks.runtime.device import configure_torch

@@ -16,7 +16,7 @@ from tasks.artifacts.records import ImageSource, Split
 from tasks.artifacts.tables import Rejected
 from tasks.artifacts.words import first_of, printable
 from tasks.errors import DataError
-from tasks.images.decode import SUFFIXES
+from tasks.images.formats import SUFFIXES
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from tasks.artifacts.tables import Manifest
 from tasks.artifacts.words import listed, printable, shortened
 from tasks.images.duplicates import Grouping, members_of
 from tasks.images.folders import Listing
+from tasks.images.looks import count_traits, tell_traits
 from tasks.images.validate import Inspection, kinds_of_reasons
 
 IMBALANCE_TO_MENTION = 10.0
@@ -40,11 +41,14 @@ def describe_health(
     """
     counts = _counts(manifest)
     leaks = _leaks_between_given_splits(inspection, grouping)
+    looks = count_traits((image.listed.label, image.traits) for image in inspection.images)
+    totals = {name: sum(by_split.values()) for name, by_split in counts.items()}
     return Health(
         source=listing.origin.name,
         images=len(manifest.rows),
         rejected=len(inspection.rejected),
         rejected_reasons=kinds_of_reasons(inspection.rejected),
+        rejected_by_class=dict(inspection.rejected_by_class),
         ignored_files=listing.ignored,
         classes=manifest.class_names,
         class_counts=counts,
@@ -58,12 +62,15 @@ def describe_health(
         modes=dict(sorted(Counter(row.mode for row in manifest.rows).items())),
         width=_extent([row.width for row in manifest.rows]),
         height=_extent([row.height for row in manifest.rows]),
+        looks=looks,
         warnings=[
             *_about_leaks(leaks, inspection, grouping),
             *_about_labels(grouping),
             *([listing.origin.caution] if listing.origin.caution else []),
             *remarks,
             *_about_files(listing, inspection),
+            *inspection.conversion.notes,
+            *tell_traits(looks, totals),
             *_about_copies(grouping),
             *_about_classes(counts),
         ],

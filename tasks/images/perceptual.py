@@ -19,7 +19,7 @@ from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
-from tasks.artifacts.arrays import Ints
+from tasks.artifacts.arrays import Ints, Pixels
 
 SIDE_PX, FREQUENCIES = 64, 16
 HASH_BITS = FREQUENCIES * FREQUENCIES
@@ -38,8 +38,17 @@ def perceptual_hash(image: Image.Image) -> bytes | None:
     Source: the DCT hash of Zauner, Implementation and benchmarking of perceptual image hash
     functions, 2010, section 3.2.1, with more frequencies and zero in place of the median.
     """
-    gray = image.convert("L").resize((SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR)
-    waves = dctn(np.asarray(gray, dtype=np.float64), norm="ortho")[:FREQUENCIES, :FREQUENCIES]
+    return hash_gray(shrink_to_gray(image))
+
+
+def shrink_to_gray(image: Image.Image) -> Pixels:
+    """Average a picture to the gray one that is hashed: uint8 (64, 64)."""
+    return np.asarray(image.convert("L").resize((SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR))
+
+
+def hash_gray(gray: Pixels) -> bytes | None:
+    """Hash what `shrink_to_gray` gives."""
+    waves = dctn(gray.astype(np.float64), norm="ortho")[:FREQUENCIES, :FREQUENCIES]
     waves[0, 0] = 0.0  # brightness
     if np.count_nonzero(np.abs(waves) > NOISE) < MIN_SIGNS:
         return None

@@ -5,24 +5,30 @@ All bad files are found before anything is said about them; no image is kept in 
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from tasks.artifacts.records import Conversion
 from tasks.artifacts.tables import Rejected
-from tasks.artifacts.words import first_of, printable
+from tasks.artifacts.words import first_of, listed, printable
 from tasks.errors import DataError, ImageError
+from tasks.images.conversion import NO_EVIDENCE, Evidence, relevant, settle
 from tasks.images.decode import decode_image
 from tasks.images.folders import ListedImage, Listing, why_not_regular
-from tasks.images.perceptual import perceptual_hash
+from tasks.images.looks import Trait, find_traits
+from tasks.images.perceptual import hash_gray, shrink_to_gray
 from tasks.images.sources import digest_of_files
 from tasks.params import IngestParams
 from tasks.runtime.progress import progress
 
 LARGEST_FILE_BYTES = 1 << 30
 FILES_AT_ONCE = 64
+GLANCE_PX = 256  # a side of pictures with a color profile, enough for what is looked at here
+CLASS_BAD_FRACTION = 0.1  # of the files of a class may be bad, or ingest.max_bad_fraction if more
+CLASS_BAD_FILES = 2  # so many may be bad in any class, however small
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,8 @@ class CheckedImage:
         mode: Pillow's mode of the file.
         look: Its perceptual hash, None where it is too flat to have one.
         warnings: What the decoder ignored or converted.
+        evidence: What it tells about the conversion of its set.
+        traits: What is remarkable about how it looks.
     """
 
     listed: ListedImage
@@ -46,6 +54,8 @@ class CheckedImage:
     mode: str
     look: bytes | None
     warnings: tuple[str, ...] = ()
+    evidence: Evidence = NO_EVIDENCE
+    traits: tuple[Trait, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +66,22 @@ class Inspection:
         images: Usable ones, sorted by path (code point).
         rejected: The others with those the listing had rejected, sorted by path.
         digests: (path, sha256) of every file that could be read, usable or not.
+        rejected_by_class: Of the listed files, sorted by class; classes without any are left out.
+        conversion: Of all usable images to 8-bit sRGB.
     """
 
     images: tuple[CheckedImage, ...]
     rejected: tuple[Rejected, ...]
     digests: tuple[tuple[str, str], ...]
+    rejected_by_class: Mapping[str, int]
+    conversion: Conversion
 
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
     """One file: its sha256 if it could be read, and either the image or the reason why not."""
 
-    path: str
+    listed: ListedImage
     sha256: str | None
     image: CheckedImage | None
     reason: str
@@ -76,7 +90,9 @@ class _Opened:
 def inspect_images(
     root: Path, listing: Listing, params: IngestParams, *, workers: int
 ) -> Inspection:
-    """Read, decode and hash every listed file.
+    """Read, decode and hash every listed file, and settle how the set is converted.
+
+    A file is opened again where the set is converted otherwise than it would be alone.
 
     Args:
         root: Folder on this machine that the paths are relative to.
@@ -84,30 +100,63 @@ def inspect_images(
         params: Limits of size.
         workers: Threads; the result does not depend on them.
     """
-    listed = listing.images
-    chunks = [listed[at : at + FILES_AT_ONCE] for at in range(0, len(listed), FILES_AT_ONCE)]
+    opened = _open_in_threads(root, listing.images, params, None, workers=workers)
+    images = [item.image for item in opened if item.image is not None]
+    conversion = settle([(image.listed.label, image.evidence) for image in images])
+    again = [image.listed for image in images if _looks_otherwise(image.evidence, conversion)]
+    if again:
+        new = _open_in_threads(root, again, params, conversion, workers=workers)
+        by_path = {item.listed.path: item for item in new}
+        opened = [by_path.get(item.listed.path, item) for item in opened]
+    rejected = [Rejected(item.listed.path, item.reason) for item in opened if item.image is None]
+    labels = Counter(item.listed.label for item in opened if item.image is None)
+    return Inspection(
+        images=tuple(item.image for item in opened if item.image is not None),
+        rejected=tuple(sorted([*listing.rejected, *rejected], key=lambda item: item.path)),
+        digests=tuple((item.listed.path, item.sha256) for item in opened if item.sha256),
+        rejected_by_class=dict(sorted(labels.items())),
+        conversion=conversion,
+    )
+
+
+def _looks_otherwise(evidence: Evidence, conversion: Conversion) -> bool:
+    if evidence == Evidence(profiled=evidence.profiled):
+        return False
+    alone = settle([("", evidence)])
+    return relevant(alone, evidence) != relevant(conversion, evidence)
+
+
+def _open_in_threads(
+    root: Path,
+    images: Sequence[ListedImage],
+    params: IngestParams,
+    conversion: Conversion | None,
+    *,
+    workers: int,
+) -> list[_Opened]:
+    chunks = [images[at : at + FILES_AT_ONCE] for at in range(0, len(images), FILES_AT_ONCE)]
     opened: list[_Opened] = []
-    with ThreadPoolExecutor(workers) as pool, progress("check", len(listed)) as meter:
+    label = "check" if conversion is None else "convert"
+    with ThreadPoolExecutor(workers) as pool, progress(label, len(images)) as meter:
         try:
-            for results in pool.map(partial(_open_all, root, params), chunks):
+            for results in pool.map(partial(_open_all, root, params, conversion), chunks):
                 opened += results
                 meter.advance(len(results))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    rejected = [Rejected(item.path, item.reason) for item in opened if item.image is None]
-    return Inspection(
-        images=tuple(item.image for item in opened if item.image is not None),
-        rejected=tuple(sorted([*listing.rejected, *rejected], key=lambda item: item.path)),
-        digests=tuple((item.path, item.sha256) for item in opened if item.sha256 is not None),
-    )
+    return opened
 
 
-def _open_all(root: Path, params: IngestParams, images: Sequence[ListedImage]) -> list[_Opened]:
-    return [_open(root / image.path, image, params) for image in images]
+def _open_all(
+    root: Path, params: IngestParams, conversion: Conversion | None, images: Sequence[ListedImage]
+) -> list[_Opened]:
+    return [_open(root / image.path, image, params, conversion) for image in images]
 
 
-def _open(file: Path, listed: ListedImage, params: IngestParams) -> _Opened:
+def _open(
+    file: Path, listed: ListedImage, params: IngestParams, conversion: Conversion | None
+) -> _Opened:
     sha256 = None
     try:
         content = _read(file)
@@ -116,15 +165,26 @@ def _open(file: Path, listed: ListedImage, params: IngestParams) -> _Opened:
             content,
             max_pixels=params.max_pixels,
             min_side_px=params.min_side_px,
+            glance_px=GLANCE_PX,
             suffix=file.suffix,
+            conversion=conversion,
         )
     except ImageError as err:
-        return _Opened(listed.path, sha256, None, str(err))
-    look = perceptual_hash(decoded.image)
+        return _Opened(listed, sha256, None, str(err))
+    gray = shrink_to_gray(decoded.image)
+    look = hash_gray(gray)
     image = CheckedImage(
-        listed, sha256, decoded.width, decoded.height, decoded.mode, look, decoded.warnings
+        listed,
+        sha256,
+        decoded.width,
+        decoded.height,
+        decoded.mode,
+        look,
+        decoded.warnings,
+        decoded.evidence,
+        find_traits(decoded.image, gray, profiled=decoded.evidence.profiled, hashless=look is None),
     )
-    return _Opened(listed.path, sha256, image, "")
+    return _Opened(listed, sha256, image, "")
 
 
 def _read(file: Path) -> bytes:
@@ -168,6 +228,9 @@ def check_pin(root: Path, listing: Listing, inspection: Inspection) -> None:
 def check_share_of_bad(inspection: Inspection, params: IngestParams, *, written_to: Path) -> None:
     """Apply the policy about bad files.
 
+    Quarantine tolerates `max_bad_fraction` of all files; of a single class a tenth, or
+    `max_bad_fraction` if that is more, and two files of any class.
+
     Args:
         inspection: What was found.
         params: `on_bad` and `max_bad_fraction`.
@@ -178,18 +241,38 @@ def check_share_of_bad(inspection: Inspection, params: IngestParams, *, written_
     """
     bad, usable = inspection.rejected, len(inspection.images)
     share = len(bad) / max(usable + len(bad), 1)
-    if not bad or (params.on_bad == "quarantine" and share <= params.max_bad_fraction):
+    if not bad:
         return
-    allowed = (
-        "none (ingest.on_bad is fail)"
-        if params.on_bad == "fail"
-        else f"a share of {params.max_bad_fraction:g} (ingest.max_bad_fraction)"
-    )
+    allowed = ""
+    if params.on_bad == "fail":
+        allowed = "none (ingest.on_bad is fail)"
+    elif share > params.max_bad_fraction:
+        allowed = f"a share of {params.max_bad_fraction:g} (ingest.max_bad_fraction)"
+    classes = _classes_with_many_bad(inspection, params)
+    if not allowed and classes:
+        largest = max(CLASS_BAD_FRACTION, params.max_bad_fraction)
+        allowed = (
+            f"a share of {largest:g} of a class ({CLASS_BAD_FRACTION:g}, or "
+            "ingest.max_bad_fraction if that is more), and two files of any"
+        )
+    if not allowed:
+        return
+    where = f", too many of them of {listed(classes)}" if classes else ""
     lines = (f"{printable(item.path)}: {item.reason}" for item in bad)
     raise DataError(
-        f"{len(bad):,} of {usable + len(bad):,} files cannot be used; allowed: {allowed}. Repair "
-        f"or remove them; the whole list is in {written_to}:{first_of(lines)}"
+        f"{len(bad):,} of {usable + len(bad):,} files cannot be used{where}; allowed: {allowed}. "
+        f"Repair or remove them; the whole list is in {written_to}:{first_of(lines)}"
     )
+
+
+def _classes_with_many_bad(inspection: Inspection, params: IngestParams) -> list[str]:
+    usable = Counter(image.listed.label for image in inspection.images)
+    largest = max(CLASS_BAD_FRACTION, params.max_bad_fraction)
+    return [
+        f"{label} ({bad:,} of {bad + usable[label]:,})"
+        for label, bad in inspection.rejected_by_class.items()
+        if bad > CLASS_BAD_FILES and bad / (bad + usable[label]) > largest
+    ]
 
 
 def kinds_of_reasons(rejected: Sequence[Rejected]) -> dict[str, int]:

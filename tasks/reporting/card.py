@@ -13,11 +13,13 @@ from tasks.reporting.provenance import Provenance
 
 BEGIN = """\
 import json
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 folder = Path("data/report/model")
 about = json.loads((folder / "regraft.json").read_text(encoding="utf-8"))
@@ -38,11 +40,32 @@ head.load_state_dict(load_file(folder / "head.safetensors"))
 model = torch.nn.Sequential(model, head).eval()
 """
 PREDICT = """
-image = ImageOps.exif_transpose(Image.open("image.jpg"))
-if image.has_transparency_data:
-    white = Image.new("RGBA", image.size, "white")
-    image = Image.alpha_composite(white, image.convert("RGBA"))
-image = prepare(image.convert("RGB"))
+
+def read_image(path):  # upright 8-bit sRGB, as the training images were read
+    known = about["preprocessing"]
+    image = ImageOps.exif_transpose(Image.open(path))
+    profile, alpha = image.info.get("icc_profile"), None
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        black, white = known["floats" if image.mode == "F" else "integers"]
+        values = (np.asarray(image, dtype=np.float64) - black) * 255 / ((white - black) or 1)
+        image = Image.fromarray(np.rint(values.clip(0, 255)).astype(np.uint8))
+    elif image.has_transparency_data:
+        alpha = image.convert("RGBA").getchannel("A")
+        image = image.convert("L") if image.mode == "LA" else image.convert("RGBA").convert("RGB")
+    if profile:
+        profile = ImageCms.ImageCmsProfile(BytesIO(profile))
+        space = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}[profile.profile.xcolor_space]
+        srgb = ImageCms.createProfile("sRGB")
+        image = ImageCms.profileToProfile(
+            image.convert(space), profile, srgb, outputMode="RGB",
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    canvas = Image.new("RGB", image.size, tuple(known["background"]))
+    canvas.paste(image.convert("RGB"), mask=alpha)
+    return canvas
+
+
+image = prepare(read_image("image.jpg"))
 with torch.inference_mode():
     logits = model(image[None])
 probabilities = (logits / about["temperature"]).softmax(dim=1)[0]

@@ -2,7 +2,8 @@
 
 config.json, model.safetensors   timm's format: architecture, preprocessing, class names, weights
 head.json, head.safetensors      only where the head is more than timm's linear classifier
-regraft.json                     class names, temperature, preprocessing, test results
+regraft.json                     class names, temperature, preprocessing with the conversion of
+                                 transparency and deep values to 8-bit sRGB, test results
 """
 
 import inspect
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from tasks.artifacts.arrays import read_tensors, write_tensors
 from tasks.artifacts.files import replacing_folder
-from tasks.artifacts.records import Fit, InputSpec, read_json, write_json
+from tasks.artifacts.records import Conversion, Fit, InputSpec, read_json, write_json
 from tasks.errors import ArtifactError
 from tasks.reporting.provenance import hash_file
 
@@ -42,6 +43,7 @@ class ShippedModel:
         head: Pooled features to logits (N, C), in eval mode.
         input: What the backbone expects.
         fit: How an image becomes square.
+        conversion: How an image of any mode becomes 8-bit sRGB.
         classes: Class names by logit.
     """
 
@@ -50,6 +52,7 @@ class ShippedModel:
     head: nn.Module
     input: InputSpec
     fit: Fit
+    conversion: Conversion
     classes: Sequence[str]
 
     @torch.inference_mode()
@@ -221,6 +224,10 @@ def _about(shipped: ShippedModel, about: Mapping[str, Any], *, whole: bool) -> d
         "head": "in model.safetensors" if whole else "in head.safetensors",
         "classes": list(shipped.classes),
         "preprocessing": {
+            "color": "sRGB, from the profile of the image if it has one",
+            "background": list(shipped.conversion.background),
+            "integers": list(shipped.conversion.integers),
+            "floats": list(shipped.conversion.floats),
             "image_px": shipped.input.image_px,
             "fit": shipped.fit,
             "interpolation": "bicubic",

@@ -1,0 +1,253 @@
+"""Is an image file whole? What holds no pixels of the first picture decides nothing.
+
+Pillow skips the checksums of PNG pixel data and libjpeg paints gray what is missing of a JPEG, so
+damage is looked for here. Metadata, later frames and end markers may be damaged or missing: they
+are left out, with a remark.
+"""
+
+import io
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from PIL.JpegImagePlugin import JpegImageFile
+
+from tasks.errors import ImageError
+
+LARGEST_METADATA = 1 << 20  # bytes of a text or a color profile of a PNG, unpacked
+
+END_MISSING = "its end marker is missing, but no pixel"
+
+_PNG_TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
+_PNG_ANIMATION = frozenset({b"acTL", b"fcTL", b"fdAT"})
+_PNG_NAMES = {b"iCCP": "color profile", b"eXIf": "EXIF data"} | dict.fromkeys(_PNG_TEXTS, "text")
+_PNG_PIXELS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"tRNS"})
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+
+_JPEG_END = b"\xff\xd9"
+_JUNK = (
+    b"\0" + bytes(range(1, 255)) * 16
+)  # first a 0, so that no marker arises with an FF before it
+# Bytes that take the place of missing pixels where there are any; the second goes on behind a
+# missing restart marker, whichever of the eight is due.
+_JPEG_ENDINGS = (
+    _JUNK + _JPEG_END,
+    b"\0" + b"".join(b"\xff" + bytes([0xD0 + n]) + _JUNK for n in range(8)) * 2 + _JPEG_END,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """The part of a file that holds its first picture.
+
+    Attributes:
+        content: What a decoder is to read.
+        remarks: What was left out or is missing.
+        frames: Pictures in the file where `content` no longer tells.
+        unproven: A JPEG without end marker; `prove_jpeg` tells whether pixels are missing.
+    """
+
+    content: bytes
+    remarks: tuple[str, ...] = ()
+    frames: int | None = None
+    unproven: bool = False
+
+
+def find_picture(kind: str, content: bytes) -> Sound:
+    """Take what holds the first picture of a file.
+
+    Raises:
+        ImageError: The file ends too early, or bytes that hold pixels fail their checksum.
+    """
+    if kind == "PNG":
+        return _take_png(content)
+    if kind == "JPEG":
+        return _take_jpeg(content)
+    if kind == "WEBP":
+        return _take_webp(content)
+    return Sound(content)
+
+
+def truncated(content: bytes) -> ImageError:
+    """Make the error of a file that ends before its last pixel."""
+    return ImageError(f"truncated (ends at byte {len(content)}, before its last pixel)")
+
+
+# PNG ----------------------------------------------------------------------------------------------
+
+
+class _Chunk(NamedTuple):
+    name: bytes
+    whole: bytes | memoryview  # with length and checksum
+    is_sound: bool
+
+    @property
+    def data(self) -> bytes:
+        return bytes(self.whole[8:-4])
+
+
+def _take_png(content: bytes) -> Sound:
+    chunks = list(_png_chunks(content))
+    names = [chunk.name for chunk in chunks]
+    if b"IDAT" not in names:
+        raise truncated(content)
+    left_out = {at: _why_left_out(chunk) for at, chunk in enumerate(chunks)}
+    kept = [
+        chunk.whole
+        for at, chunk in enumerate(chunks)
+        if left_out[at] is None and chunk.name not in _PNG_ANIMATION
+    ]
+    remarks = [remark for remark in left_out.values() if remark]
+    if b"IEND" not in names:
+        kept.append(_PNG_END)
+        remarks.append(END_MISSING)
+    return Sound(b"".join([content[:8], *kept]), tuple(dict.fromkeys(remarks)), _png_frames(chunks))
+
+
+def _png_frames(chunks: Sequence[_Chunk]) -> int:
+    """Count the frames of an animation, and its picture where that is none of them."""
+    names = [chunk.name for chunk in chunks]
+    if b"acTL" not in names or not chunks[names.index(b"acTL")].is_sound:
+        return 1
+    frames = int.from_bytes(chunks[names.index(b"acTL")].data[:4], "big")
+    return frames + (b"fcTL" not in names[: names.index(b"IDAT")])
+
+
+def _png_chunks(content: bytes) -> Iterator[_Chunk]:
+    """Walk the chunks to the end marker; of pixels that are cut off, give what is left."""
+    view, at, name = memoryview(content), 8, b""
+    while at + 8 < len(content) and name != b"IEND":
+        name, end = bytes(view[at + 4 : at + 8]), at + 12 + int.from_bytes(view[at : at + 4], "big")
+        if end > len(content):
+            if name == b"IDAT":
+                data = bytes(view[at + 8 : end - 4])
+                checksum = zlib.crc32(name + data).to_bytes(4, "big")
+                yield _Chunk(name, len(data).to_bytes(4, "big") + name + data + checksum, True)
+            return
+        checksum = zlib.crc32(view[at + 4 : end - 4]).to_bytes(4, "big")
+        if name != b"IEND" or checksum == view[end - 4 : end]:
+            yield _Chunk(name, view[at:end], checksum == view[end - 4 : end])
+        at = end
+
+
+def _why_left_out(chunk: _Chunk) -> str | None:
+    """Give the remark about metadata that are damaged or too large; None for what is kept."""
+    name = chunk.name.decode("ascii", "backslashreplace")
+    what = _PNG_NAMES.get(chunk.name, f"chunk {name}")
+    if not chunk.is_sound:
+        if chunk.name in _PNG_PIXELS:
+            raise ImageError(f"damaged (PNG chunk {name} fails its CRC)")
+        return f"its {what} is damaged (CRC) and was ignored"
+    if chunk.name in _PNG_NAMES and _unpacked_size(chunk) > LARGEST_METADATA:
+        return f"its {what} is larger than 1 MiB and was ignored"
+    return None
+
+
+def _unpacked_size(chunk: _Chunk) -> int:
+    """Bytes of metadata, at most a few more than the largest that is read."""
+    if chunk.name not in (b"iCCP", b"zTXt", b"iTXt"):
+        return len(chunk.data)
+    packed = chunk.data.partition(b"\0")[2][1:]
+    if chunk.name == b"iTXt":
+        if chunk.data.partition(b"\0")[2][:1] != b"\x01":
+            return len(chunk.data)
+        packed = packed[1:].partition(b"\0")[2].partition(b"\0")[2]
+    try:
+        return len(zlib.decompressobj().decompress(packed, LARGEST_METADATA + 1))
+    except zlib.error:
+        return len(chunk.data)
+
+
+# JPEG ---------------------------------------------------------------------------------------------
+
+
+def _take_jpeg(content: bytes) -> Sound:
+    """Look for the end marker after the first scan; thumbnails lie before it, trailers behind."""
+    at = 2
+    while at + 4 <= len(content):
+        marker = content[at + 1]
+        if content[at] != 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD9:
+            return Sound(content)  # no segment where one should be: the decoder judges
+        if marker == 0xDA:  # start of scan
+            if content.find(_JPEG_END, at) >= 0:
+                return Sound(content)
+            left = content.rstrip(b"\0")  # a file that was allocated and not filled
+            if not _has_all_scans(left):
+                raise truncated(content)
+            return Sound(left + _JPEG_END, (END_MISSING,), unproven=True)
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    raise truncated(content)
+
+
+def prove_jpeg(sound: Sound, content: bytes) -> None:
+    """Make sure that a JPEG without end marker has all its pixels.
+
+    Where pixels are missing, the decoder takes what follows for them. So the picture is whole if it
+    is the same whatever follows.
+
+    Raises:
+        ImageError: It is another, or cannot be decoded.
+    """
+    body = sound.content.removesuffix(_JPEG_END)
+    try:
+        pictures = [_jpeg_pixels(body + ending) for ending in (_JPEG_END, *_JPEG_ENDINGS)]
+    except (OSError, SyntaxError, ValueError) as err:
+        raise truncated(content) from err
+    if len(set(pictures)) > 1:
+        raise truncated(content)
+
+
+def _jpeg_pixels(content: bytes) -> bytes:
+    with JpegImageFile(io.BytesIO(content)) as file:
+        return file.tobytes()
+
+
+def _has_all_scans(content: bytes) -> bool:
+    """Whether the scans of a JPEG hold every coefficient of every component to its last bit."""
+    components, finished = set[int](), set[tuple[int, int]]()
+    for marker, segment in _jpeg_segments(content):
+        if marker in (0xC0, 0xC1, 0xC2) and len(segment) >= 6:
+            components = {segment[at] for at in range(6, len(segment) - 2, 3)}
+        elif marker == 0xDA and len(segment) >= 4:
+            names, (first, last, bits) = segment[1 : 1 + 2 * segment[0] : 2], segment[-3:]
+            if not bits & 15:
+                finished |= {(name, k) for name in names for k in range(first, last + 1)}
+    return {(name, k) for name in components for k in range(64)} <= finished
+
+
+def _jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """Give marker and bytes of every segment, without length; pixels between them are skipped."""
+    at = content.find(b"\xff", 2)
+    while 0 <= at < len(content) - 3:
+        marker = content[at + 1]
+        if marker in (0x00, 0xFF, *range(0xD0, 0xDA)):
+            at += 1 if marker == 0xFF else 2
+        else:
+            length = int.from_bytes(content[at + 2 : at + 4], "big")
+            yield marker, content[at + 4 : at + 2 + length]
+            at += 2 + length
+        at = content.find(b"\xff", at)
+
+
+# WebP ---------------------------------------------------------------------------------------------
+
+
+def _take_webp(content: bytes) -> Sound:
+    """Of a file that is cut off keep what lies before the cut, if it holds a whole picture."""
+    if len(content) >= 8 + int.from_bytes(content[4:8], "little"):
+        return Sound(content)
+    kept, frames, at = list[bytes](), 0, 12
+    while at + 8 <= len(content):
+        end = at + 8 + int.from_bytes(content[at + 4 : at + 8], "little")
+        if end > len(content):
+            break
+        if content[at : at + 4] != b"ANMF" or not frames:  # the first frame is enough
+            kept.append(content[at:end].ljust(end - at + (end - at) % 2, b"\0"))
+        frames += content[at : at + 4] == b"ANMF"
+        at = end + (end - at) % 2
+    if not any(chunk[:4] in (b"VP8 ", b"VP8L", b"ANMF") for chunk in kept):
+        raise truncated(content)
+    body = b"WEBP" + b"".join(kept)
+    remark = "its end is missing, but no pixel of its first picture"
+    return Sound(b"RIFF" + len(body).to_bytes(4, "little") + body, (remark,), frames or None)
