@@ -29,7 +29,7 @@ from tasks.artifacts.tables import Manifest, ManifestRow, write_manifest
 from tasks.augment import describe_policy, main, render_rows
 from tasks.errors import ArtifactError, DataError
 from tasks.images.contact_sheet import SHEET_IMAGES, Strip, choose_strips, draw_contact_sheet
-from tasks.images.conversion import settle
+from tasks.images.conversion import settle_conversion
 from tasks.images.frames import read_clean_view
 from tasks.params import Params
 from tasks.runtime.parallel import AHEAD, map_in_order
@@ -70,7 +70,7 @@ class Project:
         nothing = {"package": None, "license": None, "citation": None, "label_rule": None}
         origin = ImageSource(kind="folder", name="raw", root=str(root), **nothing)
         write_record(folder / "origin.json", origin)
-        write_record(folder / "conversion.json", conversion or settle([]))
+        write_record(folder / "conversion.json", conversion or settle_conversion([]))
 
     def run(self, out: str = "out", **values: Any) -> Path:
         text = (ROOT / "params.yaml").read_text()
@@ -230,7 +230,7 @@ def test_only_the_first_changed_files_are_listed(project: Project) -> None:
 
 def test_a_listed_file_that_cannot_be_decoded_is_named(project: Project) -> None:
     path = project.root / "cat" / "000.png"
-    path.write_bytes(path.read_bytes()[:-20])
+    path.write_bytes(path.read_bytes()[:200])
     broken = hashlib.sha256(path.read_bytes()).hexdigest()
     rows = list(project.manifest.rows)
     rows[0] = ManifestRow(rows[0].path, "cat", "train", "g", broken, 40, 32, "RGB")
@@ -252,7 +252,9 @@ def test_larger_than_the_manifest_says_is_refused(tiny_params: Params) -> None:
     Image.new("RGB", (50, 50)).save(file, "PNG")
     row = ManifestRow("a/1.png", "a", "train", "a", "00", 49, 50, "RGB")
     with pytest.raises(DataError, match="too many pixels"):
-        render_rows(file.getvalue(), row, tiny_params.augment, settle([]), seed=1, views=0)
+        render_rows(
+            file.getvalue(), row, tiny_params.augment, settle_conversion([]), seed=1, views=0
+        )
 
 
 # contact sheet ------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from tasks.artifacts.records import Conversion, Fit, HeadKind, InputSpec
 from tasks.backbones.catalogue import create_architecture
 from tasks.errors import ArtifactError
 from tasks.heads.registry import find_head
-from tasks.images.conversion import settle
+from tasks.images.conversion import settle_conversion
 from tasks.images.decode import decode_image
 from tasks.images.frames import clean_view, frame_image
 from tasks.reporting import export
@@ -25,7 +25,7 @@ from tasks.reporting.provenance import hash_file
 
 CLASSES = ["cat", "dog", "<b>fox</b>"]
 SIDE = 32
-PLAIN = settle([])
+PLAIN = settle_conversion([])
 
 
 def spoil(module: nn.Module) -> None:
@@ -100,7 +100,7 @@ def distilled() -> ShippedModel:
     backbone = create_architecture(name, image_px=SIDE)
     spec = InputSpec(image_px=SIDE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     return ShippedModel(
-        name, backbone, nn.Linear(192, 3).eval(), spec, "squash", settle([]), CLASSES
+        name, backbone, nn.Linear(192, 3).eval(), spec, "squash", settle_conversion([]), CLASSES
     )
 
 

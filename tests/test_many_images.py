@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 
 from tasks.artifacts.records import ImageSource, Split, write_record
 from tasks.artifacts.tables import Manifest, ManifestRow, write_manifest
-from tasks.images.conversion import settle
+from tasks.images.conversion import settle_conversion
 from tasks.params import Params
 
 IMAGES = int(os.environ.get("REGRAFT_MEMORY_IMAGES", "20000"))
@@ -93,7 +93,7 @@ def measure_peaks(root: Path, count: int, params: Params) -> dict[str, int]:
         citation=None, label_rule=None,
     )  # fmt: skip
     write_record(root / "source.json", origin)
-    write_record(root / "conversion.json", settle([]))
+    write_record(root / "conversion.json", settle_conversion([]))
     environment = {**thread_limits(1), "PYTHONPATH": str(ROOT), "REGRAFT_SCRATCH": str(root)}
     peaks = {}
     for stage, given in arguments(root).items():

@@ -10,7 +10,7 @@ from PIL import Image, ImageCms
 from tasks.artifacts.arrays import Pixels
 from tasks.artifacts.records import Conversion
 from tasks.errors import ImageError
-from tasks.images.conversion import GROUNDS, Evidence, settle
+from tasks.images.conversion import GROUNDS, ColorFacts, settle_conversion
 
 EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
 VISIBLE_DIFFERENCE = 64  # of 255, in some channel, by which a pixel stands out from the ground
@@ -22,10 +22,10 @@ PROFILES_KEPT = 32
 
 @dataclass(frozen=True, slots=True)
 class Colored:
-    """An image in RGB, what it tells about its set's conversion, and what was ignored."""
+    """An image in RGB, what it tells about the conversion of its set, and what was ignored."""
 
     image: Image.Image
-    evidence: Evidence
+    facts: ColorFacts
     remarks: tuple[str, ...] = ()
 
 
@@ -50,13 +50,13 @@ def to_srgb(
     alpha = _alpha(image)
     if alpha is None:
         colored, profiled, remarks = _apply_profile(_without_alpha(image), image, reduce_px)
-        return Colored(colored, Evidence(profiled=profiled), remarks)
+        return Colored(colored, ColorFacts(profiled=profiled), remarks)
     colored, profiled, remarks = _apply_profile(_without_alpha(image), image, None)
-    evidence = Evidence(hidden_on=_hidden_on(colored, alpha), profiled=profiled)
-    conversion = conversion or settle([("", evidence)])
+    facts = ColorFacts(hidden_on=_hidden_on(colored, alpha), profiled=profiled)
+    conversion = conversion or settle_conversion([("", facts)])
     canvas = Image.new("RGB", image.size, conversion.background)
     canvas.paste(colored, mask=alpha)
-    return Colored(canvas, evidence, remarks)
+    return Colored(canvas, facts, remarks)
 
 
 # transparency -------------------------------------------------------------------------------------
@@ -103,14 +103,14 @@ def _deep_to_srgb(image: Image.Image, conversion: Conversion | None) -> Colored:
     if not np.isfinite([low, high]).all():
         raise ImageError("damaged (holds NaN or infinite values)")
     floating = image.mode == "F"
-    evidence = Evidence(floats=(low, high)) if floating else Evidence(integers=(low, high))
-    conversion = conversion or settle([("", evidence)])
+    facts = ColorFacts(floats=(low, high)) if floating else ColorFacts(integers=(low, high))
+    conversion = conversion or settle_conversion([("", facts)])
     black, white = conversion.floats if floating else conversion.integers
     gray = Image.fromarray(scale_to_bytes(values, black, white))
     colored, profiled, remarks = _apply_profile(gray, image, None)
     return Colored(
         colored,
-        Evidence(integers=evidence.integers, floats=evidence.floats, profiled=profiled),
+        ColorFacts(integers=facts.integers, floats=facts.floats, profiled=profiled),
         remarks,
     )
 

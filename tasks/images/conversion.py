@@ -23,7 +23,7 @@ UNIT = (0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
+class ColorFacts:
     """What one image tells about how its set is to be converted.
 
     Attributes:
@@ -40,11 +40,11 @@ class Evidence:
     profiled: bool = False
 
 
-NO_EVIDENCE = Evidence()
+NO_FACTS = ColorFacts()
 
 
-def settle(images: Sequence[tuple[str, Evidence]]) -> Conversion:
-    """Find the conversion of a set from (class, evidence) of all its images, in any order.
+def settle_conversion(images: Sequence[tuple[str, ColorFacts]]) -> Conversion:
+    """Find the conversion of a set from (class, facts) of all its images, in any order.
 
     Transparent pixels become white unless more than 1 % of some class would be hidden on it; then
     white, black or gray, the first on which the fewest images of a class are hidden, by its share.
@@ -69,16 +69,16 @@ def settle(images: Sequence[tuple[str, Evidence]]) -> Conversion:
     return conversion.model_copy(update={"notes": notes})
 
 
-def relevant(conversion: Conversion, evidence: Evidence) -> tuple[object, ...]:
+def relevant(conversion: Conversion, facts: ColorFacts) -> tuple[object, ...]:
     """Give what of a conversion an image depends on."""
     return (
-        conversion.background if evidence.hidden_on is not None else None,
-        conversion.integers if evidence.integers is not None else None,
-        conversion.floats if evidence.floats is not None else None,
+        conversion.background if facts.hidden_on is not None else None,
+        conversion.integers if facts.integers is not None else None,
+        conversion.floats if facts.floats is not None else None,
     )
 
 
-def _choose_ground(images: Sequence[tuple[str, Evidence]]) -> str:
+def _choose_ground(images: Sequence[tuple[str, ColorFacts]]) -> str:
     totals = Counter(label for label, _ in images)
     hidden = Counter(
         (label, ground) for label, fact in images for ground in fact.hidden_on or frozenset()
@@ -115,7 +115,7 @@ def _range_of_floats(extent: tuple[float, float] | None) -> tuple[float, float]:
 def _describe(
     conversion: Conversion,
     ground: str,
-    facts: Sequence[Evidence],
+    facts: Sequence[ColorFacts],
     integers: tuple[int, int] | None,
     floats: tuple[float, float] | None,
 ) -> list[str]:

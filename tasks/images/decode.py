@@ -15,7 +15,7 @@ from PIL import Image, ImageFile
 from tasks.artifacts.records import Conversion
 from tasks.errors import ImageError
 from tasks.images.color import to_srgb
-from tasks.images.conversion import Evidence
+from tasks.images.conversion import ColorFacts
 from tasks.images.formats import READERS, SUFFIXES, identify
 from tasks.images.whole import Sound, find_picture, prove_jpeg, truncated
 
@@ -48,7 +48,7 @@ class Decoded:
         format: A key of `READERS`.
         frames: Pictures in the file; the first one is decoded.
         warnings: Sentences about what was ignored or converted.
-        evidence: What the image tells about how its set is to be converted.
+        color: What the image tells about how its set is to be converted.
     """
 
     image: Image.Image
@@ -58,7 +58,7 @@ class Decoded:
     format: str
     frames: int
     warnings: tuple[str, ...]
-    evidence: Evidence
+    color: ColorFacts
 
 
 def decode_image(
@@ -119,7 +119,7 @@ def decode_image(
             width, height = height, width
     remarks = _remarks(kind, suffix, frames, orientation)
     warnings = (*remarks, *sound.remarks, *colored.remarks)
-    return Decoded(image, width, height, mode, kind, frames or 1, warnings, colored.evidence)
+    return Decoded(image, width, height, mode, kind, frames or 1, warnings, colored.facts)
 
 
 def _remarks(

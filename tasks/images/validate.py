@@ -15,7 +15,7 @@ from tasks.artifacts.records import Conversion
 from tasks.artifacts.tables import Rejected
 from tasks.artifacts.words import first_of, listed, printable
 from tasks.errors import DataError, ImageError
-from tasks.images.conversion import NO_EVIDENCE, Evidence, relevant, settle
+from tasks.images.conversion import NO_FACTS, ColorFacts, relevant, settle_conversion
 from tasks.images.decode import decode_image
 from tasks.images.folders import ListedImage, Listing, why_not_regular
 from tasks.images.looks import Trait, find_traits
@@ -43,7 +43,7 @@ class CheckedImage:
         mode: Pillow's mode of the file.
         look: Its perceptual hash, None where it is too flat to have one.
         warnings: What the decoder ignored or converted.
-        evidence: What it tells about the conversion of its set.
+        color: What it tells about the conversion of its set.
         traits: What is remarkable about how it looks.
     """
 
@@ -54,7 +54,7 @@ class CheckedImage:
     mode: str
     look: bytes | None
     warnings: tuple[str, ...] = ()
-    evidence: Evidence = NO_EVIDENCE
+    color: ColorFacts = NO_FACTS
     traits: tuple[Trait, ...] = ()
 
 
@@ -90,7 +90,7 @@ class _Opened:
 def inspect_images(
     root: Path, listing: Listing, params: IngestParams, *, workers: int
 ) -> Inspection:
-    """Read, decode and hash every listed file, and settle how the set is converted.
+    """Read, decode and hash every listed file, and settle_conversion how the set is converted.
 
     A file is opened again where the set is converted otherwise than it would be alone.
 
@@ -102,8 +102,8 @@ def inspect_images(
     """
     opened = _open_in_threads(root, listing.images, params, None, workers=workers)
     images = [item.image for item in opened if item.image is not None]
-    conversion = settle([(image.listed.label, image.evidence) for image in images])
-    again = [image.listed for image in images if _looks_otherwise(image.evidence, conversion)]
+    conversion = settle_conversion([(image.listed.label, image.color) for image in images])
+    again = [image.listed for image in images if _looks_otherwise(image.color, conversion)]
     if again:
         new = _open_in_threads(root, again, params, conversion, workers=workers)
         by_path = {item.listed.path: item for item in new}
@@ -119,11 +119,11 @@ def inspect_images(
     )
 
 
-def _looks_otherwise(evidence: Evidence, conversion: Conversion) -> bool:
-    if evidence == Evidence(profiled=evidence.profiled):
+def _looks_otherwise(facts: ColorFacts, conversion: Conversion) -> bool:
+    if facts == ColorFacts(profiled=facts.profiled):
         return False
-    alone = settle([("", evidence)])
-    return relevant(alone, evidence) != relevant(conversion, evidence)
+    alone = settle_conversion([("", facts)])
+    return relevant(alone, facts) != relevant(conversion, facts)
 
 
 def _open_in_threads(
@@ -181,8 +181,8 @@ def _open(
         decoded.mode,
         look,
         decoded.warnings,
-        decoded.evidence,
-        find_traits(decoded.image, gray, profiled=decoded.evidence.profiled, hashless=look is None),
+        decoded.color,
+        find_traits(decoded.image, gray, profiled=decoded.color.profiled, hashless=look is None),
     )
     return _Opened(listed, sha256, image, "")
 

@@ -52,14 +52,18 @@ def read_image(path):  # upright 8-bit sRGB, as the training images were read
     elif image.has_transparency_data:
         alpha = image.convert("RGBA").getchannel("A")
         image = image.convert("L") if image.mode == "LA" else image.convert("RGBA").convert("RGB")
-    if profile:
-        profile = ImageCms.ImageCmsProfile(BytesIO(profile))
-        space = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}[profile.profile.xcolor_space]
-        srgb = ImageCms.createProfile("sRGB")
-        image = ImageCms.profileToProfile(
-            image.convert(space), profile, srgb, outputMode="RGB",
-            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
-        )
+    if image.mode not in ("L", "CMYK"):
+        image = image.convert("RGB")
+    try:
+        found = ImageCms.ImageCmsProfile(BytesIO(profile or b""))
+        space = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}[found.profile.xcolor_space]
+        if space == image.mode or (space, image.mode) == ("RGB", "L"):
+            image = ImageCms.profileToProfile(
+                image.convert(space), found, ImageCms.createProfile("sRGB"), outputMode="RGB",
+                flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+            )
+    except (ImageCms.PyCMSError, OSError, KeyError):
+        pass  # no color profile, or one that cannot be used: the colors are taken as sRGB
     canvas = Image.new("RGB", image.size, tuple(known["background"]))
     canvas.paste(image.convert("RGB"), mask=alpha)
     return canvas
