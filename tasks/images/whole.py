@@ -6,9 +6,11 @@ are left out, with a remark.
 """
 
 import io
+import random
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from PIL.JpegImagePlugin import JpegImageFile
@@ -26,15 +28,21 @@ _PNG_PIXELS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"tRNS"})
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 _JPEG_END = b"\xff\xd9"
-_JUNK = (
-    b"\0" + bytes(range(1, 255)) * 16
-)  # first a 0, so that no marker arises with an FF before it
-# Bytes that take the place of missing pixels where there are any; the second goes on behind a
-# missing restart marker, whichever of the eight is due.
-_JPEG_ENDINGS = (
-    _JUNK + _JPEG_END,
-    b"\0" + b"".join(b"\xff" + bytes([0xD0 + n]) + _JUNK for n in range(8)) * 2 + _JPEG_END,
-)
+_JUNK = random.Random(0).randbytes(2000).replace(b"\xff", b"\x5a")  # no marker in it
+
+
+@lru_cache(maxsize=1)
+def _jpeg_endings() -> tuple[bytes, ...]:
+    """Make bytes that take the place of missing pixels where there are any.
+
+    The first bits differ, so that they do not all end a block at once; each goes on behind another
+    of the eight restart markers, so that one is that which is due.
+    """
+    restarts = [b"\xff" + bytes([marker]) + _JUNK for marker in range(0xD0, 0xD8)]
+    return tuple(
+        bytes([0x10 + 0x20 * first]) + _JUNK + b"".join(restarts[first:] + restarts) + _JPEG_END
+        for first in range(8)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +74,8 @@ def find_picture(kind: str, content: bytes) -> Sound:
         return _take_jpeg(content)
     if kind == "WEBP":
         return _take_webp(content)
+    if kind in {"AVIF", "HEIC"}:
+        _check_boxes(content)
     return Sound(content)
 
 
@@ -115,15 +125,13 @@ def _png_frames(chunks: Sequence[_Chunk]) -> int:
 
 
 def _png_chunks(content: bytes) -> Iterator[_Chunk]:
-    """Walk the chunks to the end marker; of pixels that are cut off, give what is left."""
+    """Walk the whole chunks up to the end marker."""
     view, at, name = memoryview(content), 8, b""
     while at + 8 < len(content) and name != b"IEND":
         name, end = bytes(view[at + 4 : at + 8]), at + 12 + int.from_bytes(view[at : at + 4], "big")
         if end > len(content):
             if name == b"IDAT":
-                data = bytes(view[at + 8 : end - 4])
-                checksum = zlib.crc32(name + data).to_bytes(4, "big")
-                yield _Chunk(name, len(data).to_bytes(4, "big") + name + data + checksum, True)
+                raise truncated(content)
             return
         checksum = zlib.crc32(view[at + 4 : end - 4]).to_bytes(4, "big")
         if name != b"IEND" or checksum == view[end - 4 : end]:
@@ -190,11 +198,13 @@ def prove_jpeg(sound: Sound, content: bytes) -> None:
         ImageError: It is another, or cannot be decoded.
     """
     body = sound.content.removesuffix(_JPEG_END)
+    body += b"\0" if body.endswith(b"\xff") else b""  # so that no marker arises
     try:
-        pictures = [_jpeg_pixels(body + ending) for ending in (_JPEG_END, *_JPEG_ENDINGS)]
+        picture = _jpeg_pixels(body + _JPEG_END)
+        differs = any(_jpeg_pixels(body + ending) != picture for ending in _jpeg_endings())
     except (OSError, SyntaxError, ValueError) as err:
         raise truncated(content) from err
-    if len(set(pictures)) > 1:
+    if differs:
         raise truncated(content)
 
 
@@ -251,3 +261,18 @@ def _take_webp(content: bytes) -> Sound:
     body = b"WEBP" + b"".join(kept)
     remark = "its end is missing, but no pixel of its first picture"
     return Sound(b"RIFF" + len(body).to_bytes(4, "little") + body, (remark,), frames or None)
+
+
+# AVIF, HEIC ---------------------------------------------------------------------------------------
+
+
+def _check_boxes(content: bytes) -> None:
+    """Refuse an ISO base media file whose description or pixels go beyond its end."""
+    at = 0
+    while at + 8 <= len(content):
+        size, name = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
+        if size == 1:  # the size stands behind, in 8 bytes
+            size = int.from_bytes(content[at + 8 : at + 16], "big")
+        if name in (b"meta", b"mdat") and at + size > len(content):
+            raise truncated(content)
+        at += size or len(content)  # 0: up to the end
