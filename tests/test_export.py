@@ -9,13 +9,14 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from test_conversion import make_profile
 from torch import nn
 
 from tasks.artifacts.records import Conversion, Fit, HeadKind, InputSpec
 from tasks.backbones.catalogue import create_architecture
 from tasks.errors import ArtifactError
 from tasks.heads.registry import find_head
-from tasks.images.conversion import settle_conversion
+from tasks.images.conversion import ColorFacts, settle_conversion
 from tasks.images.decode import decode_image
 from tasks.images.frames import clean_view, frame_image
 from tasks.reporting import export
@@ -161,6 +162,54 @@ def test_the_printed_code_turns_and_whitens_as_the_pipeline_does(
     assert probability == pytest.approx(float(expected.max()), abs=0.0006)
 
 
+SETS = {
+    "clear.png": settle_conversion([("a", ColorFacts(hidden_on=frozenset({"white", "black"})))]),
+    "deep.png": settle_conversion([("a", ColorFacts(integers=(0, 3000)))]),
+    "float.tif": settle_conversion([("a", ColorFacts(floats=(-3.0, 9.0)))]),
+    "profiled.jpg": PLAIN,
+    "gray.png": PLAIN,
+    "ink.tif": PLAIN,
+    "damaged.tif": PLAIN,
+}
+
+
+def write_picture(path: Path) -> None:
+    """A picture that the conversion of its set changes much."""
+    rng = np.random.default_rng(9)
+    values = np.asarray(Image.fromarray(rng.integers(0, 255, (5, 6, 4), np.uint8)).resize((48, 40)))
+    image = Image.fromarray(values[..., :3])
+    gamma = {"icc_profile": make_profile(1.0, swap=True)}
+    gray = {"icc_profile": make_profile(1.0, space=b"GRAY")}
+    pictures = {
+        "clear": (Image.fromarray(values), {}),
+        "deep": (Image.fromarray(values[..., 0].astype(np.uint16) * 14), gray),
+        "float": (Image.fromarray(values[..., 0].astype(np.float32) / 16 - 3), {}),
+        "profiled": (image, {"quality": 95, **gamma}),
+        "gray": (image.convert("LA"), gray),
+        "ink": (image.convert("CMYK"), gamma),
+        "damaged": (image, {"icc_profile": b"no profile"}),
+    }
+    picture, options = pictures[path.stem]
+    picture.save(path, **options)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_printed_code_converts_as_the_set_was(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shipped = shipped_model("test_efficientnet", conversion=SETS[name])
+    exported = export_model(tmp_path / "model", shipped, {"temperature": 1.0})
+    write_picture(tmp_path / name)
+    known = decode_image((tmp_path / name).read_bytes(), max_pixels=10_000, conversion=SETS[name])
+    pixels = clean_view(frame_image(known.image, image_px=SIDE, fit="squash"), SIDE)
+    normalized = ((pixels / 255.0 - shipped.input.mean) / shipped.input.std).astype(np.float32)
+    batch = torch.from_numpy(normalized).permute(2, 0, 1)[None]
+    expected = shipped.logits(batch).softmax(dim=1)[0]
+    found, probability = run_as_printed(tmp_path / "model", exported, tmp_path / name, capsys)
+    assert found == CLASSES[int(expected.argmax())]
+    assert probability == pytest.approx(float(expected.max()), abs=0.0006)
+
+
 @pytest.mark.parametrize("fit", ["squash", "crop"])
 def test_timm_prepares_images_as_the_pipeline_does(fit: Fit, tmp_path: Path) -> None:
     export_model(tmp_path / "model", shipped_model("test_efficientnet", fit=fit), {})
@@ -199,6 +248,9 @@ def test_regraft_json_tells_what_timm_has_no_place_for(tmp_path: Path) -> None:
     assert about["temperature"] == 1.3
     assert about["preprocessing"]["fit"] == "squash"
     assert about["preprocessing"]["image_px"] == SIDE
+    assert about["preprocessing"]["background"] == [255, 255, 255]
+    assert about["preprocessing"]["integers"] == [0, 65535]
+    assert about["preprocessing"]["floats"] == [0.0, 1.0]
 
 
 def test_what_is_told_of_the_files_is_true(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from conftest import draw_image, with_values
+from conftest import draw_image, tells, with_values
 from PIL import Image
 
 from tasks.artifacts.records import ImageSource
@@ -206,6 +206,50 @@ def test_fail_stops_at_any_bad_file_and_shows_ten(tmp_path: Path, default_params
     assert lines[1] == "  bad00\\n.png: empty file"
     assert lines[11] == "  ... and 2 more"
     assert len(lines) == 12
+
+
+def classes_with_bad(
+    tmp_path: Path, params: IngestParams, **classes: tuple[int, int]
+) -> Inspection:
+    """Classes by name, each of so many good and bad files."""
+    listed = []
+    for label, (good, bad) in classes.items():
+        for number in range(good + bad):
+            path = f"{label}{number}.png"
+            (tmp_path / path).write_bytes(encoded("PNG", number) if number < good else b"")
+            listed.append(ListedImage(path, label))
+    return inspect_images(tmp_path, Listing(ORIGIN, tuple(listed)), params, workers=2)
+
+
+def test_a_class_that_loses_most_of_its_files_stops_the_run_and_is_named(
+    tmp_path: Path, default_params: Params
+) -> None:
+    params = params_of(default_params, max_bad_fraction=0.05)
+    found = classes_with_bad(tmp_path, params, common=(400, 0), rare=(8, 20))
+    assert found.rejected_by_class == {"rare": 20}
+    with pytest.raises(DataError) as caught:
+        check_share_of_bad(found, params, written_to=tmp_path / "quarantine.csv")
+    message = str(caught.value)
+    assert tells(message, "20 of 428", "rare (20 of 28)", "0.1 of a class", "quarantine.csv")
+    assert "common" not in message
+    wide = params_of(default_params, max_bad_fraction=0.75)  # larger than what the class lost
+    check_share_of_bad(found, wide, written_to=tmp_path / "quarantine.csv")
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "stops"),
+    [(9, 1, False), (2, 2, False), (1, 3, True), (27, 3, False), (26, 3, True)],
+)
+def test_a_small_class_may_lose_two_files_and_a_larger_one_a_tenth(
+    good: int, bad: int, stops: bool, tmp_path: Path, default_params: Params
+) -> None:
+    params = params_of(default_params, max_bad_fraction=0.05)
+    found = classes_with_bad(tmp_path, params, common=(100, 0), other=(good, bad))
+    if stops:
+        with pytest.raises(DataError, match=rf"other \({bad} of {good + bad}\)"):
+            check_share_of_bad(found, params, written_to=tmp_path)
+    else:
+        check_share_of_bad(found, params, written_to=tmp_path)
 
 
 def test_no_bad_file_passes_every_policy(tmp_path: Path, default_params: Params) -> None:
