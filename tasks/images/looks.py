@@ -40,7 +40,7 @@ def find_traits(
         hashless: Whether it has no perceptual hash.
     """
     flat = hashless and bool((np.ptp(np.asarray(image), axis=(0, 1)) <= FLAT_RANGE).all())
-    dark = float(np.quantile(gray, DARK_SHARE)) < DARK
+    dark = int(np.count_nonzero(gray >= DARK)) < (1 - DARK_SHARE) * gray.size
     found = {"flat": flat, "dark": dark, "profiled": profiled, "hashless": hashless}
     return tuple(trait for trait in TRAITS if found[trait])
 
