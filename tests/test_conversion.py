@@ -1,6 +1,8 @@
 """One rule by which a set becomes 8-bit sRGB: ground of transparency, depth and color profiles."""
 
 import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import tells
 from PIL import Image, ImageCms, ImageDraw
-from test_decode import decode, encode, noise, pixels_of
+from test_decode import decode, encode, noise, pixels_of, png_chunk
 from test_validate import ORIGIN
 
 from tasks.artifacts.records import Conversion
@@ -181,6 +183,60 @@ def test_values_beyond_the_range_of_the_set_are_clipped() -> None:
     pixels = pixels_of(deep(gradient(20_000)), conversion=known)
     assert pixels.max() == 255
     assert pixels[0, -1, 0] == round(int(gradient(20_000)[0, -1]) * 255 / 4095)
+
+
+def deep_png(values: np.ndarray) -> bytes:
+    """A PNG of 16 bits a channel, RGB or RGBA: uint16 (height, width, channels)."""
+    height, width, channels = values.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
+
+
+def deep_tiff(values: np.ndarray, order: str) -> bytes:
+    """An uncompressed TIFF of 16-bit RGB in a byte order, < or >."""
+    height, width, _ = values.shape
+    data = values.astype(f"{order}u2").tobytes()
+    at = 8 + 2 + 12 * 9 + 4
+    tags = {256: width, 257: height, 258: at, 259: 1, 262: 2, 273: at + 6, 277: 3, 278: height}
+    tags[279] = len(data)
+    start = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HIH", 42, 8, len(tags))
+    for tag, value in tags.items():
+        if tag in (259, 262, 277):
+            start += struct.pack(f"{order}HHIHH", tag, 3, 1, value, 0)
+        else:
+            start += struct.pack(
+                f"{order}HHII", tag, 3 if tag == 258 else 4, 3 if tag == 258 else 1, value
+            )
+    return start + struct.pack(f"{order}I3H", 0, 16, 16, 16) + data
+
+
+@pytest.mark.parametrize("high", [255, 4095, 16383, 32767, 65535])
+@pytest.mark.parametrize(
+    "write", [deep_png, lambda v: deep_tiff(v, "<"), lambda v: deep_tiff(v, ">")]
+)
+def test_colors_of_16_bits_have_the_range_of_the_set(
+    high: int, write: Callable[[np.ndarray], bytes], tmp_path: Path, default_params: Params
+) -> None:
+    bright = np.random.default_rng(6).integers(0, high + 1, (30, 40, 3), dtype=np.uint16)
+    bright[0, 0] = high
+    dark = bright // 8
+    files = {"a": [write(bright), write(dark)]}
+    found = inspect(tmp_path, default_params, files)
+    assert found.conversion.integers == (0, high)
+    for values, content in zip((bright, dark), files["a"], strict=True):
+        pixels = pixels_of(content, conversion=found.conversion)
+        assert np.abs(pixels - values * (255 / high)).max() <= 1
+
+
+def test_colors_of_16_bits_keep_their_transparency() -> None:
+    values = np.full((8, 8, 4), 65535, np.uint16)
+    values[..., :3] = 3000
+    values[:4, :, 3] = 0
+    pixels = pixels_of(deep_png(values))
+    assert pixels[0, 0].tolist() == [255] * 3
+    assert pixels[7, 7].tolist() == [round(3000 * 255 / 4095)] * 3
 
 
 # color profiles -----------------------------------------------------------------------------------

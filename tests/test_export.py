@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from test_conversion import make_profile
+from test_conversion import deep_png, make_profile
 from torch import nn
 
 from tasks.artifacts.records import Conversion, Fit, HeadKind, InputSpec
@@ -165,6 +165,7 @@ def test_the_printed_code_turns_and_whitens_as_the_pipeline_does(
 SETS = {
     "clear.png": settle_conversion([("a", ColorFacts(hidden_on=frozenset({"white", "black"})))]),
     "deep.png": settle_conversion([("a", ColorFacts(integers=(0, 3000)))]),
+    "colors.png": settle_conversion([("a", ColorFacts(integers=(0, 16000)))]),
     "float.tif": settle_conversion([("a", ColorFacts(floats=(-3.0, 9.0)))]),
     "profiled.jpg": PLAIN,
     "gray.png": PLAIN,
@@ -189,6 +190,9 @@ def write_picture(path: Path) -> None:
         "ink": (image.convert("CMYK"), gamma),
         "damaged": (image, {"icc_profile": b"no profile"}),
     }
+    if path.stem == "colors":
+        path.write_bytes(deep_png(values[..., :3].astype(np.uint16) * 60))
+        return
     picture, options = pictures[path.stem]
     picture.save(path, **options)
 

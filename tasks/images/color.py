@@ -1,6 +1,7 @@
 """Brings decoded pixels of any mode to 8-bit sRGB by the conversion of their set."""
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -10,7 +11,7 @@ from PIL import Image, ImageCms
 from tasks.artifacts.arrays import Pixels
 from tasks.artifacts.records import Conversion
 from tasks.errors import ImageError
-from tasks.images.conversion import GROUNDS, ColorFacts, settle_conversion
+from tasks.images.conversion import GROUNDS, SIXTEEN_BITS, ColorFacts, settle_conversion
 
 EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
 VISIBLE_DIFFERENCE = 64  # of 255, in some channel, by which a pixel stands out from the ground
@@ -30,7 +31,11 @@ class Colored:
 
 
 def to_srgb(
-    image: Image.Image, conversion: Conversion | None, *, reduce_px: int | None = None
+    image: Image.Image,
+    conversion: Conversion | None,
+    *,
+    reduce_px: int | None = None,
+    read_low_bytes: Callable[[], Image.Image] | None = None,
 ) -> Colored:
     """Convert a decoded image.
 
@@ -39,6 +44,7 @@ def to_srgb(
         conversion: Of its set; None settles one from this image alone.
         reduce_px: An image with a color profile of its own may be averaged first, as long as its
             shorter side does not fall below this. None keeps every pixel.
+        read_low_bytes: Where the image holds the high bytes of 16-bit colors, gives the low ones.
 
     Raises:
         ImageError: The mode is not supported, or values are not finite.
@@ -47,12 +53,16 @@ def to_srgb(
         return _deep_to_srgb(image, conversion)
     if image.mode not in EIGHT_BIT_MODES:
         raise ImageError(f"unsupported color mode ({image.mode}; save it as RGB)")
+    integers = None
+    if read_low_bytes is not None:
+        image, integers = _scale_deep_color(image, read_low_bytes, conversion)
     alpha = _alpha(image)
+    base = _without_alpha(image)
     if alpha is None:
-        colored, profiled, remarks = _apply_profile(_without_alpha(image), image, reduce_px)
-        return Colored(colored, ColorFacts(profiled=profiled), remarks)
-    colored, profiled, remarks = _apply_profile(_without_alpha(image), image, None)
-    facts = ColorFacts(hidden_on=_hidden_on(colored, alpha), profiled=profiled)
+        colored, profiled, remarks = _apply_profile(base, image, reduce_px)
+        return Colored(colored, ColorFacts(integers=integers, profiled=profiled), remarks)
+    colored, profiled, remarks = _apply_profile(base, image, None)
+    facts = ColorFacts(_hidden_on(colored, alpha), integers, None, profiled)
     conversion = conversion or settle_conversion([("", facts)])
     canvas = Image.new("RGB", image.size, conversion.background)
     canvas.paste(colored, mask=alpha)
@@ -113,6 +123,27 @@ def _deep_to_srgb(image: Image.Image, conversion: Conversion | None) -> Colored:
         ColorFacts(integers=facts.integers, floats=facts.floats, profiled=profiled),
         remarks,
     )
+
+
+def _scale_deep_color(
+    image: Image.Image, read_low_bytes: Callable[[], Image.Image], conversion: Conversion | None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Bring 16-bit colors, of which `image` holds the high bytes, into the range of the set.
+
+    The low bytes matter only where the image, or its set, does not use the upper half of the range.
+    """
+    high = np.asarray(image)[..., :3]
+    largest = int(high.max())
+    if largest >= 128 and (conversion is None or conversion.integers == SIXTEEN_BITS):
+        return image, (0, 256 * largest + 255)
+    values = high.astype(np.uint16) << 8 | np.asarray(read_low_bytes())[..., :3]
+    extent = int(values.min()), int(values.max())
+    conversion = conversion or settle_conversion([("", ColorFacts(integers=extent))])
+    scaled = Image.fromarray(scale_to_bytes(values, *conversion.integers))
+    if image.mode == "RGBA":
+        scaled.putalpha(image.getchannel("A"))
+    scaled.info = image.info
+    return scaled, extent
 
 
 def scale_to_bytes(

@@ -6,8 +6,10 @@ the formats of `READERS` are ever tried; nothing starts another program.
 
 import io
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 from PIL import Image, ImageFile
@@ -20,6 +22,9 @@ from tasks.images.formats import READERS, SUFFIXES, identify
 from tasks.images.whole import Sound, find_picture, prove_jpeg, truncated
 
 _SEVERAL_FRAMES = frozenset({"GIF", "TIFF", "WEBP", "AVIF", "HEIC"})
+
+_DEEP_COLOR = re.compile(r"(RGB[AX]?;16)([BLN])")  # how 16-bit colors are packed in the file
+_OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
 _ORIENTATION = 0x0112  # EXIF tag
 _UPRIGHT = MappingProxyType(
@@ -102,9 +107,10 @@ def decode_image(
             mode, (width, height) = file.mode, file.size
             if draft_px is not None:
                 file.draft(None, (draft_px, draft_px))
+            read_low = partial(_read_low_bytes, kind, sound) if _has_high_bytes(file) else None
             file.load()
             orientation = _orientation(file)
-            colored = to_srgb(file, conversion, reduce_px=glance_px)
+            colored = to_srgb(file, conversion, reduce_px=glance_px, read_low_bytes=read_low)
     except ImageError:
         raise
     except MemoryError as err:
@@ -120,6 +126,25 @@ def decode_image(
     remarks = _remarks(kind, suffix, frames, orientation)
     warnings = (*remarks, *sound.remarks, *colored.remarks)
     return Decoded(image, width, height, mode, kind, frames or 1, warnings, colored.facts)
+
+
+def _has_high_bytes(file: ImageFile.ImageFile) -> bool:
+    """Whether Pillow will keep the high bytes of 16-bit colors only; before it is loaded."""
+    return any(_DEEP_COLOR.search(str(tile.args)) for tile in file.tile)
+
+
+def _read_low_bytes(kind: str, sound: Sound) -> Image.Image:
+    """Give the low bytes of 16-bit colors, as those of values in the other byte order."""
+    with READERS[kind](io.BytesIO(sound.content)) as file:
+        file.tile = [tile._replace(args=_in_other_order(tile.args)) for tile in file.tile]
+        file.load()
+        return file.copy()
+
+
+def _in_other_order(arguments: str | tuple[object, ...] | None) -> str | tuple[object, ...] | None:
+    if isinstance(arguments, str):
+        return _DEEP_COLOR.sub(lambda found: found[1] + _OTHER_ORDER[found[2]], arguments)
+    return arguments and (_in_other_order(str(arguments[0])), *arguments[1:])
 
 
 def _remarks(

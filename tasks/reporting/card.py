@@ -43,7 +43,9 @@ PREDICT = """
 
 def read_image(path):  # upright 8-bit sRGB, as the training images were read
     known = about["preprocessing"]
-    image = ImageOps.exif_transpose(Image.open(path))
+    file = Image.open(path)
+    deep_color = any("RGB" in str(tile.args) and ";16" in str(tile.args) for tile in file.tile)
+    image = ImageOps.exif_transpose(file)
     profile, alpha = image.info.get("icc_profile"), None
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         black, white = known["floats" if image.mode == "F" else "integers"]
@@ -54,6 +56,9 @@ def read_image(path):  # upright 8-bit sRGB, as the training images were read
         image = image.convert("L") if image.mode == "LA" else image.convert("RGBA").convert("RGB")
     if image.mode not in ("L", "CMYK"):
         image = image.convert("RGB")
+    if deep_color:  # Pillow gives the high bytes of 16-bit colors
+        black, white = known["integers"]
+        image = image.point(lambda high: (high * 257 - black) * 255 / (white - black))
     try:
         found = ImageCms.ImageCmsProfile(BytesIO(profile or b""))
         space = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}[found.profile.xcolor_space]
