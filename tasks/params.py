@@ -57,7 +57,10 @@ class IngestParams(Block):
         description="quarantine leaves bad files out and lists them; fail stops at any bad file."
     )
     max_bad_fraction: float = Field(
-        ge=0, le=1, description="Largest share of bad files that quarantine tolerates."
+        ge=0,
+        le=1,
+        description="Largest share of bad files that quarantine tolerates; of one class a tenth "
+        "and two files, or this share if it is more.",
     )
     small_class: Literal["fail", "train_only"] = Field(
         description="What happens to a class with too few groups to stand in every split."
