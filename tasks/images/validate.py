@@ -90,7 +90,7 @@ class _Opened:
 def inspect_images(
     root: Path, listing: Listing, params: IngestParams, *, workers: int
 ) -> Inspection:
-    """Read, decode and hash every listed file, and settle_conversion how the set is converted.
+    """Read, decode and hash every listed file, and settle how the set is converted.
 
     A file is opened again where the set is converted otherwise than it would be alone.
 

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 
 from tasks.artifacts.arrays import write_tensors
 from tasks.artifacts.pixels import store_info
-from tasks.artifacts.records import Baseline, Finetuned, ImageSource, read_record
+from tasks.artifacts.records import Baseline, Conversion, Finetuned, ImageSource, read_record
 from tasks.artifacts.tables import Manifest, ManifestRow, PredictionRow, read_manifest, read_rows
 from tasks.augment import pack, render_file
 from tasks.backbones.catalogue import load_backbone
@@ -117,7 +117,12 @@ class Copy:
         params = self.params()
         options, views = params.augment, params.augment.views
         render = partial(
-            render_file, root=self.image_root(), params=options, seed=params.seed, views=views
+            render_file,
+            root=self.image_root(),
+            params=options,
+            conversion=read_record(self.root / "data/ingest/conversion.json", Conversion),
+            seed=params.seed,
+            views=views,
         )
         info = store_info(len(rows), views=views, image_px=options.image_px)
         pack(rows, folder, render, info=info, workers=workers)
