@@ -46,7 +46,7 @@ def read_image(path):  # upright 8-bit sRGB, as the training images were read
     file = Image.open(path)
     deep_color = any("RGB" in str(tile.args) and ";16" in str(tile.args) for tile in file.tile)
     image = ImageOps.exif_transpose(file)
-    profile, alpha = image.info.get("icc_profile"), None
+    profile, alpha = image.info.get("icc_profile", b""), Image.new("L", image.size, 255)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         black, white = known["floats" if image.mode == "F" else "integers"]
         values = (np.asarray(image, dtype=np.float64) - black) * 255 / ((white - black) or 1)
@@ -60,7 +60,7 @@ def read_image(path):  # upright 8-bit sRGB, as the training images were read
         black, white = known["integers"]
         image = image.point(lambda high: (high * 257 - black) * 255 / (white - black))
     try:
-        found = ImageCms.ImageCmsProfile(BytesIO(profile or b""))
+        found = ImageCms.ImageCmsProfile(BytesIO(profile))
         space = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}[found.profile.xcolor_space]
         if space == image.mode or (space, image.mode) == ("RGB", "L"):
             image = ImageCms.profileToProfile(
