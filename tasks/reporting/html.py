@@ -113,7 +113,7 @@ def _passed_checks(health: Health) -> list[str]:
     """Say what was looked for in the data and not found; what was found is in `health.warnings`."""
     checks = [
         (health.split_leaks, "No picture stands in more than one split"),
-        (health.label_conflicts, "No picture has more than one label"),
+        (health.label_conflicts or health.mixed_copies, "No picture has more than one label"),
         (health.rejected, "Every image file could be read"),
     ]
     return [words for found, words in checks if not found]
