@@ -14,7 +14,7 @@ from tasks.artifacts.records import Health, write_record
 from tasks.artifacts.tables import Manifest, ManifestRow, Rejected, write_manifest, write_rows
 from tasks.artifacts.words import listed
 from tasks.errors import DataError
-from tasks.images.duplicates import Grouping, group_images
+from tasks.images.duplicates import Grouping, group_images, say_near_copies
 from tasks.images.folders import Listing
 from tasks.images.health import describe_health
 from tasks.images.names import check_names
@@ -71,6 +71,7 @@ def ingest(
         [image.listed.split for image in images],
         params=params,
         seed=seed,
+        why_few=say_near_copies(images, grouping, near_bits=params.near_duplicate_bits),
     )
     manifest = _manifest(inspection, grouping, assignment)
     health = describe_health(
