@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tasks.artifacts.records import Health, write_record
 from tasks.artifacts.tables import Manifest, ManifestRow, Rejected, write_manifest, write_rows
-from tasks.artifacts.words import listed
+from tasks.artifacts.words import listed, plural
 from tasks.errors import DataError
 from tasks.images.duplicates import Grouping, group_images, say_near_copies
 from tasks.images.folders import Listing
@@ -91,7 +91,7 @@ def _check_classes(listing: Listing, inspection: Inspection) -> None:
         )
     if len(usable) < 2:
         raise DataError(
-            f"{listing.origin.name}: found {len(usable)} class(es) "
+            f"{listing.origin.name}: found {plural(len(usable), 'class', 'classes')} "
             f"({', '.join(usable) or 'none'}); "
             "a classifier needs at least two, each a folder of its own below the source"
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.artifacts.words import listed, printable, shortened
+from tasks.artifacts.words import listed, plural, printable, shortened
 from tasks.errors import DataError
 from tasks.images.names import nearest_name
 
@@ -158,7 +158,8 @@ def _lines(path: Path, reader: Iterator[list[str]], header: Sequence[str]) -> It
             continue
         if len(row) != len(header):
             raise DataError(
-                f"{path}:{number}: {len(row)} cells, expected {len(header)} ({','.join(header)}); "
+                f"{path}:{number}: {plural(len(row), 'cell')}, expected {len(header)} "
+                f"({','.join(header)}); "
                 'a cell that holds a comma stands in quotes ("a,b")'
             )
         yield Line(number, dict(zip(header, row, strict=True)))

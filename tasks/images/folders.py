@@ -17,8 +17,8 @@ from tasks.artifacts.tables import Rejected
 from tasks.artifacts.words import first_of, listed, plural, printable
 from tasks.errors import DataError
 from tasks.images.decode import SUFFIXES
-from tasks.images.layouts import expected, explain, find_splits
-from tasks.images.names import tidy, why_ignored
+from tasks.images.layouts import expected, explain_layout, find_splits
+from tasks.images.names import is_folder, tidy, why_ignored
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ def _entries(folder: Path, found: _Found) -> Iterator[os.DirEntry[str]]:
             "give yourself the right to read it (chmod u+rx) or take it out of the source"
         ) from err
     for entry in entries:
-        kind = why_ignored(entry.name, folder=entry.is_dir())
+        kind = why_ignored(entry.name, folder=is_folder(entry))
         if kind:
             found.ignored[kind] += _count_files(entry)
         else:
@@ -248,7 +248,7 @@ def _check_layout(source: Path, found: _Found) -> None:
     """Refuse images above or below the class folders, empty class folders and an empty source."""
     where = printable(source.as_posix())
     if found.nested:
-        cause = explain(source)
+        cause = explain_layout(source)
         raise DataError(
             f"{where}: {expected(source)}, found {plural(len(found.nested), 'entry', 'entries')} "
             f"elsewhere. {cause or 'Move them into class folders'}:"

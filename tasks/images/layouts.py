@@ -8,7 +8,7 @@ from pathlib import Path
 from tasks.artifacts.records import SPLITS, Split
 from tasks.artifacts.words import listed, plural, printable
 from tasks.errors import DataError
-from tasks.images.names import split_of, why_ignored
+from tasks.images.names import is_folder, split_of, why_ignored
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ def look_into(folder: Path) -> Inside:
     """List what a folder holds itself; nothing where it cannot be listed."""
     try:
         with os.scandir(folder) as scan:
-            entries = [(entry.name, entry.is_dir()) for entry in scan]
+            entries = [(entry.name, is_folder(entry)) for entry in scan]
     except OSError:
         entries = []
     kept = sorted(
@@ -90,6 +90,13 @@ def _refuse_odd_folders(
     full = [name for name in odd if insides[name].files or insides[name].folders]
     if not full:
         return
+    if not any(insides[name].folders for name in full) and "train" not in meant.values():
+        holders = [name for name in meant if insides[name].folders]
+        raise DataError(
+            f"{printable(source.as_posix())}: {_names(holders)} {_hold(holders)} folders, unlike "
+            f"{_names(full)}; {expected(source)}. Move its images up where it is a class too, or "
+            "move the class folders into a folder train"
+        )
     raise DataError(
         f"{printable(source.as_posix())}: {_names(full)} {_is(full)} no word for a split, "
         f"unlike {_names(meant)}; {expected(source)}. Move {_them(full)} out of the source, or "
@@ -104,7 +111,7 @@ def _refuse_unlabeled(source: Path, insides: Mapping[str, Inside]) -> None:
     labeled = [name for name, inside in insides.items() if inside.folders]
     images = sum(len(insides[name].files) for name in flat)
     raise DataError(
-        f"{printable(source.as_posix())}: {_names(flat)} {'hold' if len(flat) > 1 else 'holds'} "
+        f"{printable(source.as_posix())}: {_names(flat)} {_hold(flat)} "
         f"{plural(images, 'file')} and no class folders, unlike {_names(labeled)}: pictures "
         f"without labels; {expected(source)}. Move {_them(flat)} out of the source (val or test is "
         "then cut from train where it is missing), or sort the images into class folders"
@@ -129,7 +136,7 @@ def _check_each_once(source: Path, meant: Mapping[str, Split]) -> None:
 # other layouts ------------------------------------------------------------------------------------
 
 
-def explain(source: Path) -> str:
+def explain_layout(source: Path) -> str:
     """Say which other layout a source has and what to do; empty where it is none that is known."""
     top = look_into(source)
     insides = {name: look_into(source / name) for name in top.folders}
@@ -142,7 +149,7 @@ def explain(source: Path) -> str:
         return _explain_patients(source, {name: look_into(source / name) for name in below})
     if len(deep) == 1 and not flat:
         return _explain_extra_level(source, deep[0])
-    return _explain_classes_below(insides, deep, flat) or _explain_patients(source, insides)
+    return _explain_grid(source, insides) or _explain_patients(source, insides)
 
 
 def _explain_no_folders(source: Path, top: Inside) -> str:
@@ -171,20 +178,20 @@ def _explain_extra_level(source: Path, name: str) -> str:
     )
 
 
-def _explain_classes_below(
-    insides: Mapping[str, Inside], deep: Sequence[str], flat: Sequence[str]
-) -> str:
-    """Every folder holds the same folders: these look like the classes."""
-    below = [set(insides[name].folders) for name in deep]
-    shared = sorted(set.intersection(*below)) if len(below) > 1 else []
-    if flat or len(shared) < 2 or 2 * len(shared) < max(map(len, below)):
+def _explain_grid(source: Path, insides: Mapping[str, Inside]) -> str:
+    """Every folder holds the same folders: either level may be the classes."""
+    below = [set(inside.folders) for inside in insides.values() if inside.folders]
+    shared = sorted(set.intersection(*below)) if len(below) == len(insides) > 1 else []
+    if len(shared) < 2 or 2 * len(shared) < max(map(len, below)):
         return ""
-    first = f"{deep[0]}/{shared[0]}/<image>,{shared[0]},{deep[0]}"
+    top = next(iter(insides))
+    path = _first_file(source, f"{top}/{shared[0]}")
     return (
-        f"{plural(len(deep), 'folder')} ({_names(deep)}) each hold the same folders "
-        f"({_names(shared)}), which look like the classes. If the folders above are splits, call "
-        "them train, val and test; if they are patients, devices or sessions, set ingest.source to "
-        f"a csv path,label,group with rows such as {printable(first)}"
+        f"{plural(len(insides), 'folder')} ({_names(insides)}) hold the same folders "
+        f"({_names(shared)}). If those above are splits, call them train, val and test; if one "
+        "level is patients, devices or sessions, set ingest.source to a csv path,label,group with "
+        f"rows such as {printable(f'{path},{shared[0]},{top}')} (classes below) or "
+        f"{printable(f'{path},{top},{shared[0]}')} (classes above)"
     )
 
 
@@ -194,19 +201,25 @@ def _explain_patients(source: Path, insides: Mapping[str, Inside]) -> str:
     if not deep:
         return ""
     first = f"{deep[0]}/{insides[deep[0]].folders[0]}"
-    label = deep[0].rsplit("/", 1)[-1]
-    file = (look_into(source / first).files or ("<image>",))[0]
-    row = f"{first}/{file},{label},{first.rsplit('/', 1)[-1]}"
+    row = ",".join((_first_file(source, first), Path(deep[0]).name, Path(first).name))
     return (
-        f"{_names(deep)} {'hold' if len(deep) > 1 else 'holds'} folders, such as "
+        f"{_names(deep)} {_hold(deep)} folders, such as "
         f"{printable(first)}, one level too many. Move the images up; or, where these are "
         "patients, devices or sessions, set ingest.source to a csv path,label,group with rows such "
         f"as {printable(row)}"
     )
 
 
+def _first_file(source: Path, folder: str) -> str:
+    return f"{folder}/{(look_into(source / folder).files or ('<image>',))[0]}"
+
+
 def _names(names: Sequence[str] | Mapping[str, object]) -> str:
     return listed(list(names))
+
+
+def _hold(names: Sequence[str]) -> str:
+    return "hold" if len(names) > 1 else "holds"
 
 
 def _is(names: Sequence[str]) -> str:

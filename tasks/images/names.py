@@ -48,7 +48,7 @@ def split_of(name: str) -> Split | None:
 # Left out and counted, besides every name that starts with a dot.
 _OF_SYSTEMS = re.compile(
     r"__macosx|__pycache__|@eadir|#recycle|\$recycle\.bin|system volume information|lost\+found"
-    r"|desktop\.ini|(eh)?thumbs\.db|icon\r"
+    r"|desktop\.ini|(eh)?thumbs\.db(:.*)?|icon\r|.*:zone\.identifier"
 )
 # What programs write beside pictures. Other suffixes, and none, are judged by the content.
 _COMPANIONS = re.compile(
@@ -76,6 +76,11 @@ def why_ignored(name: str, *, folder: bool = False) -> str | None:
     if _UNFINISHED.fullmatch(suffix):
         return "unfinished download"
     return suffix if _COMPANIONS.fullmatch(suffix) else None
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Tell whether an entry is a folder or leads to one; a link in a loop is none."""
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
 # likeness -----------------------------------------------------------------------------------------

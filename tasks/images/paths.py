@@ -155,7 +155,10 @@ def _attempts(
     yield _say("in another case"), _found(plain, lambda path: folded.get(path.casefold()))
     yield _say_suffix, _found(plain, lambda path: bare.get(_bare(path)))
     yield _say_cut(plain), _found(plain, lambda path: _without_start(path, exact))
-    yield _say_cut(decoded), _found(decoded, lambda path: _without_start(path, exact))
+    yield (
+        _say_cut(decoded, ", with %20 and the like decoded"),
+        _found(decoded, lambda path: _without_start(path, exact)),
+    )
     yield _say_folder(decoded), _found(decoded, lambda path: by_name.get(_name(path)))
     yield (
         _say("by their names alone, in other folders, in another case or with another suffix"),
@@ -177,12 +180,12 @@ def _say_suffix(pairs: Pairs) -> str:
     return f"with the suffix {suffixes.pop()}" if len(suffixes) == 1 else "with other suffixes"
 
 
-def _say_cut(paths: Sequence[str]) -> Callable[[Pairs], str]:
+def _say_cut(paths: Sequence[str], more: str = "") -> Callable[[Pairs], str]:
     def say(pairs: Pairs) -> str:
         cuts = {paths[place][: -len(_composed(file))] for place, file in pairs.items()}
         if len(cuts) == 1:
-            return f"without {shortened(cuts.pop(), LONGEST)} in front"
-        return "without their first folders"
+            return f"without {shortened(cuts.pop(), LONGEST)} in front{more}"
+        return f"without their first folders{more}"
 
     return say
 

@@ -116,7 +116,7 @@ def _check_rows(source: Path, lines: Sequence[Line], paths: Sequence[str]) -> No
         if path in seen:
             problems.append(
                 f"line {line.number}: {printable(path)} stands in line {seen[path].number} already,"
-                f" as {printable(seen[path].cells['label'])}"
+                f" as {printable(seen[path].cells['label'])}; an image has one row"
             )
         elif path:
             seen[path] = line
