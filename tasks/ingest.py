@@ -14,6 +14,7 @@ from tasks.artifacts.records import Health, write_record
 from tasks.artifacts.tables import Manifest, ManifestRow, Rejected, write_manifest, write_rows
 from tasks.artifacts.words import listed, plural
 from tasks.errors import DataError
+from tasks.images.class_names import say_twins
 from tasks.images.duplicates import Grouping, group_images, say_near_copies
 from tasks.images.folders import Listing
 from tasks.images.health import describe_health
@@ -71,7 +72,10 @@ def ingest(
         [image.listed.split for image in images],
         params=params,
         seed=seed,
-        why_few=say_near_copies(images, grouping, near_bits=params.near_duplicate_bits),
+        hints={
+            **say_twins(sorted({image.listed.label for image in images})),
+            **say_near_copies(images, grouping, near_bits=params.near_duplicate_bits),
+        },
     )
     manifest = _manifest(inspection, grouping, assignment)
     health = describe_health(

@@ -7,7 +7,7 @@ import pytest
 from conftest import tells
 
 from tasks.errors import DataError
-from tasks.images.class_names import about_names
+from tasks.images.class_names import about_names, say_twins
 from tasks.images.folders import Listing
 from tasks.images.sources import list_images
 
@@ -59,6 +59,13 @@ def test_words_for_a_missing_label_are_asked_about() -> None:
     assert tells(told("cat", "None"), "Is 'None' a class?")
     assert tells(told("nan", "NA"), "'NA' and 'nan'")
     assert told("nanny", "nothing") == ""
+
+
+def test_a_class_is_told_which_one_has_a_like_name() -> None:
+    twins = say_twins(["circel", "circle", "Cat", "cat", "dog"])
+    assert twins.keys() == {"circel", "circle", "Cat", "cat"}
+    assert "'circle'" in twins["circel"]
+    assert "'cat'" in twins["Cat"]
 
 
 def test_many_classes_are_compared_quickly_and_told_briefly() -> None:

@@ -107,6 +107,11 @@ def test_folders_whose_names_look_the_same_are_one_class(tmp_path: Path, split: 
     assert tells(" ".join(listing.notes), "'cafe\\u0301' and 'caf\\xe9'", "'cat' and 'cat '")
 
 
+def test_the_layout_of_detection_is_named(tmp_path: Path) -> None:
+    text = refusal(tmp_path, "train/images/1.png", "train/labels/1.txt")
+    assert tells(text, "object detection", "train/labels (1 file ignored)")
+
+
 def test_the_same_class_in_several_splits_is_no_remark(tmp_path: Path) -> None:
     assert not list_images(tree(tmp_path, "train/a/1.png", "test/a/1.png")).notes
 

@@ -80,7 +80,7 @@ def test_only_the_missing_ones_are_rewritten() -> None:
 
 def test_a_rewrite_that_could_mean_two_files_is_not_counted() -> None:
     matched = match(["a.png", "b.png"], ["1/a.png", "2/a.png", "1/b.png"])
-    assert tells(matched.advice, "0 of 2 exist; 1 do", "with 1/ in front")
+    assert tells(matched.advice, "0 of 2 exist; 1 does", "with 1/ in front")
     two_forms = ["caf\u00e9\u0301.png", "cafe\u0301\u0301.png"]
     assert match(["./x/../cafe\u0301\u0301.png "], two_forms).paths == [two_forms[1]]
     assert match(["caf\u00e9\u0301.png\\"], [*NFD, "q"]).missing == [0]

@@ -264,6 +264,16 @@ def test_a_class_too_small_for_every_split_stops_the_run_with_its_groups() -> No
         split(labels, groups)
 
 
+def test_a_class_that_only_test_has_comes_with_its_hint() -> None:
+    given: list[Split | None] = ["train", "train", "test", "test"]
+    with pytest.raises(DataError, match=r"not in train: Cat; .*Cat: it is like cat$"):
+        assign_splits(
+            ["cat", "dog", "Cat", "dog"], list("abcd"), given,
+            params=PARAMS.ingest.model_copy(update={"small_class": "train_only"}), seed=1,
+            hints={"Cat": "it is like cat", "dog": "unused"},
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize("small_class", ["fail", "train_only"])
 def test_what_left_a_class_with_few_groups_is_told(small_class: str) -> None:
     labels, groups = ["big"] * 30 + ["rare"] * 5, [f"g{number}" for number in range(30)]
@@ -271,7 +281,7 @@ def test_what_left_a_class_with_few_groups_is_told(small_class: str) -> None:
     params = PARAMS.ingest.model_copy(update={"small_class": small_class})
     try:
         made = assign_splits(
-            labels, [*groups, *["one"] * 5], [None] * 35, params=params, seed=17, why_few=told
+            labels, [*groups, *["one"] * 5], [None] * 35, params=params, seed=17, hints=told
         )
         text = " ".join(made.remarks)
     except DataError as err:

@@ -22,7 +22,7 @@ def about_names(names: Sequence[str]) -> Iterator[str]:
     Args:
         names: All of them, each once, in any order.
     """
-    alike = list(_alike(names))
+    alike = [_shown(several) for several in _alike(names)]
     if alike:
         yield (
             f"Classes that are probably one: {_some(alike)}; give them one name if they are, they "
@@ -42,20 +42,35 @@ def about_names(names: Sequence[str]) -> Iterator[str]:
         )
 
 
+def say_twins(names: Sequence[str]) -> dict[str, str]:
+    """Say of classes that have one of a like name which it is; for messages about one class."""
+    pairs = [
+        *((several[0], other) for several in _alike(names) for other in several[1:]),
+        *_one_letter_apart(names),
+    ]
+    words = {}
+    for one, other in pairs:
+        for name, like in ((one, other), (other, one)):
+            words[name] = f"its name is like that of class {shortened(ascii(like), LONGEST)}"
+    return words
+
+
 def _some(words: Sequence[str]) -> str:
     more = f" and {len(words) - EXAMPLES:,} more" if len(words) > EXAMPLES else ""
     return "; ".join(words[:EXAMPLES]) + more
 
 
-def _alike(names: Sequence[str]) -> Iterator[str]:
+def _alike(names: Sequence[str]) -> list[list[str]]:
     """Classes that differ in case, accents, spaces, a lookalike letter or the form of a number."""
     by_key = defaultdict[str, list[str]](list)
     for name in sorted(names):
         by_key[_key(name)].append(name)
-    for several in by_key.values():
-        if len(several) > 1:
-            shown = [shortened(ascii(name), LONGEST) for name in several[:EXAMPLES]]
-            yield " = ".join(shown + ["..."] * (len(several) > EXAMPLES))
+    return [several for several in by_key.values() if len(several) > 1]
+
+
+def _shown(several: Sequence[str]) -> str:
+    words = [shortened(ascii(name), LONGEST) for name in several[:EXAMPLES]]
+    return " = ".join(words + ["..."] * (len(several) > EXAMPLES))
 
 
 def _key(name: str) -> str:

@@ -256,11 +256,21 @@ def _check_layout(source: Path, found: _Found) -> None:
         )
     if found.empty:
         raise DataError(
-            f"{where}: class folders without any image; fill or remove them:"
-            f"{first_of(found.empty)}{_hint(found)}"
+            f"{where}: class folders without any image; fill or remove them"
+            f"{_of_boxes(found)}:{first_of(found.empty)}{_hint(found)}"
         )
     if not found.images:
         raise DataError(f"{where}: no images; {expected(source)}{_hint(found)}")
+
+
+def _of_boxes(found: _Found) -> str:
+    """Say what images beside labels are: the layout of object detection."""
+    if not {"images", "labels"} <= found.names.keys():
+        return ""
+    return (
+        ". Folders images and labels are the layout of object detection, with boxes; here every "
+        "class needs a folder of images"
+    )
 
 
 def _hint(found: _Found) -> str:

@@ -157,6 +157,8 @@ def _about_files(listing: Listing, inspection: Inspection) -> Iterator[str]:
     if reasons:
         kinds = [f"{count} {reason}" for reason, count in reasons.items()]
         yield f"{_files_were(len(inspection.rejected))} left out: {listed(kinds)}."
+    if listing.advice:
+        yield f"Listed files are missing: {listing.advice}."
     links = [
         item.path for item in inspection.rejected if item.reason.startswith("link to a folder")
     ]

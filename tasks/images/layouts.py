@@ -72,10 +72,11 @@ def _refuse_flat_splits(
     alone = len(meant) == len(insides)
     if not full or not (alone or ("train" in splits and len(splits) > 1)):
         return
+    first = min(full, key=lambda name: SPLITS.index(meant[name]))
     raise DataError(
         f"{printable(source.as_posix())}: the names {_names(full)} mean splits, but images lie "
         f"directly in there, so that no label is told; {expected(source)}. Sort the images into "
-        f"a folder for each class ({printable(full[0])}/<class>/<image>), or set ingest.source to "
+        f"a folder for each class ({printable(first)}/<class>/<image>), or set ingest.source to "
         "a csv with the columns path,label,split; that too where these words are your classes"
     )
 

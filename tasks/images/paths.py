@@ -130,9 +130,13 @@ def _advise(cells: Sequence[str], missing: Sequence[int], files: Collection[str]
     head = f"{known:,} of {len(cells):,} {what}"
     first = shortened(cells[missing[0]], LONGEST)
     if not best[0]:
-        return f"{head}; for the others no file of a like name was found, such as {first}"
+        return (
+            f"{head}; no file of a like name was found for the others, such as {first}; bring the "
+            "files or remove the rows"
+        )
     more = "more " if known else ""
-    return f"{head}; {best[0]:,} {more}do {best[1]} ({best[2]}). Write them so"
+    do = "does" if best[0] == 1 else "do"
+    return f"{head}; {best[0]:,} {more}{do} {best[1]} ({best[2]}). Write them so"
 
 
 def _plain(cell: str) -> str:
