@@ -59,6 +59,7 @@ def test_rewrites_without_doubt_are_taken_and_told_once(
         ),
         (lambda file: f"old/{Path(file).name}", "by their names alone"),
         (lambda file: f"old/{Path(file).stem.lower()}.png", "by their names alone"),
+        (lambda file: f"D:\\x\\{file[:-4].upper()}.png", "without their first folders, in another"),
     ],
 )
 def test_rewrites_with_doubt_are_named_once_with_their_number(

@@ -154,19 +154,24 @@ def _attempts(
     folded = _index(files, lambda file: _composed(file).casefold())
     bare = _index(files, lambda file: _bare(_composed(file)))
     by_name = _index(files, lambda file: PurePosixPath(_composed(file)).name)
-    loose = _index(files, lambda file: _bare(PurePosixPath(_composed(file)).name).casefold())
+    loose = _index(files, lambda file: _bare(_composed(file)).casefold())
+    loosest = _index(files, lambda file: _bare(PurePosixPath(_composed(file)).name).casefold())
     yield _say("with %20 and the like decoded"), _found(decoded, exact.get)
     yield _say("in another case"), _found(plain, lambda path: folded.get(path.casefold()))
     yield _say_suffix, _found(plain, lambda path: bare.get(_bare(path)))
-    yield _say_cut(plain), _found(plain, lambda path: _without_start(path, exact))
+    yield _say_cut(plain), _found(plain, lambda path: _end_of(path, exact))
     yield (
         _say_cut(decoded, ", with %20 and the like decoded"),
-        _found(decoded, lambda path: _without_start(path, exact)),
+        _found(decoded, lambda path: _end_of(path, exact)),
     )
     yield _say_folder(decoded), _found(decoded, lambda path: by_name.get(_name(path)))
     yield (
+        _say("without their first folders, in another case or with another suffix"),
+        _found([_bare(path).casefold() for path in decoded], lambda path: _end_of(path, loose)),
+    )
+    yield (
         _say("by their names alone, in other folders, in another case or with another suffix"),
-        _found(decoded, lambda path: loose.get(_bare(_name(path)).casefold())),
+        _found(decoded, lambda path: loosest.get(_bare(_name(path)).casefold())),
     )
 
 
@@ -222,11 +227,11 @@ def _name(path: str) -> str:
     return PurePosixPath(path).name
 
 
-def _without_start(path: str, exact: dict[str, str]) -> str | None:
+def _end_of(path: str, files: dict[str, str]) -> str | None:
     """Find the file that the end of a path names, the longest end first."""
     parts = path.split("/")
     ends = ("/".join(parts[at:]) for at in range(1, len(parts)))
-    return next((exact[end] for end in ends if end in exact), None)
+    return next((files[end] for end in ends if end in files), None)
 
 
 def files_below(root: Path) -> list[str]:
