@@ -168,7 +168,7 @@ def read_safetensors(path: Path) -> State:
 def strip_prefixes(tensors: State, *, where: str) -> State:
     """Take the prefixes of wrappers off, where all names share them.
 
-    No architecture of timm has one before all of its names.
+    No family of timm's architectures has one before all of its own names (tried with one of each).
     """
     stripped = tensors
     while stripped and (
