@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from tasks.artifacts.records import NamedPaths, write_record
 from tasks.errors import ParamsError
+from tasks.images.names import check_names
 from tasks.params import Params
 from tasks.params_file import load_params, place_of_key
 from tasks.runtime.entry import StagePaths, Write, read_paths, run_stage
@@ -39,6 +40,7 @@ def check(params: Params, project: Path) -> NamedPaths:
 
     Raises:
         ParamsError: A path leads nowhere, or to what the pipeline itself writes; one line for each.
+        DataError: Names below the source are no UTF-8: DVC would die of them before ingest runs.
     """
     given = {"ingest.source": params.ingest.source, "ingest.groups": params.ingest.groups}
     if params.backbone.weights.endswith(".safetensors"):
@@ -51,6 +53,8 @@ def check(params: Params, project: Path) -> NamedPaths:
     ]
     if wrong:
         raise ParamsError("\n".join(wrong))
+    if (project / params.ingest.source).is_dir():
+        check_names(project / params.ingest.source)
     return NamedPaths(
         source=params.ingest.source,
         groups=params.ingest.groups,

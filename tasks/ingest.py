@@ -4,6 +4,7 @@ Writes the manifest, the list of truth of all later stages, with the health of t
 """
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ from pathlib import Path
 
 from tasks.artifacts.records import Health, write_record
 from tasks.artifacts.tables import Manifest, ManifestRow, Rejected, write_manifest, write_rows
-from tasks.artifacts.words import listed
+from tasks.artifacts.words import listed, plural
 from tasks.errors import DataError
-from tasks.images.duplicates import Grouping, group_images
+from tasks.images.class_names import say_twins
+from tasks.images.duplicates import Grouping, group_images, say_near_copies
 from tasks.images.folders import Listing
 from tasks.images.health import describe_health
+from tasks.images.names import check_names
 from tasks.images.sources import list_images, resolve_root
 from tasks.images.splits import Assignment, assign_splits
 from tasks.images.tables import read_groups
@@ -70,6 +73,10 @@ def ingest(
         [image.listed.split for image in images],
         params=params,
         seed=seed,
+        hints={
+            **say_twins(sorted({image.listed.label for image in images})),
+            **say_near_copies(images, grouping, near_bits=params.near_duplicate_bits),
+        },
     )
     manifest = _manifest(inspection, grouping, assignment)
     health = describe_health(
@@ -89,10 +96,23 @@ def _check_classes(listing: Listing, inspection: Inspection) -> None:
         )
     if len(usable) < 2:
         raise DataError(
-            f"{listing.origin.name}: found {len(usable)} class(es) "
+            f"{listing.origin.name}: found {plural(len(usable), 'class', 'classes')} "
             f"({', '.join(usable) or 'none'}); "
             "a classifier needs at least two, each a folder of its own below the source"
         )
+
+
+def check_listed(root: Path, listing: Listing, params: IngestParams) -> None:
+    """Refuse a csv of which too many files are missing, before any is opened.
+
+    Raises:
+        DataError: There are more than the policy about bad files allows.
+    """
+    if not listing.advice:
+        return
+    missing = sum(not os.path.lexists(root / image.path) for image in listing.images)
+    if params.on_bad == "fail" or missing > params.max_bad_fraction * len(listing.images):
+        raise DataError(f"{listing.origin.name}: {listing.advice}")
 
 
 def _manifest(inspection: Inspection, grouping: Grouping, assignment: Assignment) -> Manifest:
@@ -131,7 +151,10 @@ def say_health(health: Health) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Read what params.yaml names, check, group and split, write."""
     paths, params = read_arguments(Paths, "ingest", __doc__ or "", argv)
-    listing = list_images(Path(params.ingest.source))
+    source = Path(params.ingest.source)
+    if source.is_dir():
+        check_names(source)
+    listing = list_images(source)
     named_groups = read_groups(Path(params.ingest.groups), _known_paths(listing))
     inspection = _inspect(listing, params.ingest, paths.quarantine)
     manifest, health = ingest(
@@ -155,6 +178,7 @@ def _known_paths(listing: Listing) -> list[str]:
 def _inspect(listing: Listing, params: IngestParams, quarantine: Path) -> Inspection:
     """Open every file; the list of bad ones is written before the policy may stop the run."""
     root = resolve_root(listing.origin)
+    check_listed(root, listing, params)
     inspection = inspect_images(root, listing, params, workers=read_machine().decode_workers)
     check_pin(root, listing, inspection)
     write_rows(quarantine, Rejected, inspection.rejected)

@@ -226,6 +226,30 @@ def test_a_file_gives_the_features_of_the_model_that_wrote_it(tmp_path):
     assert backbone.source == "w.safetensors"
 
 
+@pytest.mark.parametrize(
+    "prefix", ["module.", "model.", "_orig_mod.", "backbone.", "module._orig_mod.model.backbone."]
+)
+def test_what_wrappers_put_before_every_name_is_taken_off(tmp_path, prefix):
+    model = timm.create_model("test_resnet").eval()
+    plain = load(weights=save_state(tmp_path / "plain.safetensors", model)).model.state_dict()
+    state = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+    save_file(state, tmp_path / "w.safetensors")
+    found = load(weights=tmp_path / "w.safetensors").model.state_dict()
+    assert found.keys() == plain.keys()
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
+
+
+def test_a_prefix_of_some_names_only_stays(tmp_path):
+    state = timm.create_model("test_resnet").state_dict()
+    first, *others = state
+    save_file(
+        {f"module.{first}": state[first], **{name: state[name] for name in others}},
+        tmp_path / "w.safetensors",
+    )
+    with pytest.raises(WeightsError, match=r"1 tensor unexpected \(module\."):
+        load(weights=tmp_path / "w.safetensors")
+
+
 def test_half_precision_weights_become_float32(tmp_path):
     model = timm.create_model("test_resnet", num_classes=0).half()
     backbone = load("test_resnet", save_state(tmp_path / "w.safetensors", model))
@@ -263,7 +287,7 @@ def test_every_misfit_of_a_file_is_listed(tmp_path):
         load(weights=path)
     message = str(caught.value)
     assert "1 tensors missing (layer1.0.conv1.weight)" in message
-    assert "1 tensors unexpected (extra)" in message
+    assert "1 tensor unexpected (extra)" in message
     assert "layer2.0.conv1.weight (1, 2) for" in message
     assert "Set backbone.name" in message
 

@@ -1,5 +1,6 @@
 """The stage check: a path of params.yaml that leads nowhere is told in one line."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from conftest import ROOT, tells
 
 from tasks.artifacts.records import NamedPaths, read_record
 from tasks.check import check, main
-from tasks.errors import ParamsError
+from tasks.errors import DataError, ParamsError
 from tasks.params_file import load_params
 
 
@@ -127,3 +128,11 @@ def test_a_mistake_in_a_value_comes_first(tmp_path: Path) -> None:
         ParamsError, match=r"ingest\.source is ''; allowed: string, length at least 1"
     ):
         main(["--params", str(root / "params.yaml"), "--paths", str(root / "paths.json")])
+
+
+def test_names_that_dvc_cannot_hash_are_told_before_it_runs(tmp_path: Path) -> None:
+    root = write_project(tmp_path)
+    (root / "data/raw" / os.fsdecode(b".hidden \xe9")).mkdir()
+    with pytest.raises(DataError) as caught:
+        checked(root)
+    assert tells(str(caught.value), "1 name", ".hidden \\xe9", "python3 -c")

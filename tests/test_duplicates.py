@@ -5,12 +5,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from conftest import tells
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
 
-from tasks.images.duplicates import KEY_DIGITS, Grouping, group_images, members_of
+from tasks.images.duplicates import KEY_DIGITS, Grouping, group_images, members_of, say_near_copies
 from tasks.images.folders import ListedImage
 from tasks.images.perceptual import HASH_BITS, find_links, perceptual_hash
 from tasks.images.validate import CheckedImage
@@ -239,6 +240,19 @@ def test_pictures_that_only_look_alike_under_two_labels_are_listed_apart() -> No
     found = grouped(checked("cat/1", "a", 1, label="cat"), alike)
     assert found.label_conflicts == []
     assert found.mixed_copies == [["cat/1", "dog/1"]]
+
+
+def test_near_copies_are_told_by_class_with_two_of_them() -> None:
+    images = [
+        *(checked(f"belt/{n}", f"{n}", 1, label="belt") for n in range(5)),
+        checked("belt/5", "x", 2, label="belt"),
+        checked("cat/1", "y", 3, label="cat"),
+        checked("dog/1", "z", 1, label="dog"),
+    ]
+    (label, words) = next(iter(say_near_copies(images, grouped(*images), near_bits=16).items()))
+    assert label == "belt"
+    assert tells(words, "5 of its 6 images", "belt/0 and belt/1", "near_duplicate_bits (16)")
+    assert set(say_near_copies(images, grouped(*images), near_bits=16)) == {"belt"}
 
 
 def test_members_are_listed_in_the_order_of_their_first() -> None:

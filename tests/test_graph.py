@@ -20,12 +20,13 @@ from flows.stages.graph import (
     made_paths,
     order_lock,
     read_graph,
+    read_state,
     restore,
     run_key,
     uncached_outs,
     why_stale,
 )
-from tasks.errors import ParamsError
+from tasks.errors import DataError, ParamsError
 
 pytest_plugins = ["toy_fixtures"]
 pytestmark = pytest.mark.filterwarnings(
@@ -276,6 +277,15 @@ def test_a_source_that_dvc_stumbles_over_is_told_in_our_words(toy: ToyProject, s
     toy.set("ingest.source", source)
     with pytest.raises(ParamsError, match=rf"params\.yaml:\d+: ingest\.source is '{source}'"):
         read_graph(toy.root)
+
+
+def test_names_that_dvc_cannot_hash_are_told_in_our_words(toy: ToyProject) -> None:
+    toy.write("dvc.yaml", GRAPH.replace("source.txt]", "source.txt, '${ingest.source}']"))
+    toy.set("ingest.source", "pictures")
+    (toy.root / "pictures" / os.fsdecode(b"caf\xe9")).mkdir(parents=True)
+    (toy.root / "pictures" / os.fsdecode(b"caf\xe9") / "1.png").touch()
+    with pytest.raises(DataError, match=r"(?s)pictures: 1 name .*caf\\xe9"):
+        read_state(toy.root)
 
 
 def test_a_broken_graph_is_told_in_dvcs_own_words(toy: ToyProject) -> None:

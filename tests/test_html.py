@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import HOSTILE, tells
@@ -123,6 +124,27 @@ def test_leaks_stand_before_everything_else(tuned: Findings) -> None:
     source = render(replace(tuned, health=health))
     assert source.index('class="serious"') < source.index('<dl class="tiles">')
     assert re.search(r"\b8 more\b.*data/ingest/health.json", Page(source).text)
+
+
+@pytest.mark.parametrize(
+    ("found", "tick"),
+    [
+        ({"mixed_copies": [["a/1.png", "b/2.png"]]}, "No picture has more than one label"),
+        ({"label_conflicts": [["a/1.png", "b/2.png"]]}, "No picture has more than one label"),
+        ({"warnings": ["LEAK: 2 groups stand in several."]}, "in more than one split"),
+    ],
+    ids=["look alike", "the same", "groups"],
+)
+def test_no_tick_stands_beside_a_remark_that_contradicts_it(
+    tuned: Findings, found: dict[str, Any], tick: str
+) -> None:
+    sound = {"mixed_copies": [], "label_conflicts": [], "warnings": [], "split_leaks": []}
+    text = [
+        Page(render(replace(tuned, health=tuned.health.model_copy(update=update)))).text
+        for update in (sound, sound | found)
+    ]
+    assert tick in text[0]
+    assert tick not in text[1]
 
 
 def test_test_numbers_are_those_of_the_records(tuned: Findings) -> None:

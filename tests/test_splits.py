@@ -260,8 +260,34 @@ def test_the_guard_moves_the_group_nearest_to_the_missing_split() -> None:
 def test_a_class_too_small_for_every_split_stops_the_run_with_its_groups() -> None:
     labels = ["big"] * 100 + ["rare"] * 5
     groups = [f"g{number}" for number in range(100)] + ["one", "one", "one", "two", "two"]
-    with pytest.raises(DataError, match=r"stand in test, train, val; .*\n  rare: 2 group\(s\)"):
+    with pytest.raises(DataError, match=r"stand in test, train, val; .*\n  rare: 2 groups$"):
         split(labels, groups)
+
+
+def test_a_class_that_only_test_has_comes_with_its_hint() -> None:
+    given: list[Split | None] = ["train", "train", "test", "test"]
+    with pytest.raises(DataError, match=r"not in train: Cat; .*Cat: it is like cat$"):
+        assign_splits(
+            ["cat", "dog", "Cat", "dog"], list("abcd"), given,
+            params=PARAMS.ingest.model_copy(update={"small_class": "train_only"}), seed=1,
+            hints={"Cat": "it is like cat", "dog": "unused"},
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("small_class", ["fail", "train_only"])
+def test_what_left_a_class_with_few_groups_is_told(small_class: str) -> None:
+    labels, groups = ["big"] * 30 + ["rare"] * 5, [f"g{number}" for number in range(30)]
+    told = {"rare": "its 5 images are near copies", "big": "unused"}
+    params = PARAMS.ingest.model_copy(update={"small_class": small_class})
+    try:
+        made = assign_splits(
+            labels, [*groups, *["one"] * 5], [None] * 35, params=params, seed=17, hints=told
+        )
+        text = " ".join(made.remarks)
+    except DataError as err:
+        text = str(err)
+    assert told["rare"] in text
+    assert told["big"] not in text
 
 
 def test_a_class_too_small_for_every_split_may_train_only() -> None:

@@ -96,7 +96,7 @@ def _explaining(root: Path) -> Iterator[None]:
     """Where DVC stumbles over a value of params.yaml, say so instead: check knows better."""
     try:
         yield
-    except GraphError:
+    except (GraphError, UnicodeEncodeError):  # DVC can hash no name that is no UTF-8
         check(load_params(root / "params.yaml"), root)
         raise
 

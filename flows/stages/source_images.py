@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from flows.errors import IsolationError
 from tasks.artifacts.words import printable
 from tasks.errors import DataError
-from tasks.images.tables import read_lines
+from tasks.images.tables import read_table
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,8 @@ def _listed(root: Path, table: PurePosixPath, *, movable: bool) -> Collection[st
         table: The csv, relative to the root.
         movable: Whether a clone reads a copy of the csv; whole paths would lead back from there.
     """
-    columns = ("path", "label")
     try:
-        lines = read_lines(root / table, required=columns, optional=("split", "group"))
+        lines, matched = read_table(root / table)
     except DataError:
         return ()
     whole = [line for line in lines if os.path.isabs(line.cells["path"])]
@@ -97,5 +96,5 @@ def _listed(root: Path, table: PurePosixPath, *, movable: bool) -> Collection[st
             "in a clone, from where they lead out of it. Write them relative to the folder of "
             "the csv"
         )
-    found = {_below(root, table.parent / line.cells["path"]) for line in lines}
+    found = {_below(root, table.parent / path) for path in matched.paths}
     return frozenset(str(path) for path in found if path is not None)

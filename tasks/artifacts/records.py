@@ -99,6 +99,7 @@ class Health(Record):
     near_duplicates: int  # images grouped with another one by perceptual hash only
     label_conflicts: list[list[str]]  # paths of the same picture under several labels
     split_leaks: list[list[str]]  # paths of the same picture in several given splits
+    mixed_copies: list[list[str]]  # paths of pictures that look alike under several labels
     imbalance: float  # largest class / smallest class
     modes: dict[str, int]
     width: list[int]  # smallest, median, largest

@@ -54,6 +54,11 @@ def listed(names: Collection[str], shown: int = SHOWN, *, where: str = "") -> st
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
+def plural(number: int, noun: str, nouns: str | None = None) -> str:
+    """Write a number with its noun: `1 image`, `1,557 images`."""
+    return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
+
+
 def first_lines(lines: Iterable[str], shown: int = SHOWN_LINES) -> list[str]:
     """Give the first lines, and one that says how many more there are."""
     every = list(lines)

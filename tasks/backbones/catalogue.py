@@ -22,6 +22,7 @@ from tasks.backbones.weights import (
     read_packaged,
     read_safetensors,
     read_settings,
+    strip_prefixes,
 )
 from tasks.errors import EngineError, ParamsError, WeightsError
 
@@ -180,7 +181,7 @@ def _load_random(name: str, image_px: int, seed: int, settings: PretrainedCfg) -
 
 
 def _load_file(name: str, image_px: int, path: Path, settings: PretrainedCfg) -> _Loaded:
-    tensors = read_safetensors(path)
+    tensors = strip_prefixes(read_safetensors(path), where=str(path))
     beside = read_settings(path)
     classes = _classes_in(tensors, settings)
     model = _create(name, image_px=image_px, num_classes=classes)

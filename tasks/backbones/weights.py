@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from tasks.artifacts.words import listed
+from tasks.artifacts.words import listed, plural
 from tasks.errors import WeightsError
 
 State = dict[str, torch.Tensor]
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
 HUB_FILE = "model.safetensors"
+# What wrappers put before every name: DataParallel, Lightning, torch.compile, detectors.
+PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +165,22 @@ def read_safetensors(path: Path) -> State:
     return tensors
 
 
+def strip_prefixes(tensors: State, *, where: str) -> State:
+    """Take the prefixes of wrappers off, where all names share them.
+
+    No family of timm's architectures has one before all of its own names (tried with one of each).
+    """
+    stripped = tensors
+    while stripped and (
+        shared := next((p for p in PREFIXES if all(n.startswith(p) for n in stripped)), "")
+    ):
+        stripped = {name.removeprefix(shared): tensor for name, tensor in stripped.items()}
+    if stripped is not tensors:
+        before = next(iter(tensors)).removesuffix(next(iter(stripped)))
+        log.info("%s: all names begin with %r, which was taken off", where, before)
+    return stripped
+
+
 def read_settings(path: Path) -> dict[str, object]:
     """Read `pretrained_cfg` of timm's config.json beside a weights file; empty without one.
 
@@ -237,7 +258,7 @@ def load_state(model: nn.Module, tensors: Mapping[str, torch.Tensor], *, where: 
 
 
 def _first(what: str, names: list[str]) -> list[str]:
-    return [f"{len(names)} tensors {what} ({listed(names)})"] if names else []
+    return [f"{plural(len(names), 'tensor')} {what} ({listed(names)})"] if names else []
 
 
 def hash_state(state: Mapping[str, torch.Tensor]) -> str:

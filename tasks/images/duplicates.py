@@ -3,13 +3,14 @@
 Copies have the same bytes; near copies look the same (tasks/images/perceptual.py).
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from tasks.artifacts.arrays import Ints
+from tasks.artifacts.words import listed, plural
 from tasks.images.perceptual import Links, find_links, join
 from tasks.images.validate import CheckedImage
 
@@ -120,6 +121,37 @@ def _name_groups(
         for name in names[number]:
             by_user[part] = min(by_user.get(part, name), name)
     return tuple(by_user.get(int(part), by_content[int(part)]) for part in together)
+
+
+def say_near_copies(
+    images: Sequence[CheckedImage], grouping: Grouping, *, near_bits: int
+) -> dict[str, str]:
+    """Say of each class with near copies how many it has and which, for where they leave it small.
+
+    Args:
+        images: Sorted by path.
+        grouping: Of the same images.
+        near_bits: As `group_images` got it.
+    """
+    alike = defaultdict[str, list[list[int]]](list)  # members of each set by label
+    for members in members_of(grouping.copies):
+        by_label = defaultdict[str, list[int]](list)
+        for number in members:
+            by_label[images[number].listed.label].append(int(number))
+        for label, own in by_label.items():
+            if len(own) > 1:
+                alike[label].append(own)
+    totals = Counter(image.listed.label for image in images)
+    words = {}
+    for label, sets in alike.items():
+        first = max(sets, key=len)
+        pair = listed([images[number].listed.path for number in first[:2]])
+        words[label] = (
+            f"{sum(map(len, sets)):,} of its {plural(totals[label], 'image')} are copies or near "
+            f"copies of one another, such as {pair}; where they are different pictures, lower "
+            f"ingest.near_duplicate_bits ({near_bits})"
+        )
+    return words
 
 
 def members_of(parts: Ints) -> list[Ints]:

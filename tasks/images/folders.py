@@ -5,18 +5,20 @@ leads to, wherever that lies, as long as a folder does not lead to itself or to 
 pipes and devices are never followed.
 """
 
-import difflib
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tasks.artifacts.records import ImageSource, Split
 from tasks.artifacts.tables import Rejected
-from tasks.artifacts.words import first_of, printable
+from tasks.artifacts.words import first_of, listed, plural, printable
 from tasks.errors import DataError
 from tasks.images.formats import SUFFIXES
+from tasks.images.layouts import expected, explain_layout, find_splits
+from tasks.images.names import is_folder, tidy, why_ignored
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,40 +54,21 @@ class Listing:
         origin: Where the images lie.
         images: Sorted by path (code point).
         rejected: Entries that can be no image of a class, such as links to folders and pipes.
-        ignored: Number of files left out by the list in `folders.IGNORED_NAMES` and hidden ones.
+        ignored: Files left out by their names, counted by kind (`names.why_ignored`).
         pin: Set for packaged data.
         linked: Folders that are links; DVC does not look into them.
+        notes: What was read otherwise than it stands, in sentences.
+        advice: What to do about listed files that are missing; empty if nothing is known.
     """
 
     origin: ImageSource
     images: tuple[ListedImage, ...]
     rejected: tuple[Rejected, ...] = ()
-    ignored: int = 0
+    ignored: Mapping[str, int] = field(default_factory=dict)
     pin: Pin | None = None
     linked: tuple[str, ...] = ()
-
-
-def nearest_name(name: str, known: Collection[str]) -> str:
-    """Give ` (did you mean ...?)` for the known name most like this one, or nothing."""
-    last = name.rsplit("/", 1)[-1]
-    alike = [candidate for candidate in known if candidate.rsplit("/", 1)[-1] == last]
-    match = difflib.get_close_matches(name, alike or known, n=1, cutoff=0.5)
-    return f" (did you mean {printable(match[0])}?)" if match else ""
-
-
-# Left out and counted, besides every name that starts with a dot: what systems leave behind.
-IGNORED_NAMES = frozenset(
-    {"__macosx", "__pycache__", "@eadir", "desktop.ini", "ehthumbs.db", "thumbs.db", "lost+found"}
-)
-SPLIT_FOLDERS: dict[str, Split] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
+    notes: tuple[str, ...] = ()
+    advice: str = ""
 
 
 @dataclass(slots=True)
@@ -97,7 +80,8 @@ class _Found:
     nested: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
     linked: list[str] = field(default_factory=list)
-    ignored: int = 0
+    ignored: Counter[str] = field(default_factory=Counter)
+    names: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # by label
 
 
 def list_folder(source: Path) -> Listing:
@@ -112,7 +96,7 @@ def list_folder(source: Path) -> Listing:
     root = Path(os.path.realpath(source))
     found = _Found()
     folders = _subfolders(root, root, found)
-    splits = _split_folders(source, folders)
+    splits = find_splits(source, folders)
     if splits:
         for folder, split in splits.items():
             for class_folder in _subfolders(root, root / folder, found):
@@ -125,8 +109,9 @@ def list_folder(source: Path) -> Listing:
         origin=_origin(source),
         images=tuple(sorted(found.images, key=lambda image: image.path)),
         rejected=tuple(sorted(found.rejected, key=lambda item: item.path)),
-        ignored=found.ignored,
+        ignored=dict(sorted(found.ignored.items())),
         linked=tuple(found.linked),
+        notes=tuple(_merged(found)),
     )
 
 
@@ -142,11 +127,6 @@ def _origin(source: Path) -> ImageSource:
     )
 
 
-def is_ignored(name: str) -> bool:
-    """Tell whether a file or folder is never data: hidden, or left behind by a system."""
-    return name.startswith(".") or name.lower() in IGNORED_NAMES
-
-
 def _entries(folder: Path, found: _Found) -> Iterator[os.DirEntry[str]]:
     """Entries of a folder sorted by name; ignored ones are counted with all that lies below."""
     try:
@@ -158,8 +138,9 @@ def _entries(folder: Path, found: _Found) -> Iterator[os.DirEntry[str]]:
             "give yourself the right to read it (chmod u+rx) or take it out of the source"
         ) from err
     for entry in entries:
-        if is_ignored(entry.name):
-            found.ignored += _count_files(entry)
+        kind = why_ignored(entry.name, folder=is_folder(entry))
+        if kind:
+            found.ignored[kind] += _count_files(entry)
         else:
             yield entry
 
@@ -185,39 +166,15 @@ def _subfolders(root: Path, folder: Path, found: _Found) -> list[str]:
         elif Path(entry.name).suffix.lower() in SUFFIXES:
             found.nested.append(path)
         else:
-            found.ignored += 1
+            found.ignored["beside the class folders"] += 1
     return names
-
-
-def _split_folders(source: Path, folders: list[str]) -> dict[str, Split]:
-    """Map the folders of a source to splits; empty where they are classes."""
-    splits = {
-        name: SPLIT_FOLDERS[name.lower()] for name in folders if name.lower() in SPLIT_FOLDERS
-    }
-    if len(splits) < len(folders) or not any(_holds_folders(source / name) for name in splits):
-        return {}
-    for split in ("train", "val", "test"):
-        names = [name for name, meant in splits.items() if meant == split]
-        if len(names) > 1:
-            raise DataError(
-                f"{source}: the folders {' and '.join(names)} both mean {split}; keep one of them"
-            )
-        if split == "train" and not names:
-            raise DataError(
-                f"{source}: found only {', '.join(folders)}; allowed: train, with or without "
-                "val and test. Add train, or put the class folders directly below the source"
-            )
-    return splits
-
-
-def _holds_folders(folder: Path) -> bool:
-    return any(entry.is_dir() and not is_ignored(entry.name) for entry in folder.iterdir())
 
 
 def _walk_class(root: Path, folder: Path, split: Split | None, found: _Found) -> None:
     """Collect the files of one class folder."""
     label = _label_of(root, folder)
-    count = len(found.images)
+    found.names[label].add(folder.name)
+    count, ignored = len(found.images), found.ignored.total()
     for entry in _entries(folder, found):
         path = _relative(root, entry)
         reason = _why_not(entry)
@@ -228,16 +185,27 @@ def _walk_class(root: Path, folder: Path, split: Split | None, found: _Found) ->
         else:
             found.images.append(ListedImage(path=path, label=label, split=split))
     if len(found.images) == count:
-        found.empty.append(folder.relative_to(root).as_posix())
+        aside = found.ignored.total() - ignored
+        files = f" ({plural(aside, 'file')} ignored)" if aside else ""
+        found.empty.append(printable(folder.relative_to(root).as_posix()) + files)
 
 
 def _label_of(root: Path, folder: Path) -> str:
-    if not folder.name.isprintable():
+    label = tidy(folder.name)
+    if not label or not label.isprintable():
         raise DataError(
             f"{printable(folder.relative_to(root).as_posix())}: the name of a class folder must be "
             "printable UTF-8 text, because it becomes the name of the class; rename the folder"
         )
-    return folder.name
+    return label
+
+
+def _merged(found: _Found) -> Iterator[str]:
+    """Say which class folders are one class, as their names differ in nothing that is seen."""
+    for label, names in sorted(found.names.items()):
+        if len(names) > 1:
+            several = listed([ascii(name) for name in sorted(names)])
+            yield f"The folders {several} are read as one class, {label}."
 
 
 def _relative(root: Path, entry: os.DirEntry[str]) -> str:
@@ -259,7 +227,8 @@ def _why_not_link(entry: os.DirEntry[str]) -> str | None:
     try:
         target = Path(entry.path).resolve(strict=True)
     except FileNotFoundError:
-        return "link to nothing"
+        annex = "annex/objects" in os.readlink(entry.path)
+        return "link to nothing" + (" (git annex get fetches it)" if annex else "")
     except (OSError, RuntimeError):  # RuntimeError: a loop, up to Python 3.12
         return "link in a loop"
     if Path(entry.path).parent.resolve().is_relative_to(target):
@@ -278,19 +247,30 @@ def why_not_regular(mode: int) -> str | None:
 def _check_layout(source: Path, found: _Found) -> None:
     """Refuse images above or below the class folders, empty class folders and an empty source."""
     where = printable(source.as_posix())
-    layout = f"expected {where}/<class>/<image> or {where}/<train, val, test>/<class>/<image>"
     if found.nested:
+        cause = explain_layout(source)
         raise DataError(
-            f"{where}: {layout}, found {len(found.nested):,} entries elsewhere; move them into "
-            f"class folders:{first_of(map(printable, found.nested))}"
+            f"{where}: {expected(source)}, found {plural(len(found.nested), 'entry', 'entries')} "
+            f"elsewhere. {cause or 'Move them into class folders'}:"
+            f"{first_of(map(printable, found.nested))}"
         )
     if found.empty:
         raise DataError(
-            f"{where}: class folders without any image; fill or remove them:"
-            f"{first_of(map(printable, found.empty))}{_hint(found)}"
+            f"{where}: class folders without any image; fill or remove them"
+            f"{_of_boxes(found)}:{first_of(found.empty)}{_hint(found)}"
         )
     if not found.images:
-        raise DataError(f"{where}: no images; {layout}{_hint(found)}")
+        raise DataError(f"{where}: no images; {expected(source)}{_hint(found)}")
+
+
+def _of_boxes(found: _Found) -> str:
+    """Say what images beside labels are: the layout of object detection."""
+    if not {"images", "labels"} <= found.names.keys():
+        return ""
+    return (
+        ". Folders images and labels are the layout of object detection, with boxes; here every "
+        "class needs a folder of images"
+    )
 
 
 def _hint(found: _Found) -> str:

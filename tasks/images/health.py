@@ -1,15 +1,15 @@
 """What ingest found out about the data, in numbers and in sentences for a person."""
 
 import re
-import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from tasks.artifacts.records import SPLITS, Health, Split
 from tasks.artifacts.tables import Manifest
-from tasks.artifacts.words import listed, printable, shortened
+from tasks.artifacts.words import listed, plural, printable, shortened
+from tasks.images.class_names import about_names
 from tasks.images.duplicates import Grouping, members_of
 from tasks.images.folders import Listing
 from tasks.images.looks import count_traits, tell_traits
@@ -49,7 +49,7 @@ def describe_health(
         rejected=len(inspection.rejected),
         rejected_reasons=kinds_of_reasons(inspection.rejected),
         rejected_by_class=dict(inspection.rejected_by_class),
-        ignored_files=listing.ignored,
+        ignored_files=sum(listing.ignored.values()),
         classes=manifest.class_names,
         class_counts=counts,
         split_counts={split: len(manifest.of(split)) for split in SPLITS},
@@ -58,6 +58,7 @@ def describe_health(
         near_duplicates=grouping.near_duplicates,
         label_conflicts=_printable(grouping.label_conflicts),
         split_leaks=_printable(leaks),
+        mixed_copies=_printable(grouping.mixed_copies),
         imbalance=_imbalance(counts),
         modes=dict(sorted(Counter(row.mode for row in manifest.rows).items())),
         width=_extent([row.width for row in manifest.rows]),
@@ -66,6 +67,7 @@ def describe_health(
         warnings=[
             *_about_leaks(leaks, inspection, grouping),
             *_about_labels(grouping),
+            *listing.notes,
             *([listing.origin.caution] if listing.origin.caution else []),
             *remarks,
             *_about_files(listing, inspection),
@@ -115,8 +117,9 @@ def _about_leaks(
     if leaks:
         pictures = sum(map(len, leaks))
         yield (
-            f"LEAK: {len(leaks)} pictures stand in several of the given splits ({pictures} files, "
-            f"such as {listed(leaks[0][:2])}), so that test results flatter; nothing was moved. "
+            f"LEAK: {plural(len(leaks), 'picture')} {_stand(leaks)} in several of the given splits "
+            f"({pictures:,} files, such as {listed(leaks[0][:2])}), so that test results flatter; "
+            "nothing was moved. "
             "Remove them, or take the splits away and let them be cut."
         )
     by_group = defaultdict[str, list[int]](list)
@@ -127,22 +130,32 @@ def _about_leaks(
     ]
     if len(crossing) > len(leaks):
         yield (
-            f"LEAK: {len(crossing)} groups stand in several of the given splits, such as "
-            f"{shortened(crossing[0], LONGEST)}; nothing was moved."
+            f"LEAK: {plural(len(crossing), 'group')} {_stand(crossing)} in several of the given "
+            f"splits, such as {shortened(crossing[0], LONGEST)}; nothing was moved."
         )
+
+
+def _stand(things: Sequence[object]) -> str:
+    return "stands" if len(things) == 1 else "stand"
+
+
+def _files_were(count: int) -> str:
+    return f"{plural(count, 'file')} {'was' if count == 1 else 'were'}"
 
 
 def _about_labels(grouping: Grouping) -> Iterator[str]:
     if grouping.label_conflicts:
         yield (
-            f"{len(grouping.label_conflicts)} pictures stand under several labels, such as "
+            f"{plural(len(grouping.label_conflicts), 'picture')} "
+            f"{_stand(grouping.label_conflicts)} under several labels, such as "
             f"{listed(grouping.label_conflicts[0][:2])}; they were kept, decide which label is "
             "right."
         )
     if grouping.mixed_copies:
         yield (
-            f"{len(grouping.mixed_copies)} sets of pictures that look alike have several labels, "
-            f"such as {listed(grouping.mixed_copies[0][:2])}; see if the picture shows why."
+            f"{plural(len(grouping.mixed_copies), 'set')} of pictures that look alike "
+            f"{'has' if len(grouping.mixed_copies) == 1 else 'have'} several labels, such as "
+            f"{listed(grouping.mixed_copies[0][:2])}; see if the picture shows why."
         )
 
 
@@ -150,7 +163,9 @@ def _about_files(listing: Listing, inspection: Inspection) -> Iterator[str]:
     reasons = kinds_of_reasons(inspection.rejected)
     if reasons:
         kinds = [f"{count} {reason}" for reason, count in reasons.items()]
-        yield f"{len(inspection.rejected)} files were left out: {listed(kinds)}."
+        yield f"{_files_were(len(inspection.rejected))} left out: {listed(kinds)}."
+    if listing.advice:
+        yield f"Listed files are missing: {listing.advice}."
     links = [
         item.path for item in inspection.rejected if item.reason.startswith("link to a folder")
     ]
@@ -162,9 +177,10 @@ def _about_files(listing: Listing, inspection: Inspection) -> Iterator[str]:
             "does not see when files behind them change; run `dvc repro -f ingest` then."
         )
     if listing.ignored:
+        kinds_of_ignored = sorted(listing.ignored.items(), key=lambda item: (-item[1], item[0]))
         yield (
-            f"{listing.ignored} files were ignored: hidden ones, those that systems leave behind, "
-            "and those beside the class folders."
+            f"{_files_were(sum(listing.ignored.values()))} ignored by name: "
+            f"{listed([f'{count:,} {kind}' for kind, count in kinds_of_ignored], KINDS)}."
         )
     yield from _about_remarks(inspection)
 
@@ -177,7 +193,7 @@ def _about_remarks(inspection: Inspection) -> Iterator[str]:
     kinds = list(examples.values())
     for cases in kinds[:KINDS]:
         remark, path = (shortened(words, LONGEST) for words in cases[0])
-        yield f"{len(cases)} images, such as {path}: {remark}."
+        yield f"{plural(len(cases), 'image')}, such as {path}: {remark}."
     if len(kinds) > KINDS:
         yield f"{sum(map(len, kinds[KINDS:])):,} more images gave remarks of other kinds."
 
@@ -204,17 +220,4 @@ def _about_classes(counts: dict[str, dict[str, int]]) -> Iterator[str]:
     if few:
         names = listed(few, where="health.json")
         yield f"Fewer than {FEW_TRAINING_IMAGES} training images: {names}."
-    yield from _about_names(list(counts))
-
-
-def _about_names(names: Sequence[str]) -> Iterator[str]:
-    """Mention classes whose names differ only in case, spaces or the encoding of accents."""
-    alike: Callable[[str], str] = lambda name: " ".join(  # noqa: E731
-        unicodedata.normalize("NFKC", name).casefold().replace("_", " ").split()
-    )
-    by_name = defaultdict[str, list[str]](list)
-    for name in names:
-        by_name[alike(name)].append(name)
-    twins = [" = ".join(map(ascii, several)) for several in by_name.values() if len(several) > 1]
-    if twins:
-        yield f"Classes that may be meant as one: {listed(twins, EXAMPLES)}."
+    yield from about_names(list(counts))

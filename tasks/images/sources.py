@@ -22,9 +22,9 @@ from tasks.images.folders import (
     Listing,
     Pin,
     list_folder,
-    nearest_name,
 )
-from tasks.images.tables import list_table, read_text
+from tasks.images.names import nearest_name
+from tasks.images.tables import list_table
 
 Text = Annotated[str, Field(min_length=1)]
 DELIMITERS = {"whitespace": None, "comma": ",", "semicolon": ";", "tab": "\t"}
@@ -124,6 +124,18 @@ def read_descriptor(path: Path) -> Descriptor:
             _describe(detail["loc"], detail["type"], detail["msg"]) for detail in err.errors()
         )
         raise DataError(f"{path}: is no descriptor of a data set:{first_of(problems)}") from err
+
+
+def read_text(path: Path) -> str:
+    """Read a text file; bytes that are no UTF-8 stay as the system's names hold them.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig", "surrogateescape")
+    except OSError as err:
+        raise DataError(f"{path}: cannot be read ({err.strerror})") from err
 
 
 def _describe(loc: tuple[int | str, ...], kind: str, message: str) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tasks.artifacts.records import SPLITS, Split
-from tasks.artifacts.words import first_of, listed
+from tasks.artifacts.words import first_of, listed, plural
 from tasks.errors import DataError
 from tasks.params import IngestParams
 
@@ -72,8 +72,12 @@ class Cutter:
     def _natural(self, at: float) -> Split:
         return next((split for split, (_, high) in self.shares.items() if at < high), "train")
 
-    def settle(self, params: IngestParams) -> list[str]:
+    def settle(self, params: IngestParams, hints: Mapping[str, str]) -> list[str]:
         """Deal with classes too small for every split, then with the shares of the others.
+
+        Args:
+            params: What happens to a class too small for every split.
+            hints: Of some classes, what may have made them so.
 
         Returns:
             What a person should know about it.
@@ -86,13 +90,14 @@ class Cutter:
             label for label in self._by_size() if len(self.groups_of[label]) < len(self.shares)
         ]
         if small and params.small_class == "fail":
-            raise DataError(self._too_small(small))
+            raise DataError(self._too_small(small, hints))
         for label in small:
             self._train_only(label)
         if small:
             remarks.append(
                 f"{_classes_have(small)} too few groups for every split; all of it is in train "
                 "(ingest.small_class), so that nothing is measured there."
+                + "".join(f" {label}: {hints[label]}." for label in small[:3] if label in hints)
             )
         large = [label for label in self._by_size() if label not in small]
         filled = [label for label in large if self._fill(label)]
@@ -201,8 +206,12 @@ class Cutter:
             for label in self.labels_of[group]
         )
 
-    def _too_small(self, labels: Sequence[str]) -> str:
-        lines = [f"{label}: {len(self.groups_of[label])} group(s)" for label in labels]
+    def _too_small(self, labels: Sequence[str], hints: Mapping[str, str]) -> str:
+        lines = [
+            f"{label}: {plural(len(self.groups_of[label]), 'group')}"
+            + (f"; {hints[label]}" if label in hints else "")
+            for label in labels
+        ]
         return (
             f"classes with too few groups to stand in {', '.join(sorted(self.shares))}; add images "
             "that are no copies, remove the class, or set ingest.small_class to train_only:"
@@ -236,6 +245,7 @@ def assign_splits(
     *,
     params: IngestParams,
     seed: int,
+    hints: Mapping[str, str] | None = None,
 ) -> Assignment:
     """Give every image a split.
 
@@ -246,6 +256,7 @@ def assign_splits(
             val or test is cut from train where it is missing.
         params: Shares of val and test, and what happens to a class too small for every split.
         seed: Other seeds give other splits.
+        hints: Of some classes, what may have gone wrong with them; for the messages.
 
     Raises:
         DataError: A class is too small for every split, or a given class is not in train.
@@ -258,12 +269,12 @@ def assign_splits(
     if len(wanted) > 1:
         rows = [number for number, split in enumerate(splits) if split == "train"]
         cutter = Cutter([labels[n] for n in rows], [groups[n] for n in rows], shares, seed)
-        remarks += cutter.settle(params)
+        remarks += cutter.settle(params, hints or {})
         for row in rows:
             splits[row] = cutter.place[groups[row]]
     if present:
         remarks += [_cut_remark(split) for split in wanted if split != "train"]
-        remarks += _given_remarks(labels, splits)
+        remarks += _given_remarks(labels, splits, hints or {})
     _check_not_empty(splits)
     return Assignment(tuple(splits), tuple(remarks))
 
@@ -284,7 +295,9 @@ def _cut_remark(split: Split) -> str:
     return f"The source gives no {split} split; it was cut from train by hash ({share})."
 
 
-def _given_remarks(labels: Sequence[str], splits: Sequence[Split]) -> list[str]:
+def _given_remarks(
+    labels: Sequence[str], splits: Sequence[Split], hints: Mapping[str, str]
+) -> list[str]:
     """Say which classes are missing from given splits; one that is not in train is an error."""
     classes = sorted(set(labels))
     present = set(zip(labels, splits, strict=True))
@@ -293,6 +306,7 @@ def _given_remarks(labels: Sequence[str], splits: Sequence[Split]) -> list[str]:
         raise DataError(
             f"classes that stand in val or test but not in train: {listed(untrained)}; add "
             "training images or remove them"
+            + "".join(f". {label}: {hints[label]}" for label in untrained[:3] if label in hints)
         )
     missing = {
         split: [label for label in classes if (label, split) not in present] for split in SPLITS

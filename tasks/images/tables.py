@@ -1,78 +1,21 @@
 """Tables of the user: images as csv of path,label[,split][,group], and groups as path,group."""
 
-import csv
-import io
+import logging
 import os
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.artifacts.records import ImageSource, Split
+from tasks.artifacts.records import ImageSource
 from tasks.artifacts.tables import Rejected
-from tasks.artifacts.words import first_of, printable, shortened
+from tasks.artifacts.words import first_of, printable
 from tasks.errors import DataError
-from tasks.images.folders import (
-    SPLIT_FOLDERS,
-    ListedImage,
-    Listing,
-    nearest_name,
-    why_not_regular,
-)
+from tasks.images.class_names import NO_LABEL
+from tasks.images.csv_file import Line, read_lines
+from tasks.images.folders import ListedImage, Listing, why_not_regular
+from tasks.images.names import nearest_name, split_of, tidy
+from tasks.images.paths import Matched, files_below, match_paths
 
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One row of a user's table: its line in the file, and its cells by column name."""
-
-    number: int
-    cells: dict[str, str]
-
-
-def read_lines(path: Path, *, required: Sequence[str], optional: Sequence[str]) -> list[Line]:
-    """Read a csv file with a header; blank lines are skipped, a byte order mark too.
-
-    Raises:
-        DataError: The file cannot be read, or its columns or a row are not as they must be.
-    """
-    reader = csv.reader(io.StringIO(read_text(path), newline=""))
-    header = next(reader, [])
-    allowed = [*required, *optional]
-    if not set(required) <= set(header) <= set(allowed) or len(set(header)) < len(header):
-        found = shortened(",".join(header), 100)
-        raise DataError(
-            f"{path}:1: columns are {found!r}; allowed: {','.join(required)}"
-            + "".join(f"[,{name}]" for name in optional)
-        )
-    try:
-        return list(_lines(path, reader, header))
-    except csv.Error as err:
-        raise DataError(f"{path}: is no csv ({err})") from err
-
-
-def _lines(path: Path, reader: Iterator[list[str]], header: list[str]) -> Iterator[Line]:
-    number = 1
-    for row in reader:
-        number += 1 + sum(cell.count("\n") for cell in row)
-        if not row:
-            continue
-        if len(row) != len(header):
-            raise DataError(
-                f"{path}:{number}: {len(row)} cells, expected {len(header)} ({','.join(header)}); "
-                'a cell that holds a comma stands in quotes ("a,b")'
-            )
-        yield Line(number, dict(zip(header, row, strict=True)))
-
-
-def read_text(path: Path) -> str:
-    """Read a user's text file; bytes that are no UTF-8 stay as the system's names hold them.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
-    try:
-        return path.read_bytes().decode("utf-8-sig", "surrogateescape")
-    except OSError as err:
-        raise DataError(f"{path}: cannot be read ({err.strerror})") from err
+log = logging.getLogger(__name__)
 
 
 # images -------------------------------------------------------------------------------------------
@@ -84,9 +27,12 @@ def list_table(source: Path) -> Listing:
     Raises:
         DataError: The table is damaged, or rows are wrong; the message lists them (10 at most).
     """
-    lines = read_lines(source, required=("path", "label"), optional=("split", "group"))
-    root = Path(os.path.realpath(source.parent))
-    paths = [_inside(root, line.cells["path"]) for line in lines]
+    lines, matched = read_table(source)
+    root = _root_of(source)
+    paths = [_inside(root, path) for path in matched.paths]
+    advice = _advise(source, [line.cells["path"] for line in lines], matched)
+    if not all(paths[place] for place in matched.missing):
+        raise DataError(f"{source}: {advice}")
     _check_rows(source, lines, paths)
     images, rejected = [], []
     for line, path in zip(lines, paths, strict=True):
@@ -99,7 +45,49 @@ def list_table(source: Path) -> Listing:
         origin=_origin(source),
         images=tuple(sorted(images, key=lambda image: image.path)),
         rejected=tuple(sorted(rejected, key=lambda item: item.path)),
+        notes=tuple(matched.notes),
+        advice=advice,
     )
+
+
+def read_table(source: Path) -> tuple[list[Line], Matched]:
+    """Read a csv of images, and which files its paths mean, relative to its folder where below it.
+
+    Raises:
+        DataError: The table is damaged.
+    """
+    lines = read_lines(source, required=("path", "label"), optional=("split", "group"))
+    root = _root_of(source)
+    cells = (line.cells["path"] for line in lines)
+    matched = match_paths(
+        [_inside(root, cell) or cell for cell in cells],
+        holds=lambda cell: os.path.lexists(os.path.join(root, cell)),
+        known=lambda: files_below(root),
+        what="exist",
+    )
+    return lines, matched
+
+
+def _root_of(source: Path) -> Path:
+    return Path(os.path.realpath(source.parent))
+
+
+def _advise(source: Path, cells: Sequence[str], matched: Matched) -> str:
+    """Say what the missing paths of a csv may be; empty if none is missing."""
+    if not matched.missing:
+        return ""
+    root = _root_of(source)
+    rule = "paths are relative to the folder of the csv and lie below it"
+    missing = [cells[place].strip().replace("\\", "/") for place in matched.missing]
+    folders = [Path(os.path.realpath(source)).parent, Path.cwd(), *root.parents[:3]]
+    for folder in folders:
+        if folder != root and all(os.path.lexists(folder / cell) for cell in missing):
+            return (
+                f"{rule}; {len(cells) - len(missing):,} of {len(cells):,} exist, and "
+                f"{len(missing):,} more do below {printable(str(folder))}: move the csv there, "
+                "and name it so in ingest.source"
+            )
+    return f"{rule}; {matched.advice}"
 
 
 def _origin(source: Path) -> ImageSource:
@@ -116,23 +104,25 @@ def _origin(source: Path) -> ImageSource:
 
 def _inside(root: Path, cell: str) -> str:
     """Path relative to the root; empty where it leads out of it."""
-    path = Path(os.path.normpath(root / cell))
-    return path.relative_to(root).as_posix() if root in path.parents else ""
+    path = os.path.normpath(os.path.join(root, cell))  # pathlib is slow for a million rows
+    start = os.path.join(root, "")
+    return path.removeprefix(start) if path.startswith(start) else ""
 
 
 def _check_rows(source: Path, lines: Sequence[Line], paths: Sequence[str]) -> None:
     if not lines:
         raise DataError(f"{source}: no images; expected a row path,label for each")
-    problems, seen = [], dict[str, int]()
+    problems, seen = [], dict[str, Line]()
     for line, path in zip(lines, paths, strict=True):
         if path in seen:
             problems.append(
-                f"line {line.number}: {printable(path)} stands in line {seen[path]} already"
+                f"line {line.number}: {printable(path)} stands in line {seen[path].number} already,"
+                f" as {printable(seen[path].cells['label'])}; an image has one row"
             )
         elif path:
-            seen[path] = line.number
+            seen[path] = line
         problems += [f"line {line.number}: {problem}" for problem in _problems(line, path)]
-    splits = [bool(line.cells.get("split")) for line in lines]
+    splits = [bool(line.cells.get("split", "").strip()) for line in lines]
     if any(splits) and not all(splits):
         problems.append(
             f"line {lines[splits.index(False)].number}: no split; allowed: all rows or none"
@@ -143,19 +133,21 @@ def _check_rows(source: Path, lines: Sequence[Line], paths: Sequence[str]) -> No
 
 def _problems(line: Line, path: str) -> Iterator[str]:
     """Say what is wrong with one row; `path` is empty where it leads out of the csv's folder."""
-    label, split = line.cells["label"], line.cells.get("split", "")
+    label, split = tidy(line.cells["label"]), line.cells.get("split", "").strip()
     if not path:
         cell = printable(line.cells["path"])
         yield f"path {cell!r}; allowed: a file below the folder of the csv"
-    if not label.strip() or not label.isprintable():
+    if not label or not label.isprintable():
         yield f"label {printable(label)!r}; allowed: printable text"
-    if split and split.lower() not in SPLIT_FOLDERS:
+    if label.lower() in NO_LABEL:
+        yield f"label {label!r}, which tables write where a value is missing; remove the row"
+    if split and not split_of(split):
         yield f"split {printable(split)!r}; allowed: train, val, test"
 
 
 def _listed(line: Line, path: str) -> ListedImage:
-    split: Split | None = SPLIT_FOLDERS.get(line.cells.get("split", "").lower())
-    return ListedImage(path, line.cells["label"], split, line.cells.get("group") or None)
+    split, group = split_of(line.cells.get("split", "")), tidy(line.cells.get("group", ""))
+    return ListedImage(path, tidy(line.cells["label"]), split, group or None)
 
 
 def _why_not(root: Path, path: str) -> str | None:
@@ -188,15 +180,23 @@ def read_groups(path: Path, known: Collection[str]) -> list[tuple[str, str]]:
     if unnamed:
         raise DataError(f"{path}:{unnamed[0]}: the group has no name")
     names = set(known)
-    unknown = [line for line in lines if line.cells["path"] not in names]
-    if unknown:
+    cells = [line.cells["path"] for line in lines]
+    matched = match_paths(
+        cells, holds=names.__contains__, known=lambda: names, what="are images of the source"
+    )
+    if matched.missing:
         shown = [
-            f"line {line.number}: {printable(line.cells['path'])}"
-            + (nearest_name(line.cells["path"], names) if place < 3 else "")  # slow on many names
-            for place, line in enumerate(unknown)
+            f"line {lines[place].number}: {printable(cells[place])}"
+            + (nearest_name(cells[place], names) if number < 3 else "")  # slow on many names
+            for number, place in enumerate(matched.missing)
         ]
         raise DataError(
-            f"{path}: {len(unknown):,} of {len(lines):,} paths are no images of the source; they "
-            f"must be relative to its root, as in manifest.csv:{first_of(shown)}"
+            f"{path}: {len(shown):,} of {len(cells):,} paths are no images of the source; they "
+            "must be relative to its root, as in manifest.csv. "
+            f"{matched.advice}:{first_of(shown)}"
         )
-    return [(line.cells["path"], line.cells["group"]) for line in lines]
+    for note in matched.notes:
+        log.warning("%s: %s", path, note)
+    return [
+        (image, tidy(line.cells["group"])) for image, line in zip(matched.paths, lines, strict=True)
+    ]

@@ -24,7 +24,7 @@ from tasks.reporting.figures import (
     ruler,
     shift_profile,
 )
-from tasks.reporting.findings import Findings, Picture, conclude, find_alerts, name_shipped
+from tasks.reporting.findings import LEAK, Findings, Picture, conclude, find_alerts, name_shipped
 from tasks.reporting.pages import make_environment
 from tasks.reporting.provenance import Provenance
 from tasks.reporting.results import (
@@ -111,9 +111,12 @@ def _draw(findings: Findings) -> Mapping[str, Drawing]:
 
 def _passed_checks(health: Health) -> list[str]:
     """Say what was looked for in the data and not found; what was found is in `health.warnings`."""
-    checks = [
-        (health.split_leaks, "No picture stands in more than one split"),
-        (health.label_conflicts, "No picture has more than one label"),
+    checks: list[tuple[object, str]] = [
+        (
+            any(words.startswith(LEAK) for words in health.warnings),
+            "No picture stands in more than one split",
+        ),
+        (health.label_conflicts or health.mixed_copies, "No picture has more than one label"),
         (health.rejected, "Every image file could be read"),
     ]
     return [words for found, words in checks if not found]

@@ -4,6 +4,7 @@ import math
 
 from tasks.artifacts.records import Estimate
 from tasks.artifacts.words import NBSP, printable
+from tasks.artifacts.words import plural as plural
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -80,11 +81,6 @@ def size(count_bytes: int) -> str:
     if count_bytes < 1_000_000:
         return f"{count_bytes / 1e3:.0f} kB"
     return f"{count_bytes / 1e6:.1f} MB"
-
-
-def plural(number: int, noun: str, nouns: str | None = None) -> str:
-    """Write a number with its noun: `1 image`, `1,557 images`."""
-    return f"{count(number)} {noun if number == 1 else nouns or noun + 's'}"
 
 
 def sentence(words: str) -> str:
