@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.artifacts.records import Health, write_record
-from tasks.artifacts.tables import Manifest, ManifestRow, Rejected, write_manifest, write_rows
+from tasks.artifacts.tables import (
+    FactRow,
+    Manifest,
+    ManifestRow,
+    Rejected,
+    write_manifest,
+    write_rows,
+)
 from tasks.artifacts.words import listed, plural
 from tasks.errors import DataError
 from tasks.images.class_names import say_twins
@@ -39,6 +46,7 @@ class Paths(StagePaths):
     quarantine: Write
     origin: Write
     conversion: Write
+    facts: Write
 
 
 def ingest(
@@ -161,6 +169,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         listing, inspection, named_groups, params=params.ingest, seed=params.seed
     )
     write_manifest(paths.manifest, manifest)
+    write_rows(
+        paths.facts, FactRow, (image.facts for image in inspection.images if image.facts)
+    )
     write_record(paths.health, health)
     write_record(paths.origin, listing.origin)
     write_record(paths.conversion, inspection.conversion)

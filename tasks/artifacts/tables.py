@@ -54,6 +54,55 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True)
+class FactRow:
+    """What the file of a usable image tells beside its content (facts.csv), pixels upright.
+
+    `quantization` is the mean of a JPEG's quantization tables (the higher, the coarser), 0 for
+    other formats; `camera` is empty where no EXIF data name one; colors are in [0, 255].
+    """
+
+    path: str
+    width: PositiveInt
+    height: PositiveInt
+    mode: Repeated
+    format: Repeated
+    quantization: float
+    file_bytes: PositiveInt
+    camera: Repeated
+    border_red: float
+    border_green: float
+    border_blue: float
+    brightness: float
+
+
+@dataclass(frozen=True, slots=True)
+class TwinRow:
+    """The training image of its label that is most like a val or test image (twins.csv).
+
+    `likeness` is the cosine of their whitened features, `deviations` how far that lies above
+    pairs of different groups of the class, in robust standard deviations.
+    """
+
+    path: str
+    split: Split
+    nearest: str
+    likeness: float
+    deviations: float
+    twin: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PairRow:
+    """One of the likest pairs (pairs/index.csv), likest first."""
+
+    file: str  # JPEG beside the table: the image, then its training image
+    path: str
+    split: Split
+    nearest: str
+    deviations: float
+
+
+@dataclass(frozen=True, slots=True)
 class ShiftRow:
     """Batch-norm shift of one layer, numbered in forward order (shift_profile.csv)."""
 

@@ -12,11 +12,12 @@ from functools import partial
 from pathlib import Path
 
 from tasks.artifacts.records import Conversion
-from tasks.artifacts.tables import Rejected
+from tasks.artifacts.tables import FactRow, Rejected
 from tasks.artifacts.words import first_of, listed, printable
 from tasks.errors import DataError, ImageError
 from tasks.images.conversion import NO_FACTS, ColorFacts, relevant, settle_conversion
 from tasks.images.decode import decode_image
+from tasks.images.facts import measure_facts
 from tasks.images.folders import ListedImage, Listing, why_not_regular
 from tasks.images.looks import Trait, find_traits
 from tasks.images.perceptual import hash_gray, shrink_to_gray
@@ -45,6 +46,7 @@ class CheckedImage:
         warnings: What the decoder ignored or converted.
         color: What it tells about the conversion of its set.
         traits: What is remarkable about how it looks.
+        facts: What the file tells beside its content; `inspect_images` always measures it.
     """
 
     listed: ListedImage
@@ -56,6 +58,7 @@ class CheckedImage:
     warnings: tuple[str, ...] = ()
     color: ColorFacts = NO_FACTS
     traits: tuple[Trait, ...] = ()
+    facts: FactRow | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +186,7 @@ def _open(
         decoded.warnings,
         decoded.color,
         find_traits(decoded.image, gray, profiled=decoded.color.profiled, hashless=look is None),
+        measure_facts(listed.path, content, decoded),
     )
     return _Opened(listed, sha256, image, "")
 
