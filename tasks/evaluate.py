@@ -6,7 +6,7 @@ Val chooses the temperatures and the model that ships; test only reports.
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +31,16 @@ from tasks.artifacts.tables import (
     Manifest,
     PredictionRow,
     ReliabilityRow,
+    TwinRow,
     read_manifest,
+    read_rows,
     write_rows,
 )
 from tasks.artifacts.words import name_trained
 from tasks.backbones.engine import make_engine
 from tasks.errors import ArtifactError
 from tasks.evaluation import tables
+from tasks.evaluation.relatives import find_related, judge_relatives
 from tasks.evaluation.scores import compare, score
 from tasks.evaluation.shipping import ONLY_BASELINE, choose_model, majority_right, warn_of_majority
 from tasks.evaluation.tables import hardest_images, write_hardest
@@ -71,6 +74,7 @@ class Paths(StagePaths):
     model: Read
     finetune: Read
     finetune_logits: Read
+    twins: Read
     summary: Write
     metrics: Write
     predictions: Write
@@ -278,6 +282,11 @@ def main(argv: Sequence[str] | None) -> None:
         arm=inputs.arm,
         balanced=inputs.balanced,
     )
+    related = find_related(inputs.manifest, read_rows(paths.twins, TwinRow))
+    metrics = judge_relatives(
+        result.metrics, result.shipped.right, related, params.evaluate, seed=params.seed
+    )
+    result = replace(result, metrics=metrics)
     write_outputs(paths, inputs, result, params.evaluate)
     for warning in result.metrics.warnings:
         log.warning("%s", warning)

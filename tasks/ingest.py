@@ -169,9 +169,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         listing, inspection, named_groups, params=params.ingest, seed=params.seed
     )
     write_manifest(paths.manifest, manifest)
-    write_rows(
-        paths.facts, FactRow, (image.facts for image in inspection.images if image.facts)
-    )
+    write_rows(paths.facts, FactRow, (image.facts for image in inspection.images if image.facts))
     write_record(paths.health, health)
     write_record(paths.origin, listing.origin)
     write_record(paths.conversion, inspection.conversion)

@@ -35,7 +35,7 @@ RANKS = [
     {"backbones"},
     {"judging"},
     {"heads"},
-    {"transferability", "training", "evaluation", "reporting"},
+    {"transferability", "training", "evaluation", "reporting", "auditing"},
     set(STAGES),
 ]
 # What a registry imports by name: modules of its own folder.
@@ -258,11 +258,17 @@ def test_every_value_is_read_somewhere_in_the_code_that_computes() -> None:
     assert set(leaf_paths()) - everywhere - templated - registered == set()
 
 
-def test_only_evaluate_reads_what_was_made_of_the_test_images() -> None:
+def test_only_evaluate_and_audit_read_what_was_made_of_the_test_images() -> None:
     made_of_test = {"data/augment/test", "data/extract/test"}
     readers = {stage for stage in STAGES if made_of_test & set(GRAPH[stage]["deps"])}
-    assert readers == {"extract", "evaluate"}
+    assert readers == {"extract", "audit", "evaluate"}
     assert "data/augment/test" in GRAPH["extract"]["deps"]  # once, to make the features
+
+
+def test_nothing_that_chooses_reads_what_audit_found() -> None:
+    found = {f"data/audit/{name}" for name in ("audit.json", "twins.csv", "pairs")}
+    readers = {stage for stage in STAGES if found & set(GRAPH[stage]["deps"])}
+    assert readers == {"evaluate", "report"}
 
 
 @pytest.mark.filterwarnings("default")  # DVC's own dependencies warn

@@ -168,6 +168,54 @@ class BackboneInfo(Record):
     parity: float | None  # largest |engine - torch| of the features / their largest value
 
 
+# audit -------------------------------------------------------------------------------------------
+
+
+class TwinAudit(Record):
+    """Which val and test images have a twin in train, by their features."""
+
+    threshold: float  # deviations from which on two images are twins
+    shares: dict[str, Estimate]  # val, test -> share of images that have one
+    within_train: Estimate | None  # the same of training images, in another group
+    classes: dict[str, float]  # share of test images by class, the ten largest that are not 0
+
+
+class Telltale(Record):
+    """How one fact differs between the images of a class and all others, in a sentence."""
+
+    fact: str
+    auc: float  # of the fact alone, cross-validated
+    words: str
+
+
+class ClassShortcut(Record):
+    """How well facts tell one class from all others."""
+
+    name: str
+    auc: Estimate  # one class against the rest, cross-validated; 0.5: not at all
+    told_by: list[Telltale]  # best first
+
+
+class ShortcutAudit(Record):
+    """How well the label can be told from facts that are no content."""
+
+    facts: list[str]
+    images: int
+    chance: float  # balanced accuracy of guessing
+    balanced_accuracy: Estimate  # cross-validated by groups
+    told: list[ClassShortcut]  # classes that the facts give away, the worst first, ten at most
+    told_classes: int
+
+
+class Audit(Record):
+    """What files and features give away (data/audit/audit.json); reported, never chosen by."""
+
+    twins: TwinAudit
+    file_facts: ShortcutAudit | None  # None: too few groups of a class
+    look_facts: ShortcutAudit | None  # the same with brightness, border and bytes a pixel
+    warnings: list[str]  # sentences for a person
+
+
 # similarity --------------------------------------------------------------------------------------
 
 
@@ -371,6 +419,13 @@ class Summary(Record):
     test_ece: float
 
 
+class CleanScores(Record):
+    """Accuracy of the shipped model on test images with and without a relative in train."""
+
+    with_relative: Estimate | None  # None: there are no such images
+    without_relative: Estimate | None
+
+
 class Metrics(Record):
     """The whole record of the test results (data/evaluate/metrics.json)."""
 
@@ -383,6 +438,8 @@ class Metrics(Record):
     val_baseline: float
     val_finetuned: float | None
     warnings: list[str] = []  # sentences for a person
+    twins: CleanScores | None = None  # relative: a twin by features; None: no image has one
+    leaks: CleanScores | None = None  # relative: of one group, in given splits; None: none leaks
 
 
 Fit = Literal["squash", "crop", "pad"]

@@ -11,13 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from tasks.artifacts.arrays import Bools, Features, Floats, Ints
 
-DEVIATIONS = 14.0  # from the median likeness of a class's pairs: from here on two images are twins
-RIDGE = 0.3  # added to every variance, in mean variances: few images do not whiten noise
+SURE = 14.0  # deviations above the median pair of a class: from here on two images are twins
+DOUBTFUL = 8.0  # below this they never are
+ALARMS = 0.01  # share of training images that may seem to have a twin in another group
+FEW_IMAGES = 200  # training images below which that share says nothing
+RIDGE = 0.1  # added to every variance, in mean variances: few images do not whiten noise
 SPREAD_ROWS = 10_000  # images at most whose covariance whitens
 CLASS_PAIRS = 1_000  # images of a class at most whose pairs are the yardstick
 FEW_PAIRS = 500  # classes with fewer pairs of different groups use the yardstick of all classes
@@ -26,7 +27,7 @@ NORMAL = 1.4826  # median absolute deviation of a normal distribution -> standar
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class Whitened:
     """Images with what says which of them belong together.
 
     Attributes:
@@ -39,9 +40,9 @@ class Sample:
     labels: Ints
     groups: Ints
 
-    def take(self, rows: Ints | Bools) -> "Sample":
+    def take(self, rows: Ints | Bools) -> "Whitened":
         """Give some of the images."""
-        return Sample(self.features[rows], self.labels[rows], self.groups[rows])
+        return Whitened(self.features[rows], self.labels[rows], self.groups[rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +59,9 @@ class Nearest:
     likeness: Floats
     deviations: Floats
 
-    @property
-    def twins(self) -> Bools:
-        """Which images have a twin."""
-        found: Bools = self.deviations >= DEVIATIONS
+    def twins(self, least: float) -> Bools:
+        """Which images have a twin, from so many deviations on."""
+        found: Bools = self.deviations >= least
         return found
 
 
@@ -101,7 +101,7 @@ class Yardstick:
     deviation: float
 
 
-def measure_pairs(sample: Sample, *, seed: int) -> Mapping[int, Yardstick]:
+def measure_pairs(sample: Whitened, *, seed: int) -> Mapping[int, Yardstick]:
     """Measure the likeness of pairs of different groups, class by class.
 
     Median and median absolute deviation do not see the few pairs of each image that are twins.
@@ -129,7 +129,7 @@ def _yardstick(pairs: Floats | Features) -> Yardstick:
 
 
 def find_nearest(
-    images: Sample, others: Sample, pairs: Mapping[int, Yardstick], *, apart: bool
+    images: Whitened, others: Whitened, pairs: Mapping[int, Yardstick], *, apart: bool
 ) -> Nearest:
     """Find the most similar other image of the same label for every image.
 
@@ -158,8 +158,24 @@ def find_nearest(
     return Nearest(rows, likeness, deviations)
 
 
+def choose_threshold(within_train: Nearest) -> float:
+    """Choose the deviations from which on two images are twins.
+
+    Where training images of different groups are no twins, what their nearest pairs reach bounds
+    false alarms to ALARMS, and a narrow set has a lower threshold. Where they are, that bound says
+    nothing and SURE holds.
+
+    Args:
+        within_train: The nearest training image of another group, for training images.
+    """
+    known = within_train.deviations[np.isfinite(within_train.deviations)]
+    if len(known) < FEW_IMAGES:
+        return SURE
+    return float(np.clip(np.quantile(known, 1 - ALARMS), DOUBTFUL, SURE))
+
+
 def _cosines(
-    images: Sample, others: Sample, mine: Ints, theirs: Ints, *, apart: bool
+    images: Whitened, others: Whitened, mine: Ints, theirs: Ints, *, apart: bool
 ) -> Iterator[tuple[Ints, Features]]:
     """Rows of images, some at a time, with their likeness to all others; -inf: not compared."""
     features = others.features[theirs]
@@ -172,7 +188,7 @@ def _cosines(
 
 
 def find_pairs(
-    sample: Sample, pairs: Mapping[int, Yardstick], least: float
+    sample: Whitened, pairs: Mapping[int, Yardstick], least: float
 ) -> tuple[Ints, Floats]:
     """Find all pairs of one label whose likeness is at least so many deviations above the median.
 
@@ -195,15 +211,7 @@ def find_pairs(
     return np.concatenate(found), np.concatenate(values)
 
 
-def join_pairs(pairs: Ints, count: int) -> Ints:
-    """Number the sets of images that pairs join, directly or over others: int64 (count,)."""
-    ones = np.ones(len(pairs), np.int8)
-    graph = coo_array((ones, (pairs[:, 0], pairs[:, 1])), shape=(count, count))
-    parts: Ints = connected_components(graph, directed=False)[1].astype(np.int64)
-    return parts
-
-
-def number_groups(groups: Sequence[str]) -> Ints:
+def index_groups(groups: Sequence[str]) -> Ints:
     """Give every name of a group a number: int64 (N,)."""
     numbers: Ints = np.unique(np.array(groups, dtype=object), return_inverse=True)[1]
     return numbers.astype(np.int64)
