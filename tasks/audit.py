@@ -208,29 +208,49 @@ def find_shortcuts(
 # words -------------------------------------------------------------------------------------------
 
 
-def say_warnings(twins: TwinAudit, of_files: ShortcutAudit | None) -> Iterator[str]:
-    """Say what speaks against the figures on test, and what to do."""
+def say_twins(twins: TwinAudit) -> str:
+    """Say how many test images have a twin in train, and what to do; empty: hardly any."""
     share = twins.shares.get("test")
-    if share and (share.low or 0) >= SOME_TWINS:
-        found = round(share.value * share.n)
-        yield (
-            f"{found:,} of {share.n:,} test images ({share.value:.0%}) have a twin in train, by "
-            "their features: the same thing, series or place, which copies do not show. Accuracy "
-            "on new things may be lower. Look at the pairs in the report; where they belong "
-            "together, list them in data/groups.csv: `python -m tasks.auditing.propose_groups` "
-            "proposes groups to check."
-        )
-    if of_files and of_files.told:
-        told = of_files.told[0]
-        names = listed([one.name for one in of_files.told])
-        words = "; ".join(tell.words for tell in told.told_by) or "several facts together"
-        yield (
-            f"The label can be told from the files without their content: {names} "
-            f"({told.name}: AUC {told.auc.value:.2f}, 0.5 would be chance; {words}). A network "
-            "learns such a shortcut, and test images of the same sources reward it. To save all "
-            "files alike is not enough: collect the classes from the same sources, or crop or "
-            "mask what gives them away, and test on images of another source."
-        )
+    if share is None or (share.low or 0.0) < SOME_TWINS:
+        return ""
+    return (
+        f"{round(share.value * share.n):,} of {share.n:,} test images ({share.value:.0%}) have a "
+        "twin in train by their features: the same thing, series or place, which copies do not "
+        "show. On new things accuracy may be lower. Look at the pairs in the report; list what "
+        "belongs together in data/groups.csv: `python -m tasks.auditing.propose_groups` proposes "
+        "groups, which you check."
+    )
+
+
+def say_files(found: ShortcutAudit | None) -> str:
+    """Say which classes the files give away, by what, and what to do; empty: none."""
+    if found is None or not found.told:
+        return ""
+    return (
+        f"The label can be told from the files without their content ({_say_told(found)}). A "
+        "network learns such a shortcut, and test images of the same sources reward it. To save "
+        "all files alike is not enough: collect the classes from the same sources, or crop or mask "
+        "what gives them away, and test on images of another source."
+    )
+
+
+def say_looks(found: ShortcutAudit | None) -> str:
+    """Say which classes brightness, border and detail give away; empty: none."""
+    if found is None or not found.told:
+        return ""
+    return (
+        f"How bright a picture is, its border or its detail tell the label ({_say_told(found)}). "
+        "That may be honest content; if it comes from how the pictures were taken, the model may "
+        "rest on it."
+    )
+
+
+def _say_told(found: ShortcutAudit) -> str:
+    told = found.told[0]
+    words = "; ".join(tell.words for tell in told.told_by) or "several facts together"
+    names = listed([one.name for one in found.told])
+    more = f"; given away: {names}" if found.told_classes > 1 else ""
+    return f"{told.name}: AUC {told.auc.value:.2f}, chance 0.5; {words}{more}"
 
 
 # reading and writing -----------------------------------------------------------------------------
@@ -290,7 +310,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         twins=twins.audit,
         file_facts=alone,
         look_facts=both,
-        warnings=list(say_warnings(twins.audit, alone)),
+        twin_words=say_twins(twins.audit),
+        file_words=say_files(alone),
+        look_words="" if alone and alone.told else say_looks(both),
     )
     stores = {
         split: PixelStore.open(folder)
@@ -299,8 +321,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_pairs(paths.pairs, twins.rows, manifest, stores)
     write_rows(paths.twins, TwinRow, twins.rows)
     write_record(paths.audit, audit)
-    for warning in audit.warnings:
-        log.warning("%s", warning)
+    for words in filter(None, (audit.twin_words, audit.file_words, audit.look_words)):
+        log.warning("%s", words)
     share = twins.audit.shares.get("test")
     log.info(
         "%s of the test images have a twin in train; classes that files give away: %s",

@@ -12,6 +12,7 @@ from torch import nn
 
 from tasks.artifacts.files import write_text
 from tasks.artifacts.records import (
+    Audit,
     AugmentPolicy,
     BackboneInfo,
     Baseline,
@@ -29,6 +30,7 @@ from tasks.artifacts.tables import (
     ConfusionRow,
     HardestRow,
     HistoryRow,
+    PairRow,
     PlaneRow,
     PredictionRow,
     ReliabilityRow,
@@ -88,6 +90,8 @@ class Paths(StagePaths):
     confusion: Read
     reliability: Read
     hardest: Read
+    audit: Read
+    pairs: Read
     report: Write
     card: Write
     export: Write
@@ -162,6 +166,11 @@ def read_findings(paths: Paths, params: Params) -> Findings:
             for row in read_rows(paths.hardest / "index.csv", HardestRow)
         ],
         sheet=read_picture(paths.sheet),
+        audit=read_record(paths.audit, Audit),
+        pairs=[
+            (row, read_picture(paths.pairs / Path(row.file).name))
+            for row in read_rows(paths.pairs / "index.csv", PairRow)
+        ],
     )
     _check_recomputed(paths, findings)
     return findings

@@ -213,7 +213,10 @@ class Audit(Record):
     twins: TwinAudit
     file_facts: ShortcutAudit | None  # None: too few groups of a class
     look_facts: ShortcutAudit | None  # the same with brightness, border and bytes a pixel
-    warnings: list[str]  # sentences for a person
+    # Sentences for a person; empty: nothing to say.
+    twin_words: str
+    file_words: str
+    look_words: str
 
 
 # similarity --------------------------------------------------------------------------------------

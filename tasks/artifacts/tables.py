@@ -46,6 +46,14 @@ class ManifestRow:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupRow:
+    """An image and a group that it belongs to, as `ingest.groups` reads it."""
+
+    path: str
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """One file that is left out, and why. `path` is relative to the source's root."""
 

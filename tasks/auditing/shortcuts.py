@@ -245,7 +245,9 @@ def _find_telltales(
             column: Sequence[float | str] = table.columns[name]
             values = [column[row] for row in np.flatnonzero(inside).tolist()]
             found.append(Telltale(fact=name, auc=auc, words=_say(name, values, positive == 1)))
-    return sorted(found, key=lambda tell: (-tell.auc, names.index(tell.fact)))[:SHOWN_FACTS]
+    found.sort(key=lambda tell: (-tell.auc, names.index(tell.fact)))
+    first_of = {tell.fact.partition(" ")[0]: tell for tell in reversed(found)}  # of border colors
+    return [tell for tell in found if tell in first_of.values()][:SHOWN_FACTS]
 
 
 def _say(name: str, values: Sequence[float | str], positive: Bools) -> str:

@@ -18,6 +18,7 @@ from tasks.images.validate import Inspection, kinds_of_reasons
 IMBALANCE_TO_MENTION = 10.0
 LARGE_SET_OF_COPIES, LARGE_SHARE_OF_COPIES = 20, 0.01
 FEW_TRAINING_IMAGES = 10
+SPOILED = 0.5  # share of a split's images in train from which on it measures nothing
 EXAMPLES, KINDS = 3, 10  # of names in a sentence, of remarks about images
 LONGEST = 200  # characters of a name or remark
 
@@ -118,8 +119,8 @@ def _about_leaks(
         pictures = sum(map(len, leaks))
         yield (
             f"LEAK: {plural(len(leaks), 'picture')} {_stand(leaks)} in several of the given splits "
-            f"({pictures:,} files, such as {listed(leaks[0][:2])}), so that test results flatter; "
-            "nothing was moved. "
+            f"({pictures:,} files, such as {listed(leaks[0][:2])}); nothing was moved. "
+            f"{_weight(inspection, grouping)}"
             "Remove them, or take the splits away and let them be cut."
         )
     by_group = defaultdict[str, list[int]](list)
@@ -141,6 +142,29 @@ def _stand(things: Sequence[object]) -> str:
 
 def _files_were(count: int) -> str:
     return f"{plural(count, 'file')} {'was' if count == 1 else 'were'}"
+
+
+def _weight(inspection: Inspection, grouping: Grouping) -> str:
+    """Say what copies that stand in several given splits make of the figures on test and val."""
+    trained = {
+        int(part)
+        for part, image in zip(grouping.copies, inspection.images, strict=True)
+        if image.listed.split == "train"
+    }
+    words = []
+    for split, spoiled in (("test", "the test figure"), ("val", "what val chooses")):
+        inside = [
+            int(part) in trained
+            for part, image in zip(grouping.copies, inspection.images, strict=True)
+            if image.listed.split == split
+        ]
+        if any(inside):
+            worth = "is worth nothing" if sum(inside) >= SPOILED * len(inside) else "flatters"
+            words.append(
+                f"{sum(inside):,} of your {len(inside):,} {split} images stand in train too: "
+                f"{spoiled} {worth}. "
+            )
+    return "".join(words)
 
 
 def _about_labels(grouping: Grouping) -> Iterator[str]:

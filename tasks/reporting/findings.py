@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tasks.artifacts.files import read_bytes
 from tasks.artifacts.records import (
+    Audit,
     AugmentPolicy,
     BackboneInfo,
     Baseline,
@@ -26,6 +27,7 @@ from tasks.artifacts.tables import (
     ClassRow,
     HardestRow,
     HistoryRow,
+    PairRow,
     PlaneRow,
     ReliabilityRow,
     ShiftRow,
@@ -76,6 +78,8 @@ class Findings:
         confusion: Of the shipped model on test, int64 (C, C), rows are labels.
         hardest: The test images that the shipped model finds hardest.
         sheet: The augmented views.
+        audit: What files and features give away.
+        pairs: The likest pairs across splits, side by side.
     """
 
     title: str
@@ -97,6 +101,8 @@ class Findings:
     bins: list[ReliabilityRow]
     hardest: list[tuple[HardestRow, Picture]]
     sheet: Picture
+    audit: Audit
+    pairs: list[tuple[PairRow, Picture]]
 
     @property
     def shipped(self) -> Scores:
@@ -139,6 +145,7 @@ class Findings:
 IMBALANCED = 10.0  # largest class / smallest class from which accuracy alone misleads
 WIDE = 0.10  # width of an interval that leaves the result open
 
+MANY_TWINS = 0.1  # share of test images with a twin, by its lower bound: serious from here on
 LEAK = "LEAK:"  # how ingest begins such a warning
 
 Level = Literal["serious", "caution"]
@@ -231,7 +238,9 @@ def find_alerts(findings: Findings, code: CodeState) -> list[Alert]:
     """List what speaks against trusting the result, serious things first."""
     alerts = [
         *_of_source(findings.origin),
+        *_of_tested(findings.health),
         *_of_data(findings.health),
+        *_of_audit(findings.audit, findings.metrics),
         *_of_result(findings),
         *_of_choices(findings.decision, findings.finetuned),
         *_of_code(code),
@@ -242,6 +251,22 @@ def find_alerts(findings: Findings, code: CodeState) -> list[Alert]:
 def _of_source(origin: ImageSource) -> Iterator[Alert]:
     if origin.caution:
         yield Alert("serious", "What these results do not show", origin.caution)
+
+
+def _of_tested(health: Health) -> Iterator[Alert]:
+    """Name the classes that no figure on test is about."""
+    untested = [name for name, counts in health.class_counts.items() if not counts["test"]]
+    if untested:
+        classes = len(health.class_counts)
+        yield Alert(
+            "serious",
+            "Classes that were never tested",
+            f"{len(untested)} of {plural(classes, 'class', 'classes')} "
+            f"{'has' if len(untested) == 1 else 'have'} no test image: "
+            f"{listed(untested, where='health.json')}. Accuracy and balanced accuracy are over the "
+            f"other {classes - len(untested)}; macro-F1 counts an untested class only where it is "
+            "wrongly named. Add test images of it, or do not rely on the model for it.",
+        )
 
 
 def _of_data(health: Health) -> Iterator[Alert]:
@@ -266,6 +291,26 @@ def _of_data(health: Health) -> Iterator[Alert]:
             f"({printable(smallest)}, {plural(counts[smallest], 'image')}). Read balanced accuracy "
             "and macro-F1 before accuracy.",
         )
+
+
+def _of_audit(audit: Audit, metrics: Metrics) -> Iterator[Alert]:
+    if audit.twin_words:
+        share, clean = audit.twins.shares["test"], metrics.twins
+        parts = [
+            f"{percent(scores.value)} on the {plural(scores.n, 'test image')} {what}"
+            for scores, what in (
+                (clean and clean.with_relative, "with a twin"),
+                (clean and clean.without_relative, "without"),
+            )
+            if scores
+        ]
+        words = f" Accuracy is {' and '.join(parts)}." if parts else ""
+        level: Level = "serious" if (share.low or 0.0) >= MANY_TWINS else "caution"
+        yield Alert(level, "Twins in train", audit.twin_words + words)
+    if audit.file_words:
+        yield Alert("serious", "The files give the label away", audit.file_words)
+    if audit.look_words:
+        yield Alert("caution", "The light gives the label away", audit.look_words)
 
 
 def _of_result(findings: Findings) -> Iterator[Alert]:

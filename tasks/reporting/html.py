@@ -41,6 +41,7 @@ from tasks.reporting.text import sentence
 
 SHEET_BYTES = 1_200_000  # of the embedded contact sheet, at most
 HARDEST_BYTES = 2_000_000  # of all embedded hardest images together
+PAIR_BYTES = 60_000  # of each embedded pair of twins
 SMALLEST_PX = 48
 TABLE_CLASSES = 500  # rows of the table of classes
 
@@ -68,6 +69,7 @@ def render_report(findings: Findings, exported: Exported, provenance: Provenance
         table_classes=TABLE_CLASSES,
         sheet=_embed(findings.sheet, SHEET_BYTES),
         hardest=[(row, _embed(picture, share)) for row, picture in findings.hardest],
+        pairs=[(row, _embed(picture, PAIR_BYTES)) for row, picture in findings.pairs],
         shipped_name=name_shipped(findings),
         code=loading_code(whole=exported.whole),
     )
