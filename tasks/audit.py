@@ -35,7 +35,7 @@ from tasks.artifacts.tables import (
     read_rows,
     write_rows,
 )
-from tasks.artifacts.words import listed
+from tasks.artifacts.words import listed, shortened
 from tasks.auditing.shortcuts import (
     FILE_FACTS,
     FOLDER,
@@ -61,6 +61,7 @@ log = logging.getLogger(__name__)
 MOST_IMAGES: Mapping[Split, int] = {"train": 30_000, "val": 3_000, "test": 3_000}
 MOST_COMPARED = 3_000  # training images whose nearest neighbor in train is looked for
 MOST_PAIRS, MOST_CLASSES = 10, 10  # shown
+LONGEST_NAME = 30  # characters
 CONFIDENCE, RESAMPLES = 0.95, 200
 SOME_TWINS = 0.03  # share of test images, by its lower bound, from which on they are told
 
@@ -215,10 +216,9 @@ def say_twins(twins: TwinAudit) -> str:
         return ""
     return (
         f"{round(share.value * share.n):,} of {share.n:,} test images ({share.value:.0%}) have a "
-        "twin in train by their features: the same thing, series or place, which copies do not "
-        "show. On new things accuracy may be lower. Look at the pairs in the report; list what "
-        "belongs together in data/groups.csv: `python -m tasks.auditing.propose_groups` proposes "
-        "groups, which you check."
+        "twin in train by their features: one thing, series or place, which copies do not show. "
+        "On new things accuracy may be lower. Look at the pairs; list what belongs together in "
+        "data/groups.csv (`python -m tasks.auditing.propose_groups` proposes it)."
     )
 
 
@@ -227,10 +227,9 @@ def say_files(found: ShortcutAudit | None) -> str:
     if found is None or not found.told:
         return ""
     return (
-        f"The label can be told from the files without their content ({_say_told(found)}). A "
-        "network learns such a shortcut, and test images of the same sources reward it. To save "
-        "all files alike is not enough: collect the classes from the same sources, or crop or mask "
-        "what gives them away, and test on images of another source."
+        f"The files tell the label without their content: {_say_told(found)}. A network learns "
+        "such a shortcut, and test images of the same sources reward it. To save all alike is not "
+        "enough: collect the classes from the same sources, or crop or mask what tells them."
     )
 
 
@@ -239,18 +238,17 @@ def say_looks(found: ShortcutAudit | None) -> str:
     if found is None or not found.told:
         return ""
     return (
-        f"How bright a picture is, its border or its detail tell the label ({_say_told(found)}). "
-        "That may be honest content; if it comes from how the pictures were taken, the model may "
-        "rest on it."
+        f"Light, border or detail tell the label: {_say_told(found)}. That may be honest content; "
+        "if it comes from how the pictures were taken, the model may rest on it."
     )
 
 
 def _say_told(found: ShortcutAudit) -> str:
     told = found.told[0]
-    words = "; ".join(tell.words for tell in told.told_by) or "several facts together"
-    names = listed([one.name for one in found.told])
-    more = f"; given away: {names}" if found.told_classes > 1 else ""
-    return f"{told.name}: AUC {told.auc.value:.2f}, chance 0.5; {words}{more}"
+    words = "; ".join(tell.words for tell in told.told_by[:2]) or "several facts together"
+    others = [shortened(one.name, LONGEST_NAME) for one in found.told[1:]]
+    more = f", also {listed(others, 2)}" if others else ""
+    return f"{shortened(told.name, LONGEST_NAME)} (AUC {told.auc.value:.2f}; {words}){more}"
 
 
 # reading and writing -----------------------------------------------------------------------------
@@ -321,7 +319,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_pairs(paths.pairs, twins.rows, manifest, stores)
     write_rows(paths.twins, TwinRow, twins.rows)
     write_record(paths.audit, audit)
-    for words in filter(None, (audit.twin_words, audit.file_words, audit.look_words)):
+    for words in filter(None, (audit.twin_words, audit.file_words)):
         log.warning("%s", words)
     share = twins.audit.shares.get("test")
     log.info(

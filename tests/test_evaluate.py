@@ -28,8 +28,10 @@ from tasks.artifacts.tables import (
     Manifest,
     ManifestRow,
     PredictionRow,
+    TwinRow,
     read_rows,
     write_manifest,
+    write_rows,
 )
 from tasks.backbones.catalogue import create_architecture
 from tasks.errors import ArtifactError
@@ -394,6 +396,11 @@ def write_inputs(folder, manifest):
     model = Classifier(create_architecture("test_efficientnet"), linear)
     write_classifier(folder / "model.safetensors", model)
     write_record(folder / "finetune.json", make_finetuned())
+    found = [
+        TwinRow(row.path, "test", "none", 0.5, 15.0, twin=number < 3)
+        for number, row in enumerate(manifest.of("test"))
+    ]
+    write_rows(folder / "twins.csv", TwinRow, found)
     for name in ("baseline", "finetune"):
         val = rng.normal(size=(len(manifest.of("val")), 3)).astype(np.float32)
         val[np.arange(len(val)), manifest.labels("val")] += 1.5
@@ -410,6 +417,7 @@ READS = {
     "model": "model.safetensors",
     "finetune": "finetune.json",
     "finetune-logits": "finetune_logits.npy",
+    "twins": "twins.csv",
 }
 WRITES = {
     "summary": "summary.json",

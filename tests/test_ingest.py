@@ -41,6 +41,7 @@ def run(source: Path, folder: Path, groups: str = "path,group\n", **values: obje
         "quarantine": "quarantine.csv",
         "origin": "source.json",
         "conversion": "conversion.json",
+        "facts": "facts.csv",
     }
     arguments = [word for name, file in outs.items() for word in (f"--{name}", str(folder / file))]
     main([*arguments, "--params", str(folder / "params.yaml")])

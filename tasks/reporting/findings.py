@@ -309,8 +309,6 @@ def _of_audit(audit: Audit, metrics: Metrics) -> Iterator[Alert]:
         yield Alert(level, "Twins in train", audit.twin_words + words)
     if audit.file_words:
         yield Alert("serious", "The files give the label away", audit.file_words)
-    if audit.look_words:
-        yield Alert("caution", "The light gives the label away", audit.look_words)
 
 
 def _of_result(findings: Findings) -> Iterator[Alert]:
