@@ -44,6 +44,7 @@ from tasks.auditing.shortcuts import (
     measure_shortcuts,
 )
 from tasks.auditing.twins import (
+    CROWD,
     Nearest,
     Whitened,
     choose_threshold,
@@ -105,7 +106,8 @@ def find_twins(manifest: Manifest, features: Mapping[Split, Features], *, seed: 
     pairs = measure_pairs(train, seed=seed)
     compared = train.take(_choose(len(train.labels), MOST_COMPARED, seed))
     within = find_nearest(compared, train, pairs, apart=True)
-    threshold = choose_threshold(within)
+    crowd = find_nearest(compared, train, pairs, apart=True, rank=CROWD)
+    threshold = choose_threshold(crowd)
     nearest = {
         split: find_nearest(sample[split], train, pairs, apart=False) for split in SPLITS[1:]
     }

@@ -17,6 +17,7 @@ from tasks.artifacts.arrays import Features, Floats, Ints, read_array
 from tasks.artifacts.records import SPLITS
 from tasks.artifacts.tables import GroupRow, Manifest, read_manifest, write_rows
 from tasks.auditing.twins import (
+    CROWD,
     DOUBTFUL,
     Whitened,
     choose_threshold,
@@ -57,7 +58,7 @@ def propose_groups(
     known = index_groups(groups)
     sample = Whitened(whiten(features, seed=seed), labels, known)
     pairs = measure_pairs(sample, seed=seed)
-    threshold = choose_threshold(find_nearest(sample, sample, pairs, apart=True))
+    threshold = choose_threshold(find_nearest(sample, sample, pairs, apart=True, rank=CROWD))
     least = (DOUBTFUL + threshold) / 2
     couples, deviations = find_pairs(sample, pairs, least)
     kept = couples[_belong(paths, couples, deviations, threshold)]

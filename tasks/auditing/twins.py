@@ -15,9 +15,10 @@ import numpy as np
 from tasks.artifacts.arrays import Bools, Features, Floats, Ints
 
 SURE = 14.0  # deviations above the median pair of a class: from here on two images are twins
-DOUBTFUL = 8.0  # below this they never are
-ALARMS = 0.01  # share of training images that may seem to have a twin in another group
-FEW_IMAGES = 200  # training images below which that share says nothing
+DOUBTFUL = 8.0  # below this they are none, if not ALIKE
+ALIKE = 0.6  # cosine of whitened features from which on they always are
+CROWD, ABOVE_CROWD = 3, 2.0  # neighbors of an image that may be twins; see `choose_threshold`
+QUANTILE, FEW_IMAGES = 0.99, 200
 RIDGE = 0.1  # added to every variance, in mean variances: few images do not whiten noise
 SPREAD_ROWS = 10_000  # images at most whose covariance whitens
 CLASS_PAIRS = 1_000  # images of a class at most whose pairs are the yardstick
@@ -61,7 +62,7 @@ class Nearest:
 
     def twins(self, least: float) -> Bools:
         """Which images have a twin, from so many deviations on."""
-        found: Bools = self.deviations >= least
+        found: Bools = (self.deviations >= least) | (self.likeness >= ALIKE)
         return found
 
 
@@ -129,7 +130,12 @@ def _yardstick(pairs: Floats | Features) -> Yardstick:
 
 
 def find_nearest(
-    images: Whitened, others: Whitened, pairs: Mapping[int, Yardstick], *, apart: bool
+    images: Whitened,
+    others: Whitened,
+    pairs: Mapping[int, Yardstick],
+    *,
+    apart: bool,
+    rank: int = 0,
 ) -> Nearest:
     """Find the most similar other image of the same label for every image.
 
@@ -138,6 +144,7 @@ def find_nearest(
         others: Where they are looked for.
         pairs: From `measure_pairs`.
         apart: Whether images of one group are no neighbors.
+        rank: So many more similar ones are passed over.
     """
     rows = np.full(len(images.labels), -1, np.int64)
     likeness = np.full(len(rows), np.nan)
@@ -146,10 +153,10 @@ def find_nearest(
         yardstick = pairs.get(int(label), pairs.get(-1))
         mine = np.flatnonzero(images.labels == label)
         theirs = np.flatnonzero(others.labels == label)
-        if yardstick is None or not yardstick.deviation or not len(theirs):
+        if yardstick is None or not yardstick.deviation or len(theirs) <= rank:
             continue
         for block, cosines in _cosines(images, others, mine, theirs, apart=apart):
-            best = cosines.argmax(1)
+            best = np.argpartition(-cosines, rank, axis=1)[:, rank] if rank else cosines.argmax(1)
             found = cosines[np.arange(len(block)), best].astype(np.float64)
             known = np.isfinite(found)
             rows[block[known]] = theirs[best[known]]
@@ -158,20 +165,20 @@ def find_nearest(
     return Nearest(rows, likeness, deviations)
 
 
-def choose_threshold(within_train: Nearest) -> float:
+def choose_threshold(crowd: Nearest) -> float:
     """Choose the deviations from which on two images are twins.
 
-    Where training images of different groups are no twins, what their nearest pairs reach bounds
-    false alarms to ALARMS, and a narrow set has a lower threshold. Where they are, that bound says
-    nothing and SURE holds.
+    In sets without twins hardly a nearest neighbor is twice as far above the pairs of its class as
+    99 % of the fourth ones are, so that a narrow set has a lower threshold. The fourth, because up
+    to three twins an image may stand in train itself, where nobody knows that they are twins.
 
     Args:
-        within_train: The nearest training image of another group, for training images.
+        crowd: The neighbors of rank CROWD in other groups, of training images.
     """
-    known = within_train.deviations[np.isfinite(within_train.deviations)]
+    known = crowd.deviations[np.isfinite(crowd.deviations)]
     if len(known) < FEW_IMAGES:
         return SURE
-    return float(np.clip(np.quantile(known, 1 - ALARMS), DOUBTFUL, SURE))
+    return float(np.clip(ABOVE_CROWD * np.quantile(known, QUANTILE), DOUBTFUL, SURE))
 
 
 def _cosines(

@@ -14,7 +14,8 @@ from bench.planted import PICTURES, Backbone, ImageSet, read_images
 
 from tasks.artifacts.arrays import Bools, Features, Ints
 from tasks.auditing.twins import (
-    ALARMS,
+    CROWD,
+    DOUBTFUL,
     SURE,
     Nearest,
     Whitened,
@@ -36,8 +37,8 @@ INTRO = """\
 Images are split by group ({test:.0%} test). A twin is planted by making a second picture of a
 training image and putting it into test in place of another one. *Hits* are the planted ones that
 `audit` finds, *false alarms* the other test images that it calls twins. An image is a twin from
-{sure:g} robust deviations above the pairs of its class on, or, where training images of different
-groups never come so near, from what only {alarms:.0%} of them reach. {px} px, {backbone}.
+{sure:g} robust deviations above the pairs of its class on, in narrow sets from {doubtful:g} on.
+{px} px, {backbone}.
 """
 AS_THEY_ARE = """
 ## The sets as they are
@@ -90,8 +91,9 @@ def audit(
     trained = sample.take(np.arange(train))
     pairs = measure_pairs(trained, seed=1)
     within = find_nearest(trained, trained, pairs, apart=True)
+    crowd = find_nearest(trained, trained, pairs, apart=True, rank=CROWD)
     tested = sample.take(np.arange(train, len(labels)))
-    return find_nearest(tested, trained, pairs, apart=False), within, choose_threshold(within)
+    return find_nearest(tested, trained, pairs, apart=False), within, choose_threshold(crowd)
 
 
 @dataclass
@@ -215,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         command=command,
         test=TEST,
         sure=SURE,
-        alarms=ALARMS,
+        doubtful=DOUBTFUL,
         px=options.px,
         backbone=options.backbone,
     )
