@@ -1,10 +1,11 @@
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, draw_image
+from conftest import ROOT, draw_image, tells
 from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.numpy import load_file
@@ -36,6 +37,7 @@ from tasks.artifacts.tables import (
 from tasks.backbones.catalogue import create_architecture
 from tasks.errors import ArtifactError
 from tasks.evaluate import evaluate, main
+from tasks.evaluation.relatives import Related, find_related, judge_relatives
 from tasks.evaluation.shipping import choose_model
 from tasks.evaluation.tables import class_rows, hardest_images, reliability_rows
 from tasks.evaluation.words import say_difference
@@ -655,3 +657,52 @@ def test_files_of_different_runs_are_refused(project, tmp_path, damage, reads, m
     with pytest.raises(ArtifactError, match=message):
         run_main(project, tmp_path, **reads)
     assert list(tmp_path.iterdir()) == []
+
+
+# relatives in train ------------------------------------------------------------------------------
+
+
+def test_accuracy_with_and_without_a_twin_is_that_of_these_images(project):
+    found = outputs(project)
+    right = np.array([row.correct for row in found.predictions])
+    twins = found.metrics.twins
+    assert (twins.with_relative.n, twins.without_relative.n) == (3, len(right) - 3)
+    assert twins.with_relative.value == pytest.approx(right[:3].mean())
+    assert twins.without_relative.value == pytest.approx(right[3:].mean())
+    assert found.metrics.leaks is None
+
+
+def judge_leaks(leaked, default_params):
+    manifest = make_manifest()
+    groups = manifest.groups("test")
+    related = Related(groups, np.zeros(len(groups), bool), leaked)
+    right = np.arange(len(groups)) % 2 == 0
+    metrics = Metrics.model_construct(warnings=["before"])
+    return judge_relatives(metrics, right, related, default_params.evaluate, seed=1), right
+
+
+def test_a_leak_says_its_weight_and_gives_the_figure_on_clean_images(default_params):
+    leaked = np.arange(90) < 57
+    metrics, right = judge_leaks(leaked, default_params)
+    assert metrics.leaks.without_relative.value == pytest.approx(right[57:].mean())
+    before, words = metrics.warnings
+    assert before == "before"
+    assert tells(words, "57 of 90", "33 clean", f"{100 * right[57:].mean():.1f} %")
+
+
+def test_a_test_that_stands_in_train_is_worth_nothing(default_params):
+    metrics, _ = judge_leaks(np.ones(90, bool), default_params)
+    assert metrics.leaks.without_relative is None
+    assert tells(metrics.warnings[-1], "90 of 90", "worth nothing")
+
+
+def test_groups_across_splits_are_leaks_and_twins_are_by_path():
+    manifest = make_manifest()
+    rows = [
+        replace(row, group="train 0") if row.split == "test" and number % 10 == 0 else row
+        for number, row in enumerate(manifest.rows)
+    ]
+    first = manifest.of("test")[0].path
+    related = find_related(Manifest(rows), [TwinRow(first, "test", "x", 0.9, 20.0, twin=True)])
+    assert related.twins.tolist() == [True] + [False] * 89
+    assert related.leaked.sum() == 9

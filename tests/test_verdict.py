@@ -3,10 +3,10 @@
 from typing import Any
 
 import pytest
-from conftest import number, tells
+from conftest import number, share, tells
 from made_run import Runs
 
-from tasks.artifacts.records import Record
+from tasks.artifacts.records import CleanScores, Record
 from tasks.reporting.findings import Alert, Findings, conclude, find_alerts
 from tasks.reporting.provenance import CodeState
 
@@ -161,3 +161,36 @@ def test_uncommitted_code_is_said_but_no_checkout_is_not_dirty(findings: Finding
     dirty = CodeState("1" * 40, ("tasks/report.py",), "ab")
     assert "Written before its commit" in titles(findings, dirty)
     assert "Written before its commit" not in titles(findings, CodeState(None))
+
+
+def test_classes_without_test_images_are_serious_and_named(findings: Findings) -> None:
+    counts = {"cat": {"train": 9, "val": 3, "test": 3}, "fox": {"train": 9, "val": 0, "test": 0}}
+    found = changed(findings, health={"class_counts": {**counts, "dog": counts["cat"]}})
+    first = next(a for a in find_alerts(found, CLEAN) if "never tested" in a.title)
+    assert first.level == "serious"
+    assert tells(first.words, "1 of 3 classes has no test image", "fox", "other 2", "macro-F1")
+
+
+@pytest.mark.parametrize(("low", "level"), [(0.3, "serious"), (0.05, "caution")])
+def test_twins_are_told_with_accuracy_on_both_kinds(
+    findings: Findings, low: float, level: str
+) -> None:
+    shares = {"test": share(low + 0.1, 0.1)}
+    twins = findings.audit.twins.model_copy(update={"shares": shares})
+    scores = CleanScores(with_relative=share(0.9, 0.1, 24), without_relative=share(0.7, 0.1, 16))
+    found = changed(
+        findings,
+        audit={"twins": twins, "twin_words": "24 of 40 have a twin."},
+        metrics={"twins": scores},
+    )
+    alert = next(a for a in find_alerts(found, CLEAN) if a.title == "Twins in train")
+    assert alert.level == level
+    words = alert.words.replace("\N{NO-BREAK SPACE}", " ")
+    assert tells(words, "24 of 40 have a twin.", "90.0 % on the 24", "70.0 % on the 16")
+
+
+def test_what_files_give_away_is_serious(findings: Findings) -> None:
+    found = changed(findings, audit={"file_words": "The mode tells covid."})
+    assert Alert("serious", "The files give the label away", "The mode tells covid.") in (
+        find_alerts(found, CLEAN)
+    )
