@@ -166,3 +166,11 @@ def test_the_card_says_what_the_final_weights_are(
     assert words is None or words in card
     frozen = replace(tuned, metrics=tuned.metrics.model_copy(update={"shipped": "baseline"}))
     assert not any(start in render(frozen) for start in FINAL_WEIGHTS)
+
+
+def test_macro_figures_say_over_how_many_classes_they_are(runs: Runs) -> None:
+    card = render(runs("many").findings)
+    assert (
+        "| Balanced accuracy over 119 of 120 classes | Macro-F1 over 119 of 120 classes |" in card
+    )
+    assert "1 of 120 classes has no test image" in card.replace("\N{NO-BREAK SPACE}", " ")

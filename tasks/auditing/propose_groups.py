@@ -99,7 +99,7 @@ def are_neighbors(one: str, other: str) -> bool:
     return abs(first - second) <= NEAR_NUMBERS
 
 
-def read_features(folder: Path, manifest: Manifest) -> Features:
+def _read_clean(folder: Path, manifest: Manifest) -> Features:
     """Features of the clean views of all images, split after split, float32 (N, D).
 
     Raises:
@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         [row.path for row in rows],
         np.concatenate([manifest.labels(split) for split in SPLITS]),
         [row.group for row in rows],
-        read_features(options.features, manifest),
+        _read_clean(options.features, manifest),
         seed=0,
     )
     write_rows(

@@ -112,6 +112,13 @@ class Findings:
         return self.metrics.baseline
 
     @property
+    def macro_over(self) -> str:
+        """Over which classes macro figures are, where some have no test image; else empty."""
+        counts = self.health.class_counts.values()
+        tested = sum(1 for splits in counts if splits["test"])
+        return "" if tested == len(counts) else f" over {tested:,} of {len(counts):,} classes"
+
+    @property
     def tuned_name(self) -> str:
         """What the model of stage finetune is called."""
         return say_trained(self.finetuned.arm)
@@ -208,7 +215,7 @@ def conclude(findings: Findings) -> Conclusion:
         model=name_shipped(findings),
         data=printable(findings.origin.name),
         classes=len(findings.health.classes),
-        measure="balanced test accuracy" if macro else "test accuracy",
+        measure=f"balanced test accuracy{findings.macro_over}" if macro else "test accuracy",
         estimate=scores.balanced_accuracy if macro else scores.accuracy,
         confidence=findings.confidence,
         gain=_say_gain(findings),

@@ -38,6 +38,7 @@ STAGES = (
     "ingest",
     "augment",
     "extract",
+    "audit",
     "similarity",
     "decide",
     "baseline",
