@@ -211,7 +211,7 @@ def find_shortcuts(
 # words -------------------------------------------------------------------------------------------
 
 
-def say_twins(twins: TwinAudit) -> str:
+def say_twin_share(twins: TwinAudit) -> str:
     """Say how many test images have a twin in train, and what to do; empty: hardly any."""
     share = twins.shares.get("test")
     if share is None or (share.low or 0.0) < SOME_TWINS:
@@ -310,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         twins=twins.audit,
         file_facts=alone,
         look_facts=both,
-        twin_words=say_twins(twins.audit),
+        twin_words=say_twin_share(twins.audit),
         file_words=say_files(alone),
         look_words="" if alone and alone.told else say_looks(both),
     )

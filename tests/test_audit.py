@@ -26,7 +26,7 @@ from tasks.artifacts.tables import (
     read_rows,
     write_rows,
 )
-from tasks.audit import find_twins, main, say_files, say_twins
+from tasks.audit import find_twins, main, say_files, say_twin_share
 from tasks.errors import ArtifactError
 
 
@@ -119,13 +119,13 @@ def twin_audit(value: float, half: float) -> TwinAudit:
 
 def test_many_twins_are_told_with_their_number_and_what_to_do() -> None:
     assert tells(
-        say_twins(twin_audit(0.4, 0.05)), "200 of 500", "40%", "groups.csv", "propose_groups"
+        say_twin_share(twin_audit(0.4, 0.05)), "200 of 500", "40%", "groups.csv", "propose_groups"
     )
 
 
 @pytest.mark.parametrize("value", [0.0, 0.03])
 def test_hardly_any_twin_is_not_told(value: float) -> None:
-    assert say_twins(twin_audit(value, 0.02)) == ""
+    assert say_twin_share(twin_audit(value, 0.02)) == ""
 
 
 def test_what_the_files_tell_is_named_with_its_class_and_what_to_do() -> None:
