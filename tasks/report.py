@@ -188,7 +188,7 @@ def _check_recomputed(paths: Paths, findings: Findings) -> None:
 def read_provenance(paths: Paths, params: Params) -> Provenance:
     """Find out from what code, data, parameters and packages this run is."""
     return Provenance(
-        code=read_code_state(PROJECT, inputs=[params.ingest.groups]),
+        code=read_code_state(PROJECT, inputs=[params.ingest.groups, params.ingest.corrections]),
         data_sha256=hash_file(paths.manifest),
         params=list_params(params.model_dump(mode="json")),
         versions=installed_versions(),

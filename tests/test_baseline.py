@@ -16,6 +16,7 @@ from torch import nn
 
 from tasks import baseline as stage
 from tasks.artifacts.arrays import read_array, write_array
+from tasks.artifacts.pixels import StoreWriter, store_info
 from tasks.artifacts.records import Baseline, read_record
 from tasks.artifacts.tables import Manifest, ManifestRow, write_manifest
 from tasks.artifacts.words import name_head
@@ -365,11 +366,18 @@ def write_inputs(folder: Path, train: Labeled, val: Labeled) -> list[str]:
     write_manifest(folder / "manifest.csv", Manifest(rows))
     write_array(folder / "train" / "features.npy", train.features)
     write_array(folder / "val" / "features.npy", val.features)
+    for split, data in (("train", train), ("val", val)):
+        info = store_info(len(data.labels), views=0, image_px=8)
+        with StoreWriter(folder / split, info) as store:
+            for number in range(len(data.labels)):
+                store.append(np.full((1, 8, 8, 3), number, np.uint8))
     return [
         f"--params={ROOT / 'params.yaml'}",
         f"--manifest={folder / 'manifest.csv'}",
         f"--train-features={folder / 'train'}",
         f"--val-features={folder / 'val'}",
+        f"--train={folder / 'train'}",
+        f"--val={folder / 'val'}",
     ]
 
 
@@ -378,6 +386,8 @@ def outputs(folder: Path) -> list[str]:
         f"--head={folder / 'head.safetensors'}",
         f"--summary={folder / 'baseline.json'}",
         f"--val-logits={folder / 'val_logits.npy'}",
+        f"--suspects={folder / 'suspects.csv'}",
+        f"--suspect-pixels={folder / 'suspects.npy'}",
     ]
 
 
@@ -406,7 +416,7 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path: Path):
         stage.main(arguments + outputs(tmp_path / name))
         files = sorted((tmp_path / name).iterdir())
         digests.append([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
-    assert len(digests[0]) == 3
+    assert len(digests[0]) == 5
     assert digests[0] == digests[1]
 
 

@@ -13,6 +13,7 @@ from sklearn import metrics as oracle
 from tasks.artifacts.arrays import write_array
 from tasks.artifacts.pixels import StoreWriter, store_info
 from tasks.artifacts.records import (
+    SPLITS,
     Baseline,
     Estimate,
     Finetuned,
@@ -346,6 +347,7 @@ def make_baseline(**changes):
         "val_accuracy": ESTIMATE,
         "val_loss": 1.0,
         "majority_accuracy": 0.3,
+        "l2_strength": 0.1,
         "notes": [],
     }
     return Baseline(**{**values, **changes})
@@ -380,9 +382,11 @@ def write_inputs(folder, manifest):
     with StoreWriter(folder / "test", store_info(len(test), views=0, image_px=32)) as store:
         for number in range(len(test)):
             store.append(np.asarray(draw_image(number % 3, number, (32, 32)))[None])
-    features = rng.normal(size=(len(test), 1, 8)).astype(np.float32)
-    features[np.arange(len(test)), 0, manifest.labels("test")] += 3
-    write_array(folder / "features" / "features.npy", features)
+    for split in SPLITS:
+        labels = manifest.labels(split)
+        features = rng.normal(size=(len(labels), 1, 8)).astype(np.float32)
+        features[np.arange(len(labels)), 0, labels] += 3
+        write_array(folder / "features" / split / "features.npy", features)
     head = torch.nn.Linear(8, 3)
     with torch.no_grad():
         head.weight.copy_(torch.eye(3, 8))
@@ -403,7 +407,9 @@ def write_inputs(folder, manifest):
 READS = {
     "manifest": "manifest.csv",
     "test": "test",
-    "test-features": "features",
+    "test-features": "features/test",
+    "train-features": "features/train",
+    "val-features": "features/val",
     "head": "head.safetensors",
     "baseline": "baseline.json",
     "baseline-logits": "baseline_logits.npy",
@@ -420,6 +426,8 @@ WRITES = {
     "confusion": "confusion.csv",
     "reliability": "reliability.csv",
     "hardest": "hardest",
+    "suspects": "suspects.csv",
+    "suspect-pixels": "suspects.npy",
 }
 
 
@@ -471,7 +479,7 @@ def contents(folder):
 
 def test_logits_are_those_of_both_models(project):
     found = outputs(project).logits
-    features = np.load(project / "features" / "features.npy")
+    features = np.load(project / "features" / "test" / "features.npy")
     np.testing.assert_allclose(found["baseline"], features[:, 0, :3], rtol=1e-5)
     model = load_finetuned(project / "model.safetensors", make_finetuned())
     pixels = np.concatenate([np.load(file) for file in sorted((project / "test").glob("*.npy"))])
@@ -623,7 +631,7 @@ MISMATCHES = {
     "features": (
         damage_features,
         {"test-features": "short"},
-        "short: images 89, the manifest says 90",
+        r"short: features of shape \(89, 1, 8\) for 90 test images",
     ),
     "val logits": (
         damage_val,

@@ -317,7 +317,7 @@ def _of_code(code: CodeState) -> Iterator[Alert]:
         yield Alert(
             "caution",
             "Written before its commit",
-            f"{plural(len(code.changed), 'file')} of code, parameters or groups differed from "
-            f"commit {code.commit[:12]} when this was written. Once they are committed, "
-            "`dvc repro -f report` names their commit here.",
+            f"{plural(len(code.changed), 'file')} of code, parameters, groups or corrections "
+            f"differed from commit {code.commit[:12]} when this was written. Once they are "
+            "committed, `dvc repro -f report` names their commit here.",
         )
