@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from tasks.artifacts.arrays import Logits, read_array, write_array, write_tensors
+from tasks.artifacts.arrays import Ints, Logits, read_array, write_array, write_tensors
 from tasks.artifacts.pixels import PixelStore
 from tasks.artifacts.records import (
     SPLITS,
@@ -38,7 +38,7 @@ from tasks.artifacts.tables import (
 )
 from tasks.artifacts.words import name_trained
 from tasks.auditing.folds import compare_with_folds
-from tasks.auditing.held_out import Pool
+from tasks.auditing.held_out import HeldOut, Pool, hold_out
 from tasks.auditing.suspects import list_suspects, picture_suspects
 from tasks.backbones.engine import make_engine
 from tasks.errors import ArtifactError
@@ -95,7 +95,7 @@ class Paths(StagePaths):
 class Inputs:
     """What the stage reads, checked to belong together. No fine-tuned model: features sufficed.
 
-    `pool` holds the features of all images, train, val and test, one after the other.
+    `held_out` has a linear head for each fold of all images, those of test last.
     """
 
     manifest: Manifest
@@ -103,9 +103,14 @@ class Inputs:
     baseline: ModelLogits
     finetuned: ModelLogits | None
     arm: Arm
-    pool: Pool
-    l2_strength: float
+    held_out: HeldOut
     balanced: bool = False
+
+    @property
+    def test_images(self) -> Ints:
+        """Numbers of the test images among all of `held_out`, (n,)."""
+        images = len(self.held_out.judge)
+        return np.arange(images - len(self.baseline.test), images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,10 +206,11 @@ def read_inputs(paths: Paths, *, seed: int) -> Inputs:
     pool = Pool(
         [read_features(at, manifest, split) for at, split in zip(folders, SPLITS, strict=True)]
     )
+    held_out = hold_out(pool, summary.l2_strength, classes=len(manifest.class_names), seed=seed)
     test = apply_head(load_head(paths.head, summary), pool.parts[-1].features[:, 0])
     baseline = _model_logits(paths.baseline_logits, paths.head, test, manifest)
     if finetuned.arm == "feature_extraction":
-        return Inputs(manifest, pixels, baseline, None, finetuned.arm, pool, summary.l2_strength)
+        return Inputs(manifest, pixels, baseline, None, finetuned.arm, held_out)
     model = load_finetuned(paths.model, finetuned)
     what = f"{name_trained(finetuned.arm)} on test"
     test = run_model(model, finetuned.input, pixels, seed=seed, what=what)
@@ -215,8 +221,7 @@ def read_inputs(paths: Paths, *, seed: int) -> Inputs:
         baseline,
         logits,
         finetuned.arm,
-        pool,
-        summary.l2_strength,
+        held_out,
         finetuned.class_balanced,
     )
 
@@ -309,11 +314,10 @@ def main(argv: Sequence[str] | None) -> None:
         balanced=inputs.balanced,
     )
     folds = compare_with_folds(
-        inputs.pool,
-        inputs.l2_strength,
+        inputs.held_out,
+        inputs.test_images,
         result.models["baseline"].right,
         params.evaluate,
-        classes=len(inputs.manifest.class_names),
         seed=params.seed,
     )
     result = replace(result, metrics=result.metrics.model_copy(update={"folds": folds}))

@@ -52,6 +52,7 @@ from tasks.reporting.provenance import (
     list_params,
     read_code_state,
 )
+from tasks.reporting.suspects import read_suspects
 from tasks.reporting.text import size
 from tasks.runtime.device import configure_torch
 from tasks.runtime.entry import Read, StagePaths, Write, read_arguments, run_stage
@@ -59,6 +60,7 @@ from tasks.runtime.machine import read_machine
 
 log = logging.getLogger(__name__)
 
+SUSPECTS, TEST_SUSPECTS = 24, 8  # pictures of train and val, and of test
 PROJECT = Path(__file__).parent.parent
 
 
@@ -88,6 +90,10 @@ class Paths(StagePaths):
     confusion: Read
     reliability: Read
     hardest: Read
+    suspects: Read
+    suspect_pixels: Read
+    test_suspects: Read
+    test_suspect_pixels: Read
     report: Write
     card: Write
     export: Write
@@ -162,6 +168,18 @@ def read_findings(paths: Paths, params: Params) -> Findings:
             for row in read_rows(paths.hardest / "index.csv", HardestRow)
         ],
         sheet=read_picture(paths.sheet),
+        suspects=read_suspects(
+            paths.suspects,
+            paths.suspect_pixels,
+            images=health.split_counts["train"] + health.split_counts["val"],
+            most=SUSPECTS,
+        ),
+        test_suspects=read_suspects(
+            paths.test_suspects,
+            paths.test_suspect_pixels,
+            images=health.split_counts["test"],
+            most=TEST_SUSPECTS,
+        ),
     )
     _check_recomputed(paths, findings)
     return findings

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tasks.errors import ArtifactError
 from tasks.reporting import html
-from tasks.reporting.findings import Findings, conclude, read_picture
+from tasks.reporting.findings import Findings, SuspectLabels, conclude, read_picture
 from tasks.reporting.html import render_report, set_sentence
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -260,7 +260,9 @@ def noise(path: Path, side: int) -> Path:
 
 def embedded(findings: Findings, path: Path) -> Image.Image:
     """Show a picture as contact sheet and give what the page embeds."""
-    page = Page(render(replace(findings, sheet=read_picture(path), hardest=[])))
+    shown = replace(findings, sheet=read_picture(path), hardest=[])
+    none = SuspectLabels(0, 0, [])
+    page = Page(render(replace(shown, suspects=none, test_suspects=none)))
     (address,) = page.attributes("src")
     return Image.open(io.BytesIO(b64decode(address.removeprefix("data:image/jpeg;base64,"))))
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tasks.artifacts.arrays import Bools, Ints
+from tasks.artifacts.arrays import Bools, Floats, Ints
 from tasks.artifacts.records import Estimate, Folds
-from tasks.auditing.held_out import HeldOut, Pool, hold_out
+from tasks.auditing.held_out import HeldOut
 from tasks.judging.statistics import (
     GroupBootstrap,
     accuracy_interval,
@@ -25,13 +25,7 @@ def right_in_folds(held_out: HeldOut) -> Bools:
 
 
 def compare_with_folds(
-    pool: Pool,
-    strength: float,
-    test_right: Bools,
-    params: EvaluateParams,
-    *,
-    classes: int,
-    seed: int,
+    held_out: HeldOut, test: Ints, test_right: Bools, params: EvaluateParams, *, seed: int
 ) -> Folds | None:
     """Set a model's accuracy on the test images beside that of folds over all images.
 
@@ -39,22 +33,20 @@ def compare_with_folds(
     than chance where the interval of their difference excludes 0.
 
     Args:
-        pool: All images, those of test last.
-        strength: L2 strength of the heads of the folds.
-        test_right: Whether the model classified each test image correctly, bool (n,).
+        held_out: A head for each fold of all images.
+        test: Numbers of the test images among them, int64 (n,).
+        test_right: Whether the model classified each of these correctly, bool (n,).
         params: Resamples and confidence.
-        classes: Number of classes.
         seed: The run's seed.
 
     Returns:
         None where no head may judge an image.
     """
-    held_out = hold_out(pool, strength, classes=classes, seed=seed)
     judged = np.flatnonzero(held_out.judge >= 0)
     if not len(judged):
         return None
     right = right_in_folds(held_out)
-    groups = pool.groups
+    groups = held_out.pool.groups
     accuracy = accuracy_interval(
         right[judged],
         [groups[image] for image in judged],
@@ -62,7 +54,7 @@ def compare_with_folds(
         resamples=params.bootstrap,
         seed=seed,
     )
-    difference = _difference(right, judged, test_right, groups, params.confidence)
+    difference = _difference(right, judged, test, test_right, groups, params.confidence)
     return Folds(
         accuracy=accuracy,
         by_fold=[
@@ -78,6 +70,7 @@ def compare_with_folds(
 def _difference(
     right: Bools,
     judged: Ints,
+    test: Ints,
     test_right: Bools,
     groups: Sequence[str],
     confidence: float,
@@ -90,19 +83,22 @@ def _difference(
     Source: Cochran 1977, Sampling techniques, section 6.3 (the variance of a ratio).
     """
     on_test, over_folds = float(test_right.mean()), float(right[judged].mean())
-    test = np.arange(len(right) - len(test_right), len(right))
     shares = np.zeros(len(right))
     shares[test] += (test_right - on_test) / len(test)
     shares[judged] -= (right[judged] - over_folds) / len(judged)
     group_of = np.unique(np.array(groups, dtype=object), return_inverse=True)[1]
-    by_group = np.bincount(group_of, shares)
-    variance = float(np.square(by_group).sum())
-    bootstrap = GroupBootstrap(groups[test[0] :], resamples=0, seed=0)
+    own = np.bincount(group_of[test], test_right - on_test) / len(test)
+    bootstrap = GroupBootstrap([groups[image] for image in test], resamples=0, seed=0)
+    worth = independent_images(test_right.astype(np.float64), _total(own), bootstrap)
     interval = difference_interval(
         on_test - over_folds,
-        variance,
+        _total(np.bincount(group_of, shares)),
         bootstrap,
-        worth=independent_images(test_right.astype(np.float64), variance, bootstrap),
+        worth=worth,
         confidence=confidence,
     )
     return Estimate(value=on_test - over_folds, low=interval.low, high=interval.high, n=len(test))
+
+
+def _total(by_group: Floats | Ints) -> float:
+    return float(np.square(by_group).sum())

@@ -29,6 +29,7 @@ from tasks.artifacts.tables import (
     PlaneRow,
     ReliabilityRow,
     ShiftRow,
+    SuspectRow,
 )
 from tasks.artifacts.words import (
     ARMS,
@@ -67,6 +68,15 @@ def read_picture(path: Path) -> Picture:
 
 
 @dataclass(frozen=True)
+class SuspectLabels:
+    """How many of so many images have a label that is probably wrong, and pictures of the first."""
+
+    count: int
+    images: int
+    shown: list[tuple[SuspectRow, Picture]]
+
+
+@dataclass(frozen=True)
 class Findings:
     """Everything that report and model card tell about data, training and results.
 
@@ -76,6 +86,8 @@ class Findings:
         confusion: Of the shipped model on test, int64 (C, C), rows are labels.
         hardest: The test images that the shipped model finds hardest.
         sheet: The augmented views.
+        suspects: Labels of train and val that are probably wrong.
+        test_suspects: The same of test.
     """
 
     title: str
@@ -97,6 +109,8 @@ class Findings:
     bins: list[ReliabilityRow]
     hardest: list[tuple[HardestRow, Picture]]
     sheet: Picture
+    suspects: SuspectLabels
+    test_suspects: SuspectLabels
 
     @property
     def shipped(self) -> Scores:
@@ -233,6 +247,7 @@ def find_alerts(findings: Findings, code: CodeState) -> list[Alert]:
         *_of_source(findings.origin),
         *_of_data(findings.health),
         *_of_result(findings),
+        *_of_split(findings.metrics),
         *_of_choices(findings.decision, findings.finetuned),
         *_of_code(code),
     ]
@@ -288,6 +303,20 @@ def _of_result(findings: Findings) -> Iterator[Alert]:
             f"{plural(difference.accuracy.n, 'test image')} do not tell the {findings.tuned_name} "
             f"model from the {FROZEN}: the interval of the gain, "
             f"{points_interval(difference.accuracy)} points, includes 0.",
+        )
+
+
+def _of_split(metrics: Metrics) -> Iterator[Alert]:
+    if metrics.folds and metrics.folds.outside:
+        folds, higher = metrics.folds, metrics.folds.difference.value > 0
+        yield Alert(
+            "serious" if higher else "caution",
+            "A lucky split" if higher else "An unlucky split",
+            f"The {FROZEN} has {percent(metrics.baseline.accuracy.value)} on test, folds by group "
+            f"of all images give {percent(folds.accuracy.value)} "
+            f"({percent_interval(folds.accuracy)}): the test images are "
+            f"{'easier' if higher else 'harder'} than the others, beyond chance. Expect what the "
+            "folds say; more test images or groups, or another seed, would tell better.",
         )
 
 
