@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,6 +30,7 @@ from tasks.artifacts.tables import (
     Manifest,
     ManifestRow,
     PredictionRow,
+    SuspectRow,
     read_rows,
     write_manifest,
 )
@@ -550,6 +552,36 @@ def test_hardest_images_are_shown_as_they_are_packed(project, tiny_params):
     picture = np.asarray(Image.open(found.folder / "hardest" / images[0]), float)
     original = np.asarray(draw_image(number % 3, number, (32, 32)), float)
     assert np.abs(picture - original).mean() < 12
+
+
+def test_planted_labels_of_test_are_listed_with_their_pictures(project, tmp_path):
+    planted = range(0, 90, 9)
+    rows = make_manifest().rows
+    tested = [number for number, row in enumerate(rows) if row.split == "test"]
+    moved = {tested[image] for image in planted}
+    wrong = [
+        replace(row, label=CLASSES[(CLASSES.index(row.label) + 1) % 3]) if n in moved else row
+        for n, row in enumerate(rows)
+    ]
+    write_manifest(project / "planted.csv", Manifest(wrong))
+    write_record(project / "frozen.json", make_finetuned(arm="feature_extraction"))
+    run_main(project, tmp_path, manifest="planted.csv", finetune="frozen.json")
+    found = read_rows(tmp_path / "suspects.csv", SuspectRow)
+    true = {rows[number].path: rows[number].label for number in moved}
+    assert found
+    assert {row.path: row.likely for row in found}.items() <= true.items()
+    for row, picture in zip(found, np.load(tmp_path / "suspects.npy"), strict=True):
+        image = [rows[number].path for number in tested].index(row.path)
+        np.testing.assert_array_equal(picture, np.asarray(draw_image(image % 3, image, (32, 32))))
+
+
+def test_the_folds_judge_every_image(project):
+    metrics = outputs(project).metrics
+    assert metrics.folds.accuracy.n == sum(SPLIT_IMAGES.values())
+    assert len(metrics.folds.by_fold) == 5
+    assert metrics.folds.difference.value == pytest.approx(
+        metrics.baseline.accuracy.value - metrics.folds.accuracy.value
+    )
 
 
 def test_the_plot_files_have_the_columns_that_the_graph_names(project):

@@ -35,8 +35,8 @@ images. Then groups with a share of {share:.0%} of the images are drawn as test,
 row, and a head fitted on all others is tested on them, as the frozen baseline is. *Luck* is by how
 much the drawn images are easier in the folds than all images: none for groups drawn by chance, else
 groups were exchanged until it was reached. *Told* is the share of splits whose test figure
-`evaluate` calls outside of the folds at 95 % confidence: for splits drawn by chance about 5 % are to
-be expected. About {images} images a set at {px} px.
+`evaluate` calls outside of the folds at 95 % confidence: about 5 % of splits drawn by chance should
+be. About {images} images a set at {px} px.
 """
 
 
