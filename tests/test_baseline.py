@@ -20,11 +20,11 @@ from tasks.artifacts.pixels import StoreWriter, store_info
 from tasks.artifacts.records import Baseline, read_record
 from tasks.artifacts.tables import Manifest, ManifestRow, SuspectRow, read_rows, write_manifest
 from tasks.artifacts.words import name_head
-from tasks.baseline import read_features, train_baseline
+from tasks.baseline import train_baseline
 from tasks.errors import ArtifactError, TrainingError
 from tasks.heads import linear as strength
 from tasks.heads import mlp as trained_heads
-from tasks.heads.features import Labeled
+from tasks.heads.features import Labeled, read_features
 from tasks.heads.linear import choose_linear
 from tasks.heads.mlp import fit_mlp, mlp_width
 from tasks.heads.registry import HeadPath, TrainedHead, apply_head, load_head

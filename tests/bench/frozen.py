@@ -3,7 +3,8 @@
 import argparse
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ class FrozenSet:
     """Clean features, float32 (N, D), labels int64 (N,), groups and given splits of N images."""
 
     name: str
+    paths: list[str]
     classes: list[str]
     features: Features
     labels: Ints
@@ -33,7 +35,7 @@ class FrozenSet:
 
 
 def make_features(
-    source: Path | str, folder: Path, *, images: int, values: Mapping[str, object], python: str
+    source: Path | str, folder: Path, *, images: int, values: Mapping[str, object]
 ) -> FrozenSet:
     """Run ingest, augment and extract in a scratch copy and keep about so many images.
 
@@ -41,9 +43,9 @@ def make_features(
     """
     own = {**values, "augment.views": 0, "ingest.small_class": "train_only"}
     own |= {"ingest.source": str(source)}
-    copy = Copy(folder, python, {})
+    copy = Copy(folder, sys.executable, {})
     if not (folder / DONE).exists():
-        copy = Copy.make(folder, own, python=python, environment={})
+        copy = Copy.make(folder, own, python=sys.executable, environment={})
         for stage in MAKERS:
             copy.run(stage)
     manifest = copy.manifest()
@@ -57,6 +59,7 @@ def make_features(
         parts.append(np.array(array[chosen, 0], dtype=np.float32))
     return FrozenSet(
         name=Path(source).stem,
+        paths=[row.path for row in rows],
         classes=manifest.class_names,
         features=np.concatenate(parts),
         labels=number_labels(rows, manifest.class_names),
@@ -87,19 +90,24 @@ def add_options(parser: argparse.ArgumentParser, out: Path) -> argparse.Argument
 
 def read_sets(options: argparse.Namespace) -> tuple[list[FrozenSet], Params]:
     """Make the features of every set; give them and the parameters."""
-    with tempfile.TemporaryDirectory() as temporary:
-        scratch = options.scratch or Path(temporary)
+    with scratch_of(options) as scratch:
         sets = [
             make_features(
                 source.absolute(),
                 scratch / f"{source.stem}-{options.px}",
                 images=options.images,
                 values={"augment.image_px": options.px},
-                python=sys.executable,
             )
             for source in options.data
         ]
     return sets, load_params(ROOT / "params.yaml")
+
+
+@contextmanager
+def scratch_of(options: argparse.Namespace) -> Iterator[Path]:
+    """Give the folder of the features; without one they are made anew."""
+    with tempfile.TemporaryDirectory() as temporary:
+        yield options.scratch or Path(temporary)
 
 
 def command_of(module: str, options: argparse.Namespace) -> str:

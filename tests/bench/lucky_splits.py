@@ -21,13 +21,7 @@ from tasks.params import Params
 
 OUT = Path("docs/benchmarks/lucky_splits.md")
 STRENGTH = 0.1
-BIASES = (
-    0.0,
-    0.05,
-    -0.05,
-    0.1,
-    -0.1,
-)  # accuracy of the test images in the folds, minus that of all
+BIASES = (0.0, 0.05, 0.1, -0.1)  # accuracy of the test images in the folds minus that of all
 SPLITS_A_BIAS = 20
 INTRO = """\
 A linear head of L2 strength {strength} on frozen features is judged in five folds by group of all

@@ -8,10 +8,20 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-from bench.frozen import FrozenSet, add_options, command_of, read_sets, table
+from bench.frozen import (
+    FrozenSet,
+    add_options,
+    command_of,
+    make_features,
+    read_sets,
+    scratch_of,
+    table,
+)
+from bench.scratch import ROOT
 from sklearn.metrics import roc_auc_score
 
 from tasks.artifacts.arrays import Bools, Ints
@@ -24,17 +34,18 @@ from tasks.judging.statistics import paired_accuracy_interval
 from tasks.params import Params
 
 OUT = Path("docs/benchmarks/wrong_labels.md")
+ELPV = "data/sources/elpv.yaml"
 RATES = (0.0, 0.05, 0.1, 0.2)
 FIRST = 100
 INTRO = """\
 So many labels of train and val, drawn by chance, were replaced by another class, every other class
-alike. The audit of `baseline` ranked all of them by margin, from a linear head on frozen features
+alike. The audit of `baseline` ranked all of them by margin, from linear heads on frozen features
 that saw neither the image nor its group. AUROC: how well the rank tells planted labels from the
-others; precision: share of planted labels among the first {first}, and among the suspects, which
-are what confident learning names. Labels that were wrong before count as mistakes of the audit, so
-that the figures are lower bounds; without planted labels (0 %) all suspects are such ones or hard
-images. Means over {seeds} seeds, each with its own split and noise; about {images} images a set
-at {px} px.
+others. Then the share of planted labels among the first {first} (where fewer are planted, less
+than all can be), how many images confident learning calls suspects, how many of these were planted,
+and how many of the planted ones are among them. Labels that were wrong before count as mistakes of
+the audit; without planted labels all suspects are such ones or hard images. Means over {seeds}
+seeds, each with its own split and noise; about {images} images a set at {px} px.
 """
 MENDING = """\
 A new linear head, its strength chosen on val, is trained on what is left or mended and tested on
@@ -43,12 +54,18 @@ likely class, unseen. *Looked at*: suspects get their true label, as from a pers
 and is always right; `data/corrections.csv` does that. Differences are to the noisy labels, in
 points, with 95 % intervals by group over the test images of all seeds.
 """
+REAL = """\
+The raters of ELPV, the packaged set, were not sure of every cell, and its table says of which. They
+were unsure of {all:.0%} of the {images:,} cells of train and val, of {suspects:.0%} of the {named}
+suspects and of {first:.0%} of the first {count} of them.
+"""
 
 
 @dataclass(frozen=True)
 class Found:
     """What the audit did in one trial."""
 
+    planted: int
     auroc: float
     first: float
     suspects: float
@@ -150,6 +167,7 @@ def describe(suspects: Suspects, planted: Bools, relabeled: Bools) -> Found:
     both = planted.any()
     hits = planted[suspects.images]
     return Found(
+        planted=int(planted.sum()),
         auroc=float(roc_auc_score(planted[judged], -suspects.margins[judged])) if both else np.nan,
         first=float(planted[ranked[:FIRST]].mean()) if both else np.nan,
         suspects=len(suspects.images) / len(planted),
@@ -159,10 +177,34 @@ def describe(suspects: Suspects, planted: Bools, relabeled: Bools) -> Found:
     )
 
 
+def rate_real_labels(options: argparse.Namespace, params: Params) -> str:
+    """Compare the suspects of ELPV with what its raters were unsure of, in a sentence."""
+    with scratch_of(options) as scratch:
+        values = {"augment.image_px": options.px}
+        source = ROOT / ELPV
+        data = make_features(source, scratch / f"elpv-{options.px}", images=10**6, values=values)
+    splits = np.array(data.splits)
+    trainer = Trainer(data, splits, params, params.seed)
+    trainer.right(data.labels)
+    seen = np.flatnonzero(splits != "test")
+    suspects = trainer.audit(data.labels, seen).images
+    table = files("elpv_dataset").joinpath("data/labels.csv").read_text().splitlines()
+    chances = {path: float(chance) for path, chance, _ in map(str.split, table)}
+    unsure = np.array([0 < chances[data.paths[image]] < 1 for image in seen])
+    return REAL.format(
+        all=unsure.mean(),
+        images=len(seen),
+        suspects=unsure[suspects].mean(),
+        named=len(suspects),
+        first=unsure[suspects[:FIRST]].mean(),
+        count=FIRST,
+    )
+
+
 # the page ----------------------------------------------------------------------------------------
 
 
-def write_page(trials: Sequence[Trial], options: argparse.Namespace) -> str:
+def write_page(trials: Sequence[Trial], real: str, options: argparse.Namespace) -> str:
     """Write the page."""
     cells: dict[tuple[str, float], list[Trial]] = defaultdict(list)
     for trial in trials:
@@ -173,7 +215,7 @@ def write_page(trials: Sequence[Trial], options: argparse.Namespace) -> str:
         for (name, rate), some in cells.items()
     ]
     mended = [[name, f"{rate:.0%}", *mending_cells(some)] for (name, rate), some in cells.items()]
-    audit = ["set", "planted", "AUROC", f"first {FIRST}", "suspects", "of them planted"]
+    audit = ["set", "planted", "labels", "AUROC", f"first {FIRST}", "suspects", "of them planted"]
     audit += ["planted ones found", "likely class right"]
     mending = ["set", "planted", "clean", "noisy", "dropped", "relabeled", "looked at"]
     return "\n".join(
@@ -190,6 +232,9 @@ def write_page(trials: Sequence[Trial], options: argparse.Namespace) -> str:
             MENDING,
             table(mending, mended),
             "",
+            "## Real labels",
+            "",
+            real,
         ]
     )
 
@@ -202,7 +247,9 @@ def audit_cells(found: Sequence[Found]) -> list[str]:
         for name in ("first", "suspects", "precision", "recall", "relabeled")
     ]
     cells = [f"{100 * share:.0f} %" for share in shares]
-    return [cell.replace("nan %", "-") for cell in [f"{auroc:.3f}".replace("nan", "-"), *cells]]
+    planted = f"{np.mean([one.planted for one in found]):.0f}"
+    cells = [planted, f"{auroc:.3f}", *cells]
+    return ["-" if cell in ("nan", "nan %") else cell for cell in cells]
 
 
 def mending_cells(trials: Sequence[Trial]) -> list[str]:
@@ -224,12 +271,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.wrong_labels", description=__doc__)
     options = add_options(parser, OUT).parse_args()
     sets, params = read_sets(options)
+    real = rate_real_labels(options, params)
     trials = []
     for data in sets:
         for seed in options.seeds:
             trials += list(measure(data, params, seed))
             print(f"{data.name}, seed {seed}", file=sys.stderr, flush=True)  # noqa: T201
-            options.out.write_text(write_page(trials, options))
+            options.out.write_text(write_page(trials, real, options))
 
 
 if __name__ == "__main__":
