@@ -25,10 +25,10 @@ BIASES = (0.0, 0.05, 0.1, -0.1)  # accuracy of the test images in the folds minu
 SPLITS_A_BIAS = 20
 INTRO = """\
 A linear head of L2 strength {strength} on frozen features is judged in five folds by group of all
-images. Then groups with a share of {share:.0%} of the images are drawn as test, {splits} times a
-row, and a head fitted on all others is tested on them, as the frozen baseline is. *Luck* is by how
-much the drawn images are easier in the folds than all images: none for groups drawn by chance, else
-groups were exchanged until it was reached. *Told* is the share of splits whose test figure
+images. Then groups with {share:.0%} of the images are drawn as test, {splits} times a row, others
+with {val:.0%} are left out as val, and a head fitted on the rest is tested. *Luck* is by how much
+the drawn images are easier in the folds than all images: none for groups drawn by chance, else
+groups were exchanged until it was reached. *Told* is the number of splits whose test figure
 `evaluate` calls outside of the folds at 95 % confidence: about 5 % of splits drawn by chance should
 be. About {images} images a set at {px} px.
 """
@@ -57,7 +57,9 @@ def measure(data: FrozenSet, params: Params, bias: float, seed: int) -> Row:
     tests, told, images = [], [], []
     for _ in range(SPLITS_A_BIAS):
         test = draw_test(groups, right, params.ingest.test_fraction, bias, rng)
-        rows = ScaledRows(everything, np.setdiff1d(np.arange(len(right)), test))
+        train = np.setdiff1d(np.arange(len(right)), test)
+        val = draw_groups(groups[train], params.ingest.val_fraction * len(right), rng)
+        rows = ScaledRows(everything, train[~val])
         head = next(fit_path(rows, classes, [STRENGTH]))
         hits = head.logits(data.features[test]).argmax(axis=1) == data.labels[test]
         found = compare_with_folds(held_out, test, hits, params.evaluate, seed=seed)
@@ -72,11 +74,9 @@ def draw_test(
     groups: Ints, right: Bools, share: float, bias: float, rng: np.random.Generator
 ) -> Ints:
     """Draw groups by chance, then exchange some until their images are as easy as asked for."""
-    order = rng.permutation(groups.max() + 1)
     sizes, hits = np.bincount(groups), np.bincount(groups, right)
-    inside = order[: np.searchsorted(np.cumsum(sizes[order]), share * len(groups))]
     held = np.zeros(len(sizes), dtype=np.bool_)
-    held[inside] = True
+    held[groups[draw_groups(groups, share * len(groups), rng)]] = True
     goal = right.mean() + bias
     for candidate in rng.permutation(np.flatnonzero(~held)) if bias else []:
         gap = hits[held].sum() / sizes[held].sum() - goal
@@ -89,7 +89,14 @@ def draw_test(
     return np.flatnonzero(held[groups])
 
 
-def write_page(rows: Sequence[Row], options: argparse.Namespace, share: float) -> str:
+def draw_groups(groups: Ints, images: float, rng: np.random.Generator) -> Bools:
+    """Draw groups that hold about so many images; mark these, (N,)."""
+    order = rng.permutation(np.unique(groups))
+    sizes = np.bincount(groups)
+    return np.isin(groups, order[: np.searchsorted(np.cumsum(sizes[order]), images)])
+
+
+def write_page(rows: Sequence[Row], options: argparse.Namespace, params: Params) -> str:
     """Write the page."""
     cells = [
         [
@@ -105,7 +112,8 @@ def write_page(rows: Sequence[Row], options: argparse.Namespace, share: float) -
     ]
     intro = INTRO.format(
         strength=STRENGTH,
-        share=share,
+        share=params.ingest.test_fraction,
+        val=params.ingest.val_fraction,
         splits=SPLITS_A_BIAS * len(options.seeds),
         images=f"{options.images:,}",
         px=options.px,
@@ -135,7 +143,7 @@ def main() -> None:
                 )
             )
             print(f"{data.name}, luck {bias:+.2f}", file=sys.stderr, flush=True)  # noqa: T201
-            options.out.write_text(write_page(rows, options, params.ingest.test_fraction))
+            options.out.write_text(write_page(rows, options, params))
 
 
 if __name__ == "__main__":
