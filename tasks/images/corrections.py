@@ -6,12 +6,12 @@ from pathlib import Path
 
 from tasks.artifacts.words import first_of, listed, printable
 from tasks.errors import DataError
-from tasks.images.folders import nearest_name
-from tasks.images.tables import Line, read_lines
+from tasks.images.csv_file import Line, read_lines
+from tasks.images.names import nearest_name, tidy
+from tasks.images.tables import match_images
 from tasks.images.validate import CheckedImage, Inspection
 
 YES, NO = {"yes", "true", "1"}, {"", "no", "false", "0"}
-GUESSED = 3  # paths for which the likely meant one is searched: slow on many names
 
 
 @dataclass(frozen=True)
@@ -46,33 +46,30 @@ def read_corrections(path: Path, known: Collection[str], classes: Collection[str
         classes: Labels of the source; no other one is taken.
 
     Raises:
-        DataError: Rows are wrong; the message lists them (10 at most).
+        DataError: A path is no image of the source, or rows are wrong; the message lists them (10
+            at most).
     """
     lines = read_lines(path, required=("path",), optional=("label", "drop"))
-    names, seen, wrong = set(known), dict[str, int](), list[str]()
-    unknown = 0
-    for line in lines:
-        image = line.cells["path"]
+    images = match_images(path, lines, known)
+    seen, wrong = dict[str, int](), list[str]()
+    for line, image in zip(lines, images, strict=True):
         problems = list(_problems(line, classes))
         if image in seen:
             problems.append(f"{printable(image)} stands in line {seen[image]} already")
-        if image not in names:
-            unknown += 1
-            hint = nearest_name(image, names) if unknown <= GUESSED else ""
-            problems.append(f"{printable(image)} is no image of the source{hint}")
         seen.setdefault(image, line.number)
         wrong += [f"line {line.number}: {problem}" for problem in problems]
     if wrong:
         raise DataError(
-            f"{path}: rows are wrong; allowed: a path as in manifest.csv with a class of the "
-            f"source as label, or with yes in the column drop:{first_of(wrong)}"
+            f"{path}: rows are wrong; allowed: a path with a class of the source as label, or with "
+            f"yes in the column drop:{first_of(wrong)}"
         )
-    labels = {line.cells["path"]: _label(line) for line in lines if _label(line)}
+    labels = {image: _label(line) for image, line in zip(images, lines, strict=True)}
+    labels = {image: label for image, label in labels.items() if label}
     return Corrections(labels, frozenset(seen) - set(labels))
 
 
 def _label(line: Line) -> str:
-    return line.cells.get("label", "").strip()
+    return tidy(line.cells.get("label", ""))
 
 
 def _problems(line: Line, classes: Collection[str]) -> Iterator[str]:
