@@ -1,5 +1,7 @@
 """Train new heads on the frozen features: one or more of the kinds in `tasks.heads`.
 
+Labels of train and val that the features do not bear out are listed, nothing is changed.
+
 Val chooses. The first head of baseline.heads stays unless a later one is better beyond doubt. That
 is the linear one by default: it has fewer ways to be wrong, and a model that ends in it can be
 exported as a plain timm model.
@@ -9,17 +11,18 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from torch import nn
 
-from tasks.artifacts.arrays import Logits, read_array, write_array
+from tasks.artifacts.arrays import Logits, write_array
+from tasks.artifacts.pixels import PixelStore
 from tasks.artifacts.records import Baseline, HeadKind, Split, TriedHead, write_record
-from tasks.artifacts.tables import Manifest, read_manifest
+from tasks.artifacts.tables import SuspectRow, read_manifest, write_rows
 from tasks.artifacts.words import name_head
-from tasks.errors import ArtifactError
-from tasks.heads.features import Labeled
+from tasks.auditing.held_out import Pool, hold_out
+from tasks.auditing.suspects import list_suspects, picture_suspects
+from tasks.heads.features import Labeled, read_features
 from tasks.heads.registry import ROWS_AT_ONCE, TrainedHead, apply_head, find_head, write_head
 from tasks.judging.metrics import right_images
 from tasks.judging.rule import RESAMPLES, describe_gap, judge_change
@@ -42,9 +45,13 @@ class Paths(StagePaths):
     manifest: Read
     train_features: Read
     val_features: Read
+    train: Read
+    val: Read
     head: Write
     summary: Write
     val_logits: Write
+    suspects: Write
+    suspect_pixels: Write
 
 
 @dataclass(frozen=True)
@@ -82,9 +89,11 @@ def train_baseline(
     first, *later = params.heads
     tried, chosen = _train(first, train, val, params, classes=classes, seed=seed)
     notes = list(chosen.trained.notes)
+    strength = chosen.trained.strength
     for kind in later:
         more, rival = _train(kind, train, val, params, classes=classes, seed=seed)
         tried = [*tried, *more]
+        strength = strength or rival.trained.strength
         verdict = judge_change(
             chosen.val_logits,
             rival.val_logits,
@@ -115,8 +124,13 @@ def train_baseline(
         val_loss=val.judge.loss(chosen.val_logits),
         majority_accuracy=float(np.mean(val.labels == np.bincount(train.labels).argmax())),
         notes=notes,
+        l2_strength=strength or _middle(params.l2_strengths),
     )
     return FrozenBaseline(chosen.trained.module, summary, chosen.val_logits)
+
+
+def _middle(strengths: Sequence[float]) -> float:
+    return sorted(strengths)[len(strengths) // 2]
 
 
 def _train(
@@ -161,24 +175,6 @@ def _describe(head: JudgedHead, val: Labeled, *, chosen: bool) -> TriedHead:
     )
 
 
-def read_features(folder: Path, manifest: Manifest, split: Split) -> Labeled:
-    """Map the features of a split and put labels and groups beside them.
-
-    Raises:
-        ArtifactError: The split has no image, or the features are not those of the manifest.
-    """
-    features = read_array(folder / "features.npy")
-    labels = manifest.labels(split)
-    if features.ndim != 3 or len(features) != len(labels) or not len(labels):
-        raise ArtifactError(
-            f"{folder}: features of shape {features.shape} for {len(labels)} {split} images, "
-            "expected (images, views, features); rerun extract"
-        )
-    if not all(np.isfinite(features[at : at + 4096]).all() for at in range(0, len(labels), 4096)):
-        raise ArtifactError(f"{folder}: a feature is NaN or infinite; rerun extract")
-    return Labeled(features, labels, manifest.groups(split))
-
-
 def main(argv: Sequence[str] | None) -> None:
     """Read features, train the heads, write the chosen one."""
     paths, params = read_arguments(
@@ -186,16 +182,25 @@ def main(argv: Sequence[str] | None) -> None:
     )
     configure_torch(read_machine(), params.seed)
     manifest = read_manifest(paths.manifest)
+    train = read_features(paths.train_features, manifest, "train")
+    val = read_features(paths.val_features, manifest, "val")
     baseline = train_baseline(
-        read_features(paths.train_features, manifest, "train"),
-        read_features(paths.val_features, manifest, "val"),
-        params.baseline,
-        class_names=manifest.class_names,
+        train, val, params.baseline, class_names=manifest.class_names, seed=params.seed
+    )
+    held_out = hold_out(
+        Pool([train, val]),
+        baseline.summary.l2_strength,
+        classes=len(manifest.class_names),
         seed=params.seed,
     )
+    suspects = list_suspects(manifest, ["train", "val"], held_out.answers)
     write_head(paths.head, baseline.head)
     write_record(paths.summary, baseline.summary)
     write_array(paths.val_logits, baseline.val_logits)
+    write_rows(paths.suspects, SuspectRow, suspects)
+    stores: dict[Split, PixelStore]
+    stores = {"train": PixelStore.open(paths.train), "val": PixelStore.open(paths.val)}
+    write_array(paths.suspect_pixels, picture_suspects(suspects, manifest, stores))
     summary = baseline.summary
     for note in summary.notes:
         log.info("%s", note)
@@ -207,6 +212,7 @@ def main(argv: Sequence[str] | None) -> None:
         summary.val_accuracy.high,
         summary.majority_accuracy,
     )
+    log.info("%s of %s labels look wrong", len(suspects), len(train.labels) + len(val.labels))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,11 @@ def check(params: Params, project: Path) -> NamedPaths:
         ParamsError: A path leads nowhere, or to what the pipeline itself writes; one line for each.
         DataError: Names below the source are no UTF-8: DVC would die of them before ingest runs.
     """
-    given = {"ingest.source": params.ingest.source, "ingest.groups": params.ingest.groups}
+    given = {
+        "ingest.source": params.ingest.source,
+        "ingest.groups": params.ingest.groups,
+        "ingest.corrections": params.ingest.corrections,
+    }
     if params.backbone.weights.endswith(".safetensors"):
         given["backbone.weights"] = params.backbone.weights
     found = [(key, value, _problem(key, value, project)) for key, value in given.items()]
@@ -58,6 +62,7 @@ def check(params: Params, project: Path) -> NamedPaths:
     return NamedPaths(
         source=params.ingest.source,
         groups=params.ingest.groups,
+        corrections=params.ingest.corrections,
         weights=given.get("backbone.weights"),
     )
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from tasks.artifacts.arrays import Logits, read_array, write_tensors
+from tasks.artifacts.arrays import Ints, Logits, read_array, write_array, write_tensors
 from tasks.artifacts.pixels import PixelStore
 from tasks.artifacts.records import (
+    SPLITS,
     Arm,
     Baseline,
     Finetuned,
@@ -31,12 +32,16 @@ from tasks.artifacts.tables import (
     Manifest,
     PredictionRow,
     ReliabilityRow,
+    SuspectRow,
     TwinRow,
     read_manifest,
     read_rows,
     write_rows,
 )
 from tasks.artifacts.words import name_trained
+from tasks.auditing.folds import compare_with_folds
+from tasks.auditing.held_out import HeldOut, Pool, hold_out
+from tasks.auditing.suspects import list_suspects, picture_suspects
 from tasks.backbones.engine import make_engine
 from tasks.errors import ArtifactError
 from tasks.evaluation import tables
@@ -46,6 +51,7 @@ from tasks.evaluation.shipping import ONLY_BASELINE, choose_model, majority_righ
 from tasks.evaluation.tables import hardest_images, write_hardest
 from tasks.evaluation.words import say_results
 from tasks.heads.classifier import load_finetuned
+from tasks.heads.features import read_features
 from tasks.heads.registry import apply_head, load_head
 from tasks.judging.answers import Judged, ModelLogits, judge_models
 from tasks.judging.rule import ValSet
@@ -68,6 +74,8 @@ class Paths(StagePaths):
     manifest: Read
     test: Read
     test_features: Read
+    train_features: Read
+    val_features: Read
     head: Read
     baseline: Read
     baseline_logits: Read
@@ -83,18 +91,30 @@ class Paths(StagePaths):
     confusion: Write
     reliability: Write
     hardest: Write
+    suspects: Write
+    suspect_pixels: Write
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What the stage reads, checked to belong together. No fine-tuned model: features sufficed."""
+    """What the stage reads, checked to belong together. No fine-tuned model: features sufficed.
+
+    `held_out` has a linear head for each fold of all images, those of test last.
+    """
 
     manifest: Manifest
     pixels: PixelStore
     baseline: ModelLogits
     finetuned: ModelLogits | None
     arm: Arm
+    held_out: HeldOut
     balanced: bool = False
+
+    @property
+    def test_images(self) -> Ints:
+        """Numbers of the test images among all of `held_out`, (n,)."""
+        images = len(self.held_out.judge)
+        return np.arange(images - len(self.baseline.test), images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,19 +205,29 @@ def read_inputs(paths: Paths, *, seed: int) -> Inputs:
     for path, classes in ((paths.baseline, summary.classes), (paths.finetune, finetuned.classes)):
         _expect(path, "classes", classes, manifest.class_names)
     pixels = PixelStore.open(paths.test)
-    features = read_array(paths.test_features / "features.npy")
-    images = len(manifest.of("test"))
-    _expect(paths.test, "images", pixels.info.count, images)
-    _expect(paths.test_features, "images", len(features), images)
-    test = apply_head(load_head(paths.head, summary), features[:, 0])
+    _expect(paths.test, "images", pixels.info.count, len(manifest.of("test")))
+    folders = (paths.train_features, paths.val_features, paths.test_features)
+    pool = Pool(
+        [read_features(at, manifest, split) for at, split in zip(folders, SPLITS, strict=True)]
+    )
+    held_out = hold_out(pool, summary.l2_strength, classes=len(manifest.class_names), seed=seed)
+    test = apply_head(load_head(paths.head, summary), pool.parts[-1].features[:, 0])
     baseline = _model_logits(paths.baseline_logits, paths.head, test, manifest)
     if finetuned.arm == "feature_extraction":
-        return Inputs(manifest, pixels, baseline, None, finetuned.arm)
+        return Inputs(manifest, pixels, baseline, None, finetuned.arm, held_out)
     model = load_finetuned(paths.model, finetuned)
     what = f"{name_trained(finetuned.arm)} on test"
     test = run_model(model, finetuned.input, pixels, seed=seed, what=what)
     logits = _model_logits(paths.finetune_logits, paths.model, test, manifest)
-    return Inputs(manifest, pixels, baseline, logits, finetuned.arm, finetuned.class_balanced)
+    return Inputs(
+        manifest,
+        pixels,
+        baseline,
+        logits,
+        finetuned.arm,
+        held_out,
+        finetuned.class_balanced,
+    )
 
 
 def run_model(
@@ -263,6 +293,11 @@ def write_outputs(paths: Paths, inputs: Inputs, result: Evaluation, params: Eval
     hardest = hardest_images(shipped.losses, params.hardest)
     pictures = inputs.pixels.rows(inputs.pixels.row_of(hardest))
     write_hardest(paths.hardest, hardest, pictures, judged=shipped, paths=images, class_names=names)
+    answers = [(np.arange(len(images)), shipped.calibrated)]
+    suspects = list_suspects(inputs.manifest, ["test"], lambda: answers)
+    write_rows(paths.suspects, SuspectRow, suspects)
+    shown = picture_suspects(suspects, inputs.manifest, {"test": inputs.pixels})
+    write_array(paths.suspect_pixels, shown)
     write_record(paths.metrics, result.metrics)
     write_record(paths.summary, tables.summarize_metrics(result.metrics))
 
@@ -287,6 +322,14 @@ def main(argv: Sequence[str] | None) -> None:
         result.metrics, result.shipped.right, related, params.evaluate, seed=params.seed
     )
     result = replace(result, metrics=metrics)
+    folds = compare_with_folds(
+        inputs.held_out,
+        inputs.test_images,
+        result.models["baseline"].right,
+        params.evaluate,
+        seed=params.seed,
+    )
+    result = replace(result, metrics=result.metrics.model_copy(update={"folds": folds}))
     write_outputs(paths, inputs, result, params.evaluate)
     for warning in result.metrics.warnings:
         log.warning("%s", warning)

@@ -22,6 +22,12 @@ from tasks.artifacts.tables import (
 from tasks.artifacts.words import listed, plural
 from tasks.errors import DataError
 from tasks.images.class_names import say_twins
+from tasks.images.corrections import (
+    Corrections,
+    apply_corrections,
+    read_corrections,
+    say_corrections,
+)
 from tasks.images.duplicates import Grouping, group_images, say_near_copies
 from tasks.images.folders import Listing
 from tasks.images.health import describe_health
@@ -53,6 +59,7 @@ def ingest(
     listing: Listing,
     inspection: Inspection,
     named_groups: Sequence[tuple[str, str]],
+    corrections: Corrections,
     *,
     params: IngestParams,
     seed: int,
@@ -63,6 +70,7 @@ def ingest(
         listing: What the source holds.
         inspection: What was found when its files were opened.
         named_groups: (path, group) as given by the user.
+        corrections: The user's verdicts on labels.
         params: Shares, policies and the tolerance of the perceptual hash.
         seed: Of the splits.
 
@@ -72,8 +80,10 @@ def ingest(
     Raises:
         DataError: There are fewer than two classes, or they cannot be split as asked.
     """
-    images = inspection.images
-    _check_classes(listing, inspection)
+    _check_every_class(listing, inspection)
+    corrected = apply_corrections(inspection, corrections)
+    inspection, images = corrected.inspection, corrected.inspection.images
+    _check_two_classes(listing, inspection)
     grouping = group_images(images, named_groups, near_bits=params.near_duplicate_bits)
     assignment = assign_splits(
         [image.listed.label for image in images],
@@ -87,14 +97,16 @@ def ingest(
         },
     )
     manifest = _manifest(inspection, grouping, assignment)
+    said = say_corrections(corrected, [row.path for row in manifest.of("test")])
     health = describe_health(
-        manifest, listing, inspection, grouping=grouping, remarks=assignment.remarks
+        manifest, listing, inspection, grouping=grouping, remarks=[*said, *assignment.remarks]
     )
-    return manifest, health
+    counts = {"relabeled": len(corrected.relabeled), "dropped": corrected.dropped}
+    return manifest, health.model_copy(update=counts)
 
 
-def _check_classes(listing: Listing, inspection: Inspection) -> None:
-    """Refuse fewer than two classes, and a class none of whose files can be used."""
+def _check_every_class(listing: Listing, inspection: Inspection) -> None:
+    """Refuse a class none of whose files can be used."""
     usable = {image.listed.label for image in inspection.images}
     lost = sorted({image.label for image in listing.images} - usable)
     if lost:
@@ -102,6 +114,11 @@ def _check_classes(listing: Listing, inspection: Inspection) -> None:
             f"{listing.origin.name}: classes without a usable file: "
             f"{listed(lost)}; see quarantine.csv"
         )
+
+
+def _check_two_classes(listing: Listing, inspection: Inspection) -> None:
+    """Refuse fewer than two classes."""
+    usable = {image.listed.label for image in inspection.images}
     if len(usable) < 2:
         raise DataError(
             f"{listing.origin.name}: found {plural(len(usable), 'class', 'classes')} "
@@ -163,10 +180,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if source.is_dir():
         check_names(source)
     listing = list_images(source)
-    named_groups = read_groups(Path(params.ingest.groups), _known_paths(listing))
+    known = _known_paths(listing)
+    named_groups = read_groups(Path(params.ingest.groups), known)
+    classes = {image.label for image in listing.images}
+    corrections = read_corrections(Path(params.ingest.corrections), known, classes)
     inspection = _inspect(listing, params.ingest, paths.quarantine)
     manifest, health = ingest(
-        listing, inspection, named_groups, params=params.ingest, seed=params.seed
+        listing, inspection, named_groups, corrections, params=params.ingest, seed=params.seed
     )
     write_manifest(paths.manifest, manifest)
     write_rows(paths.facts, FactRow, (image.facts for image in inspection.images if image.facts))

@@ -41,6 +41,11 @@ class IngestParams(Block):
         description="csv of path,group: images of one group (patient, device, person) stay in one "
         "split, unless the source gives splits.",
     )
+    corrections: str = Field(
+        min_length=1,
+        description="csv of path,label,drop: your verdicts on labels; an image gets another class "
+        "of the source or is left out.",
+    )
     val_fraction: float = Field(
         gt=0,
         lt=0.5,

@@ -54,6 +54,7 @@ from tasks.reporting.provenance import (
     list_params,
     read_code_state,
 )
+from tasks.reporting.suspects import read_suspects
 from tasks.reporting.text import size
 from tasks.runtime.device import configure_torch
 from tasks.runtime.entry import Read, StagePaths, Write, read_arguments, run_stage
@@ -61,6 +62,7 @@ from tasks.runtime.machine import read_machine
 
 log = logging.getLogger(__name__)
 
+SUSPECTS, TEST_SUSPECTS = 24, 8  # pictures of train and val, and of test
 PROJECT = Path(__file__).parent.parent
 
 
@@ -92,6 +94,10 @@ class Paths(StagePaths):
     hardest: Read
     audit: Read
     pairs: Read
+    suspects: Read
+    suspect_pixels: Read
+    test_suspects: Read
+    test_suspect_pixels: Read
     report: Write
     card: Write
     export: Write
@@ -171,6 +177,18 @@ def read_findings(paths: Paths, params: Params) -> Findings:
             (row, read_picture(paths.pairs / Path(row.file).name))
             for row in read_rows(paths.pairs / "index.csv", PairRow)
         ],
+        suspects=read_suspects(
+            paths.suspects,
+            paths.suspect_pixels,
+            images=health.split_counts["train"] + health.split_counts["val"],
+            most=SUSPECTS,
+        ),
+        test_suspects=read_suspects(
+            paths.test_suspects,
+            paths.test_suspect_pixels,
+            images=health.split_counts["test"],
+            most=TEST_SUSPECTS,
+        ),
     )
     _check_recomputed(paths, findings)
     return findings
@@ -197,7 +215,7 @@ def _check_recomputed(paths: Paths, findings: Findings) -> None:
 def read_provenance(paths: Paths, params: Params) -> Provenance:
     """Find out from what code, data, parameters and packages this run is."""
     return Provenance(
-        code=read_code_state(PROJECT, inputs=[params.ingest.groups]),
+        code=read_code_state(PROJECT, inputs=[params.ingest.groups, params.ingest.corrections]),
         data_sha256=hash_file(paths.manifest),
         params=list_params(params.model_dump(mode="json")),
         versions=installed_versions(),

@@ -39,7 +39,11 @@ from tasks.transferability.ruler import Ruler
 
 GRAPH = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 STAGES = [stage for stage in GRAPH if stage not in ("check", "report")]
-SOURCES = {"ingest.source": "images", "ingest.groups": "groups"}
+SOURCES = {
+    "ingest.source": "images",
+    "ingest.groups": "groups",
+    "ingest.corrections": "corrections",
+}
 TOLD = {
     "name": "ELPV",
     "license": "CC BY-NC-SA 4.0 (for demonstration)",
@@ -181,6 +185,7 @@ def draw_table(root: Path, variant: Variant) -> None:
     with (root / "images.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
     (root / "groups.csv").write_text("path,group\n")
+    (root / "corrections.csv").write_text("path,label,drop\n")
 
 
 def write_reference(folder: Path, info: BackboneInfo) -> None:

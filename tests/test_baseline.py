@@ -16,14 +16,15 @@ from torch import nn
 
 from tasks import baseline as stage
 from tasks.artifacts.arrays import read_array, write_array
+from tasks.artifacts.pixels import StoreWriter, store_info
 from tasks.artifacts.records import Baseline, read_record
-from tasks.artifacts.tables import Manifest, ManifestRow, write_manifest
+from tasks.artifacts.tables import Manifest, ManifestRow, SuspectRow, read_rows, write_manifest
 from tasks.artifacts.words import name_head
-from tasks.baseline import read_features, train_baseline
+from tasks.baseline import train_baseline
 from tasks.errors import ArtifactError, TrainingError
 from tasks.heads import linear as strength
 from tasks.heads import mlp as trained_heads
-from tasks.heads.features import Labeled
+from tasks.heads.features import Labeled, read_features
 from tasks.heads.linear import choose_linear
 from tasks.heads.mlp import fit_mlp, mlp_width
 from tasks.heads.registry import HeadPath, TrainedHead, apply_head, load_head
@@ -365,11 +366,18 @@ def write_inputs(folder: Path, train: Labeled, val: Labeled) -> list[str]:
     write_manifest(folder / "manifest.csv", Manifest(rows))
     write_array(folder / "train" / "features.npy", train.features)
     write_array(folder / "val" / "features.npy", val.features)
+    for split, data in (("train", train), ("val", val)):
+        info = store_info(len(data.labels), views=0, image_px=8)
+        with StoreWriter(folder / split, info) as store:
+            for number in range(len(data.labels)):
+                store.append(np.full((1, 8, 8, 3), number, np.uint8))
     return [
         f"--params={ROOT / 'params.yaml'}",
         f"--manifest={folder / 'manifest.csv'}",
         f"--train-features={folder / 'train'}",
         f"--val-features={folder / 'val'}",
+        f"--train={folder / 'train'}",
+        f"--val={folder / 'val'}",
     ]
 
 
@@ -378,6 +386,8 @@ def outputs(folder: Path) -> list[str]:
         f"--head={folder / 'head.safetensors'}",
         f"--summary={folder / 'baseline.json'}",
         f"--val-logits={folder / 'val_logits.npy'}",
+        f"--suspects={folder / 'suspects.csv'}",
+        f"--suspect-pixels={folder / 'suspects.npy'}",
     ]
 
 
@@ -398,6 +408,30 @@ def test_the_stage_writes_a_head_that_gives_the_logits_it_wrote(tmp_path: Path):
     assert summary.classes == NAMES
 
 
+def test_planted_labels_are_listed_with_their_pictures(tmp_path: Path):
+    train, val = make_labeled(90, noise=0.3), make_labeled(30, seed=1, noise=0.3)
+    right = {"train": train.labels.copy(), "val": val.labels.copy()}
+    for data, image in ((train, 4), (train, 40), (val, 7)):
+        data.labels[image] = (data.labels[image] + 1) % len(NAMES)
+    stage.main(write_inputs(tmp_path / "in", train, val) + outputs(tmp_path / "out"))
+    rows = read_rows(tmp_path / "out" / "suspects.csv", SuspectRow)
+    assert {row.path for row in rows} == {"train/4.png", "train/40.png", "val/7.png"}
+    for row, picture in zip(rows, read_array(tmp_path / "out" / "suspects.npy"), strict=True):
+        number = int(Path(row.path).stem)
+        assert row.likely == NAMES[right[row.split][number]]
+        assert (picture == number).all()
+
+
+def test_a_strength_for_audits_is_named_where_no_linear_head_is_tried(params: BaselineParams):
+    alone = params.model_copy(update={"heads": ["mlp"], "l2_strengths": [0.3, 0.1, 1.0]})
+    train, val = make_labeled(90), make_labeled(30, seed=1)
+    both = params.model_copy(update={"heads": ["mlp", "linear"]})
+    for asked in (alone, both):
+        summary = stage.train_baseline(train, val, asked, class_names=NAMES, seed=0).summary
+        tried = [one.setting for one in summary.candidates if one.head == "linear"]
+        assert summary.l2_strength == 0.3 or f"L2 {summary.l2_strength:g}" in tried
+
+
 def test_the_same_inputs_give_the_same_bytes(tmp_path: Path):
     train, val = make_labeled(90, views=2), make_labeled(30, seed=1)
     arguments = write_inputs(tmp_path / "in", train, val)
@@ -406,7 +440,7 @@ def test_the_same_inputs_give_the_same_bytes(tmp_path: Path):
         stage.main(arguments + outputs(tmp_path / name))
         files = sorted((tmp_path / name).iterdir())
         digests.append([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
-    assert len(digests[0]) == 3
+    assert len(digests[0]) == 5
     assert digests[0] == digests[1]
 
 

@@ -17,6 +17,7 @@ def write_project(root: Path, **values: str) -> Path:
     (root / "data/raw/cat").mkdir(parents=True)
     (root / "data/weights").mkdir()
     (root / "data/groups.csv").write_text("path,group\n")
+    (root / "data/corrections.csv").write_text("path,label,drop\n")
     values = {"source": "data/raw", **values}
     lines = []
     for line in (ROOT / "params.yaml").read_text().splitlines():
@@ -35,7 +36,10 @@ def test_sound_paths_are_written_as_they_stand(tmp_path: Path) -> None:
     (root / "data/weights/mine.safetensors").touch()
     main(["--params", str(root / "params.yaml"), "--paths", str(root / "paths.json")])
     assert read_record(root / "paths.json", NamedPaths) == NamedPaths(
-        source="data/raw", groups="data/groups.csv", weights="data/weights/mine.safetensors"
+        source="data/raw",
+        groups="data/groups.csv",
+        corrections="data/corrections.csv",
+        weights="data/weights/mine.safetensors",
     )
 
 
@@ -114,12 +118,16 @@ def test_weights_that_lead_out_of_their_folder_are_told(tmp_path: Path) -> None:
 
 def test_every_wrong_path_has_a_line(tmp_path: Path) -> None:
     root = write_project(
-        tmp_path, source="no", groups="none.csv", weights="data/weights/other.safetensors"
+        tmp_path,
+        source="no",
+        groups="none.csv",
+        corrections="neither.csv",
+        weights="data/weights/other.safetensors",
     )
     with pytest.raises(ParamsError) as error:
         checked(root)
     keys = [line.split(": ")[1].split(" is ")[0] for line in str(error.value).splitlines()]
-    assert keys == ["ingest.source", "ingest.groups", "backbone.weights"]
+    assert keys == ["ingest.source", "ingest.groups", "ingest.corrections", "backbone.weights"]
 
 
 def test_a_mistake_in_a_value_comes_first(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ RANKS = [
     {"backbones"},
     {"judging"},
     {"heads"},
-    {"transferability", "training", "evaluation", "reporting", "auditing"},
+    {"auditing", "transferability", "training", "evaluation", "reporting"},
     set(STAGES),
 ]
 # What a registry imports by name: modules of its own folder.

@@ -14,6 +14,7 @@ from sklearn import metrics as oracle
 from tasks.artifacts.arrays import write_array
 from tasks.artifacts.pixels import StoreWriter, store_info
 from tasks.artifacts.records import (
+    SPLITS,
     Baseline,
     Estimate,
     Finetuned,
@@ -29,6 +30,7 @@ from tasks.artifacts.tables import (
     Manifest,
     ManifestRow,
     PredictionRow,
+    SuspectRow,
     TwinRow,
     read_rows,
     write_manifest,
@@ -350,6 +352,7 @@ def make_baseline(**changes):
         "val_accuracy": ESTIMATE,
         "val_loss": 1.0,
         "majority_accuracy": 0.3,
+        "l2_strength": 0.1,
         "notes": [],
     }
     return Baseline(**{**values, **changes})
@@ -384,9 +387,11 @@ def write_inputs(folder, manifest):
     with StoreWriter(folder / "test", store_info(len(test), views=0, image_px=32)) as store:
         for number in range(len(test)):
             store.append(np.asarray(draw_image(number % 3, number, (32, 32)))[None])
-    features = rng.normal(size=(len(test), 1, 8)).astype(np.float32)
-    features[np.arange(len(test)), 0, manifest.labels("test")] += 3
-    write_array(folder / "features" / "features.npy", features)
+    for split in SPLITS:
+        labels = manifest.labels(split)
+        features = rng.normal(size=(len(labels), 1, 8)).astype(np.float32)
+        features[np.arange(len(labels)), 0, labels] += 3
+        write_array(folder / "features" / split / "features.npy", features)
     head = torch.nn.Linear(8, 3)
     with torch.no_grad():
         head.weight.copy_(torch.eye(3, 8))
@@ -412,7 +417,9 @@ def write_inputs(folder, manifest):
 READS = {
     "manifest": "manifest.csv",
     "test": "test",
-    "test-features": "features",
+    "test-features": "features/test",
+    "train-features": "features/train",
+    "val-features": "features/val",
     "head": "head.safetensors",
     "baseline": "baseline.json",
     "baseline-logits": "baseline_logits.npy",
@@ -430,6 +437,8 @@ WRITES = {
     "confusion": "confusion.csv",
     "reliability": "reliability.csv",
     "hardest": "hardest",
+    "suspects": "suspects.csv",
+    "suspect-pixels": "suspects.npy",
 }
 
 
@@ -481,7 +490,7 @@ def contents(folder):
 
 def test_logits_are_those_of_both_models(project):
     found = outputs(project).logits
-    features = np.load(project / "features" / "features.npy")
+    features = np.load(project / "features" / "test" / "features.npy")
     np.testing.assert_allclose(found["baseline"], features[:, 0, :3], rtol=1e-5)
     model = load_finetuned(project / "model.safetensors", make_finetuned())
     pixels = np.concatenate([np.load(file) for file in sorted((project / "test").glob("*.npy"))])
@@ -552,6 +561,36 @@ def test_hardest_images_are_shown_as_they_are_packed(project, tiny_params):
     picture = np.asarray(Image.open(found.folder / "hardest" / images[0]), float)
     original = np.asarray(draw_image(number % 3, number, (32, 32)), float)
     assert np.abs(picture - original).mean() < 12
+
+
+def test_planted_labels_of_test_are_listed_with_their_pictures(project, tmp_path):
+    planted = range(0, 90, 9)
+    rows = make_manifest().rows
+    tested = [number for number, row in enumerate(rows) if row.split == "test"]
+    moved = {tested[image] for image in planted}
+    wrong = [
+        replace(row, label=CLASSES[(CLASSES.index(row.label) + 1) % 3]) if n in moved else row
+        for n, row in enumerate(rows)
+    ]
+    write_manifest(project / "planted.csv", Manifest(wrong))
+    write_record(project / "frozen.json", make_finetuned(arm="feature_extraction"))
+    run_main(project, tmp_path, manifest="planted.csv", finetune="frozen.json")
+    found = read_rows(tmp_path / "suspects.csv", SuspectRow)
+    true = {rows[number].path: rows[number].label for number in moved}
+    assert found
+    assert {row.path: row.likely for row in found}.items() <= true.items()
+    for row, picture in zip(found, np.load(tmp_path / "suspects.npy"), strict=True):
+        image = [rows[number].path for number in tested].index(row.path)
+        np.testing.assert_array_equal(picture, np.asarray(draw_image(image % 3, image, (32, 32))))
+
+
+def test_the_folds_judge_every_image(project):
+    metrics = outputs(project).metrics
+    assert metrics.folds.accuracy.n == sum(SPLIT_IMAGES.values())
+    assert len(metrics.folds.by_fold) == 5
+    assert metrics.folds.difference.value == pytest.approx(
+        metrics.baseline.accuracy.value - metrics.folds.accuracy.value
+    )
 
 
 def test_the_plot_files_have_the_columns_that_the_graph_names(project):
@@ -633,7 +672,7 @@ MISMATCHES = {
     "features": (
         damage_features,
         {"test-features": "short"},
-        "short: images 89, the manifest says 90",
+        r"short: features of shape \(89, 1, 8\) for 90 test images",
     ),
     "val logits": (
         damage_val,

@@ -69,7 +69,8 @@ class Project:
                 shutil.copy(source, target)
         (self.root / ".dvc").mkdir(exist_ok=True)
         shutil.copy(ROOT / ".dvc/config", self.root / ".dvc/config")
-        shutil.copy(ROOT / "data/groups.csv", self.root / "data/groups.csv")
+        for name in ("data/groups.csv", "data/corrections.csv"):
+            shutil.copy(ROOT / name, self.root / name)
         draw_classes(self.root / "data/raw")
         for path, value in {**TINY, "ingest.source": "data/raw"}.items():
             self.put(path, value)

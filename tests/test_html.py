@@ -16,7 +16,7 @@ from PIL import Image
 
 from tasks.errors import ArtifactError
 from tasks.reporting import html
-from tasks.reporting.findings import Findings, conclude, read_picture
+from tasks.reporting.findings import Findings, SuspectLabels, conclude, read_picture
 from tasks.reporting.html import render_report, set_sentence
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -158,6 +158,27 @@ def test_test_numbers_are_those_of_the_records(tuned: Findings) -> None:
     assert f"{tuned.shipped.temperature:.2f}" in text
 
 
+def test_suspect_labels_are_shown_with_label_likely_class_and_path(tuned: Findings) -> None:
+    page = Page(render(tuned)).text
+    assert tuned.suspects.shown
+    for suspects in (tuned.suspects, tuned.test_suspects):
+        assert f"{suspects.count} of {suspects.images} images" in page or suspects.count == 0
+    for row, _ in [*tuned.suspects.shown, *tuned.test_suspects.shown]:
+        for fact in (row.path, row.likely, f"{100 * row.likely_probability:.1f}"):
+            assert fact in page
+
+
+def test_the_folds_stand_beside_the_test_figure(tuned: Findings) -> None:
+    folds = tuned.metrics.folds
+    assert folds is not None
+    page = Page(render(tuned)).text
+    for share in (folds.accuracy.value, min(folds.by_fold), tuned.metrics.baseline.accuracy.value):
+        assert f"{100 * share:.1f}" in page
+    bare = replace(tuned, metrics=tuned.metrics.model_copy(update={"folds": None}))
+    assert "Was the split lucky" in page
+    assert "Was the split lucky" not in render(bare)
+
+
 def test_decision_and_phases_are_told_with_their_reasons(tuned: Findings) -> None:
     one, other = tuned.finetuned.phases
     phases = [
@@ -260,7 +281,9 @@ def noise(path: Path, side: int) -> Path:
 
 def embedded(findings: Findings, path: Path) -> Image.Image:
     """Show a picture as contact sheet and give what the page embeds."""
-    page = Page(render(replace(findings, sheet=read_picture(path), hardest=[])))
+    shown = replace(findings, sheet=read_picture(path), hardest=[])
+    none = SuspectLabels(0, 0, [])
+    page = Page(render(replace(shown, suspects=none, test_suspects=none)))
     (address,) = page.attributes("src")
     return Image.open(io.BytesIO(b64decode(address.removeprefix("data:image/jpeg;base64,"))))
 

@@ -26,15 +26,23 @@ class Result(NamedTuple):
     folder: Path
 
 
-def run(source: Path, folder: Path, groups: str = "path,group\n", **values: object) -> Result:
+def run(
+    source: Path,
+    folder: Path,
+    groups: str = "path,group\n",
+    corrections: str = "path,label,drop\n",
+    **values: object,
+) -> Result:
     """Run the stage as its command line does, with some values of params.yaml changed."""
     folder.mkdir(exist_ok=True)
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
-    named = {"source": str(source), "groups": str(folder / "groups.csv")}
+    named = {name: str(folder / f"{name}.csv") for name in ("groups", "corrections")}
+    named["source"] = str(source)
     params["ingest"].update({**named, **values})
     yaml.dump(params, folder / "params.yaml")
     (folder / "groups.csv").write_text(groups)
+    (folder / "corrections.csv").write_text(corrections)
     outs = {
         "manifest": "manifest.csv",
         "health": "health.json",

@@ -352,8 +352,18 @@ def test_a_missing_split_is_cut_from_train_by_hash(missing: Split) -> None:
     for group, before, after in zip(groups, splits, assignment.splits, strict=True):
         cut = missing if position(group, 17) < share else "train"
         assert after == (other if before == other else cut)
-    (remark,) = assignment.remarks
+    remark, *more = assignment.remarks
     assert tells(remark, f"no {missing} split", "cut from train", f"ingest.{missing}_fraction")
+    assert len(more) == (missing == "test")
+
+
+def test_what_a_test_cut_beside_a_given_val_is_worth_is_told() -> None:
+    splits: list[Split | None] = ["train" if n % 5 else "val" for n in range(400)]
+    assignment = split(["a", "b"] * 200, [f"g{number}" for number in range(400)], splits)
+    images = assignment.splits.count("test")
+    half = 1.96 * math.sqrt(0.9 * 0.1 / images)
+    remark = assignment.remarks[-1]
+    assert tells(remark, f"{images} images", f"about {100 * half:.0f} points", "call it test")
 
 
 def test_a_class_missing_from_a_given_split_is_mentioned_and_from_train_refused() -> None:

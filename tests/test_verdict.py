@@ -194,3 +194,19 @@ def test_what_files_give_away_is_serious(findings: Findings) -> None:
     assert Alert("serious", "The files give the label away", "The mode tells covid.") in (
         find_alerts(found, CLEAN)
     )
+
+
+@pytest.mark.parametrize(("gain", "title"), [(0.1, "A lucky split"), (-0.1, "An unlucky split")])
+def test_a_test_figure_outside_of_the_folds_is_told(
+    findings: Findings, gain: float, title: str
+) -> None:
+    folds = findings.metrics.folds
+    assert folds is not None
+    told = {"difference": number(gain, 0.05), "outside": True}
+    outside = changed(findings, metrics={"folds": folds.model_copy(update=told)})
+    (alert,) = [one for one in find_alerts(outside, CLEAN) if one.title == title]
+    assert alert.level == ("serious" if gain > 0 else "caution")
+    for accuracy in (findings.metrics.baseline.accuracy, folds.accuracy):
+        assert f"{100 * accuracy.value:.1f}" in alert.words
+    inside = changed(findings, metrics={"folds": folds.model_copy(update={"outside": False})})
+    assert not {"A lucky split", "An unlucky split"} & set(titles(inside))

@@ -125,6 +125,7 @@ def make_inputs(
         val_accuracy=Estimate(value=0.3, low=0.1, high=0.5, n=12),
         val_loss=1.1,
         majority_accuracy=1 / 3,
+        l2_strength=0.1,
         notes=[],
     )
     default = {"fine_tune": [groups - 1, groups - 2], "scratch": [0], "feature_extraction": []}

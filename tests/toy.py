@@ -75,13 +75,15 @@ class ToyProject:
         self.write(".gitignore", ".regraft/\n*.break\n*.lack\n*.sleep\n*.pid\n")
         shutil.copy(ROOT / "params.yaml", self.root)
         self.write("data/groups.csv", "path,group\n")
+        self.write("data/corrections.csv", "path,label,drop\n")
         self.set("ingest.source", "source.txt")
         self.set("finetune.head_lr", 0.0005)  # the tests name values, whatever the default is
         self._start()
 
     def create_whole(self) -> None:
         """Make the real project instead, with tiny parameters and images."""
-        for name in ("dvc.yaml", "params.yaml", "constraints.txt", ".dvcignore", "data/groups.csv"):
+        tables = ("data/groups.csv", "data/corrections.csv")
+        for name in ("dvc.yaml", "params.yaml", "constraints.txt", ".dvcignore", *tables):
             self.write(name, (ROOT / name).read_text())
         for name in ("tasks", "data/cards", "data/weights"):
             ignored = shutil.ignore_patterns("__pycache__")

@@ -44,6 +44,7 @@ class NamedPaths(Record):
 
     source: str
     groups: str
+    corrections: str
     weights: str | None
 
 
@@ -106,6 +107,8 @@ class Health(Record):
     height: list[int]
     looks: dict[str, dict[str, int]] = {}  # class -> flat, dark, profiled, hashless -> images
     warnings: list[str]  # sentences for a person
+    relabeled: int = 0  # usable images that ingest.corrections gave another label
+    dropped: int = 0  # usable images that ingest.corrections left out
 
 
 # augment -----------------------------------------------------------------------------------------
@@ -331,6 +334,7 @@ class Baseline(Record):
     val_loss: float  # calibrated
     majority_accuracy: float  # of always naming the largest training class, on val
     notes: list[str]
+    l2_strength: float  # of the linear heads that audit the data
 
 
 class Phase(Record):
@@ -429,6 +433,18 @@ class CleanScores(Record):
     without_relative: Estimate | None
 
 
+class Folds(Record):
+    """A linear head on frozen features, fitted and judged in folds by group of all images.
+
+    `outside`: the frozen baseline's accuracy on test differs from it by more than chance.
+    """
+
+    accuracy: Estimate
+    by_fold: list[float]
+    difference: Estimate  # accuracy of the frozen baseline on test minus that of the folds
+    outside: bool
+
+
 class Metrics(Record):
     """The whole record of the test results (data/evaluate/metrics.json)."""
 
@@ -443,6 +459,7 @@ class Metrics(Record):
     warnings: list[str] = []  # sentences for a person
     twins: CleanScores | None = None  # relative: a twin by features; None: no image has one
     leaks: CleanScores | None = None  # relative: of one group, in given splits; None: none leaks
+    folds: Folds | None = None  # None: all images are of one group
 
 
 Fit = Literal["squash", "crop", "pad"]

@@ -217,6 +217,21 @@ class HardestRow:
     loss: float
 
 
+@dataclass(frozen=True, slots=True)
+class SuspectRow:
+    """An image whose label is probably wrong (suspects.csv), the most suspicious first.
+
+    The probabilities are those of a model that did not learn from the image or its group.
+    """
+
+    path: str
+    split: Split
+    label: Repeated
+    likely: Repeated  # the class that it probably shows
+    label_probability: float
+    likely_probability: float
+
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 Row = TypeVar("Row", bound="DataclassInstance")

@@ -6,10 +6,14 @@ They may lie on disk: rows are read block by block.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
-from tasks.artifacts.arrays import Features, Floats, Ints
+from tasks.artifacts.arrays import Features, Floats, Ints, read_array
+from tasks.artifacts.records import Split
+from tasks.artifacts.tables import Manifest
+from tasks.errors import ArtifactError
 from tasks.judging.rule import ValSet
 
 ROWS_AT_ONCE = 4096
@@ -27,6 +31,27 @@ class Labeled:
     def judge(self) -> ValSet:
         """Labels and groups, as what judges a model on these images."""
         return ValSet(self.labels, self.groups)
+
+
+def read_features(folder: Path, manifest: Manifest, split: Split) -> Labeled:
+    """Map the features of a split and put labels and groups beside them.
+
+    Raises:
+        ArtifactError: The split has no image, or the features are not those of the manifest.
+    """
+    features = read_array(folder / "features.npy")
+    labels = manifest.labels(split)
+    if features.ndim != 3 or len(features) != len(labels) or not len(labels):
+        raise ArtifactError(
+            f"{folder}: features of shape {features.shape} for {len(labels)} {split} images, "
+            "expected (images, views, features); rerun extract"
+        )
+    if not all(
+        np.isfinite(features[at : at + ROWS_AT_ONCE]).all()
+        for at in range(0, len(labels), ROWS_AT_ONCE)
+    ):
+        raise ArtifactError(f"{folder}: a feature is NaN or infinite; rerun extract")
+    return Labeled(features, labels, manifest.groups(split))
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,10 @@ def train(
 ) -> HeadPath:
     """Fit the path of L2 strengths and say which one was chosen, and by what."""
     path = choose_linear(train, val, params.l2_strengths, classes=classes, seed=seed)
-    tried = [TrainedHead(_module(fit), f"L2 {fit.strength:g}") for fit in path.fits]
+    tried = [
+        TrainedHead(_module(fit), f"L2 {fit.strength:g}", strength=fit.strength)
+        for fit in path.fits
+    ]
     strength = path.chosen.strength
     notes = [f"The L2 strength {strength:g} was chosen by {path.chosen_by}."]
     ends = {min(params.l2_strengths): "smallest", max(params.l2_strengths): "largest"}

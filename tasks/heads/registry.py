@@ -31,6 +31,7 @@ class TrainedHead:
     hidden: int = 0
     dropout: float = 0.0
     notes: Sequence[str] = ()
+    strength: float | None = None  # L2, of a linear head
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from tasks.artifacts.words import first_of, listed, plural
 from tasks.errors import DataError
 from tasks.params import IngestParams
 
+SURE, Z = 0.9, 1.96  # an accuracy by which a number of test images is judged; of 95 % intervals
 SLACK = 0.5  # of its share: by how much val or test of a class may be smaller or larger
 
 
@@ -274,6 +275,8 @@ def assign_splits(
             splits[row] = cutter.place[groups[row]]
     if present:
         remarks += [_cut_remark(split) for split in wanted if split != "train"]
+        if present == {"train", "val"}:
+            remarks.append(_test_remark(splits.count("test")))
         remarks += _given_remarks(labels, splits, hints or {})
     _check_not_empty(splits)
     return Assignment(tuple(splits), tuple(remarks))
@@ -293,6 +296,17 @@ def _shares(params: IngestParams, wanted: Sequence[Split]) -> dict[Split, tuple[
 def _cut_remark(split: Split) -> str:
     share = f"ingest.{split}_fraction"
     return f"The source gives no {split} split; it was cut from train by hash ({share})."
+
+
+def _test_remark(images: int) -> str:
+    """Say what a test split that was cut is worth, and what to do where val could be test."""
+    points = 100 * Z * math.sqrt(SURE * (1 - SURE) / images)
+    return (
+        f"That test split holds {images:,} images, which train lacks now: an accuracy of "
+        f"{SURE:.0%} on them is known to about {points:.0f} points either way. If the given val "
+        "has never chosen anything, call it test (the folder, or the column split of a csv): then "
+        "it tests, and val is cut from train."
+    )
 
 
 def _given_remarks(

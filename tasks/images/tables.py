@@ -179,6 +179,21 @@ def read_groups(path: Path, known: Collection[str]) -> list[tuple[str, str]]:
     unnamed = [line.number for line in lines if not line.cells["group"].strip()]
     if unnamed:
         raise DataError(f"{path}:{unnamed[0]}: the group has no name")
+    paths = match_images(path, lines, known)
+    return [(image, tidy(line.cells["group"])) for image, line in zip(paths, lines, strict=True)]
+
+
+def match_images(path: Path, lines: Sequence[Line], known: Collection[str]) -> Sequence[str]:
+    """Give the image of the source that each line of a user's table means.
+
+    Args:
+        path: The table.
+        lines: Its lines; each has a cell `path`.
+        known: Paths of all images of the source, relative to its root.
+
+    Raises:
+        DataError: A path is not among them.
+    """
     names = set(known)
     cells = [line.cells["path"] for line in lines]
     matched = match_paths(
@@ -197,6 +212,4 @@ def read_groups(path: Path, known: Collection[str]) -> list[tuple[str, str]]:
         )
     for note in matched.notes:
         log.warning("%s: %s", path, note)
-    return [
-        (image, tidy(line.cells["group"])) for image, line in zip(matched.paths, lines, strict=True)
-    ]
+    return matched.paths

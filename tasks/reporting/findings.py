@@ -31,6 +31,7 @@ from tasks.artifacts.tables import (
     PlaneRow,
     ReliabilityRow,
     ShiftRow,
+    SuspectRow,
 )
 from tasks.artifacts.words import (
     ARMS,
@@ -69,6 +70,15 @@ def read_picture(path: Path) -> Picture:
 
 
 @dataclass(frozen=True)
+class SuspectLabels:
+    """How many of so many images have a label that is probably wrong, and pictures of the first."""
+
+    count: int
+    images: int
+    shown: list[tuple[SuspectRow, Picture]]
+
+
+@dataclass(frozen=True)
 class Findings:
     """Everything that report and model card tell about data, training and results.
 
@@ -80,6 +90,8 @@ class Findings:
         sheet: The augmented views.
         audit: What files and features give away.
         pairs: The likest pairs across splits, side by side.
+        suspects: Labels of train and val that are probably wrong.
+        test_suspects: The same of test.
     """
 
     title: str
@@ -103,6 +115,8 @@ class Findings:
     sheet: Picture
     audit: Audit
     pairs: list[tuple[PairRow, Picture]]
+    suspects: SuspectLabels
+    test_suspects: SuspectLabels
 
     @property
     def shipped(self) -> Scores:
@@ -249,6 +263,7 @@ def find_alerts(findings: Findings, code: CodeState) -> list[Alert]:
         *_of_data(findings.health),
         *_of_audit(findings.audit, findings.metrics),
         *_of_result(findings),
+        *_of_split(findings.metrics),
         *_of_choices(findings.decision, findings.finetuned),
         *_of_code(code),
     ]
@@ -341,6 +356,20 @@ def _of_result(findings: Findings) -> Iterator[Alert]:
         )
 
 
+def _of_split(metrics: Metrics) -> Iterator[Alert]:
+    if metrics.folds and metrics.folds.outside:
+        folds, higher = metrics.folds, metrics.folds.difference.value > 0
+        yield Alert(
+            "serious" if higher else "caution",
+            "A lucky split" if higher else "An unlucky split",
+            f"The {FROZEN} has {percent(metrics.baseline.accuracy.value)} on test, folds by group "
+            f"of all images give {percent(folds.accuracy.value)} "
+            f"({percent_interval(folds.accuracy)}): the test images are "
+            f"{'easier' if higher else 'harder'} than the others, beyond chance. Expect what the "
+            "folds say; more test images or groups, or another seed, would tell better.",
+        )
+
+
 def _of_choices(decision: Decision, finetuned: Finetuned) -> Iterator[Alert]:
     if decision.forced and decision.arm != decision.recommended:
         yield Alert(
@@ -367,7 +396,7 @@ def _of_code(code: CodeState) -> Iterator[Alert]:
         yield Alert(
             "caution",
             "Written before its commit",
-            f"{plural(len(code.changed), 'file')} of code, parameters or groups differed from "
-            f"commit {code.commit[:12]} when this was written. Once they are committed, "
-            "`dvc repro -f report` names their commit here.",
+            f"{plural(len(code.changed), 'file')} of code, parameters, groups or corrections "
+            f"differed from commit {code.commit[:12]} when this was written. Once they are "
+            "committed, `dvc repro -f report` names their commit here.",
         )

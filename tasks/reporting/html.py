@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 from PIL import Image, UnidentifiedImageError
 
 from tasks.artifacts.records import Health, Scores
-from tasks.artifacts.tables import HistoryRow
+from tasks.artifacts.tables import HistoryRow, SuspectRow
 from tasks.artifacts.words import FROZEN
 from tasks.errors import ArtifactError
 from tasks.reporting.card import loading_code
@@ -24,7 +24,15 @@ from tasks.reporting.figures import (
     ruler,
     shift_profile,
 )
-from tasks.reporting.findings import LEAK, Findings, Picture, conclude, find_alerts, name_shipped
+from tasks.reporting.findings import (
+    LEAK,
+    Findings,
+    Picture,
+    SuspectLabels,
+    conclude,
+    find_alerts,
+    name_shipped,
+)
 from tasks.reporting.pages import make_environment
 from tasks.reporting.provenance import Provenance
 from tasks.reporting.results import (
@@ -42,6 +50,7 @@ from tasks.reporting.text import sentence
 SHEET_BYTES = 1_200_000  # of the embedded contact sheet, at most
 HARDEST_BYTES = 2_000_000  # of all embedded hardest images together
 PAIR_BYTES = 60_000  # of each embedded pair of twins
+SUSPECTS_BYTES = 1_000_000  # of the embedded suspects of train and val, and of those of test
 SMALLEST_PX = 48
 TABLE_CLASSES = 500  # rows of the table of classes
 
@@ -70,6 +79,8 @@ def render_report(findings: Findings, exported: Exported, provenance: Provenance
         sheet=_embed(findings.sheet, SHEET_BYTES),
         hardest=[(row, _embed(picture, share)) for row, picture in findings.hardest],
         pairs=[(row, _embed(picture, PAIR_BYTES)) for row, picture in findings.pairs],
+        suspects=_embed_suspects(findings.suspects),
+        test_suspects=_embed_suspects(findings.test_suspects),
         shipped_name=name_shipped(findings),
         code=loading_code(whole=exported.whole),
     )
@@ -141,6 +152,11 @@ def _score_rows(findings: Findings) -> list[tuple[str, Scores]]:
     if findings.metrics.finetuned:
         rows.append((findings.tuned_name, findings.metrics.finetuned))
     return rows
+
+
+def _embed_suspects(suspects: SuspectLabels) -> list[tuple[SuspectRow, dict[str, Any]]]:
+    share = SUSPECTS_BYTES // max(len(suspects.shown), 1)
+    return [(row, _embed(picture, share)) for row, picture in suspects.shown]
 
 
 def _embed(picture: Picture, most_bytes: int) -> dict[str, Any]:

@@ -78,6 +78,7 @@ class Copy:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
         (root / "data" / "groups.csv").write_text("path,group\n")
+        (root / "data" / "corrections.csv").write_text("path,label,drop\n")
         set_values(root / "params.yaml", values)
         own = {**environment, "PYTHONPATH": str(root), "REGRAFT_SCRATCH": str(root / ".regraft")}
         return cls(root, python, own)
