@@ -326,7 +326,7 @@ class Difference(Record):
     accuracy: Estimate
     balanced_accuracy: Estimate
     macro_f1: Estimate
-    mcnemar_p: float
+    mcnemar_p: float  # exact; the images of a group count as one trial
     only_baseline_right: int
     only_finetuned_right: int
     sentence: str  # says in words whether the difference is within noise
