@@ -64,7 +64,7 @@ class GroupBootstrap:
 
     def sums(self, values: Floats) -> Floats:
         """Sum the values of the images (N,) of each group, (groups,)."""
-        return np.bincount(self._group_of, values)
+        return np.bincount(self._group_of, values).astype(np.float64)
 
     def groups_with(self, members: Bools) -> int:
         """Count the groups that hold at least one of the marked images, bool (N,)."""
