@@ -6,7 +6,7 @@ Val chooses the temperatures and the model that ships; test only reports.
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,12 @@ from tasks.backbones.engine import make_engine
 from tasks.errors import ArtifactError
 from tasks.evaluation import tables
 from tasks.evaluation.scores import compare, score
-from tasks.evaluation.shipping import ONLY_BASELINE, choose_model, majority_right, warn_of_majority
+from tasks.evaluation.shipping import (
+    ONLY_BASELINE,
+    choose_model,
+    majority_right,
+    warn_of_majority,
+)
 from tasks.evaluation.tables import hardest_images, write_hardest
 from tasks.evaluation.words import say_results
 from tasks.heads.classifier import load_finetuned
@@ -91,6 +96,7 @@ class Inputs:
     finetuned: ModelLogits | None
     arm: Arm
     balanced: bool = False
+    rejection: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +172,14 @@ def evaluate(
     return Evaluation(metrics, test)
 
 
+def explain_rejection(result: Evaluation, rejection: str) -> Evaluation:
+    """Say why both models are the same, where a comparison would find no difference."""
+    assert result.metrics.difference is not None
+    difference = result.metrics.difference.model_copy(update={"sentence": rejection})
+    told = {"difference": difference, "shipped": "baseline", "shipped_reason": rejection}
+    return replace(result, metrics=result.metrics.model_copy(update=told))
+
+
 # reading -----------------------------------------------------------------------------------------
 
 
@@ -193,7 +207,15 @@ def read_inputs(paths: Paths, *, seed: int) -> Inputs:
     what = f"{name_trained(finetuned.arm)} on test"
     test = run_model(model, finetuned.input, pixels, seed=seed, what=what)
     logits = _model_logits(paths.finetune_logits, paths.model, test, manifest)
-    return Inputs(manifest, pixels, baseline, logits, finetuned.arm, finetuned.class_balanced)
+    return Inputs(
+        manifest,
+        pixels,
+        baseline,
+        logits,
+        finetuned.arm,
+        finetuned.class_balanced,
+        finetuned.rejection,
+    )
 
 
 def run_model(
@@ -278,6 +300,8 @@ def main(argv: Sequence[str] | None) -> None:
         arm=inputs.arm,
         balanced=inputs.balanced,
     )
+    if inputs.rejection:
+        result = explain_rejection(result, inputs.rejection)
     write_outputs(paths, inputs, result, params.evaluate)
     for warning in result.metrics.warnings:
         log.warning("%s", warning)

@@ -28,6 +28,7 @@ from tasks.backbones.catalogue import load_backbone
 from tasks.errors import ArtifactError, EngineError
 from tasks.heads.classifier import load_finetuned
 from tasks.heads.registry import apply_head, write_head
+from tasks.judging.rule import judge_change
 from tasks.params import Params
 from tasks.runtime.device import normalize
 from tasks.training import epoch, loop, outcome
@@ -104,6 +105,7 @@ def outputs(folder: Path) -> list[str]:
         f"--summary={folder / 'finetune.json'}",
         f"--history={folder / 'history.csv'}",
         f"--val-logits={folder / 'val_logits.npy'}",
+        f"--phase-logits={folder / 'phase_logits.npy'}",
     ]
 
 
@@ -259,7 +261,7 @@ def test_phases_that_all_break_down_leave_the_baseline(
     assert [phase.stopped for phase in summary.phases] == ["diverged", "diverged"]
     assert summary.interpolation == 0
     (note,) = summary.notes
-    assert tells(note, "Every phase", "rolled back", "frozen baseline")
+    assert tells(note, "rejected", "every phase", "rolled back")
     baseline = read_array(project.root / "in" / "baseline_logits.npy")
     np.testing.assert_allclose(project.logits_of_model(summary), baseline, atol=1e-5)
 
@@ -271,7 +273,7 @@ def test_the_same_inputs_give_the_same_bytes_and_leave_no_scratch(project: Proje
     assert not list(machine.rglob("*.npy"))
     project.run(arguments, "two")
     assert digests(project.root / "one") == digests(project.root / "two")
-    assert len(digests(project.root / "one")) == 4
+    assert len(digests(project.root / "one")) == 5
 
 
 def test_the_average_of_the_kept_phases_may_be_the_final_model(
@@ -295,6 +297,25 @@ def test_the_average_of_the_kept_phases_may_be_the_final_model(
     assert tells(tried, "0: ", "the average of the phases: ")
     logits = read_array(project.root / "out" / "val_logits.npy")
     np.testing.assert_allclose(project.logits_of_model(summary), logits, atol=1e-2)
+
+
+def test_what_the_phases_were_judged_by_is_kept(project: Project):
+    values = {
+        "finetune.gate_confidence": 0.5,
+        "finetune.backbone_lr": 0.02,
+        "finetune.head_lr": 0.02,
+    }
+    summary = project.run(project.arguments(values=values))
+    judged = read_array(project.root / "out" / "phase_logits.npy")
+    assert len(judged) == len(summary.phases) == 2
+    assert project.inputs is not None
+    val = project.inputs.examples().val
+    before = read_array(project.root / "in" / "baseline_logits.npy")
+    for phase, after in zip(summary.phases, judged, strict=True):
+        verdict = judge_change(before, after, val, confidence=0.5, seed=project.defaults.seed)
+        assert phase.val_loss == pytest.approx(val.loss(after))
+        assert phase.kept != verdict.worse
+        before = after if phase.kept else before
 
 
 def test_one_kept_phase_is_not_averaged(project: Project):

@@ -213,7 +213,7 @@ def test_rates_far_too_high_leave_the_baseline_and_say_what_to_lower(
     assert tells(caplog.text, "lower finetune.backbone_lr", "finetune.head_lr")
     np.testing.assert_array_equal(model.val_logits, baseline.val_logits)
     (note,) = model.notes
-    assert tells(note, "Every phase", "rolled back", "frozen baseline")
+    assert tells(note, "rejected", "every phase", "rolled back")
 
 
 def test_a_rate_far_too_high_from_scratch_is_an_error_that_says_what_to_lower(

@@ -302,6 +302,17 @@ class Finetuned(Record):
     baseline_val_loss: float  # the same of the frozen baseline
     notes: list[str]
 
+    @property
+    def rejection(self) -> str | None:
+        """Why val wanted nothing of the fine-tuning, in a sentence; None where it wanted some."""
+        if not self.phases or self.interpolation:
+            return None
+        if any(phase.kept for phase in self.phases):
+            why = "of the weights tried on val those of the start have the lowest loss"
+        else:
+            why = f"{self.phases[-1].name}: {self.phases[-1].reason}"
+        return f"Fine-tuning was rejected, both models are the same: {why}."
+
 
 # evaluate ----------------------------------------------------------------------------------------
 

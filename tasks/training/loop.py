@@ -177,6 +177,7 @@ class Trainer:
             moments={},
             history=before.history if before else (),
             finished=before.finished if before else (),
+            judged=before.judged if before else (),
             phase_average=before.phase_average if before else {},
             micro_batch=self._stepper.micro_batches.largest,
         )

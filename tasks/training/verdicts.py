@@ -68,7 +68,7 @@ class Chosen:
 def explain_choice(chosen: Chosen | None) -> list[str]:
     """Say in words what was chosen; None where no phase was kept."""
     if chosen is None:
-        return ["Every phase was rolled back: the model is the frozen baseline."]
+        return ["Fine-tuning was rejected: every phase was rolled back."]
     if len(chosen.val_losses) == 1:
         return []
     tried = ", ".join(f"{one.name}: {loss:.4f}" for one, loss in chosen.val_losses.items())
@@ -129,8 +129,9 @@ def choose_weights(
 
 @dataclass(frozen=True)
 class PhaseEnd:
-    """The state to go on from, and what to tell about the phase."""
+    """What the phase was judged by, the state to go on from, and what to tell about it."""
 
+    judged: Snapshot
     kept: Snapshot
     record: Phase
 
@@ -182,7 +183,7 @@ def end_phase(
         kept=kept,
         reason=f"{'kept' if kept else 'rolled back'}: {diverged or verdict.reason}",
     )
-    return PhaseEnd(shown if kept else state.start, record)
+    return PhaseEnd(shown, shown if kept else state.start, record)
 
 
 def state_after(state: TrainState, end: PhaseEnd) -> TrainState:
@@ -195,6 +196,7 @@ def state_after(state: TrainState, end: PhaseEnd) -> TrainState:
         state,
         weights=weights,
         finished=(*state.finished, end.record),
+        judged=(*state.judged, end.judged.val_logits),
         phase_average=average,
         tally=Tally(),
     )
