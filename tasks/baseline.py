@@ -8,7 +8,7 @@ exported as a plain timm model.
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,9 @@ from tasks.runtime.machine import read_machine
 log = logging.getLogger(__name__)
 
 CONFIDENCE = 0.95  # of the interval of the val accuracy
+BALANCED = (
+    "All classes count the same in fitting the head and where val judges it (class_balanced)."
+)
 LATER_CONFIDENCE = 0.9  # with which a later head must be better to be chosen
 
 
@@ -81,7 +84,7 @@ def train_baseline(
     classes = len(class_names)
     first, *later = params.heads
     tried, chosen = _train(first, train, val, params, classes=classes, seed=seed)
-    notes = list(chosen.trained.notes)
+    notes = [*([BALANCED] if train.balanced else []), *chosen.trained.notes]
     for kind in later:
         more, rival = _train(kind, train, val, params, classes=classes, seed=seed)
         tried = [*tried, *more]
@@ -113,6 +116,7 @@ def train_baseline(
             seed=seed,
         ),
         val_loss=val.judge.loss(chosen.val_logits),
+        class_balanced=train.balanced,
         majority_accuracy=float(np.mean(val.labels == np.bincount(train.labels).argmax())),
         notes=notes,
     )
@@ -185,10 +189,10 @@ def main(argv: Sequence[str] | None) -> None:
         Paths, "baseline", "Train a new head on the frozen features", argv
     )
     configure_torch(read_machine(), params.seed)
-    manifest = read_manifest(paths.manifest)
+    manifest, balanced = read_manifest(paths.manifest), params.class_balanced
     baseline = train_baseline(
-        read_features(paths.train_features, manifest, "train"),
-        read_features(paths.val_features, manifest, "val"),
+        replace(read_features(paths.train_features, manifest, "train"), balanced=balanced),
+        replace(read_features(paths.val_features, manifest, "val"), balanced=balanced),
         params.baseline,
         class_names=manifest.class_names,
         seed=params.seed,

@@ -37,6 +37,7 @@ def finetune(
     params: FinetuneParams,
     *,
     seed: int,
+    balanced: bool,
     machine: Machine,
     workspace: Workspace,
     processes: Processes = ALONE,
@@ -47,11 +48,12 @@ def finetune(
         inputs: What earlier stages found and made.
         params: The `finetune` block.
         seed: The run's seed.
+        balanced: Whether all classes count the same.
         machine: Device, threads and engine.
         workspace: Where checkpoints and activations are kept while it runs.
         processes: Train together, each on its part of every batch; all end with the same model.
     """
-    balanced, scratch = params.class_balanced, inputs.decision.arm == "scratch"
+    scratch = inputs.decision.arm == "scratch"
     classifier = inputs.start(seed=seed, machine=machine)
     groups = training_groups(classifier)
     cuts = phase_cuts(inputs.decision, groups)
@@ -81,7 +83,7 @@ def main(argv: Sequence[str] | None) -> None:
     paths, params = read_arguments(OutcomePaths, "finetune", what, argv)
     machine = read_machine()
     inputs = read_finetune_inputs(paths)
-    values = [str(params.finetune), str(params.seed)]
+    values = [str(params.finetune), str(params.seed), str(params.class_balanced)]
     workspace = Workspace.of(machine.scratch, paths.read, values, Path(__file__))
     with (
         join_processes(machine, seed=params.seed) as processes,
@@ -94,6 +96,7 @@ def main(argv: Sequence[str] | None) -> None:
             inputs,
             params.finetune,
             seed=params.seed,
+            balanced=params.class_balanced,
             machine=machine,
             workspace=workspace,
             processes=processes,

@@ -304,9 +304,6 @@ class FinetuneParams(Block):
         ge=0, lt=1, description="Share of the label given to all classes."
     )
     clip_norm: float = Field(ge=0, le=1_000, description="Largest gradient norm; 0 is off.")
-    class_balanced: bool = Field(
-        description="Whether all classes count the same: in the loss, and in what judges on val."
-    )
     patience: int = Field(
         ge=1, le=1_000, description="Epochs without a better val loss that end a phase."
     )
@@ -370,6 +367,10 @@ class Params(Block):
     """The whole of params.yaml."""
 
     seed: int = Field(ge=0, le=2**31 - 1, description="Every random number comes from it.")
+    class_balanced: bool = Field(
+        description="Whether all classes count the same, however many images they have: in what "
+        "heads and fine-tuning learn, in what judges on val, and in which model ships."
+    )
     backbone: BackboneParams
     ingest: IngestParams
     augment: AugmentParams

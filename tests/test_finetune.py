@@ -223,9 +223,9 @@ def test_training_from_scratch_forgets_the_pretrained_weights(project: Project):
 
 
 def test_classes_that_count_the_same_are_told_to_the_reader_and_to_later_stages(project: Project):
-    summary = project.run(project.arguments(values={"finetune.class_balanced": True}))
+    summary = project.run(project.arguments(values={"class_balanced": True}))
     assert summary.class_balanced
-    assert "finetune.class_balanced" in summary.notes[0]
+    assert "class_balanced" in summary.notes[0]
     assert "class-balanced val accuracy" in summary.phases[0].reason
 
 

@@ -93,7 +93,12 @@ def setting(default_params: Params) -> Setting:
 
 
 def make_run(
-    folder: Path, params: FinetuneParams, inputs: FinetuneInputs | None = None, **kind: object
+    folder: Path,
+    params: FinetuneParams,
+    inputs: FinetuneInputs | None = None,
+    *,
+    balanced: bool = False,
+    **kind: object,
 ) -> Run:
     made = inputs or make_inputs(folder / "inputs", **kind)  # type: ignore[arg-type]
     arm: Arm = made.decision.arm
@@ -103,7 +108,7 @@ def make_run(
     examples = Examples(
         labels=manifest.labels("train"),
         names=[row.path for row in manifest.of("train")],
-        val=ValSet(manifest.labels("val"), manifest.groups("val")),
+        val=ValSet(manifest.labels("val"), manifest.groups("val"), balanced=balanced),
         classes=3,
     )
     plans = plan_phases(made.decision, groups, params)
@@ -469,9 +474,9 @@ def test_a_class_balanced_loss_learns_the_rare_class(tmp_path: Path, setting: Se
             for number, row in enumerate(inputs.manifest.rows)
         ]
         inputs = replace(inputs, manifest=Manifest(rows))
-        params = setting(class_balanced=balanced, epochs=1, backbone_lr=1e-6)
+        params = setting(epochs=1, backbone_lr=1e-6)
         memory = Memory()
-        make_run(tmp_path / str(balanced), params, inputs).go(memory)
+        make_run(tmp_path / str(balanced), params, inputs, balanced=balanced).go(memory)
         best = memory.states[-1].best
         assert best is not None
         shares.append(best.val_logits[:, 0].mean() - best.val_logits[:, 1:].mean())
@@ -481,7 +486,7 @@ def test_a_class_balanced_loss_learns_the_rare_class(tmp_path: Path, setting: Se
 def test_a_weighted_loss_that_starts_far_above_guessing_is_no_breakdown(
     tmp_path: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch
 ):
-    run = make_run(tmp_path, setting(class_balanced=True, epochs=1), phases=[5])
+    run = make_run(tmp_path, setting(epochs=1), phases=[5], balanced=True)
     logits = (np.eye(3)[(np.arange(12) + 1) % 3] * 9).astype(np.float32)  # sure, and all wrong
     monkeypatch.setattr(Stepper, "predict_val", lambda self, part, count: logits)
     real = Stepper.train

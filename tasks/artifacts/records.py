@@ -260,6 +260,7 @@ class Baseline(Record):
     candidates: list[TriedHead]
     val_accuracy: Estimate
     val_loss: float  # calibrated
+    class_balanced: bool = False  # whether all classes counted the same in fitting and judging
     majority_accuracy: float  # of always naming the largest training class, on val
     notes: list[str]
 

@@ -64,7 +64,7 @@ class Trainer:
             classifier,
             self._optimizer,
             params,
-            class_weights=weights if params.class_balanced else None,
+            class_weights=weights if examples.val.balanced else None,
             processes=processes,
         )
         self._pass = TrainingPass(

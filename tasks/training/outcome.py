@@ -19,9 +19,7 @@ from tasks.training.resume.checkpoints import TrainState
 from tasks.training.verdicts import Candidate, Chosen, explain_choice, note_overfitting
 
 CONFIDENCE = 0.95  # of the interval of the val accuracy
-BALANCED = (
-    "All classes count the same in training and where val judges it (finetune.class_balanced)."
-)
+BALANCED = "All classes count the same in training and where val judges it (class_balanced)."
 ONLY_HEAD = "The decision was to train nothing but the head: the model is the frozen baseline."
 START = Candidate(0.0)  # the weights that training began with
 
