@@ -8,6 +8,7 @@ again, it goes on where it was.
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from tasks.artifacts.records import Finetuned
@@ -26,7 +27,7 @@ from tasks.training.outcome import (
     describe_finetuned,
     write_outcome,
 )
-from tasks.training.phases import phase_cuts, plan_phases, training_groups
+from tasks.training.phases import next_phase, phase_cuts, training_groups
 from tasks.training.resume.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -70,8 +71,8 @@ def finetune(
     )
     examples = inputs.examples(balanced=balanced)
     trainer = Trainer(classifier, groups, examples, params, seed=seed, processes=processes)
-    plans = plan_phases(inputs.decision, groups, params)
-    state = trainer.run_phases(plans, parts, workspace.open_checkpoints(processes))
+    plan_next = partial(next_phase, inputs.decision, groups, params)
+    state = trainer.run_phases(plan_next, parts, workspace.open_checkpoints(processes))
     shares = [1.0] if scratch else params.interpolation
     chosen = trainer.choose_weights(state, parts, unfrozen_from=cuts[-1], shares=shares)
     return describe(classifier, groups, inputs, state, chosen, balanced=balanced)

@@ -3,7 +3,7 @@
 import logging
 import math
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import tells, with_values
-from tiny_finetune import make_inputs
+from tiny_finetune import make_inputs, phases_if_kept
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from tasks.artifacts.arrays import Ints
-from tasks.artifacts.records import Arm
+from tasks.artifacts.records import Arm, Phase
 from tasks.artifacts.tables import Manifest
 from tasks.errors import ArtifactError, PeerError, TrainingError
 from tasks.heads.classifier import start_classifier
@@ -28,7 +28,7 @@ from tasks.training import epoch as epoch_module
 from tasks.training.feed.parts import BackboneParts, CachePlan
 from tasks.training.inputs import Examples, FinetuneInputs
 from tasks.training.loop import Trainer
-from tasks.training.phases import PhasePlan, TrainingGroup, plan_phases, training_groups
+from tasks.training.phases import PhasePlan, TrainingGroup, training_groups
 from tasks.training.resume.checkpoints import Tally, Tensors, TrainState, copy_tensors
 from tasks.training.step import Stepper, StepResult, TrainedPart
 
@@ -64,7 +64,10 @@ class Run:
     groups: list[TrainingGroup]
 
     def go(self, memory: Memory | None = None) -> TrainState:
-        return self.trainer.run_phases(self.plans, self.parts, memory or Memory())
+        def plan_next(finished: Sequence[Phase]) -> PhasePlan | None:
+            return dict(enumerate(self.plans)).get(len(finished))
+
+        return self.trainer.run_phases(plan_next, self.parts, memory or Memory())
 
     def weights(self) -> dict[str, torch.Tensor]:
         return copy_tensors(self.classifier, list(self.classifier.state_dict()))
@@ -111,7 +114,7 @@ def make_run(
         val=ValSet(manifest.labels("val"), manifest.groups("val"), balanced=balanced),
         classes=3,
     )
-    plans = plan_phases(made.decision, groups, params)
+    plans = phases_if_kept(made.decision, groups, params)
     parts = BackboneParts(
         classifier,
         groups,

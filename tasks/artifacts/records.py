@@ -272,10 +272,12 @@ class Phase(Record):
     unfrozen_from: int  # lowest trained backbone group
     epochs: int
     best_epoch: int
-    stopped: Literal["finished", "patience", "diverged"]
+    stopped: Literal["finished", "patience", "hopeless", "diverged"]
     val_loss: float  # calibrated
     val_accuracy: float
     change_in_val_accuracy: Estimate  # against the state before the phase, paired
+    rate_share: float = 1.0  # of the rates of params.yaml
+    better: bool = False  # val says beyond doubt that it brought something
     kept: bool
     reason: str
 
