@@ -10,7 +10,7 @@ exported as a plain timm model.
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
@@ -35,6 +35,9 @@ from tasks.runtime.machine import read_machine
 log = logging.getLogger(__name__)
 
 CONFIDENCE = 0.95  # of the interval of the val accuracy
+BALANCED = (
+    "All classes count the same in fitting the head and where val judges it (class_balanced)."
+)
 LATER_CONFIDENCE = 0.9  # with which a later head must be better to be chosen
 
 
@@ -88,7 +91,7 @@ def train_baseline(
     classes = len(class_names)
     first, *later = params.heads
     tried, chosen = _train(first, train, val, params, classes=classes, seed=seed)
-    notes = list(chosen.trained.notes)
+    notes = [*([BALANCED] if train.balanced else []), *chosen.trained.notes]
     strength = chosen.trained.strength
     for kind in later:
         more, rival = _train(kind, train, val, params, classes=classes, seed=seed)
@@ -122,6 +125,7 @@ def train_baseline(
             seed=seed,
         ),
         val_loss=val.judge.loss(chosen.val_logits),
+        class_balanced=train.balanced,
         majority_accuracy=float(np.mean(val.labels == np.bincount(train.labels).argmax())),
         notes=notes,
         l2_strength=strength or _middle(params.l2_strengths),
@@ -181,11 +185,15 @@ def main(argv: Sequence[str] | None) -> None:
         Paths, "baseline", "Train a new head on the frozen features", argv
     )
     configure_torch(read_machine(), params.seed)
-    manifest = read_manifest(paths.manifest)
+    manifest, balanced = read_manifest(paths.manifest), params.class_balanced
     train = read_features(paths.train_features, manifest, "train")
     val = read_features(paths.val_features, manifest, "val")
     baseline = train_baseline(
-        train, val, params.baseline, class_names=manifest.class_names, seed=params.seed
+        replace(train, balanced=balanced),
+        replace(val, balanced=balanced),
+        params.baseline,
+        class_names=manifest.class_names,
+        seed=params.seed,
     )
     held_out = hold_out(
         Pool([train, val]),

@@ -47,7 +47,12 @@ from tasks.errors import ArtifactError
 from tasks.evaluation import tables
 from tasks.evaluation.relatives import find_related, judge_relatives
 from tasks.evaluation.scores import compare, score
-from tasks.evaluation.shipping import ONLY_BASELINE, choose_model, majority_right, warn_of_majority
+from tasks.evaluation.shipping import (
+    ONLY_BASELINE,
+    choose_model,
+    majority_right,
+    warn_of_majority,
+)
 from tasks.evaluation.tables import hardest_images, write_hardest
 from tasks.evaluation.words import say_results
 from tasks.heads.classifier import load_finetuned
@@ -109,6 +114,7 @@ class Inputs:
     arm: Arm
     held_out: HeldOut
     balanced: bool = False
+    rejection: str | None = None
 
     @property
     def test_images(self) -> Ints:
@@ -190,6 +196,14 @@ def evaluate(
     return Evaluation(metrics, test)
 
 
+def explain_rejection(result: Evaluation, rejection: str) -> Evaluation:
+    """Say why both models are the same, where a comparison would find no difference."""
+    assert result.metrics.difference is not None
+    difference = result.metrics.difference.model_copy(update={"sentence": rejection})
+    told = {"difference": difference, "shipped": "baseline", "shipped_reason": rejection}
+    return replace(result, metrics=result.metrics.model_copy(update=told))
+
+
 # reading -----------------------------------------------------------------------------------------
 
 
@@ -227,6 +241,7 @@ def read_inputs(paths: Paths, *, seed: int) -> Inputs:
         finetuned.arm,
         held_out,
         finetuned.class_balanced,
+        finetuned.rejection,
     )
 
 
@@ -317,6 +332,8 @@ def main(argv: Sequence[str] | None) -> None:
         arm=inputs.arm,
         balanced=inputs.balanced,
     )
+    if inputs.rejection:
+        result = explain_rejection(result, inputs.rejection)
     related = find_related(inputs.manifest, read_rows(paths.twins, TwinRow))
     metrics = judge_relatives(
         result.metrics, result.shipped.right, related, params.evaluate, seed=params.seed

@@ -8,6 +8,7 @@ again, it goes on where it was.
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from tasks.artifacts.records import Finetuned
@@ -26,7 +27,7 @@ from tasks.training.outcome import (
     describe_finetuned,
     write_outcome,
 )
-from tasks.training.phases import phase_cuts, plan_phases, training_groups
+from tasks.training.phases import next_phase, phase_cuts, training_groups
 from tasks.training.resume.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ def finetune(
     params: FinetuneParams,
     *,
     seed: int,
+    balanced: bool,
     machine: Machine,
     workspace: Workspace,
     processes: Processes = ALONE,
@@ -47,11 +49,12 @@ def finetune(
         inputs: What earlier stages found and made.
         params: The `finetune` block.
         seed: The run's seed.
+        balanced: Whether all classes count the same.
         machine: Device, threads and engine.
         workspace: Where checkpoints and activations are kept while it runs.
         processes: Train together, each on its part of every batch; all end with the same model.
     """
-    balanced, scratch = params.class_balanced, inputs.decision.arm == "scratch"
+    scratch = inputs.decision.arm == "scratch"
     classifier = inputs.start(seed=seed, machine=machine)
     groups = training_groups(classifier)
     cuts = phase_cuts(inputs.decision, groups)
@@ -68,8 +71,8 @@ def finetune(
     )
     examples = inputs.examples(balanced=balanced)
     trainer = Trainer(classifier, groups, examples, params, seed=seed, processes=processes)
-    plans = plan_phases(inputs.decision, groups, params)
-    state = trainer.run_phases(plans, parts, workspace.open_checkpoints(processes))
+    plan_next = partial(next_phase, inputs.decision, groups, params)
+    state = trainer.run_phases(plan_next, parts, workspace.open_checkpoints(processes))
     shares = [1.0] if scratch else params.interpolation
     chosen = trainer.choose_weights(state, parts, unfrozen_from=cuts[-1], shares=shares)
     return describe(classifier, groups, inputs, state, chosen, balanced=balanced)
@@ -81,7 +84,7 @@ def main(argv: Sequence[str] | None) -> None:
     paths, params = read_arguments(OutcomePaths, "finetune", what, argv)
     machine = read_machine()
     inputs = read_finetune_inputs(paths)
-    values = [str(params.finetune), str(params.seed)]
+    values = [str(params.finetune), str(params.seed), str(params.class_balanced)]
     workspace = Workspace.of(machine.scratch, paths.read, values, Path(__file__))
     with (
         join_processes(machine, seed=params.seed) as processes,
@@ -94,6 +97,7 @@ def main(argv: Sequence[str] | None) -> None:
             inputs,
             params.finetune,
             seed=params.seed,
+            balanced=params.class_balanced,
             machine=machine,
             workspace=workspace,
             processes=processes,

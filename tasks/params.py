@@ -298,6 +298,9 @@ class FinetuneParams(Block):
         ge=1, le=10_000, description="Most epochs of every phase before the last."
     )
     epochs: int = Field(ge=1, le=10_000, description="Most epochs of the last phase.")
+    rounds: int = Field(
+        ge=1, le=100, description="How often the last phase is repeated at most, while it pays."
+    )
     batch_size: int = Field(ge=2, le=65_536, description="Images a training step.")
     head_lr: float = Field(gt=0, le=1, description="Peak learning rate of the head (AdamW).")
     backbone_lr: float = Field(
@@ -312,9 +315,6 @@ class FinetuneParams(Block):
         ge=0, lt=1, description="Share of the label given to all classes."
     )
     clip_norm: float = Field(ge=0, le=1_000, description="Largest gradient norm; 0 is off.")
-    class_balanced: bool = Field(
-        description="Whether all classes count the same: in the loss, and in what judges on val."
-    )
     patience: int = Field(
         ge=1, le=1_000, description="Epochs without a better val loss that end a phase."
     )
@@ -378,6 +378,10 @@ class Params(Block):
     """The whole of params.yaml."""
 
     seed: int = Field(ge=0, le=2**31 - 1, description="Every random number comes from it.")
+    class_balanced: bool = Field(
+        description="Whether all classes count the same, however many images they have: in what "
+        "heads and fine-tuning learn, in what judges on val, and in which model ships."
+    )
     backbone: BackboneParams
     ingest: IngestParams
     augment: AugmentParams

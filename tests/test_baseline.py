@@ -91,6 +91,28 @@ def test_the_summary_tells_the_numbers_of_the_chosen_head(params: BaselineParams
     assert (summary.hidden, summary.dropout, summary.feature_dim) == (0, 0.0, D)
 
 
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_where_all_classes_count_the_same_the_rare_one_is_found(params: BaselineParams, head: str):
+    params = params.model_copy(update={"heads": [head]})
+    recalls = []
+    for balanced in (False, True):
+        train, val = (
+            keep_few_of_class_0(make_labeled(n, seed=seed, noise=3.0), balanced=balanced)
+            for n, seed in ((1200, 0), (600, 1))
+        )
+        found = train_baseline(train, val, params, class_names=NAMES, seed=1)
+        rare = val.labels == 0
+        recalls.append(np.mean(found.val_logits[rare].argmax(axis=1) == 0))
+        assert found.summary.class_balanced == balanced
+    assert recalls[1] > recalls[0] + 0.1
+
+
+def keep_few_of_class_0(data: Labeled, *, balanced: bool) -> Labeled:
+    kept = np.flatnonzero((data.labels != 0) | (np.arange(len(data.labels)) % 20 == 0))
+    groups = [data.groups[image] for image in kept]
+    return Labeled(data.features[kept], data.labels[kept], groups, balanced)
+
+
 def test_the_mlp_is_chosen_where_no_plane_separates(params: BaselineParams):
     train, val = make_ring(300), make_ring(80, seed=1)
     summary = train_baseline(train, val, params, class_names=["in", "out"], seed=1).summary
@@ -178,7 +200,7 @@ def break_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
     monkeypatch.setattr(
         torch.nn.functional,
         "cross_entropy",
-        lambda *args: loss(*args) * (1.0 if len(seen) <= epochs else math.nan),
+        lambda *args, **named: loss(*args, **named) * (1.0 if len(seen) <= epochs else math.nan),
     )
 
 

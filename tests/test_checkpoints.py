@@ -60,6 +60,7 @@ def make_state(phase: int = 1, epoch: int = 2, *, best: bool = True, steps: int 
         moments={"head.bias.exp_avg": torch.ones(3), "head.bias.step": torch.tensor(7.0)},
         history=(row,),
         finished=(done,),
+        judged=(3 * logits,),
         phase_average=tensors(4),
         micro_batch=8 if best else None,
         tally=Tally(steps, steps / 3, steps * 0.1, 5 * steps, 8 * steps) if steps else Tally(),
@@ -71,6 +72,7 @@ def assert_same(one: TrainState, other: TrainState) -> None:
         assert getattr(one, name) == getattr(other, name)
     for name in ("weights", "moments", "phase_average"):
         assert_same_tensors(getattr(one, name), getattr(other, name))
+    np.testing.assert_array_equal(one.judged, other.judged)
     assert (one.best is None) == (other.best is None)
     pairs = [(one.start, other.start)]
     if one.best and other.best:

@@ -32,7 +32,7 @@ from tasks.training import verdicts
 from tasks.training.feed.parts import BackboneParts, CachePlan
 from tasks.training.inputs import Examples
 from tasks.training.loop import Trainer
-from tasks.training.phases import plan_phases, training_groups
+from tasks.training.phases import next_phase, training_groups
 from tasks.training.resume.checkpoints import TrainState, copy_tensors
 
 MACHINE = Machine(device="cpu", threads=1)
@@ -119,7 +119,8 @@ def test_a_phase_changes_exactly_the_groups_that_it_trains(
         inputs.backbone, inputs.baseline, inputs.head, arm="fine_tune", seed=17
     )
     groups = training_groups(classifier)
-    (plan, _) = plan_phases(inputs.decision, groups, params)
+    plan = next_phase(inputs.decision, groups, params, [])
+    assert plan is not None
     parts = BackboneParts(
         classifier, groups, inputs.stores, inputs.backbone.input, MACHINE,
         CachePlan(tmp_path / "cache", 1.0, [plan.unfrozen_from, plan.unfrozen_from - 1]),

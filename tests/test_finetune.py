@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,11 +29,13 @@ from tasks.backbones.catalogue import load_backbone
 from tasks.errors import ArtifactError, EngineError
 from tasks.heads.classifier import load_finetuned
 from tasks.heads.registry import apply_head, write_head
+from tasks.judging.rule import judge_change
 from tasks.params import Params
 from tasks.runtime.device import normalize
 from tasks.training import epoch, loop, outcome
 from tasks.training.feed import parts
 from tasks.training.inputs import FinetuneInputs
+from tasks.training.phases import TRIES, PhasePlan
 from tasks.training.verdicts import Chosen
 
 FAST = {
@@ -104,6 +107,7 @@ def outputs(folder: Path) -> list[str]:
         f"--summary={folder / 'finetune.json'}",
         f"--history={folder / 'history.csv'}",
         f"--val-logits={folder / 'val_logits.npy'}",
+        f"--phase-logits={folder / 'phase_logits.npy'}",
     ]
 
 
@@ -221,9 +225,9 @@ def test_training_from_scratch_forgets_the_pretrained_weights(project: Project):
 
 
 def test_classes_that_count_the_same_are_told_to_the_reader_and_to_later_stages(project: Project):
-    summary = project.run(project.arguments(values={"finetune.class_balanced": True}))
+    summary = project.run(project.arguments(values={"class_balanced": True}))
     assert summary.class_balanced
-    assert "finetune.class_balanced" in summary.notes[0]
+    assert "class_balanced" in summary.notes[0]
     assert "class-balanced val accuracy" in summary.phases[0].reason
 
 
@@ -246,20 +250,19 @@ def test_a_cut_that_cannot_be_made_is_refused_before_anything_is_computed(
 def test_phases_that_all_break_down_leave_the_baseline(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ):
-    real = stage.plan_phases
+    real = stage.next_phase
 
-    def plan(*args: object, **named: object) -> list[object]:
-        return [
-            replace(one, rates=dict.fromkeys(one.rates, 1e30))
-            for one in real(*args, **named)  # type: ignore[arg-type]
-        ]
+    def plan(*args: Any) -> PhasePlan | None:
+        one = real(*args)
+        return one and replace(one, rates=dict.fromkeys(one.rates, 1e30))
 
-    monkeypatch.setattr(stage, "plan_phases", plan)
+    monkeypatch.setattr(stage, "next_phase", plan)
     summary = project.run(project.arguments())
-    assert [phase.stopped for phase in summary.phases] == ["diverged", "diverged"]
+    assert [phase.stopped for phase in summary.phases] == ["diverged"] * TRIES
+    assert [phase.unfrozen_from for phase in summary.phases] == [5] * TRIES
     assert summary.interpolation == 0
     (note,) = summary.notes
-    assert tells(note, "Every phase", "rolled back", "frozen baseline")
+    assert tells(note, "rejected", "every phase", "rolled back")
     baseline = read_array(project.root / "in" / "baseline_logits.npy")
     np.testing.assert_allclose(project.logits_of_model(summary), baseline, atol=1e-5)
 
@@ -271,7 +274,7 @@ def test_the_same_inputs_give_the_same_bytes_and_leave_no_scratch(project: Proje
     assert not list(machine.rglob("*.npy"))
     project.run(arguments, "two")
     assert digests(project.root / "one") == digests(project.root / "two")
-    assert len(digests(project.root / "one")) == 4
+    assert len(digests(project.root / "one")) == 5
 
 
 def test_the_average_of_the_kept_phases_may_be_the_final_model(
@@ -295,6 +298,25 @@ def test_the_average_of_the_kept_phases_may_be_the_final_model(
     assert tells(tried, "0: ", "the average of the phases: ")
     logits = read_array(project.root / "out" / "val_logits.npy")
     np.testing.assert_allclose(project.logits_of_model(summary), logits, atol=1e-2)
+
+
+def test_what_the_phases_were_judged_by_is_kept(project: Project):
+    values = {
+        "finetune.gate_confidence": 0.5,
+        "finetune.backbone_lr": 0.02,
+        "finetune.head_lr": 0.02,
+    }
+    summary = project.run(project.arguments(values=values))
+    judged = read_array(project.root / "out" / "phase_logits.npy")
+    assert len(judged) == len(summary.phases) == 2
+    assert project.inputs is not None
+    val = project.inputs.examples().val
+    before = read_array(project.root / "in" / "baseline_logits.npy")
+    for phase, after in zip(summary.phases, judged, strict=True):
+        verdict = judge_change(before, after, val, confidence=0.5, seed=project.defaults.seed)
+        assert phase.val_loss == pytest.approx(val.loss(after))
+        assert phase.kept != verdict.worse
+        before = after if phase.kept else before
 
 
 def test_one_kept_phase_is_not_averaged(project: Project):

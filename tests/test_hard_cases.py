@@ -1,6 +1,7 @@
 """Data that is hard to learn from: few, many, rare, grey, tiny, odd numbers; and absurd rates."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +105,10 @@ def learn(
     """Train the baseline and fine-tune from it."""
     spec = InputSpec(image_px=task.side, mean=(0.4, 0.4, 0.4), std=(0.25, 0.25, 0.25))
     info = make_info()[0].model_copy(update={"input": spec})
-    train, val = (task.labeled(split, info) for split in ("train", "val"))
+    train, val = (
+        replace(task.labeled(split, info), balanced=params.class_balanced)
+        for split in ("train", "val")
+    )
     names = task.manifest.class_names
     baseline = train_baseline(train, val, params.baseline, class_names=names, seed=params.seed)
     inputs = FinetuneInputs(
@@ -114,7 +118,12 @@ def learn(
     )  # fmt: skip
     workspace = Workspace(task.folder / "checkpoints", task.folder / "activations")
     model = finetune(
-        inputs, params.finetune, seed=params.seed, machine=MACHINE, workspace=workspace
+        inputs,
+        params.finetune,
+        seed=params.seed,
+        balanced=params.class_balanced,
+        machine=MACHINE,
+        workspace=workspace,
     )
     assert np.isfinite(model.val_logits).all()
     assert model.val_logits.shape == (len(val.labels), len(names))
@@ -154,7 +163,7 @@ def test_a_class_with_a_thousandth_of_the_images_is_still_learned(
     tmp_path: Path, default_params: Params
 ):
     task = Task(tmp_path, [0] * 1000 + [1], [0] * 100 + [1] * 3, side=16)
-    params = params_with(default_params, class_balanced=True, batch_size=64)
+    params = with_values(params_with(default_params, batch_size=64), {"class_balanced": True})
     baseline, model = learn(task, params, phases=[5])
     (phase,) = model.phases
     assert phase.kept
@@ -213,7 +222,7 @@ def test_rates_far_too_high_leave_the_baseline_and_say_what_to_lower(
     assert tells(caplog.text, "lower finetune.backbone_lr", "finetune.head_lr")
     np.testing.assert_array_equal(model.val_logits, baseline.val_logits)
     (note,) = model.notes
-    assert tells(note, "Every phase", "rolled back", "frozen baseline")
+    assert tells(note, "rejected", "every phase", "rolled back")
 
 
 def test_a_rate_far_too_high_from_scratch_is_an_error_that_says_what_to_lower(

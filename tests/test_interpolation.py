@@ -111,4 +111,4 @@ def test_the_choice_is_told_with_every_loss():
     assert tells(best, "the average of the phases", "lowest loss")
     assert tells(tried, "0.25: 0.4500", "0.5: 0.2000", "the average of the phases: ")
     (note,) = explain_choice(None)
-    assert tells(note, "Every phase", "rolled back", "frozen baseline")
+    assert tells(note, "rejected", "every phase", "rolled back")

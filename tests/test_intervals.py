@@ -1,3 +1,4 @@
+from itertools import product
 from math import comb
 
 import numpy as np
@@ -9,10 +10,10 @@ from tasks.evaluation.scores import (
     compare,
     groups_by_class,
     macro_worth,
-    mcnemar_exact,
     resample_differences,
     resample_scores,
     score,
+    sign_flip_p,
 )
 from tasks.judging.answers import confidence_of, judge
 from tasks.judging.calibration import expected_calibration_error
@@ -231,7 +232,20 @@ def test_groups_are_counted_by_class():
 def test_mcnemar_equals_the_sum_of_binomials(only_a, only_b):
     n, fewer = only_a + only_b, min(only_a, only_b)
     expected = min(1.0, 2 * sum(comb(n, k) for k in range(fewer + 1)) / 2**n)
-    assert mcnemar_exact(only_a, only_b) == pytest.approx(expected)
+    assert sign_flip_p(np.repeat([-1, 1], [only_a, only_b])) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("sums", [[3, -1, 2, 0], [5, 5, 1, -2, 1, 7], [0, 0], [-4]])
+def test_flips_by_group_equal_the_count_of_all_flips(sums):
+    flips = [abs(np.dot(signs, sums)) for signs in product([-1, 1], repeat=len(sums))]
+    expected = np.mean(np.array(flips) >= abs(sum(sums)))
+    assert sign_flip_p(np.array(sums)) == pytest.approx(expected)
+
+
+def test_equal_models_on_groups_that_move_together_are_told_apart_as_often_as_stated():
+    rng = np.random.default_rng(3)
+    found = [sign_flip_p((20 * rng.normal(0, 0.4, 25)).round().astype(int)) for _ in range(400)]
+    assert 0.02 <= np.mean(np.array(found) <= 0.05) <= 0.08
 
 
 def test_comparison_counts_the_images_only_one_model_got_right(params):

@@ -19,15 +19,20 @@ from tasks.training.step import class_weights
 N, D, C = 90, 6, 3
 
 
-def make_data(views: int = 1, seed: int = 0) -> Labeled:
+def make_data(views: int = 1, seed: int = 0, *, balanced: bool = False) -> Labeled:
+    """Groups of images around three centers; `balanced`: two thirds of them are of one class."""
     rng = np.random.default_rng(seed)
     labels = np.arange(N) % C
+    labels[: N // 2 if balanced else 0] = 0
     centers = rng.normal(size=(C, D))
     clean = centers[labels] + rng.normal(size=(N, D))
     features = clean[:, None] + 0.3 * rng.normal(size=(N, views, D))
     scale, shift = np.array([1, 10, 0.1, 1, 5, 1]), np.array([0, 100, 3, -50, 0, 1])
     return Labeled(
-        (features * scale + shift).astype(np.float32), labels, [str(i) for i in range(N)]
+        (features * scale + shift).astype(np.float32),
+        labels,
+        [str(i) for i in range(N)],
+        balanced,
     )
 
 
@@ -35,12 +40,14 @@ def fit(data: Labeled, strengths: list[float], classes: int = C) -> list[LinearF
     return list(fit_path(ScaledRows(data, np.arange(len(data.labels))), classes, strengths))
 
 
+@pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("strength", [0.003, 0.1, 3.0])
-def test_logits_are_those_of_sklearn(strength: float):
-    data = make_data()
+def test_logits_are_those_of_sklearn(strength: float, balanced: bool):
+    data = make_data(balanced=balanced)
     rows = data.features[:, 0]
     scaled = (rows - rows.mean(axis=0)) / np.sqrt(rows.var(axis=0).mean())
-    oracle = LogisticRegression(C=1 / (strength * N), max_iter=5000, tol=1e-8)
+    weight = "balanced" if balanced else None
+    oracle = LogisticRegression(C=1 / (strength * N), max_iter=5000, tol=1e-8, class_weight=weight)
     oracle.fit(scaled, data.labels)
     ours = fit(data, [strength])[0].logits(rows).astype(np.float64)
     theirs = oracle.decision_function(scaled)
@@ -52,8 +59,9 @@ def test_logits_are_those_of_sklearn(strength: float):
     )
 
 
-def test_the_gradient_is_that_of_finite_differences():
-    data = make_data(views=2)
+@pytest.mark.parametrize("balanced", [False, True])
+def test_the_gradient_is_that_of_finite_differences(balanced: bool):
+    data = make_data(views=2, balanced=balanced)
     rows = ScaledRows(data, np.arange(N))
     flat = np.random.default_rng(1).normal(scale=0.5, size=C * (D + 1))
     gradient = _objective(flat, rows, C, 0.1)[1]

@@ -3,7 +3,7 @@
 import logging
 import math
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import tells, with_values
-from tiny_finetune import make_inputs
+from tiny_finetune import make_inputs, phases_if_kept
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from tasks.artifacts.arrays import Ints
-from tasks.artifacts.records import Arm
+from tasks.artifacts.records import Arm, Phase
 from tasks.artifacts.tables import Manifest
 from tasks.errors import ArtifactError, PeerError, TrainingError
 from tasks.heads.classifier import start_classifier
@@ -28,7 +28,7 @@ from tasks.training import epoch as epoch_module
 from tasks.training.feed.parts import BackboneParts, CachePlan
 from tasks.training.inputs import Examples, FinetuneInputs
 from tasks.training.loop import Trainer
-from tasks.training.phases import PhasePlan, TrainingGroup, plan_phases, training_groups
+from tasks.training.phases import PhasePlan, TrainingGroup, training_groups
 from tasks.training.resume.checkpoints import Tally, Tensors, TrainState, copy_tensors
 from tasks.training.step import Stepper, StepResult, TrainedPart
 
@@ -64,7 +64,10 @@ class Run:
     groups: list[TrainingGroup]
 
     def go(self, memory: Memory | None = None) -> TrainState:
-        return self.trainer.run_phases(self.plans, self.parts, memory or Memory())
+        def plan_next(finished: Sequence[Phase]) -> PhasePlan | None:
+            return dict(enumerate(self.plans)).get(len(finished))
+
+        return self.trainer.run_phases(plan_next, self.parts, memory or Memory())
 
     def weights(self) -> dict[str, torch.Tensor]:
         return copy_tensors(self.classifier, list(self.classifier.state_dict()))
@@ -93,7 +96,12 @@ def setting(default_params: Params) -> Setting:
 
 
 def make_run(
-    folder: Path, params: FinetuneParams, inputs: FinetuneInputs | None = None, **kind: object
+    folder: Path,
+    params: FinetuneParams,
+    inputs: FinetuneInputs | None = None,
+    *,
+    balanced: bool = False,
+    **kind: object,
 ) -> Run:
     made = inputs or make_inputs(folder / "inputs", **kind)  # type: ignore[arg-type]
     arm: Arm = made.decision.arm
@@ -103,10 +111,10 @@ def make_run(
     examples = Examples(
         labels=manifest.labels("train"),
         names=[row.path for row in manifest.of("train")],
-        val=ValSet(manifest.labels("val"), manifest.groups("val")),
+        val=ValSet(manifest.labels("val"), manifest.groups("val"), balanced=balanced),
         classes=3,
     )
-    plans = plan_phases(made.decision, groups, params)
+    plans = phases_if_kept(made.decision, groups, params)
     parts = BackboneParts(
         classifier,
         groups,
@@ -469,9 +477,9 @@ def test_a_class_balanced_loss_learns_the_rare_class(tmp_path: Path, setting: Se
             for number, row in enumerate(inputs.manifest.rows)
         ]
         inputs = replace(inputs, manifest=Manifest(rows))
-        params = setting(class_balanced=balanced, epochs=1, backbone_lr=1e-6)
+        params = setting(epochs=1, backbone_lr=1e-6)
         memory = Memory()
-        make_run(tmp_path / str(balanced), params, inputs).go(memory)
+        make_run(tmp_path / str(balanced), params, inputs, balanced=balanced).go(memory)
         best = memory.states[-1].best
         assert best is not None
         shares.append(best.val_logits[:, 0].mean() - best.val_logits[:, 1:].mean())
@@ -481,7 +489,7 @@ def test_a_class_balanced_loss_learns_the_rare_class(tmp_path: Path, setting: Se
 def test_a_weighted_loss_that_starts_far_above_guessing_is_no_breakdown(
     tmp_path: Path, setting: Setting, monkeypatch: pytest.MonkeyPatch
 ):
-    run = make_run(tmp_path, setting(class_balanced=True, epochs=1), phases=[5])
+    run = make_run(tmp_path, setting(epochs=1), phases=[5], balanced=True)
     logits = (np.eye(3)[(np.arange(12) + 1) % 3] * 9).astype(np.float32)  # sure, and all wrong
     monkeypatch.setattr(Stepper, "predict_val", lambda self, part, count: logits)
     real = Stepper.train

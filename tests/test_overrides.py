@@ -94,7 +94,7 @@ def test_what_is_set_comes_by_its_key_path() -> None:
         ("finetune.head_lr", "0.1"),
         ("finetune.heed_lr", 0.1),
         ("decide.arm", "magic"),
-        ("finetune.class_balanced", 1),
+        ("class_balanced", 1),
         ("baseline.heads", ["linear", "svm"]),
         ("baseline.mlp_hidden", "wide"),
         ("seed", -1),

@@ -77,8 +77,8 @@ MISTAKES = {
     "not a number": ("finetune.head_lr", ".nan", "is nan; allowed: number"),
     "infinite": ("decide.far_mmd", ".inf", "is inf; allowed: number"),
     "no choice": ("augment.fit", "stretch", r"is 'stretch'; allowed: squash \| crop \| pad"),
-    "YAML 1.1 boolean": ("finetune.class_balanced", "yes", "is 'yes'; allowed: true or false"),
-    "number as boolean": ("finetune.class_balanced", "1", "is 1; allowed: true or false"),
+    "YAML 1.1 boolean": ("class_balanced", "yes", "is 'yes'; allowed: true or false"),
+    "number as boolean": ("class_balanced", "1", "is 1; allowed: true or false"),
     "neither number nor word": (
         "baseline.mlp_hidden",
         "automatic",

@@ -41,7 +41,12 @@ class Setup:
     """A stepper and what it trains, all from one seed."""
 
     def __init__(
-        self, params: FinetuneParams, *, adapt_norm: bool = False, dropout: float = 0.0
+        self,
+        params: FinetuneParams,
+        *,
+        balanced: bool = False,
+        adapt_norm: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         torch.manual_seed(5)
         backbone = nn.Sequential(
@@ -60,7 +65,7 @@ class Setup:
         backbone[1].train(adapt_norm)
         rows = MadeRows()
         self.part = TrainedPart(module, names, Rows(rows, rows))
-        weights = class_weights(LABELS, CLASSES) if params.class_balanced else None
+        weights = class_weights(LABELS, CLASSES) if balanced else None
         self.stepper = Stepper(self.classifier, optimizer, params, class_weights=weights)
 
     def step(self, seed: int = 9) -> StepResult:
@@ -107,8 +112,8 @@ def setting(default_params: Params) -> Callable[..., FinetuneParams]:
 def test_a_step_in_micro_batches_is_the_step_of_the_whole_batch(
     setting: Callable[..., FinetuneParams], room: int, where: str
 ):
-    params = setting(class_balanced=True, label_smoothing=0.1, clip_norm=0.5)
-    whole, cut = Setup(params), Setup(params)
+    params = setting(label_smoothing=0.1, clip_norm=0.5)
+    whole, cut = Setup(params, balanced=True), Setup(params, balanced=True)
     expected = whole.step()
     seen = limit(cut.classifier.backbone[1], room, where)
     found = cut.step()

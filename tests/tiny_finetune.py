@@ -1,5 +1,6 @@
 """A fine-tuning task small enough for a test: made images, a random backbone, a fitted head."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from tasks.artifacts.records import (
     Decision,
     Estimate,
     InputSpec,
+    Phase,
     Split,
 )
 from tasks.artifacts.tables import Manifest, ManifestRow
@@ -20,8 +22,10 @@ from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.groups import layer_groups
 from tasks.backbones.normalization import norm_kind
 from tasks.heads.registry import HeadKind, find_head
+from tasks.params import FinetuneParams
 from tasks.training.feed.rows import Stores
 from tasks.training.inputs import FinetuneInputs
+from tasks.training.phases import PhasePlan, TrainingGroup, next_phase
 
 SIDE = 32
 CLASSES = ["blue", "green", "red"]
@@ -100,6 +104,25 @@ def make_decision(arm: Arm, phases: list[int]) -> Decision:
         would_change=[],
         reasons=[],
     )
+
+
+def record_of(plan: PhasePlan, *, kept: bool = True, better: bool = False) -> Phase:
+    """The record of a phase that took one epoch."""
+    return Phase(
+        name=plan.name, unfrozen_from=plan.unfrozen_from, epochs=1, best_epoch=1,
+        stopped="finished", val_loss=0.5, val_accuracy=0.5, rate_share=plan.share, better=better,
+        change_in_val_accuracy=Estimate(value=0.0, low=-0.1, high=0.1, n=10), kept=kept, reason="",
+    )  # fmt: skip
+
+
+def phases_if_kept(
+    decision: Decision, groups: Sequence[TrainingGroup], params: FinetuneParams
+) -> list[PhasePlan]:
+    """The phases that follow each other where each is kept and none is worth a repetition."""
+    plans: list[PhasePlan] = []
+    while plan := next_phase(decision, groups, params, [record_of(one) for one in plans]):
+        plans.append(plan)
+    return plans
 
 
 def make_inputs(

@@ -332,6 +332,7 @@ class Baseline(Record):
     candidates: list[TriedHead]
     val_accuracy: Estimate
     val_loss: float  # calibrated
+    class_balanced: bool = False  # whether all classes counted the same in fitting and judging
     majority_accuracy: float  # of always naming the largest training class, on val
     notes: list[str]
     l2_strength: float  # of the linear heads that audit the data
@@ -344,10 +345,12 @@ class Phase(Record):
     unfrozen_from: int  # lowest trained backbone group
     epochs: int
     best_epoch: int
-    stopped: Literal["finished", "patience", "diverged"]
+    stopped: Literal["finished", "patience", "hopeless", "diverged"]
     val_loss: float  # calibrated
     val_accuracy: float
     change_in_val_accuracy: Estimate  # against the state before the phase, paired
+    rate_share: float = 1.0  # of the rates of params.yaml
+    better: bool = False  # val says beyond doubt that it brought something
     kept: bool
     reason: str
 
@@ -375,6 +378,17 @@ class Finetuned(Record):
     baseline_val_loss: float  # the same of the frozen baseline
     notes: list[str]
 
+    @property
+    def rejection(self) -> str | None:
+        """Why val wanted nothing of the fine-tuning, in a sentence; None where it wanted some."""
+        if not self.phases or self.interpolation:
+            return None
+        if any(phase.kept for phase in self.phases):
+            why = "of the weights tried on val those of the start have the lowest loss"
+        else:
+            why = f"{self.phases[-1].name}: {self.phases[-1].reason}"
+        return f"Fine-tuning was rejected, both models are the same: {why}."
+
 
 # evaluate ----------------------------------------------------------------------------------------
 
@@ -399,7 +413,7 @@ class Difference(Record):
     accuracy: Estimate
     balanced_accuracy: Estimate
     macro_f1: Estimate
-    mcnemar_p: float
+    mcnemar_p: float  # exact; the images of a group count as one trial
     only_baseline_right: int
     only_finetuned_right: int
     sentence: str  # says in words whether the difference is within noise

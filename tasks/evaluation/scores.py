@@ -6,7 +6,7 @@ Scores are functions of sums over images, so that resamples of groups need no co
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse, stats
+from scipy import signal, sparse, stats
 
 from tasks.artifacts.arrays import Floats, Ints
 from tasks.artifacts.records import Arm, Difference, Estimate, Scores
@@ -116,16 +116,27 @@ def groups_by_class(labels: Ints, classes: int, bootstrap: GroupBootstrap) -> Fl
     return np.array([bootstrap.groups_with(labels == c) for c in range(classes)], np.float64)
 
 
-def mcnemar_exact(only_a: int, only_b: int) -> float:
-    """Two-sided p-value that a and b are right equally often, from images only one got right.
+def sign_flip_p(sums: Ints) -> float:
+    """Two-sided p-value that two models are right equally often on groups of images.
 
-    Exact for independent images; too small where images share groups.
+    If neither is better, either could have won what a group shows: the sign of each group's sum is
+    flipped. All flips are counted, none is drawn. Where every image is a group of its own this is
+    McNemar's exact test.
+
+    Args:
+        sums: Images that only the second model has right minus those that only the first has, of
+            each group, (G,).
 
     Source: McNemar 1947, Note on the sampling error of the difference between correlated
-    proportions or percentages; the binomial instead of its normal limit.
+    proportions or percentages; Fisher 1935, The design of experiments, section 21 (the flips).
     """
-    differing = only_a + only_b
-    return float(stats.binomtest(only_a, differing).pvalue) if differing else 1.0
+    chances = np.ones(1)  # of the sums -k, -k + 1, ..., k of the groups so far
+    for size, count in zip(*np.unique(np.abs(sums[sums != 0]), return_counts=True), strict=True):
+        flips = np.zeros(2 * size * count + 1)
+        flips[:: 2 * size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
+        chances = signal.convolve(chances, flips)
+    reached = np.abs(np.arange(len(chances)) - len(chances) // 2) >= abs(sums.sum())
+    return float(min(1.0, chances[reached].sum()))
 
 
 def _shares(by_class: Floats) -> Floats:
@@ -289,7 +300,7 @@ def compare(
             balanced_accuracy(new), balanced_accuracy(old), resampled.balanced_accuracy, macro
         ),
         macro_f1=bound(macro_f1(new), macro_f1(old), resampled.macro_f1, macro),
-        mcnemar_p=mcnemar_exact(only_baseline, only_finetuned),
+        mcnemar_p=sign_flip_p(bootstrap.sums(gains).astype(np.int64)),
         only_baseline_right=only_baseline,
         only_finetuned_right=only_finetuned,
         sentence=say_difference(gain, params.confidence, arm),

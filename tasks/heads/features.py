@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from sklearn.utils.class_weight import compute_sample_weight
 
 from tasks.artifacts.arrays import Features, Floats, Ints, read_array
 from tasks.artifacts.records import Split
@@ -21,16 +22,24 @@ ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Labeled:
-    """Features, float32 (N, V, D), may be memory-mapped; label and group of each image, (N,)."""
+    """Features, float32 (N, V, D), may be memory-mapped; label and group of each image, (N,).
+
+    `balanced`: all classes count the same in what is learned and in what judges.
+    """
 
     features: Features
     labels: Ints
     groups: Sequence[str]
+    balanced: bool = False
 
     @cached_property
     def judge(self) -> ValSet:
         """Labels and groups, as what judges a model on these images."""
-        return ValSet(self.labels, self.groups)
+        return ValSet(self.labels, self.groups, balanced=self.balanced)
+
+    def weights(self, images: Ints) -> Floats | None:
+        """What each of some images, int64 (n,), counts among them, (n,); None: all the same."""
+        return compute_sample_weight("balanced", self.labels[images]) if self.balanced else None
 
 
 def read_features(folder: Path, manifest: Manifest, split: Split) -> Labeled:

@@ -89,28 +89,36 @@ class ScaledRows:
     """
 
     def __init__(self, data: Labeled, images: Ints) -> None:
-        self._data, self._chosen = data, images
+        self._data, self._chosen, self._weights = data, images, data.weights(images)
         self.images = len(images)
         self.views, self.dim = data.features.shape[1:]
         self.moments = measure_moments(data, images)
         kept = self.images * self.views * self.dim * 4 <= KEPT_BYTES
         self._blocks = list(self._read()) if kept else None
 
-    def blocks(self) -> Iterator[tuple[Features, Ints]]:
-        """Yield scaled rows (r, D) and their labels (r,)."""
+    def blocks(self) -> Iterator[tuple[Features, Ints, Features | None]]:
+        """Yield scaled rows (r, D), their labels (r,) and, if they differ, weights (r,)."""
         return self._read() if self._blocks is None else iter(self._blocks)
 
-    def _read(self) -> Iterator[tuple[Features, Ints]]:
+    def _read(self) -> Iterator[tuple[Features, Ints, Features | None]]:
         mean = self.moments.mean.astype(np.float32)
         inverse = np.float32(1 / self.moments.spread)
+        done = 0
         for rows, images in raw_rows(self._data, self._chosen):
-            yield (rows - mean) * inverse, np.repeat(self._data.labels[images], self.views)
+            weights = None
+            if self._weights is not None:
+                own = self._weights[done : done + len(images)].astype(np.float32)
+                weights = np.repeat(own, self.views)
+            done += len(images)
+            labels = np.repeat(self._data.labels[images], self.views)
+            yield (rows - mean) * inverse, labels, weights
 
 
 def fit_path(rows: ScaledRows, classes: int, strengths: Sequence[float]) -> Iterator[LinearFit]:
     """Yield one fit for each L2 strength, strongest first, each started from the one before.
 
-    Minimizes mean over images of the cross-entropy (views of an image share its weight) plus
+    Minimizes mean over images of the cross-entropy (views of an image share its weight; images of
+    all classes together weigh the same where the data are balanced) plus
     strength / 2 * |W|^2, where W acts on the scaled features and the bias is free.
     """
     start = np.zeros(classes * (rows.dim + 1))
@@ -143,13 +151,17 @@ def _objective(
     weight, bias = parts[:, :-1].astype(np.float32), parts[:, -1].astype(np.float32)
     gradient = np.zeros_like(parts)
     loss = 0.0
-    for block, labels in rows.blocks():
+    for block, labels, weights in rows.blocks():
         logits = block @ weight.T + bias
         log_shares = logits - logsumexp(logits, axis=1, keepdims=True)
         here = np.arange(len(labels)), labels
-        loss -= float(log_shares[here].sum(dtype=np.float64))
+        losses = -log_shares[here]
         error = np.exp(log_shares)
         error[here] -= 1
+        if weights is not None:
+            losses *= weights
+            error *= weights[:, None]
+        loss += float(losses.sum(dtype=np.float64))
         gradient[:, :-1] += error.T @ block
         gradient[:, -1] += error.sum(axis=0, dtype=np.float64)
     count = rows.images * rows.views
@@ -240,7 +252,8 @@ def _held_out_losses(
     totals = dict.fromkeys(strengths, 0.0)
     for fitted, held_out in folds:
         clean = train.features[held_out, 0]
-        val = ValSet(train.labels[held_out], [train.groups[image] for image in held_out])
+        groups = [train.groups[image] for image in held_out]
+        val = ValSet(train.labels[held_out], groups, balanced=train.balanced)
         for fit in _counted(fit_path(ScaledRows(train, fitted), classes, strengths), meter):
-            totals[fit.strength] += float(val.losses(fit.logits(clean)).sum())
+            totals[fit.strength] += val.loss(fit.logits(clean)) * len(held_out)
     return totals

@@ -146,6 +146,7 @@ def _run_epoch(
     """Train one epoch; give the mean loss over its images."""
     head.train().get_submodule("norm").eval()
     steps = count_steps(len(train.labels), params.batch_size)
+    weights = _class_weights(train)
     total = 0.0
     for step, (rows, labels) in enumerate(_batches(train, params, seed=seed, epoch=epoch)):
         share = warmup_cosine(
@@ -156,11 +157,23 @@ def _run_epoch(
         for group in optimizer.param_groups:
             group["lr"] = params.mlp_lr * share
         optimizer.zero_grad()
-        loss = functional.cross_entropy(head(rows), labels)
+        losses = functional.cross_entropy(head(rows), labels, reduction="none")
+        loss = losses.mean() if weights is None else (losses * weights[labels]).mean()
         torch.autograd.backward(loss)
         optimizer.step()
         total += float(loss.detach()) * len(labels)
     return total / len(train.labels)
+
+
+def _class_weights(train: Labeled) -> Tensor | None:
+    """What an image of each class counts, float32 (C,); None: all the same."""
+    everyone = np.arange(len(train.labels))
+    weights = train.weights(everyone)
+    if weights is None:
+        return None
+    by_class = np.zeros(train.labels.max() + 1, np.float32)
+    by_class[train.labels] = weights
+    return torch.from_numpy(by_class)
 
 
 def _batches(

@@ -62,6 +62,10 @@ class GroupBootstrap:
         sums = sparse.csr_array(contributions @ membership)
         return np.concatenate([statistic(sums @ counts) for counts in self._counts()], axis=1)
 
+    def sums(self, values: Floats) -> Floats:
+        """Sum the values of the images (N,) of each group, (groups,)."""
+        return np.bincount(self._group_of, values).astype(np.float64)
+
     def groups_with(self, members: Bools) -> int:
         """Count the groups that hold at least one of the marked images, bool (N,)."""
         return len(np.unique(self._group_of[members]))

@@ -250,7 +250,7 @@ def _say_gain(findings: Findings) -> str:
     metrics = findings.metrics
     if metrics.difference is None:
         return "Nothing was fine-tuned."
-    if metrics.shipped == "baseline":
+    if metrics.shipped == "baseline" and not findings.finetuned.rejection:
         return f"The {findings.tuned_name} model is not shipped. {metrics.difference.sentence}"
     return metrics.difference.sentence
 

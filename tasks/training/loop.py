@@ -5,10 +5,11 @@ run that goes on from a state ends with the same weights as one that was never i
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from tasks.artifacts.arrays import Logits
+from tasks.artifacts.records import Phase
 from tasks.errors import ArtifactError, PeerError
 from tasks.heads.classifier import Classifier
 from tasks.params import FinetuneParams
@@ -28,9 +29,11 @@ from tasks.training.resume.checkpoints import (
     load_tensors,
 )
 from tasks.training.step import Stepper, class_weights
-from tasks.training.verdicts import Chosen, choose_weights, end_phase, state_after
+from tasks.training.verdicts import Chosen, choose_weights, end_phase, is_hopeless, state_after
 
 log = logging.getLogger(__name__)
+
+PlanNext = Callable[[Sequence[Phase]], PhasePlan | None]
 
 
 class Trainer:
@@ -64,23 +67,20 @@ class Trainer:
             classifier,
             self._optimizer,
             params,
-            class_weights=weights if params.class_balanced else None,
+            class_weights=weights if examples.val.balanced else None,
             processes=processes,
         )
         self._pass = TrainingPass(
             classifier, self._optimizer, self._stepper, examples, params, seed=seed
         )
 
-    def run_phases(
-        self, plans: Sequence[PhasePlan], parts: Parts, checkpoints: Checkpoints
-    ) -> TrainState:
+    def run_phases(self, plan_next: PlanNext, parts: Parts, checkpoints: Checkpoints) -> TrainState:
         """Run the phases that are not done yet; the classifier ends with the kept weights."""
         state = checkpoints.latest()
         if state is not None:
             log.info("resumed from %s", state.place)
-        for plan in plans:
-            if state is None or plan.number >= state.phase:
-                state = self.run_phase(plan, state, parts, checkpoints)
+        while plan := plan_next(state.finished if state else ()):
+            state = self.run_phase(plan, state, parts, checkpoints)
         assert state is not None
         return state
 
@@ -177,13 +177,16 @@ class Trainer:
             moments={},
             history=before.history if before else (),
             finished=before.finished if before else (),
+            judged=before.judged if before else (),
             phase_average=before.phase_average if before else {},
             micro_batch=self._stepper.micro_batches.largest,
         )
 
     def _is_over(self, plan: PhasePlan, state: TrainState) -> bool:
         stale = state.epoch - (state.best.epoch if state.best else 0)
-        return state.epoch >= plan.epochs or stale >= plan.patience
+        if state.epoch >= plan.epochs or stale >= plan.patience:
+            return True
+        return not plan.adapt_norm and is_hopeless(state, self._examples.val, seed=self._seed)
 
     def _close_epoch(self, plan: PhasePlan, taken: TrainState, part: TrainedPart) -> TrainState:
         """Look at val and make the next state."""

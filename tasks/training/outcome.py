@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from tasks.artifacts.arrays import Logits, write_array
 from tasks.artifacts.records import Finetuned, Phase, write_record
 from tasks.artifacts.tables import HistoryRow, write_rows
@@ -17,9 +19,7 @@ from tasks.training.resume.checkpoints import TrainState
 from tasks.training.verdicts import Candidate, Chosen, explain_choice, note_overfitting
 
 CONFIDENCE = 0.95  # of the interval of the val accuracy
-BALANCED = (
-    "All classes count the same in training and where val judges it (finetune.class_balanced)."
-)
+BALANCED = "All classes count the same in training and where val judges it (class_balanced)."
 ONLY_HEAD = "The decision was to train nothing but the head: the model is the frozen baseline."
 START = Candidate(0.0)  # the weights that training began with
 
@@ -32,11 +32,15 @@ class OutcomePaths(InputPaths):
     summary: Write
     history: Write
     val_logits: Write
+    phase_logits: Write
 
 
 @dataclass(frozen=True)
 class FinetunedModel:
-    """The final classifier, how it came about, and its logits on val, float32 (N_val, C)."""
+    """The final classifier, how it came about, and its logits on val, float32 (N_val, C).
+
+    `phase_logits` are those by which each phase was kept or rolled back.
+    """
 
     classifier: Classifier
     groups: Sequence[TrainingGroup]
@@ -44,6 +48,7 @@ class FinetunedModel:
     phases: Sequence[Phase]
     weights: Candidate
     val_logits: Logits
+    phase_logits: Sequence[Logits]
     notes: Sequence[str]
     class_balanced: bool = False
 
@@ -60,7 +65,7 @@ def describe(
     """Put together what training ended with; no state: nothing but the head was to be trained."""
     if state is None:
         logits = inputs.baseline_logits
-        return FinetunedModel(classifier, groups, (), (), START, logits, [ONLY_HEAD])
+        return FinetunedModel(classifier, groups, (), (), START, logits, (), [ONLY_HEAD])
     return FinetunedModel(
         classifier,
         groups,
@@ -68,6 +73,7 @@ def describe(
         state.finished,
         chosen.best if chosen else START,
         chosen.val_logits if chosen else inputs.baseline_logits,
+        state.judged,
         [*([BALANCED] if balanced else []), *note_overfitting(state), *explain_choice(chosen)],
         balanced,
     )
@@ -107,6 +113,8 @@ def write_outcome(paths: OutcomePaths, model: FinetunedModel, summary: Finetuned
     write_classifier(paths.model, model.classifier)
     write_history(paths.history, model.history, model.groups)
     write_array(paths.val_logits, model.val_logits)
+    phases = np.array(model.phase_logits, np.float32).reshape(-1, *model.val_logits.shape)
+    write_array(paths.phase_logits, phases)
     write_record(paths.summary, summary)
 
 

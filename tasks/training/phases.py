@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase as StoredStatisticsNorm
 from torch.optim import AdamW
 
-from tasks.artifacts.records import Decision
+from tasks.artifacts.records import Decision, Phase
 from tasks.backbones.groups import layer_groups, parameter_names
 from tasks.errors import ArtifactError
 from tasks.heads.classifier import BACKBONE, HEAD, Classifier
@@ -157,6 +157,7 @@ class PhasePlan:
         epochs: Most epochs.
         patience: Epochs without a lower val loss that end it.
         rates: Peak rate of each trained group by name, the head's included.
+        share: Of the rates of params.yaml that these are, in (0, 1].
         adapt_norm: Whether trained norm layers normalize by the batch and update their statistics.
     """
 
@@ -167,6 +168,7 @@ class PhasePlan:
     epochs: int
     patience: int
     rates: dict[str, float]
+    share: float
     adapt_norm: bool
 
 
@@ -193,34 +195,61 @@ def phase_cuts(decision: Decision, groups: Sequence[TrainingGroup]) -> list[int]
     return cuts
 
 
-def plan_phases(
-    decision: Decision, groups: Sequence[TrainingGroup], params: FinetuneParams
-) -> list[PhasePlan]:
-    """Turn a decision into phases; none where only the head is to be trained.
+LOWER = 1 / 3  # of the rates, where a phase was rolled back
+TRIES = 3  # of a phase, each at lower rates
+
+
+def next_phase(
+    decision: Decision,
+    groups: Sequence[TrainingGroup],
+    params: FinetuneParams,
+    finished: Sequence[Phase],
+) -> PhasePlan | None:
+    """Say what is trained next, from what became of the phases before; None: training is over.
+
+    A phase that was kept is followed by the next one. The last one is repeated as long as val says
+    beyond doubt that it pays. One that was rolled back is tried again at lower rates.
 
     Args:
         decision: The arm and the lowest unfrozen group of each phase.
         groups: The backbone's groups in forward order, then the head.
         params: The `finetune` block.
+        finished: Records of the phases that are over.
 
     Raises:
         ArtifactError: The decision does not fit the backbone.
     """
     cuts = phase_cuts(decision, groups)
+    place, share, lost, rounds = 0, 1.0, 0, 0
+    for phase in finished:
+        last = place == len(cuts) - 1
+        if phase.kept and last:
+            rounds += 1
+            if not phase.better or rounds >= params.rounds:
+                return None
+        elif phase.kept:
+            place, lost = place + 1, 0
+        elif rounds or lost + 1 == TRIES:
+            return None
+        else:
+            share, lost = share * LOWER, lost + 1
+    if not cuts or (decision.arm == "scratch" and finished):
+        return None
+    cut, last = cuts[place], place == len(cuts) - 1
     scratch = decision.arm == "scratch"
-    return [
-        PhasePlan(
-            number=number,
-            of=len(cuts),
-            name="from scratch" if scratch else f"unfrozen from {groups[cut].name}",
-            unfrozen_from=cut,
-            epochs=_most_epochs(params, scratch=scratch, last=number == len(cuts)),
-            patience=params.scratch_patience if scratch else params.patience,
-            rates=_scratch_rates(groups, params) if scratch else _peak_rates(groups, cut, params),
-            adapt_norm=scratch,
-        )
-        for number, cut in enumerate(cuts, start=1)
-    ]
+    rates = _scratch_rates(groups, params) if scratch else _peak_rates(groups, cut, params)
+    number = len(finished) + 1
+    return PhasePlan(
+        number=number,
+        of=number + len(cuts) - 1 - place,
+        name="from scratch" if scratch else f"unfrozen from {groups[cut].name}",
+        unfrozen_from=cut,
+        epochs=_most_epochs(params, scratch=scratch, last=last),
+        patience=params.scratch_patience if scratch else params.patience,
+        rates={name: share * rate for name, rate in rates.items()},
+        share=share,
+        adapt_norm=scratch,
+    )
 
 
 def _most_epochs(params: FinetuneParams, *, scratch: bool, last: bool) -> int:

@@ -68,7 +68,7 @@ class Chosen:
 def explain_choice(chosen: Chosen | None) -> list[str]:
     """Say in words what was chosen; None where no phase was kept."""
     if chosen is None:
-        return ["Every phase was rolled back: the model is the frozen baseline."]
+        return ["Fine-tuning was rejected: every phase was rolled back."]
     if len(chosen.val_losses) == 1:
         return []
     tried = ", ".join(f"{one.name}: {loss:.4f}" for one, loss in chosen.val_losses.items())
@@ -127,12 +127,24 @@ def choose_weights(
     return Chosen(best, tried[best], losses)
 
 
+HOPELESS = 0.99  # confidence with which an epoch is worse than the start before its phase ends
+
+
 @dataclass(frozen=True)
 class PhaseEnd:
-    """The state to go on from, and what to tell about the phase."""
+    """What the phase was judged by, the state to go on from, and what to tell about it."""
 
+    judged: Snapshot
     kept: Snapshot
     record: Phase
+
+
+def is_hopeless(state: TrainState, val: ValSet, *, seed: int) -> bool:
+    """Whether val says beyond all doubt that even the best epoch so far is worse than the start."""
+    if state.best is None:
+        return False
+    start, best = state.start.val_logits, state.best.val_logits
+    return judge_change(start, best, val, confidence=HOPELESS, seed=seed).worse
 
 
 def end_phase(
@@ -167,8 +179,13 @@ def end_phase(
         state.start.val_logits, shown.val_logits, val, confidence=confidence, seed=seed
     )
     kept = state.best is not None and (scratch or not verdict.worse)
-    stopped: Literal["finished", "patience"] = (
-        "finished" if state.epoch >= plan.epochs else "patience"
+    stale = state.epoch - shown.epoch
+    stopped: Literal["finished", "patience", "hopeless"] = (
+        "finished"
+        if state.epoch >= plan.epochs
+        else "patience"
+        if stale >= plan.patience
+        else "hopeless"
     )
     record = Phase(
         name=plan.name,
@@ -179,10 +196,12 @@ def end_phase(
         val_loss=val.loss(shown.val_logits),
         val_accuracy=val.accuracy(shown.val_logits),
         change_in_val_accuracy=verdict.accuracy,
+        rate_share=plan.share,
+        better=verdict.better,
         kept=kept,
         reason=f"{'kept' if kept else 'rolled back'}: {diverged or verdict.reason}",
     )
-    return PhaseEnd(shown if kept else state.start, record)
+    return PhaseEnd(shown, shown if kept else state.start, record)
 
 
 def state_after(state: TrainState, end: PhaseEnd) -> TrainState:
@@ -195,6 +214,7 @@ def state_after(state: TrainState, end: PhaseEnd) -> TrainState:
         state,
         weights=weights,
         finished=(*state.finished, end.record),
+        judged=(*state.judged, end.judged.val_logits),
         phase_average=average,
         tally=Tally(),
     )

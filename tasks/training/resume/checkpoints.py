@@ -73,6 +73,7 @@ class TrainState:
         moments: The optimizer's memory, `<parameter>.<name>`.
         history: All epochs of all phases.
         finished: Records of the phases before this one.
+        judged: Logits on val (N_val, C) by which each of these was kept or rolled back.
         phase_average: Uniform average of what the kept ones among them ended with.
         micro_batch: Images that memory allows at once in a step; None: all of a batch.
         tally: Sums over the steps taken since those epochs. Where there are any, `weights` and
@@ -87,6 +88,7 @@ class TrainState:
     moments: Tensors
     history: tuple[HistoryRow, ...]
     finished: tuple[Phase, ...]
+    judged: tuple[Logits, ...]
     phase_average: Tensors
     micro_batch: int | None = None
     tally: Tally = Tally()
@@ -145,6 +147,7 @@ def load_moments(module: nn.Module, optimizer: Optimizer, moments: Tensors) -> N
 
 KEPT = 2  # newest files; the older one is for when the newer one is damaged
 LOGITS = "logits"  # of a snapshot, beside its weights
+JUDGED = "judged/"  # logits of the phases that are over
 
 
 class _Position(Record):
@@ -243,6 +246,7 @@ def write_state(path: Path, state: TrainState) -> None:
         **_named("weights", state.weights),
         **_named("moments", state.moments),
         **_named("phase-average", state.phase_average),
+        **{f"{JUDGED}{number:03d}": logits for number, logits in enumerate(state.judged)},
         **_named_snapshot("start", state.start),
         **(_named_snapshot("best", state.best) if state.best else {}),
     }
@@ -283,6 +287,7 @@ def read_train_state(path: Path) -> TrainState:
         moments=_tensors(arrays, "moments"),
         history=tuple(position.history),
         finished=tuple(position.finished),
+        judged=tuple(arrays[name] for name in sorted(arrays) if name.startswith(JUDGED)),
         phase_average=_tensors(arrays, "phase-average"),
         micro_batch=position.micro_batch,
         tally=position.tally,

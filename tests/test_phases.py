@@ -1,0 +1,102 @@
+"""Which phase follows which, by what became of those before."""
+
+from pathlib import Path
+
+import pytest
+from conftest import with_values
+from tiny_finetune import make_decision, make_inputs, phases_if_kept, record_of
+
+from tasks.artifacts.records import Arm, Phase
+from tasks.heads.classifier import start_classifier
+from tasks.params import Params
+from tasks.training.phases import (
+    LOWER,
+    TRIES,
+    PhasePlan,
+    TrainingGroup,
+    next_phase,
+    training_groups,
+)
+
+CUTS = [5, 4, 2]
+
+
+class Training:
+    """Phases planned one after the other; a word says what becomes of each."""
+
+    def __init__(self, groups: list[TrainingGroup], params: Params, arm: Arm) -> None:
+        self.decision = make_decision(arm, [0] if arm == "scratch" else CUTS)
+        self.groups, self.params = groups, params.finetune
+
+    def plans_after(self, outcomes: str) -> list[PhasePlan | None]:
+        """Plans of all phases and of the next one; k: kept, b: kept and better, r: rolled back."""
+        finished: list[Phase] = []
+        plans = [self.next(finished)]
+        for outcome in outcomes:
+            plan = plans[-1]
+            assert plan is not None
+            assert plan.number == len(plans)
+            finished.append(record_of(plan, kept=outcome != "r", better=outcome == "b"))
+            plans.append(self.next(finished))
+        return plans
+
+    def next(self, finished: list[Phase]) -> PhasePlan | None:
+        return next_phase(self.decision, self.groups, self.params, finished)
+
+
+@pytest.fixture
+def training(tmp_path: Path, default_params: Params) -> Training:
+    return make_training(tmp_path, default_params)
+
+
+def make_training(folder: Path, params: Params, arm: Arm = "fine_tune") -> Training:
+    made = make_inputs(folder)
+    classifier = start_classifier(made.backbone, made.baseline, made.head, arm=arm, seed=17)
+    params = with_values(params, {"finetune.rounds": 3})
+    return Training(training_groups(classifier), params, arm)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "cuts"),
+    {
+        "": [5],
+        "kk": [5, 4, 2],
+        "kkk": [5, 4, 2, None],
+        "bbk": [5, 4, 2, None],
+        "kkb": [5, 4, 2, 2],
+        "kkbb": [5, 4, 2, 2, 2],
+        "kkbbb": [5, 4, 2, 2, 2, None],
+        "kkbk": [5, 4, 2, 2, None],
+        "kkbr": [5, 4, 2, 2, None],
+        "rk": [5, 5, 4],
+        "krkrrk": [5, 4, 4, 2, 2, 2, None],
+        "rrr": [5, 5, 5, None],
+        "krrr": [5, 4, 4, 4, None],
+    }.items(),
+)
+def test_what_is_trained_next(training: Training, outcomes: str, cuts: list[int | None]):
+    plans = training.plans_after(outcomes)
+    assert [plan and plan.unfrozen_from for plan in plans] == cuts
+
+
+def test_rates_fall_with_every_phase_that_is_rolled_back_and_stay_low(training: Training):
+    full, *lower = (plan for plan in training.plans_after("rrkk") if plan)
+    shares = [LOWER, LOWER**2, LOWER**2, LOWER**2]
+    assert [plan.share for plan in lower] == pytest.approx(shares)
+    for plan, share in zip(lower[:2], shares, strict=False):
+        rates = {name: share * rate for name, rate in full.rates.items()}
+        assert plan.rates == pytest.approx(rates)
+    assert TRIES == 3
+
+
+def test_a_repetition_is_as_long_as_the_last_phase(training: Training):
+    plans = [plan for plan in training.plans_after("kkb") if plan]
+    early, last = training.params.early_epochs, training.params.epochs
+    assert [plan.epochs for plan in plans] == [early, early, last, last]
+    assert [plan.of for plan in plans] == [3, 3, 3, 4]
+
+
+def test_from_scratch_there_is_one_phase(tmp_path: Path, default_params: Params):
+    training = make_training(tmp_path, default_params, arm="scratch")
+    assert training.plans_after("b")[-1] is None
+    assert len(phases_if_kept(training.decision, training.groups, training.params)) == 1
