@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from tasks.artifacts.records import NamedPaths, write_record
 from tasks.errors import ParamsError
-from tasks.images.names import check_names
+from tasks.images.listing.names import check_names
 from tasks.params import Params
 from tasks.params_file import load_params, place_of_key
 from tasks.runtime.entry import StagePaths, Write, read_paths, run_stage

@@ -21,20 +21,20 @@ from tasks.artifacts.tables import (
 )
 from tasks.artifacts.words import listed, plural
 from tasks.errors import DataError
-from tasks.images.class_names import say_twins
-from tasks.images.corrections import (
+from tasks.images.duplicates import Grouping, group_images, say_near_copies
+from tasks.images.health import describe_health
+from tasks.images.listing.class_names import say_twins
+from tasks.images.listing.corrections import (
     Corrections,
     apply_corrections,
     read_corrections,
     say_corrections,
 )
-from tasks.images.duplicates import Grouping, group_images, say_near_copies
-from tasks.images.folders import Listing
-from tasks.images.health import describe_health
-from tasks.images.names import check_names
-from tasks.images.sources import list_images, resolve_root
+from tasks.images.listing.folders import Listing
+from tasks.images.listing.names import check_names
+from tasks.images.listing.sources import list_images, resolve_root
+from tasks.images.listing.tables import read_groups
 from tasks.images.splits import Assignment, assign_splits
-from tasks.images.tables import read_groups
 from tasks.images.validate import Inspection, check_pin, check_share_of_bad, inspect_images
 from tasks.params import IngestParams
 from tasks.runtime.entry import StagePaths, Write, read_arguments, run_stage

@@ -7,9 +7,9 @@ import pytest
 from conftest import tells
 
 from tasks.errors import DataError
-from tasks.images.class_names import about_names, say_twins
-from tasks.images.folders import Listing
-from tasks.images.sources import list_images
+from tasks.images.listing.class_names import about_names, say_twins
+from tasks.images.listing.folders import Listing
+from tasks.images.listing.sources import list_images
 
 
 def told(*names: str) -> str:

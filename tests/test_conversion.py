@@ -14,8 +14,8 @@ from test_decode import decode, encode, noise, pixels_of, png_chunk
 from test_validate import ORIGIN
 
 from tasks.artifacts.records import Conversion
-from tasks.images.conversion import ColorFacts, settle_conversion
-from tasks.images.folders import ListedImage, Listing
+from tasks.images.decoding.conversion import ColorFacts, settle_conversion
+from tasks.images.listing.folders import ListedImage, Listing
 from tasks.images.perceptual import perceptual_hash
 from tasks.images.validate import Inspection, inspect_images
 from tasks.params import Params

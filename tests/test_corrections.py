@@ -7,7 +7,7 @@ from conftest import ImageFolder
 from test_ingest import run, warned
 
 from tasks.errors import DataError
-from tasks.images.corrections import Corrections, read_corrections
+from tasks.images.listing.corrections import Corrections, read_corrections
 
 KNOWN = ["cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png"]
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import tells
 
 from tasks.errors import DataError
-from tasks.images.csv_file import read_lines
+from tasks.images.listing.csv_file import read_lines
 
 GOOD = "path,label\nimg/ä.png,ö\n"
 

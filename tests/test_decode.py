@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
 from tasks.errors import ImageError
-from tasks.images.decode import Decoded, decode_image
-from tasks.images.formats import READERS, SUFFIXES
+from tasks.images.decoding.decode import Decoded, decode_image
+from tasks.images.decoding.formats import READERS, SUFFIXES
 
 MILLION = 1_000_000
 WRITTEN = sorted(set(READERS) - {"HEIC"})  # HEIC is read by an extra
@@ -190,7 +190,7 @@ def test_bomb_takes_no_memory(tmp_path: Path) -> None:
     script = (
         "import resource, sys\n"
         "from pathlib import Path\n"
-        "from tasks.images.decode import decode_image\n"
+        "from tasks.images.decoding.decode import decode_image\n"
         "content = Path(sys.argv[1]).read_bytes()\n"
         "limit = int(Path('/proc/self/statm').read_text().split()[0]) * 4096 + 300_000_000\n"
         "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"

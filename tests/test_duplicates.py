@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
 
 from tasks.images.duplicates import KEY_DIGITS, Grouping, group_images, members_of, say_near_copies
-from tasks.images.folders import ListedImage
+from tasks.images.listing.folders import ListedImage
 from tasks.images.perceptual import HASH_BITS, find_links, perceptual_hash
 from tasks.images.validate import CheckedImage
 

@@ -8,7 +8,7 @@ from conftest import draw_image
 from PIL import Image
 
 from tasks.artifacts.tables import FactRow
-from tasks.images.decode import decode_image
+from tasks.images.decoding.decode import decode_image
 from tasks.images.facts import measure_facts
 
 

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from tasks.artifacts.records import Health, ImageSource, read_record
 from tasks.artifacts.tables import Manifest, Rejected, read_manifest, read_rows
 from tasks.errors import DataError
-from tasks.images.sources import resolve_root
+from tasks.images.listing.sources import resolve_root
 from tasks.ingest import main
 
 

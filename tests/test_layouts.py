@@ -6,7 +6,7 @@ import pytest
 from conftest import tells
 
 from tasks.errors import DataError
-from tasks.images.sources import list_images
+from tasks.images.listing.sources import list_images
 
 
 def tree(root: Path, *paths: str) -> Path:

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 
 from tasks.artifacts.records import ImageSource, Split, write_record
 from tasks.artifacts.tables import Manifest, ManifestRow, write_manifest
-from tasks.images.conversion import settle_conversion
+from tasks.images.decoding.conversion import settle_conversion
 from tasks.params import Params
 
 IMAGES = int(os.environ.get("REGRAFT_MEMORY_IMAGES", "20000"))

@@ -6,7 +6,7 @@ from tasks.artifacts.records import read_record
 from tasks.backbones import cards, source_cards
 from tasks.backbones.catalogue import load_backbone
 from tasks.errors import ArtifactError, DataError
-from tasks.images.sources import list_images
+from tasks.images.listing.sources import list_images
 from tasks.transferability.measure_ruler import halve, main, make_noise, read_set, see
 from tasks.transferability.mmd import measure_mmd
 from tasks.transferability.ruler import Ruler

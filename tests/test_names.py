@@ -8,7 +8,7 @@ import pytest
 from conftest import tells
 
 from tasks.errors import DataError
-from tasks.images.names import check_names, nearest_name, split_of, why_ignored
+from tasks.images.listing.names import check_names, nearest_name, split_of, why_ignored
 
 
 @pytest.mark.parametrize(

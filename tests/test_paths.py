@@ -9,10 +9,10 @@ import pytest
 from conftest import tells
 
 from tasks.errors import DataError
-from tasks.images.folders import Listing
-from tasks.images.paths import Matched, match_paths
-from tasks.images.sources import list_images
-from tasks.images.tables import read_groups
+from tasks.images.listing.folders import Listing
+from tasks.images.listing.paths import Matched, match_paths
+from tasks.images.listing.sources import list_images
+from tasks.images.listing.tables import read_groups
 
 FILES = [f"images/prüfbild {kind} {number:02d}.JPG" for kind in "ab" for number in range(15)]
 NFD = [unicodedata.normalize("NFD", file) for file in FILES]

@@ -8,10 +8,10 @@ import pytest
 
 from tasks.artifacts.words import printable
 from tasks.errors import DataError
-from tasks.images.folders import Listing
-from tasks.images.names import nearest_name
-from tasks.images.sources import digest_of_files, list_images, read_descriptor, resolve_root
-from tasks.images.tables import read_groups
+from tasks.images.listing.folders import Listing
+from tasks.images.listing.names import nearest_name
+from tasks.images.listing.sources import digest_of_files, list_images, read_descriptor, resolve_root
+from tasks.images.listing.tables import read_groups
 
 ROOT = Path(__file__).parent.parent
 
@@ -192,7 +192,7 @@ def test_a_folder_that_cannot_be_read_is_named(
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("tasks.images.folders.os.scandir", refuse)
+    monkeypatch.setattr("tasks.images.listing.folders.os.scandir", refuse)
     with pytest.raises(DataError, match=r"cannot be listed \(Permission denied\).*chmod"):
         list_images(tmp_path)
 

@@ -14,8 +14,8 @@ from PIL import Image
 from tasks.artifacts.records import ImageSource
 from tasks.artifacts.tables import Rejected
 from tasks.errors import DataError
-from tasks.images.folders import ListedImage, Listing, Pin
-from tasks.images.sources import digest_of_files
+from tasks.images.listing.folders import ListedImage, Listing, Pin
+from tasks.images.listing.sources import digest_of_files
 from tasks.images.validate import (
     Inspection,
     check_pin,

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from flows.errors import IsolationError
 from tasks.artifacts.words import printable
 from tasks.errors import DataError
-from tasks.images.tables import read_table
+from tasks.images.listing.tables import read_table
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tasks.artifacts.arrays import Pixels
 from tasks.images.boxes import Box, place_box
-from tasks.images.frames import Frame, border_color
+from tasks.images.decoding.frames import Frame, border_color
 from tasks.images.operations.registry import Operation, draw_operations
 from tasks.params import AugmentationRanges, AugmentParams
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tasks.artifacts.tables import FactRow
 from tasks.artifacts.words import shortened
-from tasks.images.decode import Decoded
+from tasks.images.decoding.decode import Decoded
 
 SAMPLED_PX = 16  # side of the grid of pixels that colors are measured on
 LONGEST_CAMERA = 80  # characters

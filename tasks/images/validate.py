@@ -15,13 +15,13 @@ from tasks.artifacts.records import Conversion
 from tasks.artifacts.tables import FactRow, Rejected
 from tasks.artifacts.words import first_of, listed, printable
 from tasks.errors import DataError, ImageError
-from tasks.images.conversion import NO_FACTS, ColorFacts, relevant, settle_conversion
-from tasks.images.decode import decode_image
+from tasks.images.decoding.conversion import NO_FACTS, ColorFacts, relevant, settle_conversion
+from tasks.images.decoding.decode import decode_image
 from tasks.images.facts import measure_facts
-from tasks.images.folders import ListedImage, Listing, why_not_regular
+from tasks.images.listing.folders import ListedImage, Listing, why_not_regular
+from tasks.images.listing.sources import digest_of_files
 from tasks.images.looks import Trait, find_traits
 from tasks.images.perceptual import hash_gray, shrink_to_gray
-from tasks.images.sources import digest_of_files
 from tasks.params import IngestParams
 from tasks.runtime.progress import progress
 

@@ -10,8 +10,8 @@ from PIL import Image, ImageFilter
 from tasks.artifacts.arrays import Features, Ints, Pixels
 from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.engine import make_engine
-from tasks.images.decode import decode_image
-from tasks.images.sources import list_images, resolve_root
+from tasks.images.decoding.decode import decode_image
+from tasks.images.listing.sources import list_images, resolve_root
 from tasks.runtime.device import configure_torch
 from tasks.runtime.machine import read_machine
 

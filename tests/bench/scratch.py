@@ -20,7 +20,7 @@ from tasks.artifacts.tables import Manifest, ManifestRow, PredictionRow, read_ma
 from tasks.augment import pack, render_file
 from tasks.backbones.catalogue import load_backbone
 from tasks.heads.registry import to_arrays
-from tasks.images.sources import resolve_root
+from tasks.images.listing.sources import resolve_root
 from tasks.params import Params
 from tasks.params_file import load_params
 

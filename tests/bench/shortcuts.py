@@ -22,9 +22,9 @@ from tasks.auditing.shortcuts import (
     collect_facts,
     measure_shortcuts,
 )
-from tasks.images.decode import decode_image
+from tasks.images.decoding.decode import decode_image
 from tasks.images.facts import measure_facts
-from tasks.images.sources import list_images, resolve_root
+from tasks.images.listing.sources import list_images, resolve_root
 
 SHARES = (1.0, 0.5, 0.2)  # of the class that is planted in
 CONFIDENCE = 0.95

@@ -17,14 +17,14 @@ from ruamel.yaml.error import YAMLError
 from tasks.artifacts.records import ImageSource
 from tasks.artifacts.words import first_of, listed, printable
 from tasks.errors import DataError
-from tasks.images.folders import (
+from tasks.images.listing.folders import (
     ListedImage,
     Listing,
     Pin,
     list_folder,
 )
-from tasks.images.names import nearest_name
-from tasks.images.tables import list_table
+from tasks.images.listing.names import nearest_name
+from tasks.images.listing.tables import list_table
 
 Text = Annotated[str, Field(min_length=1)]
 DELIMITERS = {"whitespace": None, "comma": ",", "semicolon": ";", "tab": "\t"}

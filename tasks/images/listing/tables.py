@@ -9,11 +9,11 @@ from tasks.artifacts.records import ImageSource
 from tasks.artifacts.tables import Rejected
 from tasks.artifacts.words import first_of, printable
 from tasks.errors import DataError
-from tasks.images.class_names import NO_LABEL
-from tasks.images.csv_file import Line, read_lines
-from tasks.images.folders import ListedImage, Listing, why_not_regular
-from tasks.images.names import nearest_name, split_of, tidy
-from tasks.images.paths import Matched, files_below, match_paths
+from tasks.images.listing.class_names import NO_LABEL
+from tasks.images.listing.csv_file import Line, read_lines
+from tasks.images.listing.folders import ListedImage, Listing, why_not_regular
+from tasks.images.listing.names import nearest_name, split_of, tidy
+from tasks.images.listing.paths import Matched, files_below, match_paths
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from tasks.artifacts.words import first_of, listed, printable
 from tasks.errors import DataError
-from tasks.images.csv_file import Line, read_lines
-from tasks.images.names import nearest_name, tidy
-from tasks.images.tables import match_images
+from tasks.images.listing.csv_file import Line, read_lines
+from tasks.images.listing.names import nearest_name, tidy
+from tasks.images.listing.tables import match_images
 from tasks.images.validate import CheckedImage, Inspection
 
 YES, NO = {"yes", "true", "1"}, {"", "no", "false", "0"}

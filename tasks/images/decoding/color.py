@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 from tasks.artifacts.arrays import Pixels
 from tasks.artifacts.records import Conversion
 from tasks.errors import ImageError
-from tasks.images.conversion import GROUNDS, SIXTEEN_BITS, ColorFacts, settle_conversion
+from tasks.images.decoding.conversion import GROUNDS, SIXTEEN_BITS, ColorFacts, settle_conversion
 
 EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
 VISIBLE_DIFFERENCE = 64  # of 255, in some channel, by which a pixel stands out from the ground

@@ -16,9 +16,9 @@ from tasks.artifacts.records import ImageSource, Split
 from tasks.artifacts.tables import Rejected
 from tasks.artifacts.words import first_of, listed, plural, printable
 from tasks.errors import DataError
-from tasks.images.formats import SUFFIXES
-from tasks.images.layouts import expected, explain_layout, find_splits
-from tasks.images.names import is_folder, tidy, why_ignored
+from tasks.images.decoding.formats import SUFFIXES
+from tasks.images.listing.layouts import expected, explain_layout, find_splits
+from tasks.images.listing.names import is_folder, tidy, why_ignored
 
 
 @dataclass(frozen=True, slots=True)

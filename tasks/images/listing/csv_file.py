@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tasks.artifacts.words import listed, plural, printable, shortened
 from tasks.errors import DataError
-from tasks.images.names import nearest_name
+from tasks.images.listing.names import nearest_name
 
 _OTHER_FILES = (
     (b"PK\x03\x04", "an Excel workbook or another zip; export its sheet as csv (UTF-8)"),

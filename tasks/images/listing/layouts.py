@@ -8,7 +8,7 @@ from pathlib import Path
 from tasks.artifacts.records import SPLITS, Split
 from tasks.artifacts.words import listed, plural, printable
 from tasks.errors import DataError
-from tasks.images.names import is_folder, split_of, why_ignored
+from tasks.images.listing.names import is_folder, split_of, why_ignored
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tasks.artifacts.arrays import Pixels
 from tasks.artifacts.records import Fit
-from tasks.images.decode import decode_image
+from tasks.images.decoding.decode import decode_image
 
 # Pixels kept for each one of the clean view: a crop of a quarter of the area is still not enlarged.
 KEPT_SCALE = 2

@@ -16,10 +16,10 @@ from PIL import Image, ImageFile
 
 from tasks.artifacts.records import Conversion
 from tasks.errors import ImageError
-from tasks.images.color import to_srgb
-from tasks.images.conversion import ColorFacts
-from tasks.images.formats import READERS, SUFFIXES, identify
-from tasks.images.whole import Sound, find_picture, prove_jpeg, truncated
+from tasks.images.decoding.color import to_srgb
+from tasks.images.decoding.conversion import ColorFacts
+from tasks.images.decoding.formats import READERS, SUFFIXES, identify
+from tasks.images.decoding.whole import Sound, find_picture, prove_jpeg, truncated
 
 _SEVERAL_FRAMES = frozenset({"GIF", "TIFF", "WEBP", "AVIF", "HEIC"})
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from tasks.artifacts.words import listed, shortened
-from tasks.images.names import look_of
+from tasks.images.listing.names import look_of
 
 # What tables write where a value is missing. Nobody names a class by the first ones.
 NO_LABEL = frozenset(("nan", "<na>", "#n/a", "null", "nat"))

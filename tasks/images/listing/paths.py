@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from tasks.artifacts.words import shortened
-from tasks.images.names import why_ignored
+from tasks.images.listing.names import why_ignored
 
 MOST_FILES = 2_000_000  # that are looked at for rewrites
 LONGEST = 120  # characters of a path in a sentence
