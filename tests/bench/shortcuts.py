@@ -33,9 +33,8 @@ INTRO = """\
 
 `{command}` wrote this page.
 
-`audit` fits trees to facts of the files that are no content ({facts}) and
-judges them on images of
-other groups. A class is *given away* where the lower bound of its AUC against the rest reaches
+`audit` fits trees to facts of the files that are no content ({facts})
+and judges them on images of other groups. A class is *given away* where the lower bound of its AUC against the rest reaches
 {given}; intervals are 95 %, for all classes of a set together. With how pictures look come also
 {looks}; that may be honest content, and is told more softly.
 
@@ -224,7 +223,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     sets, planted = (" ".join(path.name for path in some) for some in (options.data, options.plant))
     text = INTRO.format(
-        command=f"PYTHONPATH=tests python -m bench.shortcuts --data {sets} --plant {planted}",
+        command=f"PYTHONPATH=tests python -m bench.shortcuts --data {sets} --plant {planted} "
+        f"--images {options.images} --shuffles {options.shuffles}",
         facts=", ".join(FILE_FACTS),
         given=GIVEN_AWAY,
         looks=", ".join(LOOK_FACTS),
