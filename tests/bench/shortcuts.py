@@ -34,7 +34,8 @@ INTRO = """\
 `{command}` wrote this page.
 
 `audit` fits trees to facts of the files that are no content ({facts})
-and judges them on images of other groups. A class is *given away* where the lower bound of its AUC against the rest reaches
+and judges them on images of other groups. A class is *given away* where the lower bound of its AUC
+against the rest reaches
 {given}; intervals are 95 %, for all classes of a set together. With how pictures look come also
 {looks}; that may be honest content, and is told more softly.
 
