@@ -14,8 +14,9 @@ from flows.run import Wish, run_stages
 from flows.stage import STAGES
 
 NO_OVERRIDES = ParamsOverrides()
-# A choice in the form; what dvc.yaml really holds is known when a run starts.
-StageName = Annotated[str, WithJsonSchema({"type": "string", "enum": ["check", *STAGES]})]
+# A choice in the form: the stages with parameters, and those without. What dvc.yaml really holds
+# is known when a run starts.
+StageName = Annotated[str, WithJsonSchema({"type": "string", "enum": ["check", *STAGES, "audit"]})]
 
 
 @flow(

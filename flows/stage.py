@@ -15,8 +15,8 @@ from tasks.params import Params
 Reach = Literal["this stage and what follows from it", "this stage alone"]
 FOLLOW: Reach = "this stage and what follows from it"
 
-# Every block of params.yaml is a stage's, but for these; a stage reads them beside its own.
-SHARED = {"seed": (), "backbone": ("extract",)}
+# What in params.yaml is no stage's own block, and the stages that offer it beside theirs.
+SHARED = {"seed": (), "class_balanced": ("baseline", "finetune"), "backbone": ("extract",)}
 STAGES = tuple(name for name in Params.model_fields if name not in SHARED)
 
 

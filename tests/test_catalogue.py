@@ -286,7 +286,7 @@ def test_every_misfit_of_a_file_is_listed(tmp_path):
     with pytest.raises(WeightsError) as caught:
         load(weights=path)
     message = str(caught.value)
-    assert "1 tensors missing (layer1.0.conv1.weight)" in message
+    assert "1 tensor missing (layer1.0.conv1.weight)" in message
     assert "1 tensor unexpected (extra)" in message
     assert "layer2.0.conv1.weight (1, 2) for" in message
     assert "Set backbone.name" in message

@@ -86,7 +86,7 @@ def test_a_path_that_cannot_be_used_is_told_with_the_way_out(
     (root / "linked").symlink_to("data")
     with pytest.raises(ParamsError) as error:
         checked(root)
-    assert str(error.value).startswith(f"{root}/params.yaml:12: ingest.source is {source!r}")
+    assert str(error.value).startswith(f"{root}/params.yaml:13: ingest.source is {source!r}")
     assert tells(str(error.value), *(fact.format(home=home) for fact in facts))
     assert "\n" not in str(error.value)
 

@@ -41,6 +41,7 @@ from tasks.training.verdicts import Chosen
 FAST = {
     "finetune.early_epochs": 2,
     "finetune.epochs": 2,
+    "finetune.rounds": 1,
     "finetune.batch_size": 8,
     "finetune.head_lr": 0.01,
     "finetune.backbone_lr": 0.003,
@@ -308,7 +309,8 @@ def test_what_the_phases_were_judged_by_is_kept(project: Project):
     }
     summary = project.run(project.arguments(values=values))
     judged = read_array(project.root / "out" / "phase_logits.npy")
-    assert len(judged) == len(summary.phases) == 2
+    assert len(judged) == len(summary.phases)
+    assert {phase.kept for phase in summary.phases} == {True, False}
     assert project.inputs is not None
     val = project.inputs.examples().val
     before = read_array(project.root / "in" / "baseline_logits.npy")

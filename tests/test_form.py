@@ -56,4 +56,4 @@ def test_the_values_follow_the_file(default_params: Params) -> None:
 
 def test_stages_are_a_choice_of_names() -> None:
     stages = pipeline.parameters.properties["stages"]
-    assert stages["items"]["enum"] == ["check", *STAGES]
+    assert stages["items"]["enum"] == ["check", *STAGES, "audit"]

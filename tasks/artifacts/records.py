@@ -379,6 +379,11 @@ class Finetuned(Record):
     notes: list[str]
 
     @property
+    def lost_epochs(self) -> int:
+        """Epochs of phases that were rolled back."""
+        return sum(phase.epochs for phase in self.phases if not phase.kept)
+
+    @property
     def rejection(self) -> str | None:
         """Why val wanted nothing of the fine-tuning, in a sentence; None where it wanted some."""
         if not self.phases or self.interpolation:

@@ -242,7 +242,7 @@ def next_phase(
     return PhasePlan(
         number=number,
         of=number + len(cuts) - 1 - place,
-        name="from scratch" if scratch else f"unfrozen from {groups[cut].name}",
+        name="from scratch" if scratch else _name(groups[cut], share, repeated=rounds > 0),
         unfrozen_from=cut,
         epochs=_most_epochs(params, scratch=scratch, last=last),
         patience=params.scratch_patience if scratch else params.patience,
@@ -250,6 +250,12 @@ def next_phase(
         share=share,
         adapt_norm=scratch,
     )
+
+
+def _name(lowest: TrainingGroup, share: float, *, repeated: bool) -> str:
+    again = ", repeated" if repeated else ""
+    rates = f", at {share:.2g} of the rates" if share < 1 else ""
+    return f"unfrozen from {lowest.name}{again}{rates}"
 
 
 def _most_epochs(params: FinetuneParams, *, scratch: bool, last: bool) -> int:
