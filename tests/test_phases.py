@@ -61,17 +61,20 @@ def make_training(folder: Path, params: Params, arm: Arm = "fine_tune") -> Train
     {
         "": [5],
         "kk": [5, 4, 2],
+        "kr": [5, 4, 2],
+        "rr": [5, 4, 2],
         "kkk": [5, 4, 2, None],
         "bbk": [5, 4, 2, None],
+        "rrk": [5, 4, 2, None],
         "kkb": [5, 4, 2, 2],
         "kkbb": [5, 4, 2, 2, 2],
         "kkbbb": [5, 4, 2, 2, 2, None],
         "kkbk": [5, 4, 2, 2, None],
         "kkbr": [5, 4, 2, 2, None],
-        "rk": [5, 5, 4],
-        "krkrrk": [5, 4, 4, 2, 2, 2, None],
-        "rrr": [5, 5, 5, None],
-        "krrr": [5, 4, 4, 4, None],
+        "kkrb": [5, 4, 2, 2, 2],
+        "kkrk": [5, 4, 2, 2, None],
+        "kkrr": [5, 4, 2, 2, 2],
+        "kkrrr": [5, 4, 2, 2, 2, None],
     }.items(),
 )
 def test_what_is_trained_next(training: Training, outcomes: str, cuts: list[int | None]):
@@ -79,13 +82,13 @@ def test_what_is_trained_next(training: Training, outcomes: str, cuts: list[int 
     assert [plan and plan.unfrozen_from for plan in plans] == cuts
 
 
-def test_rates_fall_with_every_phase_that_is_rolled_back_and_stay_low(training: Training):
-    full, *lower = (plan for plan in training.plans_after("rrkk") if plan)
-    shares = [LOWER, LOWER**2, LOWER**2, LOWER**2]
-    assert [plan.share for plan in lower] == pytest.approx(shares)
-    for plan, share in zip(lower[:2], shares, strict=False):
-        rates = {name: share * rate for name, rate in full.rates.items()}
-        assert plan.rates == pytest.approx(rates)
+def test_rates_of_the_last_phase_fall_each_time_it_is_rolled_back(training: Training):
+    plans = [plan for plan in training.plans_after("rkrrb") if plan]
+    shares = [1, 1, 1, LOWER, LOWER**2, LOWER**2]
+    assert [plan.share for plan in plans] == pytest.approx(shares)
+    full = plans[2].rates
+    for plan, share in zip(plans[3:], shares[3:], strict=True):
+        assert plan.rates == pytest.approx({name: share * rate for name, rate in full.items()})
     assert TRIES == 3
 
 

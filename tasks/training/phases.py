@@ -195,8 +195,8 @@ def phase_cuts(decision: Decision, groups: Sequence[TrainingGroup]) -> list[int]
     return cuts
 
 
-LOWER = 1 / 3  # of the rates, where a phase was rolled back
-TRIES = 3  # of a phase, each at lower rates
+LOWER = 1 / 3  # of the rates, where the last phase was rolled back
+TRIES = 3  # of the last phase, each at lower rates
 
 
 def next_phase(
@@ -207,8 +207,8 @@ def next_phase(
 ) -> PhasePlan | None:
     """Say what is trained next, from what became of the phases before; None: training is over.
 
-    A phase that was kept is followed by the next one. The last one is repeated as long as val says
-    beyond doubt that it pays. One that was rolled back is tried again at lower rates.
+    Every phase before the last one is trained once. The last one is repeated as long as val says
+    beyond doubt that it paid; rolled back, it is tried again at lower rates.
 
     Args:
         decision: The arm and the lowest unfrozen group of each phase.
@@ -220,36 +220,34 @@ def next_phase(
         ArtifactError: The decision does not fit the backbone.
     """
     cuts = phase_cuts(decision, groups)
-    place, share, lost, rounds = 0, 1.0, 0, 0
-    for phase in finished:
-        last = place == len(cuts) - 1
-        if phase.kept and last:
-            rounds += 1
-            if not phase.better or rounds >= params.rounds:
-                return None
-        elif phase.kept:
-            place, lost = place + 1, 0
-        elif rounds or lost + 1 == TRIES:
-            return None
-        else:
-            share, lost = share * LOWER, lost + 1
-    if not cuts or (decision.arm == "scratch" and finished):
-        return None
-    cut, last = cuts[place], place == len(cuts) - 1
     scratch = decision.arm == "scratch"
+    last = finished[max(len(cuts) - 1, 0) :]
+    if not cuts or (last and (scratch or _is_over(last, params.rounds))):
+        return None
+    place = min(len(finished), len(cuts) - 1)
+    repeated = any(phase.kept for phase in last)
+    share = LOWER ** sum(not phase.kept for phase in last)
+    cut, number = cuts[place], len(finished) + 1
     rates = _scratch_rates(groups, params) if scratch else _peak_rates(groups, cut, params)
-    number = len(finished) + 1
     return PhasePlan(
         number=number,
         of=number + len(cuts) - 1 - place,
-        name="from scratch" if scratch else _name(groups[cut], share, repeated=rounds > 0),
+        name="from scratch" if scratch else _name(groups[cut], share, repeated=repeated),
         unfrozen_from=cut,
-        epochs=_most_epochs(params, scratch=scratch, last=last),
+        epochs=_most_epochs(params, scratch=scratch, last=place == len(cuts) - 1),
         patience=params.scratch_patience if scratch else params.patience,
         rates={name: share * rate for name, rate in rates.items()},
         share=share,
         adapt_norm=scratch,
     )
+
+
+def _is_over(last: Sequence[Phase], rounds: int) -> bool:
+    """Whether the last phase, of which these are all the times, is not trained once more."""
+    kept = sum(phase.kept for phase in last)
+    if last[-1].kept:
+        return not last[-1].better or kept >= rounds
+    return kept > 0 or len(last) == TRIES
 
 
 def _name(lowest: TrainingGroup, share: float, *, repeated: bool) -> str:
