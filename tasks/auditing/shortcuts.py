@@ -7,6 +7,8 @@ what stands at its border, how many bytes its detail takes).
 """
 
 import math
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -103,8 +105,8 @@ def collect_facts(
 def _folders(paths: Sequence[str], labels: Sequence[str]) -> Iterator[str]:
     """Folder of each image, without the parts that name its class."""
     for path, label in zip(paths, labels, strict=True):
-        parts = [part for part in path.split("/")[:-1] if part != label]
-        yield "/".join(parts)
+        parts = [unicodedata.normalize("NFC", part).strip() for part in path.split("/")[:-1]]
+        yield "/".join(part for part in parts if part != label)
 
 
 def measure_shortcuts(
@@ -254,8 +256,9 @@ def _say(name: str, values: Sequence[float | str], positive: Bools) -> str:
     """Say how a fact differs: its typical value in the class, and how often others have it."""
     mine = [value for value, kept in zip(values, positive, strict=True) if kept]
     rest = [value for value, kept in zip(values, positive, strict=True) if not kept]
-    common = max(sorted(set(mine), key=str), key=mine.count)
-    share = mine.count(common) / len(mine)
+    counts = Counter(mine)
+    common = max(sorted(counts, key=str), key=counts.__getitem__)
+    share = counts[common] / len(mine)
     if isinstance(common, str) or share >= 0.5:
         shown = shortened(common, 40) if isinstance(common, str) else f"{common:,.4g}"
         elsewhere = rest.count(common) / max(len(rest), 1)
