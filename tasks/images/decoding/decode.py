@@ -19,7 +19,7 @@ from tasks.errors import ImageError
 from tasks.images.decoding.color import to_srgb
 from tasks.images.decoding.conversion import ColorFacts
 from tasks.images.decoding.formats import READERS, SUFFIXES, identify
-from tasks.images.decoding.whole import Sound, find_picture, prove_jpeg, truncated
+from tasks.images.decoding.whole import Sound, find_picture, prove_gray_end, prove_jpeg, truncated
 
 _SEVERAL_FRAMES = frozenset({"GIF", "TIFF", "WEBP", "AVIF", "HEIC"})
 
@@ -109,6 +109,7 @@ def decode_image(
                 file.draft(None, (draft_px, draft_px))
             read_low = partial(_read_low_bytes, kind, sound) if _has_high_bytes(file) else None
             file.load()
+            prove_gray_end(file, sound, content)
             orientation = _orientation(file)
             colored = to_srgb(file, conversion, reduce_px=glance_px, read_low_bytes=read_low)
     except ImageError:
