@@ -60,6 +60,7 @@ def drawings(*colors: tuple[int, int, int]) -> list[bytes]:
         ([WHITE, BLACK], GRAY),
         ([GRAY, GRAY], WHITE),
         ([GRAY, WHITE], BLACK),
+        ([GRAY, WHITE, BLACK], (255, 0, 255)),
     ],
 )
 def test_the_ground_is_that_on_which_the_drawings_are_seen(

@@ -14,8 +14,9 @@ GROUNDS: dict[str, tuple[int, int, int]] = {
     "white": (255, 255, 255),
     "black": (0, 0, 0),
     "gray": (128, 128, 128),
+    "magenta": (255, 0, 255),  # far from every gray
 }
-HIDDEN_TOLERATED = 0.01  # largest share of a class whose drawing may be hidden on white
+HIDDEN_TOLERATED = 0.01  # largest share of a class whose drawing may be hidden on the ground
 Number = TypeVar("Number", int, float)
 
 SIXTEEN_BITS = (0, 65535)
@@ -46,8 +47,8 @@ NO_FACTS = ColorFacts()
 def settle_conversion(images: Sequence[tuple[str, ColorFacts]]) -> Conversion:
     """Find the conversion of a set from (class, facts) of all its images, in any order.
 
-    Transparent pixels become white unless more than 1 % of some class would be hidden on it; then
-    white, black or gray, the first on which the fewest images of a class are hidden, by its share.
+    Transparent pixels become the first of white, black, gray and magenta on which at most 1 % of
+    any class are hidden; where there is none, that on which the fewest are, by its share.
     Integers of more than 8 bits have the range 0..2^k-1 with the smallest k >= 8 that holds all of
     them, floating-point values [0, 1]; where the set goes beyond that, its own extremes.
     """
@@ -87,7 +88,8 @@ def _choose_ground(images: Sequence[tuple[str, ColorFacts]]) -> str:
     def worst(ground: str) -> float:
         return max((hidden[label, ground] / totals[label] for label in totals), default=0.0)
 
-    return "white" if worst("white") <= HIDDEN_TOLERATED else min(GROUNDS, key=worst)
+    fit = (ground for ground in GROUNDS if worst(ground) <= HIDDEN_TOLERATED)
+    return next(fit, min(GROUNDS, key=worst))
 
 
 def _extent(
