@@ -49,6 +49,38 @@ def test_flat_splits_are_never_classes(tmp_path: Path, folders: str) -> None:
     assert tells(text, names[0], "path,label,split", "/<class>/<image>")
 
 
+@pytest.mark.parametrize("names", ["train_cat test_cat train_dog", "cat-TRAIN cat-val dog-train"])
+def test_a_split_and_a_class_in_one_name_are_no_class(tmp_path: Path, names: str) -> None:
+    text = refusal(tmp_path, *(f"{name}/1.png" for name in names.split()))
+    assert tells(text, *names.split()[:2], "to train/cat", "path,label,split")
+
+
+def test_split_words_within_names_of_classes_do_not_matter(tmp_path: Path) -> None:
+    names = ["test_tube", "train_station", "dog"]
+    listing = list_images(tree(tmp_path, *(f"{name}/1.png" for name in names)))
+    assert {image.label for image in listing.images} == set(names)
+
+
+@pytest.mark.parametrize("paths", ["train/train/a/1.png", "train/a/1.png test/test/1.png"])
+def test_a_split_in_a_folder_of_its_name_is_told(tmp_path: Path, paths: str) -> None:
+    text = refusal(tmp_path, "val/a/2.png", *paths.split())
+    assert "patients" not in text
+    assert tells(text, "a level too many", "one level up")
+
+
+def test_a_class_may_be_called_test_in_every_split(tmp_path: Path) -> None:
+    files = ("train/test/1.png", "train/control/2.png", "test/test/3.png", "test/control/4.png")
+    listing = list_images(tree(tmp_path, *files))
+    assert {image.label for image in listing.images} == {"test", "control"}
+
+
+def test_an_empty_folder_in_a_class_folder_does_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "a/empty").mkdir(parents=True)
+    listing = list_images(tree(tmp_path, "a/1.png", "b/1.png", "b/notes/readme.txt"))
+    assert [image.path for image in listing.images] == ["a/1.png", "b/1.png"]
+    assert listing.ignored == {".txt": 1}
+
+
 def test_an_unlabeled_test_folder_beside_train_is_named_once(tmp_path: Path) -> None:
     images = [f"test/{number}.jpg" for number in range(60)]
     text = refusal(tmp_path, "train/a/1.png", "train/b/1.png", *images)

@@ -181,7 +181,8 @@ def _walk_class(root: Path, folder: Path, split: Split | None, found: _Found) ->
         if reason:
             found.rejected.append(Rejected(path=path, reason=reason))
         elif entry.is_dir():
-            found.nested.append(path + "/")
+            if any(True for _ in _entries(Path(entry.path), found)):  # an empty one is no level
+                found.nested.append(path + "/")
         else:
             found.images.append(ListedImage(path=path, label=label, split=split))
     if len(found.images) == count:
