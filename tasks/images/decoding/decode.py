@@ -7,6 +7,7 @@ the formats of `READERS` are ever tried; nothing starts another program.
 import io
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,9 @@ from tasks.images.decoding.color import to_srgb
 from tasks.images.decoding.conversion import ColorFacts
 from tasks.images.decoding.formats import READERS, SUFFIXES, identify
 from tasks.images.decoding.whole import Sound, find_picture, prove_gray_end, prove_jpeg, truncated
+
+# What Pillow finds odd about metadata decides nothing, and its warnings name no file.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 _SEVERAL_FRAMES = frozenset({"GIF", "TIFF", "WEBP", "AVIF", "HEIC"})
 
@@ -125,8 +129,8 @@ def decode_image(
         if turn > 4:
             width, height = height, width
     remarks = _remarks(kind, suffix, frames, orientation)
-    warnings = (*remarks, *sound.remarks, *colored.remarks)
-    return Decoded(image, width, height, mode, kind, frames or 1, warnings, colored.facts)
+    said = (*remarks, *sound.remarks, *colored.remarks)
+    return Decoded(image, width, height, mode, kind, frames or 1, said, colored.facts)
 
 
 def _has_high_bytes(file: ImageFile.ImageFile) -> bool:
