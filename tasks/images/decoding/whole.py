@@ -231,8 +231,10 @@ def prove_gray_end(picture: Image.Image, sound: Sound, content: bytes) -> None:
     Raises:
         ImageError: They do.
     """
-    last = picture.crop((max(0, picture.width - 8), picture.height - 1, *picture.size)).tobytes()
-    if sound.end is None or not set(last) <= _GRAY:
+    if sound.end is None:
+        return
+    last = picture.crop((max(0, picture.width - 8), picture.height - 1, *picture.size))
+    if not set(last.tobytes()) <= _GRAY:
         return
     body = content[: sound.end]
     try:
