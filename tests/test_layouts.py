@@ -126,6 +126,11 @@ def test_classes_below_patients_are_told_with_a_row(tmp_path: Path) -> None:
     assert tells(text, "ill and well", "p0/ill/0.png,ill,p0", "p0/ill/0.png,p0,ill")
 
 
+def test_splits_below_classes_are_told_to_go_above(tmp_path: Path) -> None:
+    text = refusal(tmp_path, *(f"{c}/{s}/1.png" for c in ("cat", "dog") for s in ("test", "train")))
+    assert tells(text, "below the classes (cat and dog)", "test/cat", "cat/test/1.png,cat,test")
+
+
 def test_images_without_any_folder_are_told_to_need_labels(tmp_path: Path) -> None:
     assert tells(refusal(tmp_path, "1.png", "2.png"), "2 files", "one folder for each class")
 
@@ -137,6 +142,15 @@ def test_folders_whose_names_look_the_same_are_one_class(tmp_path: Path, split: 
     assert [image.label for image in listing.images].count("caf\u00e9") == 2
     assert [image.label for image in listing.images].count("cat") == 2
     assert tells(" ".join(listing.notes), "'cafe\\u0301' and 'caf\\xe9'", "'cat' and 'cat '")
+
+
+def test_the_layout_of_detection_with_splits_is_named(tmp_path: Path) -> None:
+    paths = (
+        f"{a}/{s}/1.{x}"
+        for a, x in (("images", "jpg"), ("labels", "png"))
+        for s in ("train", "val")
+    )
+    assert tells(refusal(tmp_path, *paths), "object detection", "boxes")
 
 
 def test_the_layout_of_detection_is_named(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tasks.artifacts.tables import Rejected
 from tasks.artifacts.words import first_of, listed, plural, printable
 from tasks.errors import DataError
 from tasks.images.decoding.formats import SUFFIXES
-from tasks.images.listing.layouts import expected, explain_layout, find_splits
+from tasks.images.listing.layouts import BOXES, expected, explain_layout, find_splits
 from tasks.images.listing.names import is_folder, tidy, why_ignored
 
 
@@ -268,10 +268,7 @@ def _of_boxes(found: _Found) -> str:
     """Say what images beside labels are: the layout of object detection."""
     if not {"images", "labels"} <= found.names.keys():
         return ""
-    return (
-        ". Folders images and labels are the layout of object detection, with boxes; here every "
-        "class needs a folder of images"
-    )
+    return f". {BOXES}"
 
 
 def _hint(found: _Found) -> str:

@@ -11,6 +11,11 @@ from tasks.artifacts.words import listed, plural, printable
 from tasks.errors import DataError
 from tasks.images.listing.names import SPLIT_WORDS, is_folder, split_of, why_ignored
 
+BOXES = (
+    "Folders images and labels are the layout of object detection, with boxes; here every class "
+    "needs a folder of images"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Inside:
@@ -236,6 +241,15 @@ def _explain_grid(source: Path, insides: Mapping[str, Inside]) -> str:
         return ""
     top = next(iter(insides))
     path = _first_file(source, f"{top}/{shared[0]}")
+    if all(map(split_of, shared)):
+        if {"images", "labels"} <= insides.keys():
+            return BOXES
+        row = printable(f"{path},{top},{split_of(shared[0])}")
+        return (
+            f"The splits ({_names(shared)}) lie below the classes ({_names(insides)}): put them "
+            f"above ({printable(f'{shared[0]}/{top}')}), or set ingest.source to a csv "
+            f"path,label,split with rows such as {row}"
+        )
     return (
         f"{plural(len(insides), 'folder')} ({_names(insides)}) hold the same folders "
         f"({_names(shared)}). If those above are splits, call them train, val and test; if one "
