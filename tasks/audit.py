@@ -111,6 +111,7 @@ def find_twins(manifest: Manifest, features: Mapping[Split, Features], *, seed: 
     nearest = {
         split: find_nearest(sample[split], train, pairs, apart=False) for split in SPLITS[1:]
     }
+    tested = manifest.of("test")
     audit = TwinAudit(
         threshold=threshold,
         shares={
@@ -120,7 +121,7 @@ def find_twins(manifest: Manifest, features: Mapping[Split, Features], *, seed: 
         },
         within_train=_share(within.twins(threshold), compared.groups, seed),
         classes=_shares_by_class(
-            [manifest.of("test")[row].label for row in chosen["test"]],
+            [tested[row].label for row in chosen["test"]],
             nearest["test"].twins(threshold),
         ),
     )
@@ -168,7 +169,8 @@ def _sample(
 ) -> dict[Split, Whitened]:
     white = whiten(np.concatenate([features[split][chosen[split]] for split in SPLITS]), seed=seed)
     labels = np.concatenate([manifest.labels(split)[chosen[split]] for split in SPLITS])
-    names = [manifest.groups(split)[row] for split in SPLITS for row in chosen[split].tolist()]
+    groups = {split: manifest.groups(split) for split in SPLITS}
+    names = [groups[split][row] for split in SPLITS for row in chosen[split].tolist()]
     together = Whitened(white, labels, index_groups(names))
     ends = np.cumsum([len(chosen[split]) for split in SPLITS])
     parts = [
@@ -218,9 +220,10 @@ def say_twin_share(twins: TwinAudit) -> str:
         return ""
     return (
         f"{round(share.value * share.n):,} of {share.n:,} test images ({share.value:.0%}) have a "
-        "twin in train by their features: one thing, series or place, which copies do not show. "
-        "On new things accuracy may be lower. Look at the pairs; list what belongs together in "
-        "data/groups.csv (`python -m tasks.auditing.propose_groups` proposes it)."
+        "twin in train by their features: a copy, or another picture of one thing, series or "
+        "place. On new things accuracy may be lower. Look at the pairs; list what belongs together "
+        "in data/groups.csv (`python -m tasks.auditing.propose_groups` proposes it). Splits that "
+        "the source gives are not cut anew: move the pictures there."
     )
 
 

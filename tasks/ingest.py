@@ -83,7 +83,7 @@ def ingest(
     _check_every_class(listing, inspection)
     corrected = apply_corrections(inspection, corrections)
     inspection, images = corrected.inspection, corrected.inspection.images
-    _check_two_classes(listing, inspection)
+    _check_two_classes(listing, inspection, corrected.emptied)
     grouping = group_images(images, named_groups, near_bits=params.near_duplicate_bits)
     assignment = assign_splits(
         [image.listed.label for image in images],
@@ -116,14 +116,15 @@ def _check_every_class(listing: Listing, inspection: Inspection) -> None:
         )
 
 
-def _check_two_classes(listing: Listing, inspection: Inspection) -> None:
-    """Refuse fewer than two classes."""
+def _check_two_classes(listing: Listing, inspection: Inspection, emptied: Sequence[str]) -> None:
+    """Refuse fewer than two classes; `emptied` are those that corrections left without images."""
     usable = {image.listed.label for image in inspection.images}
     if len(usable) < 2:
         raise DataError(
             f"{listing.origin.name}: found {plural(len(usable), 'class', 'classes')} "
             f"({', '.join(usable) or 'none'}); "
             "a classifier needs at least two, each a folder of its own below the source"
+            + (f"; ingest.corrections left no image of {listed(emptied)}" if emptied else "")
         )
 
 

@@ -60,6 +60,7 @@ def drawings(*colors: tuple[int, int, int]) -> list[bytes]:
         ([WHITE, BLACK], GRAY),
         ([GRAY, GRAY], WHITE),
         ([GRAY, WHITE], BLACK),
+        ([GRAY, WHITE, BLACK], (255, 0, 255)),
     ],
 )
 def test_the_ground_is_that_on_which_the_drawings_are_seen(
@@ -168,6 +169,19 @@ def test_negative_integers_take_the_extremes_of_the_set(
     half = pixels_of(files["a"][1], conversion=found.conversion)
     assert (half.min(), half.max()) == (round(500 * 255 / 3990), round(2495 * 255 / 3990))
     assert any(tells(note, "-1000", "2990") for note in found.conversion.notes)
+
+
+def test_an_odd_value_that_sets_the_range_of_all_is_told(
+    tmp_path: Path, default_params: Params
+) -> None:
+    files = [deep(gradient(4095), "TIFF")] * 9
+    usual = inspect(tmp_path, default_params, {"a": files}).conversion.notes
+    assert not any("missing data" in note for note in usual)
+    odd = gradient(4095).astype(np.float32)
+    plain = [deep(odd.copy(), "TIFF")] * 9
+    odd[0, 0] = -3.4e38
+    notes = inspect(tmp_path, default_params, {"b": [*plain, deep(odd, "TIFF")]}).conversion.notes
+    assert any(tells(note, "-3.4e+38", "at most 4095", "missing data") for note in notes)
 
 
 def test_floating_point_is_told_apart_from_integers(tmp_path: Path, default_params: Params) -> None:

@@ -83,7 +83,8 @@ def test_verdicts_change_the_manifest_and_are_counted(
     assert (after.health.relabeled, after.health.dropped) == (1, 1)
     assert warned(after, "ingest.corrections", "1 images have another label", "1 were left out")
     moved_to = next(row.split for row in after.manifest.rows if row.path == moved.path)
-    assert warned(after, "test images, judged by your labels") == (moved_to == "test")
+    assert warned(after, "1 are tested by it") == (moved_to == "test")
+    assert not warned(after, "No image is left")
 
 
 def test_two_classes_may_become_one(image_folder: ImageFolder, tmp_path: Path) -> None:
@@ -93,10 +94,11 @@ def test_two_classes_may_become_one(image_folder: ImageFolder, tmp_path: Path) -
     rows = [f"{row.path},{second}\n" for row in before.manifest.rows if row.label == first]
     after = run(root, tmp_path / "after", corrections=f"path,label\n{''.join(rows)}")
     assert after.manifest.class_names == before.manifest.class_names[1:]
+    assert warned(after, f"No image is left of {first}.")
 
 
 def test_what_leaves_one_class_is_refused(image_folder: ImageFolder, tmp_path: Path) -> None:
     root = image_folder()
     rows = [f"{path.relative_to(root).as_posix()},cat\n" for path in root.glob("*/*.png")]
-    with pytest.raises(DataError, match="at least two"):
+    with pytest.raises(DataError, match=r"at least two.*corrections left no image of"):
         run(root, tmp_path / "out", corrections=f"path,label\n{''.join(rows)}")

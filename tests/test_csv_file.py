@@ -75,9 +75,9 @@ def test_each_damage_is_named_with_its_remedy(
 
 @pytest.mark.parametrize("mark", [";", "\t", "|"])
 def test_the_command_for_other_separators_makes_a_csv(tmp_path: Path, mark: str) -> None:
-    text = refusal(tmp_path / "t.csv", f'path{mark}label\n"a,b.png"{mark}ö\n'.encode())
+    text = refusal(tmp_path / "my t.csv", f'path{mark}label\n"a,b.png"{mark}ö\n'.encode())
     command = text[text.index("python3 -c") :].replace("python3", sys.executable, 1)
-    subprocess.run(["bash", "-c", command], check=True, cwd=tmp_path)
+    subprocess.run(["bash", "-c", command], check=True)
     assert read(tmp_path / "commas.csv") == [{"path": "a,b.png", "label": "ö"}]
 
 

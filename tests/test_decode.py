@@ -248,6 +248,7 @@ WRONG = {
     "video": (b"\0\0\0\x18ftypisom\0\0\0\0mp42", "video"),
     "zip": (b"PK\x03\x04\x14\0", "zip"),
     "zeros": (b"\0" * 300, "a file of zero bytes"),
+    "dicom": (b"\0" * 128 + b"DICM" + b"\0" * 100, "DICOM; save its pixels as PNG or TIFF"),
     "noise": (b"\x01\x02\xfe\xff\x80\0\0", "unknown"),
     "PSD": (b"8BPS\0\1", "Photoshop"),
     "FITS": (b"SIMPLE  =                    T", "text"),

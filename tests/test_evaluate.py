@@ -714,7 +714,8 @@ def test_accuracy_with_and_without_a_twin_is_that_of_these_images(project):
 def judge_leaks(leaked, default_params):
     manifest = make_manifest()
     groups = manifest.groups("test")
-    related = Related(groups, np.zeros(len(groups), bool), leaked)
+    none = np.zeros(len(groups), bool)
+    related = Related(groups, none, none, leaked)
     right = np.arange(len(groups)) % 2 == 0
     metrics = Metrics.model_construct(warnings=["before"])
     return judge_relatives(metrics, right, related, default_params.evaluate, seed=1), right
@@ -733,6 +734,14 @@ def test_a_test_that_stands_in_train_is_worth_nothing(default_params):
     metrics, _ = judge_leaks(np.ones(90, bool), default_params)
     assert metrics.leaks.without_relative is None
     assert tells(metrics.warnings[-1], "90 of 90", "worth nothing")
+
+
+def test_images_that_were_not_compared_are_on_neither_side_of_twins(default_params):
+    groups, none = [str(image) for image in range(6)], np.zeros(6, bool)
+    related = Related(groups, np.arange(6) < 1, np.arange(6) < 4, none)
+    metrics = Metrics.model_construct(warnings=[])
+    found = judge_relatives(metrics, ~none, related, default_params.evaluate, seed=1).twins
+    assert (found.with_relative.n, found.without_relative.n) == (1, 3)
 
 
 def test_groups_across_splits_are_leaks_and_twins_are_by_path():

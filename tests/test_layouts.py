@@ -49,6 +49,38 @@ def test_flat_splits_are_never_classes(tmp_path: Path, folders: str) -> None:
     assert tells(text, names[0], "path,label,split", "/<class>/<image>")
 
 
+@pytest.mark.parametrize("names", ["train_cat test_cat train_dog", "cat-TRAIN cat-val dog-train"])
+def test_a_split_and_a_class_in_one_name_are_no_class(tmp_path: Path, names: str) -> None:
+    text = refusal(tmp_path, *(f"{name}/1.png" for name in names.split()))
+    assert tells(text, *names.split()[:2], "to train/cat", "path,label,split")
+
+
+def test_split_words_within_names_of_classes_do_not_matter(tmp_path: Path) -> None:
+    names = ["test_tube", "train_station", "dog"]
+    listing = list_images(tree(tmp_path, *(f"{name}/1.png" for name in names)))
+    assert {image.label for image in listing.images} == set(names)
+
+
+@pytest.mark.parametrize("paths", ["train/train/a/1.png", "train/a/1.png test/test/1.png"])
+def test_a_split_in_a_folder_of_its_name_is_told(tmp_path: Path, paths: str) -> None:
+    text = refusal(tmp_path, "val/a/2.png", *paths.split())
+    assert "patients" not in text
+    assert tells(text, "a level too many", "one level up")
+
+
+def test_a_class_may_be_called_test_in_every_split(tmp_path: Path) -> None:
+    files = ("train/test/1.png", "train/control/2.png", "test/test/3.png", "test/control/4.png")
+    listing = list_images(tree(tmp_path, *files))
+    assert {image.label for image in listing.images} == {"test", "control"}
+
+
+def test_an_empty_folder_in_a_class_folder_does_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "a/empty").mkdir(parents=True)
+    listing = list_images(tree(tmp_path, "a/1.png", "b/1.png", "b/notes/readme.txt"))
+    assert [image.path for image in listing.images] == ["a/1.png", "b/1.png"]
+    assert listing.ignored == {".txt": 1}
+
+
 def test_an_unlabeled_test_folder_beside_train_is_named_once(tmp_path: Path) -> None:
     images = [f"test/{number}.jpg" for number in range(60)]
     text = refusal(tmp_path, "train/a/1.png", "train/b/1.png", *images)
@@ -94,6 +126,11 @@ def test_classes_below_patients_are_told_with_a_row(tmp_path: Path) -> None:
     assert tells(text, "ill and well", "p0/ill/0.png,ill,p0", "p0/ill/0.png,p0,ill")
 
 
+def test_splits_below_classes_are_told_to_go_above(tmp_path: Path) -> None:
+    text = refusal(tmp_path, *(f"{c}/{s}/1.png" for c in ("cat", "dog") for s in ("test", "train")))
+    assert tells(text, "below the classes (cat and dog)", "test/cat", "cat/test/1.png,cat,test")
+
+
 def test_images_without_any_folder_are_told_to_need_labels(tmp_path: Path) -> None:
     assert tells(refusal(tmp_path, "1.png", "2.png"), "2 files", "one folder for each class")
 
@@ -105,6 +142,15 @@ def test_folders_whose_names_look_the_same_are_one_class(tmp_path: Path, split: 
     assert [image.label for image in listing.images].count("caf\u00e9") == 2
     assert [image.label for image in listing.images].count("cat") == 2
     assert tells(" ".join(listing.notes), "'cafe\\u0301' and 'caf\\xe9'", "'cat' and 'cat '")
+
+
+def test_the_layout_of_detection_with_splits_is_named(tmp_path: Path) -> None:
+    paths = (
+        f"{a}/{s}/1.{x}"
+        for a, x in (("images", "jpg"), ("labels", "png"))
+        for s in ("train", "val")
+    )
+    assert tells(refusal(tmp_path, *paths), "object detection", "boxes")
 
 
 def test_the_layout_of_detection_is_named(tmp_path: Path) -> None:

@@ -154,3 +154,16 @@ def test_paths_of_groups_are_matched_the_same_way(tmp_path: Path) -> None:
         read_groups(path, NFD)
     assert tells(str(caught.value), "30 of 30 paths", "without raw/ in front")
     assert len(str(caught.value).splitlines()) < 13
+    path.write_text("path,group\nimages/none.png,p\n", "utf-8")
+    with pytest.raises(DataError) as caught:
+        read_groups(path, ["images/nine.png"])
+    assert tells(str(caught.value), "1 of 1 paths", "did you mean images/nine.png")
+    assert "no file of a like name" not in str(caught.value)
+
+
+def test_names_alone_of_several_folders_are_told_as_missing_paths(
+    table: Callable[..., Listing], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError) as caught:
+        table(["a.png", "a.png"])
+    assert tells(str(caught.value), "line 3: a.png stands in line 2", "0 of 2 exist")

@@ -123,6 +123,12 @@ def test_class_folders_are_no_shortcut_and_other_folders_are() -> None:
     rows = draw_rows(300)
     table = collect_facts(rows, np.arange(300) % 3, np.arange(300), CLASSES, seed=1)
     assert FOLDER not in table.columns
+    odd = [changed(row, path=row.path.replace("covid/", " covid /")) for row in rows]
+    table = collect_facts(odd, np.arange(300) % 3, np.arange(300), CLASSES, seed=1)
+    assert FOLDER not in table.columns
+    coded = [changed(row, path=f"n{n % 3}/{n}.jpg") for n, row in enumerate(rows)]
+    corrected = np.where(np.arange(300) < 12, 0, np.arange(300) % 3)
+    assert FOLDER not in collect_facts(coded, corrected, np.arange(300), CLASSES, seed=1).columns
     hospitals = [
         changed(row, path=f"h{int(n % 3 == 0 or n < 30)}/{row.path}") for n, row in enumerate(rows)
     ]

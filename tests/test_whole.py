@@ -1,5 +1,6 @@
 """What holds no pixels of the first picture decides nothing; where pixels are missing is said."""
 
+import io
 import random
 from typing import Any
 
@@ -68,6 +69,21 @@ def test_png_metadata_that_fail_their_checksum_are_ignored(name: bytes, said: st
     whole = encode(noise(), "PNG")
     content = with_chunk(whole, spoiled(png_chunk(name, b"abc\0\0defg")))
     assert is_read_with(content, whole, said, "CRC")
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"name\0\1junk"])
+def test_png_profile_that_is_not_packed_is_ignored(data: bytes) -> None:
+    whole = encode(noise(), "PNG")
+    content = with_chunk(whole, png_chunk(b"iCCP", data))
+    assert is_read_with(content, whole, "color profile", "damaged")
+
+
+@pytest.mark.parametrize("name", [b"gAMA", b"pHYs", b"cHRM", b"sRGB", b"zTXt", b"prVt"])
+def test_png_chunks_without_pixels_may_hold_anything(name: bytes) -> None:
+    whole = encode(noise(), "PNG")
+    for data in (b"", b"x", b"x\0\7"):
+        content = with_chunk(whole, png_chunk(name, data))
+        assert np.array_equal(pixels_of(content), pixels_of(whole))
 
 
 def test_png_transparency_that_fails_its_checksum_is_damage() -> None:
@@ -169,6 +185,22 @@ def test_jpeg_cut_by_a_few_bytes_is_never_read_with_other_pixels(options: dict[s
     for at in range(len(whole) - 40, len(whole)):
         outcome = attempt(whole[:at])
         assert isinstance(outcome, str) or np.array_equal(outcome.image, expected)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("kind", ["baseline", "restarts", "rows"])
+def test_jpeg_that_was_closed_behind_a_half_is_refused(mode: str, kind: str) -> None:
+    whole = encode(smooth(mode), "JPEG", **KINDS[kind])
+    half = (whole.index(b"\xff\xda") + len(whole)) // 2
+    with pytest.raises(ImageError, match="truncated"):
+        decode(whole[:half].rstrip(b"\xff") + b"\xff\xd9")
+
+
+def test_jpeg_that_ends_in_gray_is_whole() -> None:
+    image = smooth()
+    image.paste((128, 128, 128), (0, 25, 70, 50))
+    content = encode(image, "JPEG")
+    assert np.array_equal(decode(content).image, np.asarray(Image.open(io.BytesIO(content))))
 
 
 def test_half_an_upload_says_where_it_ends() -> None:

@@ -7,6 +7,8 @@ what stands at its border, how many bytes its detail takes).
 """
 
 import math
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +26,9 @@ from tasks.artifacts.words import shortened
 MOST_ROWS = 3_000  # images looked at
 FOLDS = 5
 TREES, LEAF = 40, 3
+CLASS_FOLDERS = (
+    0.9  # share of images in the folder of their label from which on folders are classes
+)
 MOST_LEVELS = 12  # of a fact in words; rarer ones are one
 SMALLEST_CLASS = 10  # groups of a class below which nothing is said about it
 GIVEN_AWAY = 0.65  # lower bound of the AUC from which on a class is given away
@@ -95,7 +100,9 @@ def collect_facts(
     folders = list(
         _folders([row.path for row in chosen], [class_names[labels[row]] for row in some])
     )
-    if len(set(zip(folders, labels[some].tolist(), strict=True))) > len(set(folders)) > 1:
+    own = labels[some].tolist()
+    several = len(set(zip(folders, own, strict=True))) > len(set(folders)) > 1
+    if several and not _are_of_classes(folders, own):
         columns[FOLDER] = folders
     return FactTable(columns, labels[some], groups[some], class_names)
 
@@ -103,8 +110,16 @@ def collect_facts(
 def _folders(paths: Sequence[str], labels: Sequence[str]) -> Iterator[str]:
     """Folder of each image, without the parts that name its class."""
     for path, label in zip(paths, labels, strict=True):
-        parts = [part for part in path.split("/")[:-1] if part != label]
-        yield "/".join(parts)
+        parts = [unicodedata.normalize("NFC", part).strip() for part in path.split("/")[:-1]]
+        yield "/".join(part for part in parts if part != label)
+
+
+def _are_of_classes(folders: Sequence[str], labels: Sequence[int]) -> bool:
+    """Whether folders are those of the classes by other names, but for some corrected labels."""
+    pairs = Counter(zip(labels, folders, strict=True))
+    own = dict(reversed([pair for pair, _ in pairs.most_common()]))  # the most frequent comes last
+    inside = sum(count for (label, folder), count in pairs.items() if own[label] == folder)
+    return len(set(own.values())) == len(own) and inside >= CLASS_FOLDERS * len(labels)
 
 
 def measure_shortcuts(
@@ -254,8 +269,9 @@ def _say(name: str, values: Sequence[float | str], positive: Bools) -> str:
     """Say how a fact differs: its typical value in the class, and how often others have it."""
     mine = [value for value, kept in zip(values, positive, strict=True) if kept]
     rest = [value for value, kept in zip(values, positive, strict=True) if not kept]
-    common = max(sorted(set(mine), key=str), key=mine.count)
-    share = mine.count(common) / len(mine)
+    counts = Counter(mine)
+    common = max(sorted(counts, key=str), key=counts.__getitem__)
+    share = counts[common] / len(mine)
     if isinstance(common, str) or share >= 0.5:
         shown = shortened(common, 40) if isinstance(common, str) else f"{common:,.4g}"
         elsewhere = rest.count(common) / max(len(rest), 1)

@@ -19,12 +19,14 @@ class Related:
     Attributes:
         groups: Of the test images, (N,).
         twins: A twin by features, bool (N,).
+        compared: Whether stage audit looked for a twin, bool (N,); it looks at some thousands.
         leaked: A copy, a near copy or an image of the same group, bool (N,); only where the source
             gives its splits.
     """
 
     groups: Sequence[str]
     twins: Bools
+    compared: Bools
     leaked: Bools
 
 
@@ -35,12 +37,13 @@ def find_related(manifest: Manifest, rows: Sequence[TwinRow]) -> Related:
         manifest: Splits and groups of all images.
         rows: What stage audit found.
     """
-    twins = {row.path for row in rows if row.twin}
+    twins, compared = {row.path for row in rows if row.twin}, {row.path for row in rows}
     trained = set(manifest.groups("train"))
     tested = manifest.of("test")
     return Related(
         groups=[row.group for row in tested],
         twins=np.array([row.path in twins for row in tested], dtype=np.bool_),
+        compared=np.array([row.path in compared for row in tested], dtype=np.bool_),
         leaked=np.array([row.group in trained for row in tested], dtype=np.bool_),
     )
 
@@ -69,15 +72,15 @@ def judge_relatives(
             seed=seed,
         )
 
-    def scores(some: Bools) -> CleanScores | None:
+    def scores(some: Bools, others: Bools) -> CleanScores | None:
         if not some.any():
             return None
-        return CleanScores(with_relative=estimate(some), without_relative=estimate(~some))
+        return CleanScores(with_relative=estimate(some), without_relative=estimate(others))
 
-    leaks = scores(related.leaked)
+    leaks = scores(related.leaked, ~related.leaked)
     return metrics.model_copy(
         update={
-            "twins": scores(related.twins),
+            "twins": scores(related.twins, related.compared & ~related.twins),
             "leaks": leaks,
             "warnings": [*metrics.warnings, *say_leaks(leaks)],
         }

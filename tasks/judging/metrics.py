@@ -56,8 +56,12 @@ def balanced_accuracy(sums: ClassSums) -> Floats:
 
 
 def macro_f1(sums: ClassSums) -> Floats:
-    """Mean F1 of the classes that are present or predicted."""
-    return np.asarray(np.nanmean(f1(sums), axis=0))
+    """Mean F1 of the classes that have images.
+
+    One that was only predicted would count as 0 here and not at all in another model's figure; the
+    images that were given it are missed in their own classes.
+    """
+    return np.asarray(np.nanmean(np.where(sums.actual > 0, f1(sums), np.nan), axis=0))
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:

@@ -285,9 +285,9 @@ def _of_tested(health: Health) -> Iterator[Alert]:
             "Classes that were never tested",
             f"{len(untested)} of {plural(classes, 'class', 'classes')} "
             f"{'has' if len(untested) == 1 else 'have'} no test image: "
-            f"{listed(untested, where='health.json')}. Accuracy and balanced accuracy are over the "
-            f"other {classes - len(untested)}; macro-F1 counts an untested class only where it is "
-            "wrongly named. Add test images of it, or do not rely on the model for it.",
+            f"{listed(untested, where='health.json')}. Accuracy, balanced accuracy and macro-F1 "
+            f"are over the other {classes - len(untested)}. Add test images of it, or do not rely "
+            "on the model for it.",
         )
 
 

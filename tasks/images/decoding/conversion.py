@@ -6,6 +6,7 @@ Deciding for every image alone would make a dark picture as bright as the others
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import TypeVar
 
 from tasks.artifacts.records import Conversion
@@ -14,10 +15,12 @@ GROUNDS: dict[str, tuple[int, int, int]] = {
     "white": (255, 255, 255),
     "black": (0, 0, 0),
     "gray": (128, 128, 128),
+    "magenta": (255, 0, 255),  # far from every gray
 }
-HIDDEN_TOLERATED = 0.01  # largest share of a class whose drawing may be hidden on white
+HIDDEN_TOLERATED = 0.01  # largest share of a class whose drawing may be hidden on the ground
 Number = TypeVar("Number", int, float)
 
+NARROW = 16  # times the range that half of the images use: then some odd values set it
 SIXTEEN_BITS = (0, 65535)
 UNIT = (0.0, 1.0)
 
@@ -46,8 +49,8 @@ NO_FACTS = ColorFacts()
 def settle_conversion(images: Sequence[tuple[str, ColorFacts]]) -> Conversion:
     """Find the conversion of a set from (class, facts) of all its images, in any order.
 
-    Transparent pixels become white unless more than 1 % of some class would be hidden on it; then
-    white, black or gray, the first on which the fewest images of a class are hidden, by its share.
+    Transparent pixels become the first of white, black, gray and magenta on which at most 1 % of
+    any class are hidden; where there is none, that on which the fewest are, by its share.
     Integers of more than 8 bits have the range 0..2^k-1 with the smallest k >= 8 that holds all of
     them, floating-point values [0, 1]; where the set goes beyond that, its own extremes.
     """
@@ -65,7 +68,7 @@ def settle_conversion(images: Sequence[tuple[str, ColorFacts]]) -> Conversion:
         profiled=sum(fact.profiled for fact in facts),
         notes=[],
     )
-    notes = _describe(conversion, ground, facts, integers, floats)
+    notes = _describe(conversion, ground, facts)
     return conversion.model_copy(update={"notes": notes})
 
 
@@ -87,7 +90,8 @@ def _choose_ground(images: Sequence[tuple[str, ColorFacts]]) -> str:
     def worst(ground: str) -> float:
         return max((hidden[label, ground] / totals[label] for label in totals), default=0.0)
 
-    return "white" if worst("white") <= HIDDEN_TOLERATED else min(GROUNDS, key=worst)
+    fit = (ground for ground in GROUNDS if worst(ground) <= HIDDEN_TOLERATED)
+    return next(fit, min(GROUNDS, key=worst))
 
 
 def _extent(
@@ -112,12 +116,21 @@ def _range_of_floats(extent: tuple[float, float] | None) -> tuple[float, float]:
     return extent
 
 
+def _about_odd_values(extents: Sequence[tuple[float, float]], whole: float) -> str:
+    """Say that most images use little of a range; empty where they do not."""
+    used = median(high - low for low, high in extents)
+    if used * NARROW >= whole:
+        return ""
+    return (
+        f" Half of them use at most {used:g} of that range, so that little is seen of them: look "
+        "for a value that stands for missing data, or pictures in another unit."
+    )
+
+
 def _describe(
     conversion: Conversion,
     ground: str,
     facts: Sequence[ColorFacts],
-    integers: tuple[int, int] | None,
-    floats: tuple[float, float] | None,
 ) -> list[str]:
     notes = []
     if conversion.transparent:
@@ -127,14 +140,16 @@ def _describe(
             f"{conversion.transparent:,} images have transparent pixels, which become {ground} in "
             f"the whole set; their drawings could not be seen: {why}."
         )
-    for extent, (black, white), kind in (
-        (integers, conversion.integers, "integers of more than 8 bits"),
-        (floats, conversion.floats, "floating-point values"),
+    for extents, (black, white), kind in (
+        ([fact.integers for fact in facts], conversion.integers, "integers of more than 8 bits"),
+        ([fact.floats for fact in facts], conversion.floats, "floating-point values"),
     ):
-        if extent is not None:
+        known = [extent for extent in extents if extent is not None]
+        if known:
             notes.append(
-                f"Images of {kind} hold {extent[0]:g} to {extent[1]:g}; in the whole set "
-                f"{black:g} becomes black and {white:g} white."
+                f"Images of {kind} hold {min(known)[0]:g} to {max(high for _, high in known):g}; "
+                f"in the whole set {black:g} becomes black and {white:g} white."
+                + _about_odd_values(known, white - black)
             )
     if conversion.profiled:
         notes.append(

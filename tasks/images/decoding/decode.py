@@ -7,6 +7,7 @@ the formats of `READERS` are ever tried; nothing starts another program.
 import io
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,10 @@ from tasks.errors import ImageError
 from tasks.images.decoding.color import to_srgb
 from tasks.images.decoding.conversion import ColorFacts
 from tasks.images.decoding.formats import READERS, SUFFIXES, identify
-from tasks.images.decoding.whole import Sound, find_picture, prove_jpeg, truncated
+from tasks.images.decoding.whole import Sound, find_picture, prove_gray_end, prove_jpeg, truncated
+
+# What Pillow finds odd about metadata decides nothing, and its warnings name no file.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 _SEVERAL_FRAMES = frozenset({"GIF", "TIFF", "WEBP", "AVIF", "HEIC"})
 
@@ -109,6 +113,7 @@ def decode_image(
                 file.draft(None, (draft_px, draft_px))
             read_low = partial(_read_low_bytes, kind, sound) if _has_high_bytes(file) else None
             file.load()
+            prove_gray_end(file, sound, content)
             orientation = _orientation(file)
             colored = to_srgb(file, conversion, reduce_px=glance_px, read_low_bytes=read_low)
     except ImageError:
@@ -124,8 +129,8 @@ def decode_image(
         if turn > 4:
             width, height = height, width
     remarks = _remarks(kind, suffix, frames, orientation)
-    warnings = (*remarks, *sound.remarks, *colored.remarks)
-    return Decoded(image, width, height, mode, kind, frames or 1, warnings, colored.facts)
+    said = (*remarks, *sound.remarks, *colored.remarks)
+    return Decoded(image, width, height, mode, kind, frames or 1, said, colored.facts)
 
 
 def _has_high_bytes(file: ImageFile.ImageFile) -> bool:

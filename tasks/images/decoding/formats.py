@@ -94,6 +94,7 @@ _REFUSED = (
     (re.compile(rb"8BPS"), "Photoshop"),
     (re.compile(rb"PK\x03\x04"), "zip"),
     (re.compile(rb"\x1f\x8b"), "gzip"),
+    (re.compile(rb".{128}DICM", re.DOTALL), "DICOM; save its pixels as PNG or TIFF of 16 bits"),
     (re.compile(rb"\0{16}"), "a file of zero bytes"),
 )
 

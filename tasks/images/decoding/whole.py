@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from tasks.errors import ImageError
@@ -22,12 +23,12 @@ LARGEST_METADATA = 1 << 20  # bytes of a text or a color profile of a PNG, unpac
 END_MISSING = "its end marker is missing, but no pixel"
 
 _PNG_TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
-_PNG_ANIMATION = frozenset({b"acTL", b"fcTL", b"fdAT"})
 _PNG_NAMES = {b"iCCP": "color profile", b"eXIf": "EXIF data"} | dict.fromkeys(_PNG_TEXTS, "text")
 _PNG_PIXELS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"tRNS"})
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 _JPEG_END = b"\xff\xd9"
+_GRAY = frozenset({127, 128})  # of every channel, what the decoder paints where nothing is
 _JUNK = random.Random(0).randbytes(2000).replace(b"\xff", b"\x5a")  # no marker in it
 
 
@@ -54,12 +55,14 @@ class Sound:
         remarks: What was left out or is missing.
         frames: Pictures in the file where `content` no longer tells.
         unproven: A JPEG without end marker; `prove_jpeg` tells whether pixels are missing.
+        end: Of a JPEG with end marker, where that stands; else None.
     """
 
     content: bytes
     remarks: tuple[str, ...] = ()
     frames: int | None = None
     unproven: bool = False
+    end: int | None = None
 
 
 def find_picture(kind: str, content: bytes) -> Sound:
@@ -106,7 +109,7 @@ def _take_png(content: bytes) -> Sound:
     kept = [
         chunk.whole
         for at, chunk in enumerate(chunks)
-        if left_out[at] is None and chunk.name not in _PNG_ANIMATION
+        if left_out[at] is None and chunk.name in (*_PNG_PIXELS, *_PNG_NAMES, b"IEND")
     ]
     remarks = [remark for remark in left_out.values() if remark]
     if b"IEND" not in names:
@@ -147,9 +150,19 @@ def _why_left_out(chunk: _Chunk) -> str | None:
         if chunk.name in _PNG_PIXELS:
             raise ImageError(f"damaged (PNG chunk {name} fails its CRC)")
         return f"its {what} is damaged (CRC) and was ignored"
+    if not _names_its_packing(chunk):
+        return f"its {what} is damaged (compression) and was ignored"
     if chunk.name in _PNG_NAMES and _unpacked_size(chunk) > LARGEST_METADATA:
         return f"its {what} is larger than 1 MiB and was ignored"
     return None
+
+
+def _names_its_packing(chunk: _Chunk) -> bool:
+    """Whether a chunk that holds a name and packed bytes names the one way of packing, 0."""
+    _, _, packed = chunk.data.partition(b"\0")
+    if chunk.name == b"iCCP":
+        return packed[:1] == b"\0"
+    return chunk.name != b"zTXt" or packed[:1] in (b"", b"\0")
 
 
 def _unpacked_size(chunk: _Chunk) -> int:
@@ -178,8 +191,9 @@ def _take_jpeg(content: bytes) -> Sound:
         if content[at] != 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD9:
             return Sound(content)  # no segment where one should be: the decoder judges
         if marker == 0xDA:  # start of scan
-            if content.find(_JPEG_END, at) >= 0:
-                return Sound(content)
+            end = content.find(_JPEG_END, at)
+            if end >= 0:
+                return Sound(content, end=end)
             left = content.rstrip(b"\0")  # a file that was allocated and not filled
             if not _has_all_scans(left):
                 raise truncated(content)
@@ -206,6 +220,29 @@ def prove_jpeg(sound: Sound, content: bytes) -> None:
         raise truncated(content) from err
     if differs:
         raise truncated(content)
+
+
+def prove_gray_end(picture: Image.Image, sound: Sound, content: bytes) -> None:
+    """Make sure that a JPEG whose last pixels are gray did not run out of bytes there.
+
+    The decoder paints gray what it lacks before an end marker. Then other bytes before the marker
+    change the last pixels; it costs two decodings, of such pictures alone.
+
+    Raises:
+        ImageError: They do.
+    """
+    if sound.end is None:
+        return
+    last = picture.crop((max(0, picture.width - 8), picture.height - 1, *picture.size))
+    if not set(last.tobytes()) <= _GRAY:
+        return
+    body = content[: sound.end]
+    try:
+        differs = _jpeg_pixels(body + _jpeg_endings()[0]) != _jpeg_pixels(body + _JPEG_END)
+    except (OSError, SyntaxError, ValueError):
+        return  # the decoder read the file itself
+    if differs:
+        raise ImageError(f"truncated (its pixels end at byte {sound.end}, where an end is marked)")
 
 
 def _jpeg_pixels(content: bytes) -> bytes:

@@ -30,11 +30,13 @@ class Corrected:
         inspection: Without the dropped images; the others carry their corrected labels.
         relabeled: Paths of the images that got another label than they had.
         dropped: Number of usable images that were left out.
+        emptied: Classes of which no image is left, sorted.
     """
 
     inspection: Inspection
     relabeled: Collection[str]
     dropped: int
+    emptied: Sequence[str]
 
 
 def read_corrections(path: Path, known: Collection[str], classes: Collection[str]) -> Corrections:
@@ -93,6 +95,9 @@ def apply_corrections(inspection: Inspection, corrections: Corrections) -> Corre
         replace(inspection, images=images),
         [new.listed.path for old, new in zip(kept, images, strict=True) if new is not old],
         len(inspection.images) - len(kept),
+        sorted(
+            {one.listed.label for one in inspection.images} - {one.listed.label for one in images}
+        ),
     )
 
 
@@ -108,8 +113,9 @@ def say_corrections(corrected: Corrected, tested: Collection[str]) -> Sequence[s
     if not corrected.relabeled and not corrected.dropped:
         return []
     in_test = len(set(corrected.relabeled) & set(tested))
-    judged = f" {in_test:,} of them are test images, judged by your labels." if in_test else ""
+    judged = f" Of those with another label {in_test:,} are tested by it." if in_test else ""
+    gone = f" No image is left of {listed(corrected.emptied)}." if corrected.emptied else ""
     return [
         f"By ingest.corrections {len(corrected.relabeled):,} images have another label and "
-        f"{corrected.dropped:,} were left out.{judged}"
+        f"{corrected.dropped:,} were left out.{gone}{judged}"
     ]

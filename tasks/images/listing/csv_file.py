@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,8 +88,13 @@ def _decode(path: Path, content: bytes) -> str:
 def _convert(path: Path, encoding: str) -> str:
     return (
         f"save it as csv in UTF-8, or convert it: iconv -f {encoding} -t utf-8 "
-        f"{printable(path.name)} > utf8.csv"
+        f"{_beside(path, 'utf8.csv')}"
     )
+
+
+def _beside(path: Path, name: str) -> str:
+    """Give `path > new`, for a shell, the new file in the same folder: paths are relative to it."""
+    return f"{shlex.quote(str(path))} > {shlex.quote(str(path.with_name(name)))}"
 
 
 def _why_not_header(
@@ -124,7 +130,7 @@ def _explain_header(
             command = (
                 "python3 -c 'import csv, sys; csv.writer(sys.stdout).writerows("
                 f"csv.reader(sys.stdin, delimiter={ascii(mark).replace(chr(39), chr(34))}))' "
-                f"< {printable(path.name)} > commas.csv"
+                f"< {_beside(path, 'commas.csv')}"
             )
             return f"The columns are separated by {name}, not by commas; convert: {command}"
     if not set(names) & set(allowed) and any(map(_NAMES_A_FILE.search, names)):

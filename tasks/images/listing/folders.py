@@ -17,7 +17,7 @@ from tasks.artifacts.tables import Rejected
 from tasks.artifacts.words import first_of, listed, plural, printable
 from tasks.errors import DataError
 from tasks.images.decoding.formats import SUFFIXES
-from tasks.images.listing.layouts import expected, explain_layout, find_splits
+from tasks.images.listing.layouts import BOXES, expected, explain_layout, find_splits
 from tasks.images.listing.names import is_folder, tidy, why_ignored
 
 
@@ -181,7 +181,8 @@ def _walk_class(root: Path, folder: Path, split: Split | None, found: _Found) ->
         if reason:
             found.rejected.append(Rejected(path=path, reason=reason))
         elif entry.is_dir():
-            found.nested.append(path + "/")
+            if any(True for _ in _entries(Path(entry.path), found)):  # an empty one is no level
+                found.nested.append(path + "/")
         else:
             found.images.append(ListedImage(path=path, label=label, split=split))
     if len(found.images) == count:
@@ -267,10 +268,7 @@ def _of_boxes(found: _Found) -> str:
     """Say what images beside labels are: the layout of object detection."""
     if not {"images", "labels"} <= found.names.keys():
         return ""
-    return (
-        ". Folders images and labels are the layout of object detection, with boxes; here every "
-        "class needs a folder of images"
-    )
+    return f". {BOXES}"
 
 
 def _hint(found: _Found) -> str:

@@ -1,6 +1,7 @@
 """Which layout a folder has: classes, splits above classes, or another one and what to do then."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,12 @@ from pathlib import Path
 from tasks.artifacts.records import SPLITS, Split
 from tasks.artifacts.words import listed, plural, printable
 from tasks.errors import DataError
-from tasks.images.listing.names import is_folder, split_of, why_ignored
+from tasks.images.listing.names import SPLIT_WORDS, is_folder, split_of, why_ignored
+
+BOXES = (
+    "Folders images and labels are the layout of object detection, with boxes; here every class "
+    "needs a folder of images"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,7 @@ def find_splits(source: Path, folders: Sequence[str]) -> dict[str, Split]:
     """
     meant = {name: split for name in folders if (split := split_of(name))}
     if not meant:
+        _refuse_joined_names(source, folders)
         return {}
     insides = {name: look_into(source / name) for name in folders}
     if not any(insides[name].folders for name in meant):
@@ -58,9 +65,56 @@ def find_splits(source: Path, folders: Sequence[str]) -> dict[str, Split]:
     odd = [name for name in folders if name not in meant]
     if odd:
         _refuse_odd_folders(source, meant, odd, insides)
+    _refuse_doubled(source, meant, insides)
     _refuse_unlabeled(source, insides)
     _check_each_once(source, meant)
     return meant
+
+
+def _refuse_joined_names(source: Path, folders: Sequence[str]) -> None:
+    """Refuse folders such as train_cat and test_cat, each of which means a split and a class."""
+    joined = {name: found for name in folders if (found := _split_and_class(name))}
+    classes = {label for split, label in joined.values() if split == "train"}
+    shared = [label for split, label in joined.values() if split != "train" and label in classes]
+    if len(joined) < len(folders) or not shared:
+        return
+    pair = [name for name, (_, label) in joined.items() if label == shared[0]]
+    pair.sort(key=lambda name: SPLITS.index(joined[name][0]))
+    moved = "/".join(joined[pair[0]])
+    raise DataError(
+        f"{printable(source.as_posix())}: the names {_names(pair)} mean a split and a class at "
+        f"once; {expected(source)}. Move {printable(pair[0])} to {printable(moved)} and so on, or "
+        "set ingest.source to a csv with the columns path,label,split"
+    )
+
+
+def _split_and_class(name: str) -> tuple[Split, str] | None:
+    """Give what a name such as train_cat or cat-test means; None where it means no such thing."""
+    words = [word for word in re.split(r"[\W_]+", name) if word]
+    told = [split for word in words if (split := SPLIT_WORDS.get(word.lower()))]
+    rest = "_".join(word for word in words if word.lower() not in SPLIT_WORDS)
+    return (told[0], rest) if len(told) == 1 and rest else None
+
+
+def _refuse_doubled(
+    source: Path, meant: Mapping[str, Split], insides: Mapping[str, Inside]
+) -> None:
+    """Refuse train/train and test/test: a split in a folder of its own name, and nothing beside."""
+    trained = {label for name in meant if meant[name] == "train" for label in insides[name].folders}
+    doubled = [
+        f"{name}/{inside.folders[0]}"
+        for name, split in meant.items()
+        if len((inside := insides[name]).folders) == 1
+        and not inside.files
+        and split_of(inside.folders[0]) == split
+        and (split == "train" or inside.folders[0] not in trained)
+    ]
+    if doubled:
+        raise DataError(
+            f"{printable(source.as_posix())}: {_names(doubled)} {_is(doubled)} a level too many; "
+            f"{expected(source)}. Move their contents one level up; pictures "
+            "without class folders have no label: move those out of the source"
+        )
 
 
 def _refuse_flat_splits(
@@ -187,6 +241,15 @@ def _explain_grid(source: Path, insides: Mapping[str, Inside]) -> str:
         return ""
     top = next(iter(insides))
     path = _first_file(source, f"{top}/{shared[0]}")
+    if all(map(split_of, shared)):
+        if {"images", "labels"} <= insides.keys():
+            return BOXES
+        row = printable(f"{path},{top},{split_of(shared[0])}")
+        return (
+            f"The splits ({_names(shared)}) lie below the classes ({_names(insides)}): put them "
+            f"above ({printable(f'{shared[0]}/{top}')}), or set ingest.source to a csv "
+            f"path,label,split with rows such as {row}"
+        )
     return (
         f"{plural(len(insides), 'folder')} ({_names(insides)}) hold the same folders "
         f"({_names(shared)}). If those above are splits, call them train, val and test; if one "

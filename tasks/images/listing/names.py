@@ -92,6 +92,7 @@ _LOOKALIKES = str.maketrans(
     "\u03bf\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a7",  # Greek
     "aeopcyxijs" + "ABEKMHOPCTX" + "oABEZHIKMNOPTX",
 )
+MOST_COMPARED = 10_000  # names; it takes about a second
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060\ufeff]")
 
 
@@ -109,11 +110,15 @@ def look_of(name: str) -> str:
 def nearest_name(name: str, known: Collection[str]) -> str:
     """Give ` (did you mean ...?)` for the known name most like this one, or nothing.
 
-    Where both look the same, the difference is shown as escapes.
+    Where both look the same, the difference is shown as escapes. Among very many names only those
+    with the same last part are compared.
     """
     last = name.rsplit("/", 1)[-1]
     alike = [candidate for candidate in known if candidate.rsplit("/", 1)[-1] == last]
-    match = difflib.get_close_matches(name, alike or known, n=1, cutoff=0.5)
+    near = alike or known
+    if len(near) > MOST_COMPARED:
+        return ""
+    match = difflib.get_close_matches(name, near, n=1, cutoff=0.5)
     if not match:
         return ""
     if look_of(name) == look_of(match[0]):

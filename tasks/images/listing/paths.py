@@ -29,12 +29,14 @@ class Matched:
         notes: Which rewrites were taken, in sentences.
         missing: Positions of the cells that are not known.
         advice: Which rewrite would fit those, or that none does; empty if nothing is missing.
+        fits: Whether some rewrite would fit some of those.
     """
 
     paths: list[str]
     notes: list[str]
     missing: list[int]
     advice: str
+    fits: bool
 
 
 def match_paths(
@@ -55,7 +57,7 @@ def match_paths(
     missing = [place for place, cell in enumerate(cells) if not holds(cell)]
     paths, notes = list(cells), []
     if not missing:
-        return Matched(paths, [], [], "")
+        return Matched(paths, [], [], "", fits=False)
     files = known()
     composed = _index(files, _composed)
     taken, first = Counter[str](), dict[str, str]()
@@ -71,7 +73,8 @@ def match_paths(
         for words, count in taken.items()
     ]
     missing = [place for place in missing if not holds(paths[place])]
-    return Matched(paths, notes, missing, _advise(cells, missing, files, what) if missing else "")
+    advice, fits = _advise(cells, missing, files, what) if missing else ("", False)
+    return Matched(paths, notes, missing, advice, fits)
 
 
 def _without_doubt(
@@ -118,8 +121,10 @@ def _index(files: Iterable[str], key: Callable[[str], str]) -> dict[str, str]:
 # with doubt ---------------------------------------------------------------------------------------
 
 
-def _advise(cells: Sequence[str], missing: Sequence[int], files: Collection[str], what: str) -> str:
-    """Say which rewrite fits most of the missing paths."""
+def _advise(
+    cells: Sequence[str], missing: Sequence[int], files: Collection[str], what: str
+) -> tuple[str, bool]:
+    """Say which rewrite fits most of the missing paths, and whether one fits any."""
     plain = [_plain(cells[place]) for place in missing]
     best: tuple[int, str, str] = (0, "", "")
     for words, pairs in _attempts(plain, files):
@@ -132,11 +137,12 @@ def _advise(cells: Sequence[str], missing: Sequence[int], files: Collection[str]
     if not best[0]:
         return (
             f"{head}; no file of a like name was found for the others, such as {first}; bring the "
-            "files or remove the rows"
+            "files or remove the rows",
+            False,
         )
     more = "more " if known else ""
     do = "does" if best[0] == 1 else "do"
-    return f"{head}; {best[0]:,} {more}{do} {best[1]} ({best[2]}). Write them so"
+    return f"{head}; {best[0]:,} {more}{do} {best[1]} ({best[2]}). Write them so", True
 
 
 def _plain(cell: str) -> str:

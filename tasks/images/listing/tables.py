@@ -33,7 +33,7 @@ def list_table(source: Path) -> Listing:
     advice = _advise(source, [line.cells["path"] for line in lines], matched)
     if not all(paths[place] for place in matched.missing):
         raise DataError(f"{source}: {advice}")
-    _check_rows(source, lines, paths)
+    _check_rows(source, lines, paths, advice)
     images, rejected = [], []
     for line, path in zip(lines, paths, strict=True):
         reason = _why_not(root, path)
@@ -109,7 +109,8 @@ def _inside(root: Path, cell: str) -> str:
     return path.removeprefix(start) if path.startswith(start) else ""
 
 
-def _check_rows(source: Path, lines: Sequence[Line], paths: Sequence[str]) -> None:
+def _check_rows(source: Path, lines: Sequence[Line], paths: Sequence[str], advice: str) -> None:
+    """Refuse wrong rows; `advice` is about paths that do not exist, which may be why."""
     if not lines:
         raise DataError(f"{source}: no images; expected a row path,label for each")
     problems, seen = [], dict[str, Line]()
@@ -128,7 +129,8 @@ def _check_rows(source: Path, lines: Sequence[Line], paths: Sequence[str]) -> No
             f"line {lines[splits.index(False)].number}: no split; allowed: all rows or none"
         )
     if problems:
-        raise DataError(f"{source}: rows are wrong:{first_of(problems)}")
+        also = f"\nAnd {advice}" if advice else ""
+        raise DataError(f"{source}: rows are wrong:{first_of(problems)}{also}")
 
 
 def _problems(line: Line, path: str) -> Iterator[str]:
@@ -205,10 +207,10 @@ def match_images(path: Path, lines: Sequence[Line], known: Collection[str]) -> S
             + (nearest_name(cells[place], names) if number < 3 else "")  # slow on many names
             for number, place in enumerate(matched.missing)
         ]
+        advice = f". {matched.advice}" if matched.fits else ""
         raise DataError(
             f"{path}: {len(shown):,} of {len(cells):,} paths are no images of the source; they "
-            "must be relative to its root, as in manifest.csv. "
-            f"{matched.advice}:{first_of(shown)}"
+            f"must be relative to its root, as in manifest.csv{advice}:{first_of(shown)}"
         )
     for note in matched.notes:
         log.warning("%s: %s", path, note)
