@@ -345,7 +345,7 @@ class Phase(Record):
     unfrozen_from: int  # lowest trained backbone group
     epochs: int
     best_epoch: int
-    stopped: Literal["finished", "patience", "hopeless", "diverged"]
+    stopped: Literal["finished", "patience", "diverged"]
     val_loss: float  # calibrated
     val_accuracy: float
     change_in_val_accuracy: Estimate  # against the state before the phase, paired

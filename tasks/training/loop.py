@@ -29,7 +29,7 @@ from tasks.training.resume.checkpoints import (
     load_tensors,
 )
 from tasks.training.step import Stepper, class_weights
-from tasks.training.verdicts import Chosen, choose_weights, end_phase, is_hopeless, state_after
+from tasks.training.verdicts import Chosen, choose_weights, end_phase, state_after
 
 log = logging.getLogger(__name__)
 
@@ -184,9 +184,7 @@ class Trainer:
 
     def _is_over(self, plan: PhasePlan, state: TrainState) -> bool:
         stale = state.epoch - (state.best.epoch if state.best else 0)
-        if state.epoch >= plan.epochs or stale >= plan.patience:
-            return True
-        return not plan.adapt_norm and is_hopeless(state, self._examples.val, seed=self._seed)
+        return state.epoch >= plan.epochs or stale >= plan.patience
 
     def _close_epoch(self, plan: PhasePlan, taken: TrainState, part: TrainedPart) -> TrainState:
         """Look at val and make the next state."""

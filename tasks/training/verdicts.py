@@ -127,9 +127,6 @@ def choose_weights(
     return Chosen(best, tried[best], losses)
 
 
-HOPELESS = 0.99  # confidence with which an epoch is worse than the start before its phase ends
-
-
 @dataclass(frozen=True)
 class PhaseEnd:
     """What the phase was judged by, the state to go on from, and what to tell about it."""
@@ -137,14 +134,6 @@ class PhaseEnd:
     judged: Snapshot
     kept: Snapshot
     record: Phase
-
-
-def is_hopeless(state: TrainState, val: ValSet, *, seed: int) -> bool:
-    """Whether val says beyond all doubt that even the best epoch so far is worse than the start."""
-    if state.best is None:
-        return False
-    start, best = state.start.val_logits, state.best.val_logits
-    return judge_change(start, best, val, confidence=HOPELESS, seed=seed).worse
 
 
 def end_phase(
@@ -179,13 +168,8 @@ def end_phase(
         state.start.val_logits, shown.val_logits, val, confidence=confidence, seed=seed
     )
     kept = state.best is not None and (scratch or not verdict.worse)
-    stale = state.epoch - shown.epoch
-    stopped: Literal["finished", "patience", "hopeless"] = (
-        "finished"
-        if state.epoch >= plan.epochs
-        else "patience"
-        if stale >= plan.patience
-        else "hopeless"
+    stopped: Literal["finished", "patience"] = (
+        "finished" if state.epoch >= plan.epochs else "patience"
     )
     record = Phase(
         name=plan.name,
