@@ -127,7 +127,7 @@ def _passed_checks(health: Health) -> list[str]:
     checks: list[tuple[object, str]] = [
         (
             any(words.startswith(LEAK) for words in health.warnings),
-            "No picture stands in more than one split",
+            "No copy or near copy stands in more than one split",
         ),
         (health.label_conflicts or health.mixed_copies, "No picture has more than one label"),
         (health.rejected, "Every image file could be read"),
