@@ -78,6 +78,8 @@ def arguments(root: Path) -> dict[str, list[str]]:
         "baseline": [
             listed, *features, f"--head={root / 'head.safetensors'}",
             f"--summary={root / 'baseline.json'}", f"--val-logits={root / 'logits.npy'}",
+            *pixels[:2], f"--suspects={root / 'suspects.csv'}",
+            f"--suspect-pixels={root / 'suspects.npy'}",
         ],
     }  # fmt: skip
 
