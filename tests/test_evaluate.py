@@ -706,8 +706,14 @@ def test_accuracy_with_and_without_a_twin_is_that_of_these_images(project):
     right = np.array([row.correct for row in found.predictions])
     twins = found.metrics.twins
     assert (twins.with_relative.n, twins.without_relative.n) == (3, len(right) - 3)
-    assert twins.with_relative.value == pytest.approx(right[:3].mean())
-    assert twins.without_relative.value == pytest.approx(right[3:].mean())
+    labels = [row.label for row in found.predictions]
+    kinds = {True: {}, False: {}}
+    for number, (label, hit) in enumerate(zip(labels, right, strict=True)):
+        kinds[number < 3].setdefault(label, []).append(hit)
+    for estimate, kind in ((twins.with_relative, True), (twins.without_relative, False)):
+        by_class = [np.mean(kinds[kind][label]) * labels.count(label) for label in kinds[True]]
+        assert estimate.value == pytest.approx(np.sum(by_class) / len(labels))
+        assert estimate.low <= estimate.value <= estimate.high
     assert found.metrics.leaks is None
 
 
@@ -715,7 +721,7 @@ def judge_leaks(leaked, default_params):
     manifest = make_manifest()
     groups = manifest.groups("test")
     none = np.zeros(len(groups), bool)
-    related = Related(groups, none, none, leaked)
+    related = Related(manifest.labels("test"), groups, none, none, leaked)
     right = np.arange(len(groups)) % 2 == 0
     metrics = Metrics.model_construct(warnings=["before"])
     return judge_relatives(metrics, right, related, default_params.evaluate, seed=1), right
@@ -738,10 +744,25 @@ def test_a_test_that_stands_in_train_is_worth_nothing(default_params):
 
 def test_images_that_were_not_compared_are_on_neither_side_of_twins(default_params):
     groups, none = [str(image) for image in range(6)], np.zeros(6, bool)
-    related = Related(groups, np.arange(6) < 1, np.arange(6) < 4, none)
+    related = Related(np.zeros(6, int), groups, np.arange(6) < 1, np.arange(6) < 4, none)
     metrics = Metrics.model_construct(warnings=[])
     found = judge_relatives(metrics, ~none, related, default_params.evaluate, seed=1).twins
     assert (found.with_relative.n, found.without_relative.n) == (1, 3)
+
+
+def test_twins_of_an_easy_class_do_not_flatter(default_params):
+    # The classes are 100 and 50 % right, with a twin and without; twins are mostly of the easy one.
+    labels = np.repeat([0, 0, 1, 1], [60, 20, 10, 40])
+    twins = np.repeat([True, False, True, False], [60, 20, 10, 40])
+    right = (labels == 0) | (np.arange(130) % 2 == 0)
+    groups = [str(image) for image in range(130)]
+    related = Related(labels, groups, twins, np.ones(130, bool), np.zeros(130, bool))
+    metrics = Metrics.model_construct(warnings=[])
+    found = judge_relatives(metrics, right, related, default_params.evaluate, seed=1).twins
+    expected = (80 * 1 + 50 * 0.5) / 130
+    assert found.with_relative.value == pytest.approx(expected)
+    assert found.without_relative.value == pytest.approx(expected)
+    assert (found.with_relative.n, found.without_relative.n) == (70, 60)
 
 
 def test_groups_across_splits_are_leaks_and_twins_are_by_path():

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+from scipy import sparse
 
-from tasks.artifacts.arrays import Bools
+from tasks.artifacts.arrays import Bools, Ints
 from tasks.artifacts.records import CleanScores, Estimate, Metrics
 from tasks.artifacts.tables import Manifest, TwinRow
-from tasks.judging.statistics import accuracy_interval
+from tasks.judging.statistics import GroupBootstrap, share_interval
 from tasks.params import EvaluateParams
 
 
@@ -17,13 +19,15 @@ class Related:
     """Which test images have a relative in train.
 
     Attributes:
-        groups: Of the test images, (N,).
+        labels: Of the test images, int64 (N,).
+        groups: Of them, (N,).
         twins: A twin by features, bool (N,).
         compared: Whether stage audit looked for a twin, bool (N,); it looks at some thousands.
         leaked: A copy, a near copy or an image of the same group, bool (N,); only where the source
             gives its splits.
     """
 
+    labels: Ints
     groups: Sequence[str]
     twins: Bools
     compared: Bools
@@ -41,6 +45,7 @@ def find_related(manifest: Manifest, rows: Sequence[TwinRow]) -> Related:
     trained = set(manifest.groups("train"))
     tested = manifest.of("test")
     return Related(
+        labels=manifest.labels("test"),
         groups=[row.group for row in tested],
         twins=np.array([row.path in twins for row in tested], dtype=np.bool_),
         compared=np.array([row.path in compared for row in tested], dtype=np.bool_),
@@ -53,6 +58,10 @@ def judge_relatives(
 ) -> Metrics:
     """Add the accuracy on images with and without a relative, and what leaks make of the result.
 
+    Twins are more frequent in some classes than in others, and classes differ in how hard they are:
+    both kinds of images are weighed so that every class has its share of all of them, classes that
+    only one kind has left out. A leak is told with the plain accuracy of the clean images.
+
     Args:
         metrics: Of all test images.
         right: Which of them the model that ships has right, bool (N,).
@@ -60,31 +69,60 @@ def judge_relatives(
         params: Resamples and confidence.
         seed: The run's seed.
     """
-
-    def estimate(some: Bools) -> Estimate | None:
-        if not some.any():
-            return None
-        return accuracy_interval(
-            right[some],
-            [related.groups[int(row)] for row in np.flatnonzero(some)],
-            confidence=params.confidence,
-            resamples=params.bootstrap,
-            seed=seed,
+    measure = partial(_estimate, right, related, params=params, seed=seed)
+    leaks = twins = None
+    if related.leaked.any():
+        leaks = CleanScores(
+            with_relative=measure(related.leaked), without_relative=measure(~related.leaked)
         )
-
-    def scores(some: Bools, others: Bools) -> CleanScores | None:
-        if not some.any():
-            return None
-        return CleanScores(with_relative=estimate(some), without_relative=estimate(others))
-
-    leaks = scores(related.leaked, ~related.leaked)
+    if related.twins.any():
+        alone, labels = related.compared & ~related.twins, related.labels
+        common = np.isin(labels, labels[related.twins]) & np.isin(labels, labels[alone])
+        shares = np.bincount(labels[(related.twins | alone) & common]) if common.any() else None
+        kinds = [kind & common if common.any() else kind for kind in (related.twins, alone)]
+        of_twins, of_others = (measure(kind, shares=shares) for kind in kinds)
+        twins = CleanScores(with_relative=of_twins, without_relative=of_others)
     return metrics.model_copy(
         update={
-            "twins": scores(related.twins, related.compared & ~related.twins),
+            "twins": twins,
             "leaks": leaks,
             "warnings": [*metrics.warnings, *say_leaks(leaks)],
         }
     )
+
+
+def _estimate(
+    right: Bools,
+    related: Related,
+    some: Bools,
+    *,
+    params: EvaluateParams,
+    seed: int,
+    shares: Ints | None = None,
+) -> Estimate | None:
+    """Estimate accuracy on some images; `shares`: what each class counts in all, (C,)."""
+    images = np.flatnonzero(some)
+    if not len(images):
+        return None
+    hits, labels = right[images].astype(np.float64), related.labels[images]
+    weights = np.ones(len(images))
+    if shares is not None:
+        weights = (shares / np.maximum(np.bincount(labels, minlength=len(shares)), 1))[labels]
+    groups = [related.groups[image] for image in images.tolist()]
+    bootstrap = GroupBootstrap(groups, resamples=params.bootstrap, seed=seed)
+    rows = sparse.csr_array(np.stack([weights * hits, weights]))
+    variance = float(np.var(bootstrap.replicates(rows, lambda sums: sums[:1] / sums[1:])))
+    evenness = float(np.mean(weights) ** 2 / np.mean(np.square(weights)))
+    value = float(np.average(hits, weights=weights))
+    interval = share_interval(
+        value,
+        variance,
+        bootstrap,
+        images=evenness * bootstrap.images,
+        groups=evenness * bootstrap.groups,
+        confidence=params.confidence,
+    )
+    return Estimate(value=value, low=interval.low, high=interval.high, n=len(images))
 
 
 def say_leaks(leaks: CleanScores | None) -> Iterator[str]:
