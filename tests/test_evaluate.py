@@ -45,8 +45,7 @@ from tasks.evaluation.tables import class_rows, hardest_images, reliability_rows
 from tasks.evaluation.words import say_difference
 from tasks.heads.classifier import Classifier, load_finetuned, write_classifier
 from tasks.heads.registry import find_head, write_head
-from tasks.judging.answers import ModelLogits, judge
-from tasks.judging.calibration import expected_calibration_error
+from tasks.judging.calibration import ModelLogits, expected_calibration_error, judge
 from tasks.judging.metrics import log_probabilities
 from tasks.judging.rule import ValSet
 from tasks.judging.statistics import wilson_interval

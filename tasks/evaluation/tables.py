@@ -18,8 +18,7 @@ from tasks.artifacts.tables import (
     ReliabilityRow,
     write_rows,
 )
-from tasks.judging.answers import Judged, confidence_of
-from tasks.judging.calibration import equal_mass_bins, reliability_table
+from tasks.judging.calibration import Judged, confidence_of, equal_mass_bins, reliability_table
 from tasks.judging.metrics import f1, precision, recall
 from tasks.judging.statistics import share_intervals
 
