@@ -20,8 +20,7 @@ from tasks.artifacts.pixels import PixelStore
 from tasks.artifacts.records import Baseline, HeadKind, Split, TriedHead, write_record
 from tasks.artifacts.tables import SuspectRow, read_manifest, write_rows
 from tasks.artifacts.words import name_head
-from tasks.auditing.folds import accuracy_in_folds
-from tasks.auditing.held_out import Pool, hold_out
+from tasks.auditing.held_out import Pool, accuracy_in_folds, hold_out
 from tasks.auditing.suspects import list_suspects, picture_suspects
 from tasks.heads.curve import measure_curve
 from tasks.heads.features import Labeled, read_features

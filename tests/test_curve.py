@@ -36,8 +36,8 @@ def test_points_are_those_of_heads_fitted_on_the_parts_alone():
     logits = whole.logits(val.features[:, 0])
     assert curve.points[-1].val_accuracy.value == val.judge.accuracy(logits)
     assert curve.points[-1].val_loss == val.judge.loss(logits)
-    first, last = curve.points[-2:]
-    assert curve.last_step.value == pytest.approx(last.val_accuracy.value - first.val_accuracy.value)
+    before, after = (point.val_accuracy.value for point in curve.points[-2:])
+    assert curve.last_step.value == pytest.approx(after - before)
     assert measure_curve(train, val, STRENGTHS, classes=3, seed=17) == curve
 
 

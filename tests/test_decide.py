@@ -232,7 +232,8 @@ def test_frozen_features_at_their_ceiling_are_kept_even_on_a_far_domain():
     assert decision.confidence == "high"
     assert decision.evidence.at_ceiling
     assert any(tells(reason, "at their ceiling", "flawless") for reason in decision.reasons)
-    assert any(tells(one, "errors of frozen features", "above 0.02") for one in decision.would_change)
+    facts = ("errors of frozen features", "above 0.02")
+    assert any(tells(one, *facts) for one in decision.would_change)
 
 
 def test_with_few_images_the_ceiling_is_less_sure():

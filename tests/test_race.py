@@ -9,9 +9,9 @@ import torch
 from conftest import ROOT, tells
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 from test_doubts import measured
 from tiny_finetune import make_inputs
-from scipy.stats import norm
 from torch import nn
 
 from tasks.artifacts.records import Estimate, Race
@@ -40,10 +40,9 @@ TOP, HALF = NamedArm("top", "fine_tune", 6), NamedArm("half", "fine_tune", 4)
 class Small(nn.Module):
     """3 x 8 x 8 pixels: a convolution to 4 x 4 x 4, then a linear layer."""
 
-    pretrained_cfg = {"input_size": (3, 8, 8)}
-
     def __init__(self) -> None:
         super().__init__()
+        self.pretrained_cfg = {"input_size": (3, 8, 8)}
         self.stem = nn.Conv2d(3, 4, 3, stride=2, padding=1)
         self.top = nn.Linear(4, 16)
         self.head = nn.Linear(16, 10)
