@@ -276,7 +276,10 @@ class RaceParams(Block):
         "fewer arms race, or none.",
     )
     confidence: float = Field(
-        ge=0.5, lt=1, description="Of the two-sided intervals by which a racer is better on val."
+        ge=0.5,
+        lt=1,
+        description="Of the two-sided intervals, those of all racers together, by which one is "
+        "better on val.",
     )
 
 

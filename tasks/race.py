@@ -40,6 +40,8 @@ from tasks.transferability.rules import Evidence, at_ceiling, choose_cuts
 
 log = logging.getLogger(__name__)
 
+OVERSHOOT = 1.5  # times the images that the budget pays for, where groups come whole
+
 
 @dataclass(frozen=True)
 class Paths(StagePaths):
@@ -109,6 +111,8 @@ def race_or_skip(
             skipped=f"No race: {params.share:.0%} of the cost of fine-tuning (race.share) does not "
             f"pay for one on {params.min_images:,} images (race.min_images)."
         )
+    if len(ground.part(field.images)) > OVERSHOOT * field.images:
+        return Race(skipped="No race: groups are so large that they leave no small part of train.")
     race = run_race(ground, field, means)
     return race.model_copy(update={"words": say_race(race)})
 

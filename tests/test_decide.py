@@ -82,12 +82,13 @@ def found_by_baseline(right=(0.8, 0.84, 0.88), folds=(0.82, 0.84, 0.86), room=(0
     )
 
 
-def make_race(name="half", cut=4, arm="fine_tune", *, wins=True):
+def make_race(name="half", cut=4, arm="fine_tune", *, wins=True, alone=False):
     racer = Racer(
         name=name, arm=arm, cut=cut, val_accuracy=0.88, val_loss=0.3, better=wins, worse=False,
         accuracy_gain=estimate(0.01, 0.04, 0.07), loss_change=estimate(-0.1, -0.05, -0.01),
     )  # fmt: skip
-    done = RaceRound(images=600, epochs=4, frozen_accuracy=0.84, frozen_loss=0.4, racers=[racer])
+    others = [racer] if alone else [racer, racer.model_copy(update={"name": "all", "cut": 0})]
+    done = RaceRound(images=600, epochs=4, frozen_accuracy=0.84, frozen_loss=0.4, racers=others)
     return Race(
         skipped=None, rounds=[done], winner=racer if wins else None, words="In a race, so and so."
     )
@@ -246,7 +247,7 @@ def test_with_few_images_the_ceiling_is_less_sure():
 def test_a_val_that_is_too_small_is_no_ceiling():
     small = {"right": (0.5, 0.8, 0.9), "folds": (0.6, 0.8, 0.9), "room": (-0.02, 0.2, 0.4)}
     decision = decided(baseline=found_by_baseline(**small))
-    assert decision.arm == "fine_tune"
+    assert (decision.arm, decision.confidence) == ("fine_tune", "low")
     assert any(tells(reason, "Val is too small") for reason in decision.reasons)
 
 
@@ -267,6 +268,15 @@ def test_the_winner_of_a_race_is_taken_with_its_depth():
     assert tells(chosen["all"].said, "Raced", "+4.0 points [+1.0, +7.0]")
     assert chosen["scratch"].said == "Not raced."
     assert "In a race, so and so." in decision.reasons
+
+
+def test_the_rules_may_go_deeper_than_a_winner_that_no_deeper_arm_raced_with():
+    unsure = {"mmd": None, "shift": (0.1, 0.2, 0.4), "images": 4_000}
+    by_rule = decided(**unsure).phases
+    assert by_rule == [6, 4]
+    assert decided(**unsure, race=make_race("top", 6)).phases == [6]
+    assert decided(**unsure, race=make_race("top", 6, alone=True)).phases == by_rule
+    assert decided(**unsure, race=make_race("half", 2, alone=True)).phases == [6, 5, 2]
 
 
 def test_from_scratch_is_taken_where_it_wins():

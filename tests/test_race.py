@@ -1,6 +1,7 @@
 """A race: what it costs, who takes part, who wins, and that its stage only runs it in doubt."""
 
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,15 @@ from test_doubts import measured
 from tiny_finetune import make_inputs
 from torch import nn
 
-from tasks.artifacts.records import Estimate, Race
+from tasks.artifacts.records import (
+    Decision,
+    Estimate,
+    Race,
+    Similarity,
+    read_record,
+    write_record,
+)
+from tasks.errors import TrainingError
 from tasks.heads.features import Labeled
 from tasks.judging.rule import ValSet
 from tasks.params import FinetuneParams
@@ -22,7 +31,7 @@ from tasks.params_file import load_params
 from tasks.race import find_reason_to_skip
 from tasks.racing.costs import Workload, cost_of_cache, cost_of_phase, measure_costs
 from tasks.racing.field import choose_field, cost_of_race, expected_cost, staying
-from tasks.racing.race import Ground, Lap, Means, find_winner, run_race
+from tasks.racing.race import Ground, Lap, Means, confidence_of_each, find_winner, run_race
 from tasks.racing.racers import Track, train_racer
 from tasks.racing.words import say_race
 from tasks.runtime.machine import Machine
@@ -136,7 +145,8 @@ def winner_of(rng, accuracies, images=300):
     frozen, *others = (drawn_answers(rng, labels, one, shared) for one in accuracies)
     arms = name_arms(8)[1 : 1 + len(others)]
     lap = Lap(np.arange(0), frozen, dict(zip(arms, others, strict=True)))
-    return find_winner(lap, val, PARAMS.race, seed=17)
+    confidence = confidence_of_each(PARAMS.race.confidence, len(arms))
+    return find_winner(lap, val, confidence=confidence, seed=17)
 
 
 def test_a_race_between_equal_arms_names_no_winner():
@@ -249,6 +259,19 @@ def test_a_racer_shows_every_image_of_its_part_as_often_as_there_are_epochs(
     assert all(torch.equal(tensor, head.state_dict()[name]) for name, tensor in before.items())
 
 
+def test_training_from_scratch_that_breaks_down_leaves_the_race(ground, tmp_path, monkeypatch):
+    from tasks.training.loop import Trainer
+
+    def break_down(*_):
+        raise TrainingError("nothing was learned")
+
+    monkeypatch.setattr(Trainer, "run_phase", break_down)
+    race = run_race(ground, make_field(ground, ["scratch"], 9), make_means(tmp_path))
+    assert race.winner is None
+    with pytest.raises(TrainingError, match="nothing was learned"):
+        run_race(ground, make_field(ground, ["top"], 9), make_means(tmp_path))
+
+
 def test_a_race_that_all_lose_at_once_ends_after_the_first_round(ground, tmp_path, monkeypatch):
     from tasks.racing import race as module
 
@@ -270,6 +293,49 @@ def test_a_winner_is_told_with_its_gain(ground, tmp_path, monkeypatch):
     race = run_race(ground, make_field(ground, ["top", "half"], 9), make_means(tmp_path))
     assert race.winner.name == "top"
     assert tells(say_race(race), "top quarter", "beat frozen features", "+100.0 points")
+
+
+# the stage ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def unsure(runs, tmp_path_factory):
+    """A run in which nothing but the shift tells how far the domain is."""
+    run = runs("fine-tuned").copy(tmp_path_factory.mktemp("unsure"))
+    run.set(run.params, {"decide.arm": "auto"})
+    path = run.root / "data/similarity/similarity.json"
+    write_record(path, read_record(path, Similarity).model_copy(update={"mmd": None}))
+    return run
+
+
+def run_stage(run, stage, monkeypatch):
+    monkeypatch.setenv("REGRAFT_ENGINE", "torch")
+    monkeypatch.setenv("REGRAFT_SCRATCH", str(run.root / ".regraft"))
+    import_module(f"tasks.{stage}").main(run.arguments(stage))
+
+
+def test_the_stage_races_where_the_distance_is_unknown_and_decide_tells_it(unsure, monkeypatch):
+    path = unsure.root / "data/race/race.json"
+    assert read_record(path, Race).skipped == "No race: the user asked to fine-tune."
+    run_stage(unsure, "race", monkeypatch)
+    race, written = read_record(path, Race), path.read_bytes()
+    assert race.skipped is None
+    assert 0 < race.cost <= 1
+    assert [done.epochs for done in race.rounds] == [1] * len(race.rounds)
+    assert not list((unsure.root / ".regraft").rglob("*.npy"))
+    run_stage(unsure, "race", monkeypatch)
+    assert path.read_bytes() == written
+    run_stage(unsure, "decide", monkeypatch)
+    decision = read_record(unsure.root / "data/decide/decision.json", Decision)
+    assert decision.evidence.race == race
+    assert sum("In a race" in reason for reason in decision.reasons) == 1
+
+
+def test_a_race_that_the_budget_does_not_pay_for_is_said_to_be_too_dear(unsure, monkeypatch):
+    unsure.set(unsure.params, {"race.min_images": 1000})
+    run_stage(unsure, "race", monkeypatch)
+    skipped = read_record(unsure.root / "data/race/race.json", Race).skipped
+    assert tells(skipped, "100%", "race.share", "1,000 images", "race.min_images")
 
 
 # where there is none -----------------------------------------------------------------------------

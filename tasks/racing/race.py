@@ -115,7 +115,7 @@ def run_race(ground: Ground, field: Field, means: Means) -> Race:
         field: Who takes part.
         means: How they are trained.
     """
-    params = means.params
+    confidence = confidence_of_each(means.params.confidence, len(field.entries))
     judges = ground.judges()
     labels, groups = ground.val.labels[judges], [ground.val.groups[image] for image in judges]
     val = ValSet(labels, groups, balanced=ground.val.balanced)
@@ -123,31 +123,39 @@ def run_race(ground: Ground, field: Field, means: Means) -> Race:
     while True:
         images = ground.part(2 ** len(rounds) * field.images)
         lap = _run_round(ground, images, judges, val, entries, means)
-        rounds.append(_describe_round(lap, val, params, seed=ground.seed))
+        rounds.append(_describe_round(lap, val, means.params.epochs, confidence, seed=ground.seed))
         log.info("%s", _round_in_words(rounds[-1]))
         if len(rounds) == ROUNDS or all(racer.worse for racer in rounds[-1].racers):
             break
         ranked = sorted(entries, key=lambda entry: val.loss(lap.raced[entry]))
         kept = ranked[: staying(len(entries))]
         entries = [entry for entry in entries if entry in kept]
-    winner = find_winner(lap, val, params, seed=ground.seed)
+    winner = find_winner(lap, val, confidence=confidence, seed=ground.seed)
     return Race(
         skipped=None,
         rounds=rounds,
         winner=None if winner is None else rounds[-1].racers[entries.index(winner)],
         val_images=len(judges),
         cost=field.share,
-        twice_the_images=_compare_with_more(ground, lap, judges, val, params),
+        twice_the_images=_compare_with_more(ground, lap, judges, val, confidence),
     )
 
 
-def find_winner(lap: Lap, val: ValSet, params: RaceParams, *, seed: int) -> NamedArm | None:
+def confidence_of_each(confidence: float, racers: int) -> float:
+    """Give the confidence of the intervals of each racer, so that all together have that given.
+
+    Source: Bonferroni's inequality.
+    """
+    return 1 - (1 - confidence) / racers
+
+
+def find_winner(lap: Lap, val: ValSet, *, confidence: float, seed: int) -> NamedArm | None:
     """Give the arm that is better than frozen features, and than every cheaper arm, beyond doubt.
 
     Args:
         lap: The last round; its racers from the cheapest to the dearest.
         val: What judges.
-        params: The `race` block.
+        confidence: Of the intervals of each racer.
         seed: The run's seed.
 
     Returns:
@@ -155,7 +163,7 @@ def find_winner(lap: Lap, val: ValSet, params: RaceParams, *, seed: int) -> Name
     """
     winner, best = None, lap.frozen
     for entry, logits in lap.raced.items():
-        if judge_change(best, logits, val, confidence=params.confidence, seed=seed).better:
+        if judge_change(best, logits, val, confidence=confidence, seed=seed).better:
             winner, best = entry, logits
     return winner
 
@@ -191,10 +199,12 @@ def _run_round(
     return Lap(images, frozen[judges], raced)
 
 
-def _describe_round(lap: Lap, val: ValSet, params: RaceParams, *, seed: int) -> RaceRound:
+def _describe_round(
+    lap: Lap, val: ValSet, epochs: int, confidence: float, *, seed: int
+) -> RaceRound:
     racers = []
     for entry, logits in lap.raced.items():
-        verdict = judge_change(lap.frozen, logits, val, confidence=params.confidence, seed=seed)
+        verdict = judge_change(lap.frozen, logits, val, confidence=confidence, seed=seed)
         racers.append(
             Racer(
                 name=entry.name,
@@ -210,7 +220,7 @@ def _describe_round(lap: Lap, val: ValSet, params: RaceParams, *, seed: int) -> 
         )
     return RaceRound(
         images=len(lap.images),
-        epochs=params.epochs,
+        epochs=epochs,
         frozen_accuracy=val.accuracy(lap.frozen),
         frozen_loss=val.loss(lap.frozen),
         racers=racers,
@@ -218,14 +228,14 @@ def _describe_round(lap: Lap, val: ValSet, params: RaceParams, *, seed: int) -> 
 
 
 def _compare_with_more(
-    ground: Ground, lap: Lap, judges: Ints, val: ValSet, params: RaceParams
+    ground: Ground, lap: Lap, judges: Ints, val: ValSet, confidence: float
 ) -> Estimate | None:
     """Compare frozen features on twice the images with the best racer; None: there are no more."""
     if 2 * len(lap.images) > len(ground.train.labels):
         return None
     _, more = ground.frozen(ground.part(2 * len(lap.images)))
     best = min(lap.raced.values(), key=val.loss)
-    change = judge_change(best, more[judges], val, confidence=params.confidence, seed=ground.seed)
+    change = judge_change(best, more[judges], val, confidence=confidence, seed=ground.seed)
     return change.accuracy
 
 

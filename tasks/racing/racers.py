@@ -1,6 +1,7 @@
 """One racer: an arm that is trained on a part of the images, with a whole schedule of its own."""
 
 import copy
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from tasks.artifacts.arrays import Ints, Logits
 from tasks.artifacts.records import BackboneInfo, Baseline
+from tasks.errors import TrainingError
 from tasks.heads.classifier import start_classifier
 from tasks.params import FinetuneParams
 from tasks.runtime.device import find_device
@@ -21,6 +23,8 @@ from tasks.training.loop import Trainer
 from tasks.training.phases import next_phase, training_groups
 from tasks.training.resume.checkpoints import TrainState
 from tasks.transferability.arms import NamedArm
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,13 @@ def train_racer(entry: NamedArm, track: Track, machine: Machine, folder: Path) -
     )
     trainer = Trainer(classifier, groups, examples, params, seed=track.seed)
     repeated = _RepeatedParts(parts, len(track.examples.labels))
-    state = trainer.run_phase(plan, None, repeated, _NoCheckpoints())
-    parts.close()
+    try:
+        state = trainer.run_phase(plan, None, repeated, _NoCheckpoints())
+    except TrainingError as err:
+        if entry.arm != "scratch":
+            raise
+        log.warning("training from scratch leaves the race: %s", err)
+        return np.zeros((len(examples.val.labels), examples.classes), np.float32)
+    finally:
+        parts.close()
     return state.judged[-1]

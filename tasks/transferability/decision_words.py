@@ -12,6 +12,7 @@ from tasks.artifacts.records import (
     Similarity,
 )
 from tasks.artifacts.words import ORDERS
+from tasks.transferability.arms import IN_WORDS
 from tasks.transferability.doubts import Change
 from tasks.transferability.rules import Evidence
 
@@ -91,16 +92,10 @@ def _of_frozen_features(evidence: DecisionEvidence) -> Iterator[str]:
         f"Frozen features are right on {right.value:.1%}{_interval(right.low, right.high, 100)} of "
         f"{right.n:,} val images{by_folds}."
     )
-    room = evidence.room
     if evidence.at_ceiling:
         yield (
             "Frozen features are at their ceiling here: not even a flawless model could be shown "
             "to be better on val."
-        )
-    elif room is not None and room.low is not None and room.low <= 0:
-        yield (
-            f"Val is too small to judge: its {room.n:,} images could not tell even a flawless "
-            "model from frozen features."
         )
 
 
@@ -149,6 +144,7 @@ def write_page(decision: Decision, groups: Sequence[LayerGroup]) -> str:
             *(f"- {reason}" for reason in decision.reasons),
             "",
             *_phases_table(decision, groups),
+            *_arms_table(decision),
             "## What each rule saw",
             "",
             "The first rule that fires and votes decides.",
@@ -173,6 +169,14 @@ def _phases_table(decision: Decision, groups: Sequence[LayerGroup]) -> list[str]
         for number, lowest in enumerate(decision.phases, start=1)
     ]
     return ["| phase | trains |", "|---|---|", *rows, ""]
+
+
+def _arms_table(decision: Decision) -> list[str]:
+    rows = [
+        f"| {one.name} | {IN_WORDS[one.name]} | {one.said} | {'yes' if one.chosen else ''} |"
+        for one in decision.arms
+    ]
+    return ["| arm | means | race | chosen |", "|---|---|---|---|", *rows, ""]
 
 
 def _span(groups: Sequence[LayerGroup]) -> str:

@@ -71,7 +71,7 @@ def assess(
     if at_ceiling(evidence, params):
         mild = list(_doubts_of_ceiling(errors, params))
         return Assessment("medium" if mild else "high", mild)
-    if evidence.raced is not None:
+    if evidence.winner is not None:
         return Assessment("high", [])
     grave = list(_grave_doubts(evidence, similarity, params))
     mild = list(_mild_doubts(evidence, similarity, params))
@@ -93,6 +93,8 @@ def _grave_doubts(
         yield "Nothing tells how far the domain is."
     if any(choose(other, params).arm != chosen.arm for other in within(evidence, similarity)):
         yield "Within the intervals of the measurements the rules name different arms."
+    if evidence.room is not None and evidence.room <= 0:
+        yield "Val is too small: it could not tell even a flawless model from frozen features."
     if _disagreement(evidence, params) > 1:
         yield "MMD and batch-norm shift contradict each other about the domain."
     if evidence.gain < params.min_transfer_gain:

@@ -2,7 +2,7 @@
 
 from tasks.artifacts.records import BackboneInfo, Baseline, Estimate, Race, Similarity
 from tasks.artifacts.tables import Manifest
-from tasks.transferability.rules import Evidence
+from tasks.transferability.rules import Evidence, RaceWinner
 
 
 def gather_evidence(
@@ -27,7 +27,6 @@ def gather_evidence(
         baseline.folds_accuracy,
         baseline.room,
     )
-    winner = race.winner if race else None
     return Evidence(
         images=len(manifest.of("train")),
         classes=len(manifest.class_names),
@@ -38,8 +37,15 @@ def gather_evidence(
         gain=similarity.transfer_gain.value,
         error=1 - folds.value if folds else None,
         room=room.low if room else None,
-        raced=(winner.arm, winner.cut) if winner else None,
+        winner=_winner_of(race) if race else None,
     )
+
+
+def _winner_of(race: Race) -> RaceWinner | None:
+    if race.winner is None:
+        return None
+    tuned = [racer.cut for racer in race.rounds[0].racers if racer.arm == "fine_tune"]
+    return RaceWinner(race.winner.arm, race.winner.cut, deepest=0 in tuned)
 
 
 def errors_by_folds(baseline: Baseline) -> Estimate | None:
