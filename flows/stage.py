@@ -19,7 +19,7 @@ FOLLOW: Reach = "this stage and what follows from it"
 SHARED = {
     "seed": (),
     "class_balanced": ("baseline", "race", "finetune"),
-    "backbone": ("extract",),
+    "backbone": ("select",),
 }
 STAGES = tuple(name for name in Params.model_fields if name not in SHARED)
 

@@ -17,14 +17,43 @@ class Block(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+AUTO = "auto"
+
+
 class BackboneParams(Block):
     """The pretrained network."""
 
-    name: str = Field(min_length=1, description="Architecture by its timm name.")
+    name: str = Field(
+        min_length=1,
+        description="Architecture by its timm name; auto: the best of select.candidates.",
+    )
     weights: str = Field(
         pattern=r"^(packaged|hub|random|data/weights/.+\.safetensors)$",
         description="packaged (wheel on this machine), hub (downloaded by timm), random, or a "
         ".safetensors file below data/weights/, the folder whose contents DVC watches.",
+    )
+
+    @model_validator(mode="after")
+    def check_weights_of_candidates(self) -> Self:
+        """Refuse weights that cannot be those of several architectures."""
+        if self.name == AUTO and self.weights not in ("packaged", "hub"):
+            raise ValueError(
+                f"weights is {self.weights!r} and name is auto; allowed then: packaged | hub, "
+                "because every candidate has weights of its own"
+            )
+        return self
+
+
+class SelectParams(Block):
+    """Between which backbones is chosen where `backbone.name` is auto."""
+
+    candidates: list[str] = Field(
+        min_length=1,
+        max_length=50,
+        description="timm names, the cheapest first: a later one must be better beyond doubt.",
+    )
+    images: int = Field(
+        ge=10, le=100_000, description="Training images on which they are compared, by hash."
     )
 
 
@@ -417,6 +446,7 @@ class Params(Block):
     backbone: BackboneParams
     ingest: IngestParams
     augment: AugmentParams
+    select: SelectParams
     extract: ExtractParams
     similarity: SimilarityParams
     decide: DecideParams

@@ -155,6 +155,29 @@ class LayerGroup(Record):
     parameters: int
 
 
+class BackboneRank(Record):
+    """What the frozen features of one candidate are worth on some training images."""
+
+    name: str
+    ridge_accuracy: Estimate  # without the image's own group
+    gain: Estimate | None  # of that accuracy over the best candidate before; None for the first
+    better: bool  # beyond doubt than every one before
+    logme: Estimate
+    h_score: Estimate
+
+
+class BackboneChoice(Record):
+    """The backbone that is used (data/select/choice.json).
+
+    `ranking` is empty, and `images` 0, where the parameters name it.
+    """
+
+    name: str
+    weights: str
+    images: int
+    ranking: list[BackboneRank]
+
+
 class BackboneInfo(Record):
     """The frozen network that made the features (data/extract/backbone.json)."""
 
