@@ -145,7 +145,7 @@ def winner_of(rng, accuracies, images=300):
     frozen, *others = (drawn_answers(rng, labels, one, shared) for one in accuracies)
     arms = name_arms(8)[1 : 1 + len(others)]
     lap = Lap(np.arange(0), frozen, dict(zip(arms, others, strict=True)))
-    confidence = confidence_of_each(PARAMS.race.confidence, len(arms))
+    confidence = confidence_of_each(PARAMS.race, len(arms))
     return find_winner(lap, val, confidence=confidence, seed=17)
 
 

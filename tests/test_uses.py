@@ -180,7 +180,7 @@ def test_a_run_with_overrides_becomes_an_experiment_that_can_be_branched_and_rer
     before = project.git("status", "--porcelain"), project.read("params.yaml"), project.lock
     run = served.run(overrides={"finetune": {"head_lr": 0.0004}})
     message = served.wait_for_end(run, 300)["message"]
-    assert "4 ran, 7 cached" in message
+    assert "6 ran, 7 cached" in message
     assert (project.git("status", "--porcelain"), project.read("params.yaml"), project.lock) == (
         before
     )

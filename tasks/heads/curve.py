@@ -78,19 +78,22 @@ def describe_curve(
         points=points,
         last_step=verdict.accuracy,
         pays=verdict.better,
-        doubling=foretell_doubling(images, wrong, val, seed=seed),
+        doubling=foretell_doubling(images, wrong, verdict.accuracy, val, seed=seed),
     )
 
 
-def foretell_doubling(images: Sequence[int], wrong: Bools, val: ValSet, *, seed: int) -> Estimate:
+def foretell_doubling(
+    images: Sequence[int], wrong: Bools, last_step: Estimate, val: ValSet, *, seed: int
+) -> Estimate:
     """Foretell what twice the images would add to the val accuracy.
 
-    A power law of the error through all points; its interval resamples the groups of val, and says
-    nothing of which training images there happen to be.
+    The value is that of a power law of the error through all points. Its interval holds how far the
+    law is uncertain, and the luck of two steps, of the one to the last point and of the one beyond.
 
     Args:
         images: Training images of each head, ascending, at least two.
         wrong: Whether each head has each val image wrong, bool (K, N).
+        last_step: Change in accuracy to the last head from the one before.
         val: Labels and groups of the val images.
         seed: The run's seed.
 
@@ -106,12 +109,16 @@ def foretell_doubling(images: Sequence[int], wrong: Bools, val: ValSet, *, seed:
     rows = sparse.csr_array(np.vstack([wrong, np.ones(wrong.shape[1])]).astype(np.float64))
     bootstrap = GroupBootstrap(val.groups, resamples=RESAMPLES, seed=seed)
     value = float(gain(np.asarray(rows.sum(axis=1))[:, None])[0, 0])
-    interval = percentile_interval(
+    law = percentile_interval(
         value, bootstrap.replicates(rows, gain)[0], bootstrap, confidence=CONFIDENCE
     )
+    half = None
+    if law is not None and last_step.low is not None and last_step.high is not None:
+        luck = np.sqrt(2) * (last_step.high - last_step.low)
+        half = float(np.hypot(law.high - law.low, luck)) / 2
     return Estimate(
         value=value,
-        low=None if interval is None else max(0.0, interval.low),
-        high=None if interval is None else min(1.0, interval.high),
+        low=None if half is None else max(-1.0, value - half),
+        high=None if half is None else min(1.0, value + half),
         n=wrong.shape[1],
     )

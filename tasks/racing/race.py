@@ -115,7 +115,7 @@ def run_race(ground: Ground, field: Field, means: Means) -> Race:
         field: Who takes part.
         means: How they are trained.
     """
-    confidence = confidence_of_each(means.params.confidence, len(field.entries))
+    confidence = confidence_of_each(means.params, len(field.entries))
     judges = ground.judges()
     labels, groups = ground.val.labels[judges], [ground.val.groups[image] for image in judges]
     val = ValSet(labels, groups, balanced=ground.val.balanced)
@@ -141,12 +141,12 @@ def run_race(ground: Ground, field: Field, means: Means) -> Race:
     )
 
 
-def confidence_of_each(confidence: float, racers: int) -> float:
-    """Give the confidence of the intervals of each racer, so that all together have that given.
+def confidence_of_each(params: RaceParams, racers: int) -> float:
+    """Give the confidence of the intervals of each racer: all together have that of the params.
 
     Source: Bonferroni's inequality.
     """
-    return 1 - (1 - confidence) / racers
+    return 1 - (1 - params.confidence) / racers
 
 
 def find_winner(lap: Lap, val: ValSet, *, confidence: float, seed: int) -> NamedArm | None:
