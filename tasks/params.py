@@ -237,6 +237,12 @@ class DecideParams(Block):
     far_shift: float = Field(
         ge=0, le=100, description="Mean batch-norm shift above which the domain counts as far."
     )
+    ceiling_error: float = Field(
+        ge=0,
+        le=1,
+        description="Share of errors of the frozen head, by folds over train and val, up to which "
+        "it counts as being at its ceiling, if val could not tell a flawless model from it.",
+    )
     max_p_value: float = Field(
         gt=0, le=1, description="p-value of the MMD test above which a difference is not trusted."
     )
@@ -278,6 +284,32 @@ class DecideParams(Block):
                     f"({getattr(self, high):g})"
                 )
         return self
+
+
+class RaceParams(Block):
+    """Arms trained side by side on a part of the images, where the evidence leaves doubt."""
+
+    share: float = Field(
+        ge=0,
+        le=1,
+        description="Most that the race may cost, as a share of what fine-tuning is expected to "
+        "cost in multiply-adds; 0: no race.",
+    )
+    epochs: int = Field(
+        ge=1, le=1_000, description="Epochs of each racer in each round, a whole schedule."
+    )
+    min_images: int = Field(
+        ge=2,
+        le=1_000_000,
+        description="Fewest training images of the first round; where the share affords fewer, "
+        "fewer arms race, or none.",
+    )
+    confidence: float = Field(
+        ge=0.5,
+        lt=1,
+        description="Of the two-sided intervals, those of all racers together, by which one is "
+        "better on val.",
+    )
 
 
 class BaselineParams(Block):
@@ -419,6 +451,7 @@ class Params(Block):
     similarity: SimilarityParams
     decide: DecideParams
     baseline: BaselineParams
+    race: RaceParams
     finetune: FinetuneParams
     evaluate: EvaluateParams
     report: ReportParams

@@ -170,6 +170,22 @@ def judge_change(
     )
 
 
+def measure_room(logits: Logits, val: ValSet, *, confidence: float, seed: int) -> Estimate:
+    """Estimate what a model without mistakes would add to the accuracy of logits (N, C).
+
+    Where this is not above 0 beyond doubt, no model can be better in accuracy beyond doubt.
+    """
+    return paired_interval(
+        (~val.right(logits)).astype(np.float64),
+        val.groups,
+        confidence=confidence,
+        resamples=RESAMPLES,
+        seed=seed,
+        weights=val.weights,
+        largest=1.0,
+    )
+
+
 def _is_above(change: Estimate) -> bool:
     return change.low is not None and change.low > 0
 
