@@ -5,8 +5,10 @@ a row at a time, so that a run that is ended has lost nothing, and any later dec
 up in the first.
 """
 
+import csv
+import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -147,24 +149,24 @@ def nearest_arm(chosen: Arm, cuts: Sequence[int], groups: int) -> CellArm:
 
 
 def read_cells(path: Path) -> list[Cell]:
-    """Read cells.csv; none where there is no file yet."""
-    return read_rows(path, Cell) if path.exists() else []
-
-
-def append_cell(path: Path, cell: Cell) -> None:
-    """Add a row, in place of an older one of the same arm and task."""
-    others = [one for one in read_cells(path) if (one.task, one.arm) != (cell.task, cell.arm)]
-    write_rows(path, Cell, [*others, cell])
+    """Read cells.csv, of each arm and task the last row; none where there is no file yet."""
+    rows = read_rows(path, Cell) if path.exists() else []
+    return list({(row.task, row.arm): row for row in rows}.values())
 
 
 def read_said(path: Path) -> list[Said]:
-    """Read evidence.csv; none where there is no file yet."""
-    return read_rows(path, Said) if path.exists() else []
+    """Read evidence.csv, of each decider and task the last row; none where there is no file yet."""
+    rows = read_rows(path, Said) if path.exists() else []
+    return list({(row.task, row.decider): row for row in rows}.values())
 
 
-def append_said(path: Path, said: Said) -> None:
-    """Add a row, in place of an older one of the same decider and task."""
-    others = [
-        one for one in read_said(path) if (one.task, one.decider) != (said.task, said.decider)
-    ]
-    write_rows(path, Said, [*others, said])
+def append_row(path: Path, row: Cell | Said) -> None:
+    """Add a row at the end, in one write: several runs may add to one table."""
+    if not path.exists():
+        write_rows(path, type(row), [])
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(
+        "" if value is None else value for value in astuple(row)
+    )
+    with path.open("a") as file:
+        file.write(text.getvalue())

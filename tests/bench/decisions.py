@@ -16,12 +16,10 @@ from pathlib import Path
 from bench.arms import train_arm, train_frozen
 from bench.cells import (
     ARMS,
-    Cell,
     CellArm,
     Said,
     Task,
-    append_cell,
-    append_said,
+    append_row,
     nearest_arm,
     read_cells,
     read_said,
@@ -90,7 +88,7 @@ class Bench:
                 if study is not None and (task, arm) not in done:
                     self.train(study, task, arm)
                 if study is not None and task not in said:
-                    append_said(self.said, decide(study, task, options.decider))
+                    self.decide(study, task)
                     said.add(task)
             except Exception:  # one that fails must not cost a night
                 failed += 1
@@ -102,15 +100,36 @@ class Bench:
         if arm != "frozen" and not study.path("baseline/baseline.json").exists():
             study.run("baseline")
         cell = train_frozen(study, task) if arm == "frozen" else train_arm(study, task, arm)
-        append_cell(self.cells, cell)
+        append_row(self.cells, cell)
         say(f"{' '.join(map(str, task))} {arm}: test {cell.test_accuracy:.3f}, {cell.seconds} s")
+
+    def decide_again(self) -> None:
+        """Let the rules of this checkout decide on every task that has cells."""
+        said = {one.task for one in read_said(self.said) if one.decider == self.options.decider}
+        for task in dict.fromkeys(cell.task for cell in read_cells(self.cells)):
+            study = Study(self.study_folder(task))
+            if task not in said and study.path("baseline/baseline.json").exists():
+                self.decide(study, task)
+
+    def decide(self, study: Study, task: Task) -> None:
+        """Decide beside a study and keep what was said."""
+        decider = self.options.decider
+        folder = self.options.scratch / "decided" / decider / study.root.name
+        said = decide(study.fork(folder), task, decider)
+        append_row(self.said, said)
+        say(f"{' '.join(map(str, task))}: {decider} chose {said.arm} ({said.confidence})")
+
+    def study_folder(self, task: Task) -> Path:
+        """Where the study of a task lies."""
+        name, level, seed, px = task
+        return Path(self.options.scratch / "studies" / f"{name}-{px}-{level}-{seed}")
 
     def open_study(self, task: Task) -> Study | None:
         """Make or open the study of a task; None where the set has too few images for it."""
-        name, level, seed, px = task
+        name, level, seed, _ = task
         pool = self.open_pool(name)
         subset = choose_subset(pool.rows, level, pool.copy.params().ingest, seed=seed)
-        root = self.options.scratch / "studies" / f"{name}-{px}-{level}-{seed}"
+        root = self.study_folder(task)
         return None if subset is None else Study.make(pool, subset, root, seed=seed)
 
     def open_pool(self, name: str) -> Pool:
@@ -202,6 +221,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--px", type=int, default=96, help="side of the images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18, 19])
     parser.add_argument("--decider", default="rules", help="name of the rules that decide")
+    parser.add_argument("--decide-only", action="store_true", help="train nothing")
     parser.add_argument("--scratch", type=Path, default=Path(".regraft/bench"), help="is kept")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the tables")
     options = parser.parse_args(argv)
@@ -226,7 +246,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train what is missing."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     prepare_memory()
-    return int(Bench(parse(argv)).run() > 0)
+    bench = Bench(parse(argv))
+    if bench.options.decide_only:
+        bench.decide_again()
+        return 0
+    return int(bench.run() > 0)
 
 
 if __name__ == "__main__":

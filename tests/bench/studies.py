@@ -27,6 +27,7 @@ from tasks.params import Params
 from tasks.params_file import load_params
 from tasks.runtime.machine import read_machine
 
+MADE = ("data/ingest", "data/augment", "data/extract", "data/baseline")
 LINKED = ("data/cards", "data/weights", "constraints.txt")
 INGESTED = ("source.json", "conversion.json")
 ROWS_AT_ONCE = 256
@@ -59,6 +60,24 @@ class Study:
         _write_probe(pool, root, study.params)
         write_record(root / DONE, pool.info)
         return study
+
+    def fork(self, root: Path) -> "Study":
+        """Make a study beside this one that shares what was made up to the baseline.
+
+        Its parameters are those of this checkout, so that rules of today decide on what was made
+        with those of yesterday.
+        """
+        shutil.rmtree(root, ignore_errors=True)
+        (root / "data").mkdir(parents=True)
+        for name in MADE:
+            (root / name).symlink_to(self.root / name)
+        for name in LINKED:
+            (root / name).symlink_to(ROOT / name)
+        shutil.copy(ROOT / "params.yaml", root)
+        own = YAML(typ="safe").load(self.root / "params.yaml")
+        values = {f"augment.{key}": own["augment"][key] for key in ("image_px", "views", "policy")}
+        set_values(root / "params.yaml", {"seed": own["seed"], **values})
+        return Study(root)
 
     @property
     def params(self) -> Params:
