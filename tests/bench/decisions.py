@@ -24,6 +24,7 @@ from bench.cells import (
     read_cells,
     read_said,
 )
+from bench.decisions_page import write_page
 from bench.pools import Pool, make_pool
 from bench.studies import Study, read_graph
 from bench.subsets import ALL, choose_subset
@@ -33,6 +34,7 @@ from tasks.runtime.machine import prepare_memory
 
 OUT = Path("docs/benchmarks/decisions")
 PAGE = Path("docs/decisions.md")
+COMMAND = "make bench-decisions BENCH='--set clothing=images/clothing ...'"
 LEVELS = ("10", "50", "200", ALL)
 BEFORE = ("check", "ingest", "augment", "extract", "audit")  # made with the study, or not needed
 SCRATCH: tuple[CellArm, ...] = ("scratch",)
@@ -222,6 +224,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18, 19])
     parser.add_argument("--decider", default="rules", help="name of the rules that decide")
     parser.add_argument("--decide-only", action="store_true", help="train nothing")
+    parser.add_argument("--page", action="store_true", help="write docs/decisions.md and no more")
     parser.add_argument("--scratch", type=Path, default=Path(".regraft/bench"), help="is kept")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the tables")
     options = parser.parse_args(argv)
@@ -247,6 +250,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     prepare_memory()
     bench = Bench(parse(argv))
+    if bench.options.page:
+        PAGE.write_text(write_page(read_cells(bench.cells), read_said(bench.said), COMMAND))
+        return 0
     if bench.options.decide_only:
         bench.decide_again()
         return 0
