@@ -145,6 +145,9 @@ def test_a_run_goes_on_with_what_is_missing(tmp_path: Path, monkeypatch: pytest.
     assert bench.run() == 0
     task = ("a", "10", 17, 96)
     assert trained == [(task, arm) for arm in ("frozen", "half", "all", "scratch")]
+    trained.clear()
+    assert Bench(parse([*given, "--arms", "top", "half"])).run() == 0
+    assert trained == [(task, "half")]
 
 
 def test_what_fails_does_not_stop_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

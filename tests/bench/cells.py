@@ -10,10 +10,13 @@ import io
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tasks.artifacts.records import Arm
 from tasks.artifacts.tables import Ratio, read_rows, write_rows
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 CellArm = Literal["scratch", "frozen", "top", "half", "all"]
 DEPTHS: dict[CellArm, float] = {"top": 0.25, "half": 0.5, "all": 1.0}  # share of the layer groups
@@ -160,7 +163,7 @@ def read_said(path: Path) -> list[Said]:
     return list({(row.task, row.decider): row for row in rows}.values())
 
 
-def append_row(path: Path, row: Cell | Said) -> None:
+def append_row(path: Path, row: "DataclassInstance") -> None:
     """Add a row at the end, in one write: several runs may add to one table."""
     if not path.exists():
         write_rows(path, type(row), [])

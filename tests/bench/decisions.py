@@ -83,7 +83,7 @@ class Bench:
         said = {one.task for one in read_said(self.said) if one.decider == self.options.decider}
         options, failed = self.options, 0
         for task, arm in order_work(list(options.sets), options.levels, options.seeds, options.px):
-            if (task, arm) in done and task in said:
+            if arm not in options.arms or ((task, arm) in done and task in said):
                 continue
             try:
                 study = self.open_study(task)
@@ -220,6 +220,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="a folder, csv or descriptor; corrupt:SOURCE corrupts its images",
     )
     parser.add_argument("--levels", nargs="+", default=list(LEVELS), help="training images a class")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="trained")
     parser.add_argument("--px", type=int, default=96, help="side of the images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18, 19])
     parser.add_argument("--decider", default="rules", help="name of the rules that decide")

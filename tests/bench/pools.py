@@ -90,13 +90,21 @@ def make_pool(
         given = source.removeprefix(CORRUPT)
         clean = make_pool(name, given, beside, python, values={**values, "augment.views": 0})
         source = str(write_corrupted(clean, folder.with_name(f"{folder.name}-images")))
+    copy = list_images(name, source, folder, python, values=values)
+    _pack_and_extract(copy)
+    return Pool.open(copy)
+
+
+def list_images(
+    name: str, source: str, folder: Path, python: str, *, values: Mapping[str, object]
+) -> Copy:
+    """Run ingest on a source in a new project, see `make_pool`."""
     own: dict[str, object] = {"augment.policy": "light", "augment.views": VIEWS}
     own |= {**VIEWS_OF.get(name, {}), **values, "ingest.small_class": "train_only"}
     shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
     copy = Copy.make(folder, own | {"ingest.source": source}, python=python, environment={})
     copy.run("ingest")
-    _pack_and_extract(copy)
-    return Pool.open(copy)
+    return copy
 
 
 def _pack_and_extract(copy: Copy) -> None:

@@ -6,6 +6,7 @@ the way of a user stands in the way here.
 
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import chdir
 from dataclasses import dataclass
 from functools import partial
@@ -13,14 +14,14 @@ from importlib import import_module
 from pathlib import Path
 
 from bench.pools import Pool
-from bench.scratch import ROOT, set_values
+from bench.scratch import ROOT, Copy, set_values
 from bench.subsets import Subset
 from ruamel.yaml import YAML
 
 from tasks.artifacts.arrays import write_array
 from tasks.artifacts.pixels import PixelStore, StoreWriter, store_info
 from tasks.artifacts.records import SPLITS, Split, write_record
-from tasks.artifacts.tables import Manifest, read_manifest, write_manifest
+from tasks.artifacts.tables import Manifest, ManifestRow, read_manifest, write_manifest
 from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.probe import choose_probe_images, measure_probe, write_probe
 from tasks.params import Params
@@ -41,20 +42,34 @@ class Study:
     root: Path
 
     @classmethod
-    def make(cls, pool: Pool, subset: Subset, root: Path, *, seed: int) -> "Study":
-        """Copy pixels and features of the subset, measure the probe; or open an earlier study."""
-        study = cls(root)
-        if (root / DONE).exists():
-            return study
+    def start(
+        cls, copy: Copy, rows: Sequence[ManifestRow], root: Path, values: Mapping[str, object]
+    ) -> "Study":
+        """Make a study that has come as far as ingest; an older one is deleted.
+
+        Args:
+            copy: The project in which ingest ran.
+            rows: The images, with their splits.
+            root: Folder of the study.
+            values: Replace those of the copy's params.yaml, by key path.
+        """
         shutil.rmtree(root, ignore_errors=True)
         (root / "data/ingest").mkdir(parents=True)
         for name in LINKED:
             (root / name).symlink_to(ROOT / name)
         for name in INGESTED:
-            shutil.copy(pool.copy.root / "data/ingest" / name, root / "data/ingest")
-        shutil.copy(pool.copy.root / "params.yaml", root)
-        set_values(root / "params.yaml", {"seed": seed})
-        write_manifest(root / "data/ingest/manifest.csv", Manifest(subset.rows(pool.rows)))
+            shutil.copy(copy.root / "data/ingest" / name, root / "data/ingest")
+        shutil.copy(copy.root / "params.yaml", root)
+        set_values(root / "params.yaml", values)
+        write_manifest(root / "data/ingest/manifest.csv", Manifest(rows))
+        return cls(root)
+
+    @classmethod
+    def make(cls, pool: Pool, subset: Subset, root: Path, *, seed: int) -> "Study":
+        """Copy pixels and features of the subset, measure the probe; or open an earlier study."""
+        if (root / DONE).exists():
+            return cls(root)
+        study = cls.start(pool.copy, subset.rows(pool.rows), root, {"seed": seed})
         for split in SPLITS:
             _copy_split(pool, subset.of(split), split, root)
         _write_probe(pool, root, study.params)

@@ -12,7 +12,7 @@ from tasks.params import IngestParams
 
 TEST, VAL = 0.25, 0.2  # shares of the groups of every class
 LEAST_VAL = 5  # images a class that val has, as far as there are so many
-VAL_SHARE = 1 / 3  # of the training images that val has at most
+VAL_SHARE = 1 / 3  # of the training images of a class that its val has at most
 MOST_TRAIN = 3000  # images, where all are taken
 ALL = "all"
 
@@ -36,18 +36,24 @@ class Subset:
 
 
 def choose_subset(
-    rows: Sequence[ManifestRow], level: str, params: IngestParams, *, seed: int
+    rows: Sequence[ManifestRow],
+    level: str,
+    params: IngestParams,
+    *,
+    seed: int,
+    val_share: float = VAL_SHARE,
 ) -> Subset | None:
     """Choose the images of a user who has so many a class; None where the classes are smaller.
 
     The test images follow from the seed alone. A level's training images are among those of every
-    higher level; val has at most a third as many, but five a class.
+    higher level.
 
     Args:
         rows: All images; the splits that the source gave do not count.
         level: Training images a class, or `all`.
         params: Of ingest.
         seed: Of split and choice.
+        val_share: Val images a class, as a share of the training images, but at least five.
     """
     own = params.model_copy(
         update={"test_fraction": TEST, "val_fraction": VAL, "small_class": "train_only"}
@@ -65,7 +71,7 @@ def choose_subset(
     chosen: dict[int, Split] = {}
     for label in classes:
         train = ranked["train", label][:images]
-        most = max(LEAST_VAL, round(VAL_SHARE * len(train)))
+        most = max(LEAST_VAL, round(val_share * len(train)))
         chosen |= dict.fromkeys(train, "train")
         chosen |= dict.fromkeys(ranked["val", label][:most], "val")
         chosen |= dict.fromkeys(ranked["test", label], "test")
