@@ -33,8 +33,7 @@ from tasks.artifacts.words import first_of
 from tasks.errors import ArtifactError, DataError, ImageError
 from tasks.images.augmentation import draw_view, ranges_of, render_view
 from tasks.images.contact_sheet import choose_strips, draw_contact_sheet
-from tasks.images.decoding.decode import decode_image
-from tasks.images.decoding.frames import clean_view, draft_side, frame_image
+from tasks.images.decoding.decode import clean_view, decode_image, draft_side, frame_image
 from tasks.images.listing.sources import resolve_root
 from tasks.params import AugmentParams
 from tasks.runtime.entry import Read, StagePaths, Write, read_arguments, run_stage

@@ -39,8 +39,7 @@ from tasks.artifacts.tables import (
     write_rows,
 )
 from tasks.artifacts.words import name_trained
-from tasks.auditing.folds import compare_with_folds
-from tasks.auditing.held_out import HeldOut, Pool, hold_out
+from tasks.auditing.held_out import HeldOut, Pool, compare_with_folds, hold_out
 from tasks.auditing.suspects import list_suspects, picture_suspects
 from tasks.backbones.engine import make_engine
 from tasks.errors import ArtifactError
@@ -58,7 +57,7 @@ from tasks.evaluation.words import say_results
 from tasks.heads.classifier import load_finetuned
 from tasks.heads.features import read_features
 from tasks.heads.registry import apply_head, load_head
-from tasks.judging.answers import Judged, ModelLogits, judge_models
+from tasks.judging.calibration import Judged, ModelLogits, judge_models
 from tasks.judging.rule import ValSet
 from tasks.judging.statistics import GroupBootstrap, accuracy_interval
 from tasks.params import EvaluateParams

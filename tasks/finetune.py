@@ -25,6 +25,7 @@ from tasks.training.outcome import (
     OutcomePaths,
     describe,
     describe_finetuned,
+    summarize_val,
     write_outcome,
 )
 from tasks.training.phases import next_phase, phase_cuts, training_groups
@@ -104,7 +105,7 @@ def main(argv: Sequence[str] | None) -> None:
         )
         if processes.first:
             summary = describe_finetuned(model, inputs, seed=params.seed)
-            write_outcome(paths, model, summary)
+            write_outcome(paths, model, summary, summarize_val(summary, inputs))
             _tell(summary, inputs)
             workspace.remove()
 

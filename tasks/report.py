@@ -54,7 +54,7 @@ from tasks.reporting.provenance import (
     list_params,
     read_code_state,
 )
-from tasks.reporting.suspects import read_suspects
+from tasks.reporting.results import read_suspects
 from tasks.reporting.text import size
 from tasks.runtime.device import configure_torch
 from tasks.runtime.entry import Read, StagePaths, Write, read_arguments, run_stage

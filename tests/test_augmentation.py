@@ -19,7 +19,7 @@ from tasks.images.augmentation import (
     ranges_of,
     render_view,
 )
-from tasks.images.decoding.frames import (
+from tasks.images.decoding.decode import (
     Frame,
     border_color,
     clean_view,

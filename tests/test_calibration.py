@@ -5,12 +5,13 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
-from tasks.judging.answers import confidence_of, judge
 from tasks.judging.calibration import (
     LARGEST_TEMPERATURE,
+    confidence_of,
     equal_mass_bins,
     expected_calibration_error,
     fit_temperature,
+    judge,
     reliability_table,
 )
 from tasks.judging.metrics import label_losses, log_probabilities

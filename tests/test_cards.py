@@ -15,7 +15,7 @@ from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.groups import PooledFeatures
 from tasks.backbones.source_cards import CardOrigin, SourceCard, find_card, read_card, write_card
 from tasks.errors import ArtifactError, DataError
-from tasks.images.decoding.frames import read_clean_view
+from tasks.images.decoding.decode import read_clean_view
 from tasks.runtime.device import normalize
 
 ROOT = Path(__file__).parent.parent

@@ -17,8 +17,7 @@ from tasks.backbones.catalogue import create_architecture
 from tasks.errors import ArtifactError
 from tasks.heads.registry import find_head
 from tasks.images.decoding.conversion import ColorFacts, settle_conversion
-from tasks.images.decoding.decode import decode_image
-from tasks.images.decoding.frames import clean_view, frame_image
+from tasks.images.decoding.decode import clean_view, decode_image, frame_image
 from tasks.reporting import export
 from tasks.reporting.card import loading_code
 from tasks.reporting.export import Exported, ShippedModel, export_model

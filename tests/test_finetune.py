@@ -23,7 +23,7 @@ from torch import nn
 
 from tasks import finetune as stage
 from tasks.artifacts.arrays import read_array, read_tensors, write_array, write_tensors
-from tasks.artifacts.records import Arm, Decision, Finetuned, read_record, write_record
+from tasks.artifacts.records import Arm, Decision, Finetuned, ValSummary, read_record, write_record
 from tasks.artifacts.tables import HistoryRow, read_rows, write_manifest
 from tasks.backbones.catalogue import load_backbone
 from tasks.errors import ArtifactError, EngineError
@@ -109,6 +109,7 @@ def outputs(folder: Path) -> list[str]:
         f"--history={folder / 'history.csv'}",
         f"--val-logits={folder / 'val_logits.npy'}",
         f"--phase-logits={folder / 'phase_logits.npy'}",
+        f"--val-summary={folder / 'val.json'}",
     ]
 
 
@@ -275,7 +276,7 @@ def test_the_same_inputs_give_the_same_bytes_and_leave_no_scratch(project: Proje
     assert not list(machine.rglob("*.npy"))
     project.run(arguments, "two")
     assert digests(project.root / "one") == digests(project.root / "two")
-    assert len(digests(project.root / "one")) == 5
+    assert len(digests(project.root / "one")) == len(outputs(project.root))
 
 
 def test_the_average_of_the_kept_phases_may_be_the_final_model(
@@ -319,6 +320,19 @@ def test_what_the_phases_were_judged_by_is_kept(project: Project):
         assert phase.val_loss == pytest.approx(val.loss(after))
         assert phase.kept != verdict.worse
         before = after if phase.kept else before
+
+
+def test_runs_are_chosen_by_numbers_of_val_alone(project: Project):
+    summary = project.run(project.arguments())
+    assert project.inputs is not None
+    val, folder = project.inputs.examples().val, project.root
+    told = read_record(folder / "out" / "val.json", ValSummary)
+    tuned = read_array(folder / "out" / "val_logits.npy")
+    frozen = read_array(folder / "in" / "baseline_logits.npy")
+    assert told.val_accuracy == summary.val_accuracy.value == pytest.approx(val.accuracy(tuned))
+    assert told.val_loss == pytest.approx(val.loss(tuned))
+    assert told.val_loss_frozen == pytest.approx(val.loss(frozen))
+    assert told.val_accuracy_frozen == project.inputs.baseline.val_accuracy.value
 
 
 def test_one_kept_phase_is_not_averaged(project: Project):

@@ -5,8 +5,7 @@ import pytest
 
 from tasks.artifacts.arrays import Bools, Ints
 from tasks.artifacts.records import Folds
-from tasks.auditing.folds import compare_with_folds, right_in_folds
-from tasks.auditing.held_out import HeldOut, Pool, hold_out
+from tasks.auditing.held_out import HeldOut, Pool, compare_with_folds, hold_out, right_in_folds
 from tasks.heads.features import Labeled
 from tasks.params import EvaluateParams, Params
 

@@ -357,9 +357,10 @@ def check_axes_have_numbers(plot: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_metrics_plots_and_experiments_work_unaided(ran: Project) -> None:
     shown = json.loads(ran.dvc("metrics", "show", "--json"))
-    (path,) = shown[""]["data"]
-    assert path == "data/evaluate/summary.json"
-    assert 0 <= shown[""]["data"][path]["data"]["test_accuracy"] <= 1
+    val, test = shown[""]["data"]
+    assert (val, test) == ("data/finetune/val.json", "data/evaluate/summary.json")
+    for path, accuracy in ((val, "val_accuracy"), (test, "test_accuracy")):
+        assert 0 <= shown[""]["data"][path]["data"][accuracy] <= 1
     ran.dvc("plots", "show", "--out", str(ran.root.parent / "plots"))
     plots = read_plots(ran.root.parent / "plots/index.html")
     assert len(plots) == 5

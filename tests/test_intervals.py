@@ -15,8 +15,7 @@ from tasks.evaluation.scores import (
     score,
     sign_flip_p,
 )
-from tasks.judging.answers import confidence_of, judge
-from tasks.judging.calibration import expected_calibration_error
+from tasks.judging.calibration import confidence_of, expected_calibration_error, judge
 from tasks.judging.metrics import brier_scores, label_losses
 from tasks.judging.statistics import RESAMPLING, GroupBootstrap
 

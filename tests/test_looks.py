@@ -5,7 +5,7 @@ import pytest
 from conftest import draw_image, tells
 from PIL import Image, ImageDraw
 
-from tasks.images.looks import count_traits, find_traits, tell_traits
+from tasks.images.facts import count_traits, find_traits, tell_traits
 from tasks.images.perceptual import hash_gray, shrink_to_gray
 
 

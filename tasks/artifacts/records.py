@@ -424,14 +424,22 @@ class Difference(Record):
     sentence: str  # says in words whether the difference is within noise
 
 
-class Summary(Record):
-    """The numbers that runs are compared by and `dvc metrics` shows (data/evaluate/summary.json).
+class ValSummary(Record):
+    """What runs are compared and chosen by, of val alone (data/finetune/val.json).
 
-    `tuned` is the model of stage finetune; None where nothing was trained but heads.
+    Of the model that stage finetune ends with, and of the frozen baseline; losses are calibrated
+    out of fold, nats. Where nothing was trained but heads, both are the same.
     """
 
+    val_accuracy: float
+    val_loss: float
     val_accuracy_frozen: float
-    val_accuracy_tuned: float | None
+    val_loss_frozen: float
+
+
+class Summary(Record):
+    """What test says of the model that was chosen without it (data/evaluate/summary.json)."""
+
     test_accuracy: float  # of the model that ships, as all that names no other
     test_accuracy_low: float | None
     test_accuracy_high: float | None

@@ -1,7 +1,8 @@
 """Linear heads on frozen features that judge images of groups they were not fitted on.
 
 Every image gets the answer of the one head that knows nothing of its group. What is fitted is
-bounded, what is judged is not: features stay on disk and answers come block by block.
+bounded, what is judged is not: features stay on disk and answers come block by block. Their
+accuracy over all images, beside the figure on test, tells whether the split was lucky.
 """
 
 import hashlib
@@ -11,10 +12,18 @@ from functools import cached_property
 
 import numpy as np
 
-from tasks.artifacts.arrays import Features, Floats, Ints
+from tasks.artifacts.arrays import Bools, Features, Floats, Ints
+from tasks.artifacts.records import Estimate, Folds
 from tasks.heads.features import ROWS_AT_ONCE, Labeled
 from tasks.heads.linear import LinearFit, ScaledRows, fit_path
 from tasks.judging.metrics import log_probabilities
+from tasks.judging.statistics import (
+    GroupBootstrap,
+    accuracy_interval,
+    difference_interval,
+    independent_images,
+)
+from tasks.params import EvaluateParams
 from tasks.runtime.progress import progress
 
 FOLDS = 5
@@ -146,3 +155,91 @@ def choose_images(labels: Ints, most: int, *, seed: int) -> Ints:
     turn = (np.arange(len(labels)) - first[own]) / counts[own]
     chosen = by_class[np.argsort(turn, kind="stable")[:most]]
     return np.sort(chosen)
+
+
+def right_in_folds(held_out: HeldOut) -> Bools:
+    """Whether each image is classified correctly by the head that may judge it, bool (N,)."""
+    right = np.zeros(len(held_out.judge), dtype=np.bool_)
+    for images, log_p in held_out.answers():
+        right[images] = log_p.argmax(axis=1) == held_out.pool.labels[images]
+    return right
+
+
+def compare_with_folds(
+    held_out: HeldOut, test: Ints, test_right: Bools, params: EvaluateParams, *, seed: int
+) -> Folds | None:
+    """Set a model's accuracy on the test images beside that of folds over all images.
+
+    Both figures vary together, group by group: the test images count in both. They differ by more
+    than chance where the interval of their difference excludes 0.
+
+    Args:
+        held_out: A head for each fold of all images.
+        test: Numbers of the test images among them, int64 (n,).
+        test_right: Whether the model classified each of these correctly, bool (n,).
+        params: Resamples and confidence.
+        seed: The run's seed.
+
+    Returns:
+        None where no head may judge an image.
+    """
+    judged = np.flatnonzero(held_out.judge >= 0)
+    if not len(judged):
+        return None
+    right = right_in_folds(held_out)
+    groups = held_out.pool.groups
+    accuracy = accuracy_interval(
+        right[judged],
+        [groups[image] for image in judged],
+        confidence=params.confidence,
+        resamples=params.bootstrap,
+        seed=seed,
+    )
+    difference = _difference(right, judged, test, test_right, groups, params.confidence)
+    return Folds(
+        accuracy=accuracy,
+        by_fold=[
+            float(right[held_out.judge == number].mean())
+            for number in range(len(held_out.heads))
+            if np.any(held_out.judge == number)
+        ],
+        difference=difference,
+        outside=not (difference.low or 0.0) <= 0 <= (difference.high or 0.0),
+    )
+
+
+def _difference(
+    right: Bools,
+    judged: Ints,
+    test: Ints,
+    test_right: Bools,
+    groups: Sequence[str],
+    confidence: float,
+) -> Estimate:
+    """Estimate accuracy on test minus accuracy over folds; see `compare_with_folds`.
+
+    Its variance is what resamples of all groups tend to as they grow more, in closed form: where
+    test holds few groups, resamples without any of them would have no figure.
+
+    Source: Cochran 1977, Sampling techniques, section 6.3 (the variance of a ratio).
+    """
+    on_test, over_folds = float(test_right.mean()), float(right[judged].mean())
+    shares = np.zeros(len(right))
+    shares[test] += (test_right - on_test) / len(test)
+    shares[judged] -= (right[judged] - over_folds) / len(judged)
+    group_of = np.unique(np.array(groups, dtype=object), return_inverse=True)[1]
+    own = np.bincount(group_of[test], test_right - on_test) / len(test)
+    bootstrap = GroupBootstrap([groups[image] for image in test], resamples=0, seed=0)
+    worth = independent_images(test_right.astype(np.float64), _total(own), bootstrap)
+    interval = difference_interval(
+        on_test - over_folds,
+        _total(np.bincount(group_of, shares)),
+        bootstrap,
+        worth=worth,
+        confidence=confidence,
+    )
+    return Estimate(value=on_test - over_folds, low=interval.low, high=interval.high, n=len(test))
+
+
+def _total(by_group: Floats | Ints) -> float:
+    return float(np.square(by_group).sum())

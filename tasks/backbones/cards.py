@@ -19,8 +19,8 @@ from tasks.backbones.engine import make_engine
 from tasks.backbones.groups import PooledFeatures
 from tasks.backbones.source_cards import CardOrigin, SourceCard, write_card
 from tasks.errors import DataError, ImageError
+from tasks.images.decoding.decode import read_clean_view
 from tasks.images.decoding.formats import SUFFIXES
-from tasks.images.decoding.frames import read_clean_view
 from tasks.params_file import load_params
 from tasks.runtime.device import configure_torch
 from tasks.runtime.entry import run_stage

@@ -11,8 +11,12 @@ from scipy import signal, sparse, stats
 from tasks.artifacts.arrays import Floats, Ints
 from tasks.artifacts.records import Arm, Difference, Estimate, Scores
 from tasks.evaluation.words import say_difference
-from tasks.judging.answers import Judged, confidence_of
-from tasks.judging.calibration import equal_mass_bins, expected_calibration_error
+from tasks.judging.calibration import (
+    Judged,
+    confidence_of,
+    equal_mass_bins,
+    expected_calibration_error,
+)
 from tasks.judging.metrics import (
     ClassSums,
     accuracy,

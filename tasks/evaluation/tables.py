@@ -18,8 +18,7 @@ from tasks.artifacts.tables import (
     ReliabilityRow,
     write_rows,
 )
-from tasks.judging.answers import Judged, confidence_of
-from tasks.judging.calibration import equal_mass_bins, reliability_table
+from tasks.judging.calibration import Judged, confidence_of, equal_mass_bins, reliability_table
 from tasks.judging.metrics import f1, precision, recall
 from tasks.judging.statistics import share_intervals
 
@@ -110,13 +109,11 @@ def reliability_rows(
 
 
 def summarize_metrics(metrics: Metrics) -> Summary:
-    """Pick the numbers that runs are compared by."""
+    """Pick the numbers that `dvc metrics` shows of test."""
     tuned = metrics.finetuned if metrics.shipped == "finetuned" else None
     shipped = tuned or metrics.baseline
     gain = metrics.difference.accuracy if metrics.difference else None
     return Summary(
-        val_accuracy_frozen=metrics.val_baseline,
-        val_accuracy_tuned=metrics.val_finetuned,
         test_accuracy=shipped.accuracy.value,
         test_accuracy_low=shipped.accuracy.low,
         test_accuracy_high=shipped.accuracy.high,

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tasks.artifacts.arrays import Pixels
-from tasks.images.boxes import Box, place_box
-from tasks.images.decoding.frames import Frame, border_color
-from tasks.images.operations.registry import Operation, draw_operations
+from tasks.images.decoding.decode import Frame, border_color
+from tasks.images.operations.registry import Box, Operation, draw_operations, place_box
 from tasks.params import AugmentationRanges, AugmentParams
 
 VIEW_PURPOSE = 11  # tells these random numbers from those of other parts with the same seed

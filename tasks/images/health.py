@@ -10,9 +10,9 @@ from tasks.artifacts.records import SPLITS, Health, Split
 from tasks.artifacts.tables import Manifest
 from tasks.artifacts.words import listed, plural, printable, shortened
 from tasks.images.duplicates import Grouping, members_of
+from tasks.images.facts import count_traits, tell_traits
 from tasks.images.listing.class_names import about_names
 from tasks.images.listing.folders import Listing
-from tasks.images.looks import count_traits, tell_traits
 from tasks.images.validate import Inspection, kinds_of_reasons
 
 IMBALANCE_TO_MENTION = 10.0

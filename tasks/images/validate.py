@@ -17,10 +17,9 @@ from tasks.artifacts.words import first_of, listed, printable
 from tasks.errors import DataError, ImageError
 from tasks.images.decoding.conversion import NO_FACTS, ColorFacts, relevant, settle_conversion
 from tasks.images.decoding.decode import decode_image
-from tasks.images.facts import measure_facts
+from tasks.images.facts import Trait, find_traits, measure_facts
 from tasks.images.listing.folders import ListedImage, Listing, why_not_regular
 from tasks.images.listing.sources import digest_of_files
-from tasks.images.looks import Trait, find_traits
 from tasks.images.perceptual import hash_gray, shrink_to_gray
 from tasks.params import IngestParams
 from tasks.runtime.progress import progress

@@ -1,14 +1,20 @@
 """Figures of the test results: models side by side, classes, reliability; always with intervals."""
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import floor
+from pathlib import Path
 
 from markupsafe import Markup
+from PIL import Image
 
+from tasks.artifacts.arrays import read_array
 from tasks.artifacts.records import Difference, Estimate, Metrics, Scores, Similarity
-from tasks.artifacts.tables import ClassRow, ReliabilityRow
+from tasks.artifacts.tables import ClassRow, ReliabilityRow, SuspectRow, read_rows
 from tasks.artifacts.words import FROZEN, shortened
+from tasks.errors import ArtifactError
+from tasks.reporting.findings import Picture, SuspectLabels
 from tasks.reporting.svg import (
     WIDTH,
     Drawing,
@@ -212,3 +218,32 @@ def measure_rows(similarity: Similarity) -> Iterator[MeasureRow]:
             yield MeasureRow(name, remark, percent(estimate.value), percent_interval(estimate))
         else:
             yield MeasureRow(name, remark, amount(estimate.value), amount_interval(estimate))
+
+
+JPEG_QUALITY = 90
+
+
+def read_suspects(table: Path, pixels: Path, *, images: int, most: int) -> SuspectLabels:
+    """Read a table of suspects and the pictures of the first of them.
+
+    Args:
+        table: suspects.csv.
+        pixels: suspects.npy, clean views, uint8 (n, R, R, 3), in the order of the table.
+        images: How many images were looked at.
+        most: So many are shown.
+
+    Raises:
+        ArtifactError: A file is missing or damaged, or they do not fit each other.
+    """
+    rows, views = read_rows(table, SuspectRow), read_array(pixels)
+    if len(views) > len(rows) or (rows and not len(views)):
+        raise ArtifactError(
+            f"{pixels}: {len(views)} pictures for {len(rows)} rows of {table.name}; "
+            "run the stage that writes them"
+        )
+    shown = []
+    for row, view in zip(rows[:most], views, strict=False):
+        jpeg = io.BytesIO()
+        Image.fromarray(view).save(jpeg, format="JPEG", quality=JPEG_QUALITY)
+        shown.append((row, Picture(pixels, jpeg.getvalue())))
+    return SuspectLabels(len(rows), images, shown)

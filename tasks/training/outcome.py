@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.artifacts.arrays import Logits, write_array
-from tasks.artifacts.records import Finetuned, Phase, write_record
+from tasks.artifacts.records import Finetuned, Phase, ValSummary, write_record
 from tasks.artifacts.tables import HistoryRow, write_rows
 from tasks.heads.classifier import Classifier, write_classifier
 from tasks.judging.rule import RESAMPLES
@@ -33,6 +33,7 @@ class OutcomePaths(InputPaths):
     history: Write
     val_logits: Write
     phase_logits: Write
+    val_summary: Write
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,19 @@ def describe_finetuned(model: FinetunedModel, inputs: FinetuneInputs, *, seed: i
     )
 
 
-def write_outcome(paths: OutcomePaths, model: FinetunedModel, summary: Finetuned) -> None:
+def summarize_val(summary: Finetuned, inputs: FinetuneInputs) -> ValSummary:
+    """Pick the numbers that runs are chosen by."""
+    return ValSummary(
+        val_accuracy=summary.val_accuracy.value,
+        val_loss=summary.val_loss,
+        val_accuracy_frozen=inputs.baseline.val_accuracy.value,
+        val_loss_frozen=summary.baseline_val_loss,
+    )
+
+
+def write_outcome(
+    paths: OutcomePaths, model: FinetunedModel, summary: Finetuned, val: ValSummary
+) -> None:
     """Write the model and all about it."""
     write_classifier(paths.model, model.classifier)
     write_history(paths.history, model.history, model.groups)
@@ -116,6 +129,7 @@ def write_outcome(paths: OutcomePaths, model: FinetunedModel, summary: Finetuned
     phases = np.array(model.phase_logits, np.float32).reshape(-1, *model.val_logits.shape)
     write_array(paths.phase_logits, phases)
     write_record(paths.summary, summary)
+    write_record(paths.val_summary, val)
 
 
 def write_history(

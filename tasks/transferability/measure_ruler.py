@@ -24,7 +24,7 @@ from tasks.backbones.groups import PooledFeatures
 from tasks.backbones.probe import Probe, choose_probe_images, measure_probe, sample_pixels
 from tasks.backbones.source_cards import SourceCard, find_card
 from tasks.errors import ArtifactError, DataError
-from tasks.images.decoding.frames import read_clean_view
+from tasks.images.decoding.decode import read_clean_view
 from tasks.images.listing.sources import list_images, resolve_root
 from tasks.params import Params
 from tasks.params_file import load_params

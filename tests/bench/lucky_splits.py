@@ -13,8 +13,7 @@ import numpy as np
 from bench.frozen import FrozenSet, add_options, command_of, read_sets, table
 
 from tasks.artifacts.arrays import Bools, Ints
-from tasks.auditing.folds import compare_with_folds, right_in_folds
-from tasks.auditing.held_out import Pool, hold_out
+from tasks.auditing.held_out import Pool, compare_with_folds, hold_out, right_in_folds
 from tasks.heads.features import Labeled
 from tasks.heads.linear import ScaledRows, fit_path
 from tasks.params import Params

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from tasks.images.boxes import Box, place_box
+from tasks.images.operations.registry import Box, place_box
 
 GRAY = (128, 128, 128)
 

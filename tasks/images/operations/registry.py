@@ -47,3 +47,20 @@ def draw_operations(ranges: AugmentationRanges, stream: list[int]) -> Iterator[O
         if most := getattr(ranges, name):
             rng = np.random.default_rng([*stream, int.from_bytes(name.encode())])
             yield drawer_of(name).draw(most, rng)
+
+
+# left, top, width, height as shares of the whole, in [0, 1]
+Box = tuple[float, float, float, float]
+
+
+def place_box(area: float, ratio: float, rng: np.random.Generator) -> Box:
+    """Place a box at random so that it lies inside.
+
+    Args:
+        area: Its share of the whole, in [0, 1].
+        ratio: Width divided by height, in shares; cut to the whole where it is longer.
+        rng: Where it is placed.
+    """
+    width, height = min(1.0, (area * ratio) ** 0.5), min(1.0, (area / ratio) ** 0.5)
+    left, top = rng.random(2).tolist()
+    return left * (1.0 - width), top * (1.0 - height), width, height
