@@ -10,6 +10,7 @@ from bench.arms import describe_phases, halves
 from bench.cells import Cell, CellArm, Said, append_row, nearest_arm, read_cells, read_said
 from bench.decisions import Bench, order_work, parse, stages_before
 from bench.decisions_page import explain_loss, write_page
+from bench.left_out import leave_one_set_out
 from bench.pools import corrupt
 from bench.regret import (
     RANDOM,
@@ -17,7 +18,6 @@ from bench.regret import (
     constant,
     follow,
     judge_choice,
-    leave_one_set_out,
     mean_over_sets,
 )
 from bench.subsets import ALL, choose_subset
@@ -253,12 +253,20 @@ def test_a_table_learns_from_the_other_sets_what_distance_means():
     assert arms == {"a": "frozen", "b": "frozen", "c": "all", "d": "all", "e": "all"}
 
 
-def test_a_table_knows_nothing_of_the_set_left_out():
+def test_a_table_knows_nothing_of_the_set_left_out_nor_of_its_kin():
     done = complete(cells_of({"a": (0.8, 0.7, 0.6, 0.5), "b": (0.8, 0.7, 0.6, 0.5)}))
-    odd = done | complete(cells_of({"c": (0.1, 0.1, 0.1, 0.9)}))
-    known = [said("top", set=task[0], seed=task[2]) for task in odd]
-    chosen = leave_one_set_out(odd, known, lambda one: one.mmd or 0.0)
+    odd = complete(cells_of({"c": (0.1, 0.1, 0.1, 0.9), "c-corrupted": (0.1, 0.1, 0.1, 0.9)}))
+    known = [said("top", set=task[0], seed=task[2]) for task in done | odd]
+    chosen = leave_one_set_out({**done, **odd}, known, lambda one: one.mmd or 0.0)
     assert chosen["c", "10", 17, 96] == {"frozen": 1.0}
+    assert chosen["c-corrupted", "10", 18, 96] == {"frozen": 1.0}
+
+
+def test_sets_of_the_same_images_are_resampled_together():
+    done = complete(cells_of({"a": (0.5, 0.5, 0.5, 0.5), "a-corrupted": (0.5, 0.5, 0.5, 0.9)}))
+    outcomes = [judge_choice(arms, constant("frozen")) for arms in done.values()]
+    found = mean_over_sets(outcomes, lambda one: one.regret)
+    assert (found.low, found.value, found.high) == (pytest.approx(20),) * 3
 
 
 def test_a_loss_is_explained_by_val_or_by_depth():

@@ -1,5 +1,6 @@
 """Train one arm in a study and test what it would have shipped."""
 
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -66,6 +67,8 @@ def train_arm(study: Study, task: Task, arm: CellArm) -> Cell:
     chosen: Arm = "scratch" if arm == "scratch" else "fine_tune"
     cuts = cuts_of(arm, study, len(info.groups))
     write_record(study.path("decide/decision.json"), force(chosen, cuts))
+    # What a killed run left would save time that is measured.
+    shutil.rmtree(study.root / ".regraft", ignore_errors=True)
     with timing_phases() as marks:
         seconds = study.run("finetune")
     summary = read_record(study.path("finetune/finetune.json"), Finetuned)

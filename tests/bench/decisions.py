@@ -34,7 +34,7 @@ from tasks.runtime.machine import prepare_memory
 
 OUT = Path("docs/benchmarks/decisions")
 PAGE = Path("docs/decisions.md")
-COMMAND = "make bench-decisions BENCH='--set clothing=images/clothing ...'"
+COMMAND = "make bench-decisions BENCH='--set NAME=SOURCE ...'"
 LEVELS = ("10", "50", "200", ALL)
 BEFORE = ("check", "ingest", "augment", "extract", "audit")  # made with the study, or not needed
 SCRATCH: tuple[CellArm, ...] = ("scratch",)

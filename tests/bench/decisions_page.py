@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from bench.cells import ARMS, Cell, CellArm, Said, Task
 from bench.frozen import table
+from bench.left_out import leave_one_set_out
 from bench.regret import (
     NEEDED,
     RANDOM,
@@ -17,7 +18,6 @@ from bench.regret import (
     constant,
     follow,
     judge_all,
-    leave_one_set_out,
     mean_over_sets,
 )
 
@@ -44,12 +44,12 @@ compared on test. Regret is what that has less than the best arm of the same tas
 accuracy.
 
 There are {cells} cells of {tasks} tasks (set, images a class, seed) with all four transfer arms;
-{scratch} tasks have training from scratch as well. {code}Sets count alike; intervals are 95 %, by
-bootstrap over the {sets} sets, and with so few sets they are wide and rather too narrow. The best
-of several arms on the same test images is flattered by chance, so that the first regret of every
+{scratch} of them have training from scratch as well. {code}Sets count alike. Intervals are 95 %, by
+bootstrap over sets, those of the same images together; from so few sets they are rough. The best of
+several arms on the same test images is flattered by chance, so that the first regret of every
 strategy is too large; the second one has the best arm chosen on one half of the test images and
-measured on the other, with nothing to flatter, and may be negative. Seconds are of one processor
-thread.
+measured on the other, with nothing to flatter, and may be negative. Seconds are processor time of
+one thread.
 """
 
 
@@ -72,6 +72,8 @@ def write_page(cells: Sequence[Cell], said: Sequence[Said], command: str) -> str
         _strategies(done, strategies),
         "## By set and size",
         _by_part(done, {name: strategies[name] for name in [*deciders, *NAMES.values()]}),
+        "## What was known and chosen",
+        *(_known(done, said, name) for name in deciders),
         "## What every arm ships",
         _accuracies(done),
         "## Is its confidence true?",
@@ -140,7 +142,8 @@ def _strategies(cells: Cells, strategies: Mapping[str, Mapping[Task, Choice]]) -
         )
     told = (
         "A table by a distance has two thresholds and an arm for each level of distance and of "
-        "images a class, all of them fitted to the other sets and tested on the one left out."
+        "images a class, all of them fitted to the other sets and tested on the one left out (with "
+        "it, those of the same images)."
     )
     return f"{table(head, rows)}\n\n{told}"
 
@@ -166,6 +169,37 @@ def _by_part(cells: Cells, strategies: Mapping[str, Mapping[Task, Choice]]) -> s
 def _mean_regret(outcomes: Sequence[Outcome], part: tuple[str, str]) -> str:
     regrets = [one.regret for one in outcomes if one.task[:2] == part]
     return f"{sum(regrets) / len(regrets):.1f}" if regrets else "-"
+
+
+def _known(cells: Cells, said: Sequence[Said], decider: str) -> str:
+    """Write evidence and choices of a decider, by set and number of images."""
+    parts: dict[tuple[str, str], list[Said]] = defaultdict(list)
+    for one in sorted(said, key=lambda one: _place(one.task)):
+        if one.decider == decider and one.task in cells:
+            parts[one.set, one.images_per_class].append(one)
+    rows = [
+        [
+            *part,
+            str(some[0].images),
+            str(some[0].classes),
+            str(cells[some[0].task]["frozen"].test_images),
+            _span([one.mmd for one in some], 3),
+            _span([one.shift for one in some], 2),
+            _span([one.gain for one in some], 2),
+            ", ".join(dict.fromkeys(one.domain for one in some)),
+            ", ".join(dict.fromkeys(one.arm for one in some)),
+            ", ".join(dict.fromkeys(one.confidence for one in some)),
+        ]
+        for part, some in parts.items()
+    ]
+    head = ["set", "images a class", "train", "classes", "test", "MMD²", "shift", "gain", "domain"]
+    return f"`{decider}`:\n\n{table([*head, 'arm', 'confidence'], rows)}"
+
+
+def _span(values: Sequence[float | None], digits: int) -> str:
+    """Write the least and the largest of some numbers."""
+    known = [f"{value:.{digits}f}" for value in sorted(v for v in values if v is not None)]
+    return " to ".join(dict.fromkeys([known[0], known[-1]])) if known else "-"
 
 
 def _accuracies(cells: Cells) -> str:

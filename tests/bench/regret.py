@@ -4,7 +4,6 @@ Of a task count only the arms that were trained; where scratch is missing, the b
 is the best.
 """
 
-import itertools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -105,106 +104,24 @@ def judge_all(cells: Cells, choices: Mapping[Task, Choice]) -> list[Outcome]:
     return [judge_choice(cells[task], choice) for task, choice in choices.items()]
 
 
+def family(name: str) -> str:
+    """What a set has its images from: `clothing` of `clothing-corrupted`."""
+    return name.partition("-")[0]
+
+
 def mean_over_sets(
     outcomes: Sequence[Outcome], value: Callable[[Outcome], float], *, seed: int = 0
 ) -> Interval:
-    """Mean over sets of the mean over their tasks; the interval resamples sets."""
+    """Mean over sets of the mean over their tasks; the interval resamples families of sets."""
     by_set: dict[str, list[float]] = defaultdict(list)
     for outcome in outcomes:
         by_set[outcome.task[0]].append(value(outcome))
-    means = np.array([np.mean(values) for values in by_set.values()])
-    draws = np.random.default_rng(seed).integers(0, len(means), (RESAMPLES, len(means)))
-    low, high = np.quantile(means[draws].mean(axis=1), [0.025, 0.975])
-    return Interval(float(means.mean()), float(low), float(high))
-
-
-# leave one set out -------------------------------------------------------------------------------
-
-Bucket = tuple[int, int]  # level of distance, level of data
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rules with numbers: two thresholds of a distance, one table of arms.
-
-    Attributes:
-        thresholds: Of the distance: similar below the first, far above the second.
-        arms: What is done at each level of distance and of data.
-        otherwise: What is done where no task taught anything.
-    """
-
-    thresholds: tuple[float, float]
-    arms: Mapping[Bucket, CellArm]
-    otherwise: CellArm
-
-    def choose(self, said: Said, distance: Callable[[Said], float]) -> CellArm:
-        """Look the arm up."""
-        return self.arms.get(bucket_of(said, self.thresholds, distance), self.otherwise)
-
-
-DATA_LEVELS = (20, 100, 400)  # images a class
-
-
-def bucket_of(
-    said: Said, thresholds: tuple[float, float], distance: Callable[[Said], float]
-) -> Bucket:
-    """Levels of a task: distance from 0 (similar) to 2 (far), data from 0 (few) to 3."""
-    images = said.images / said.classes
-    far = sum(distance(said) > threshold for threshold in thresholds)
-    return far, sum(images > level for level in DATA_LEVELS)
-
-
-def fit_table(cells: Cells, said: Sequence[Said], distance: Callable[[Said], float]) -> Table:
-    """Find the thresholds and the table of arms with the least mean regret on some tasks."""
-    values = sorted({distance(one) for one in said})
-    middles = [(a + b) / 2 for a, b in itertools.pairwise(values)]
-    places = [-np.inf, *middles]
-    pairs = [(low, high) for low in places for high in places if low <= high]
-    tables = [_fill_table(cells, said, pair, distance) for pair in pairs]
-    regrets = [_mean_regret(cells, said, table, distance) for table in tables]
-    return tables[int(np.argmin(regrets))]
-
-
-def leave_one_set_out(
-    cells: Cells, said: Sequence[Said], distance: Callable[[Said], float]
-) -> dict[Task, Choice]:
-    """Choose on every set by a table that was fitted to all other sets."""
-    here = [one for one in said if one.task in cells]
-    choices: dict[Task, Choice] = {}
-    for name in sorted({one.set for one in here}):
-        table = fit_table(cells, [one for one in here if one.set != name], distance)
-        choices |= {
-            one.task: constant(table.choose(one, distance)) for one in here if one.set == name
-        }
-    return choices
-
-
-def _fill_table(
-    cells: Cells,
-    said: Sequence[Said],
-    thresholds: tuple[float, float],
-    distance: Callable[[Said], float],
-) -> Table:
-    buckets: dict[Bucket, list[Task]] = defaultdict(list)
-    for one in said:
-        buckets[bucket_of(one, thresholds, distance)].append(one.task)
-    best = {bucket: _best_arm(cells, tasks) for bucket, tasks in buckets.items()}
-    return Table(thresholds, best, _best_arm(cells, [one.task for one in said]))
-
-
-def _best_arm(cells: Cells, tasks: Sequence[Task]) -> CellArm:
-    """Transfer arm with the least mean regret; of equal ones the cheaper."""
-    regret = {
-        arm: np.mean([judge_choice(cells[task], constant(arm)).regret for task in tasks])
-        for arm in NEEDED
-    }
-    return min(NEEDED, key=lambda arm: regret[arm])
-
-
-def _mean_regret(
-    cells: Cells, said: Sequence[Said], table: Table, distance: Callable[[Said], float]
-) -> float:
-    outcomes = [
-        judge_choice(cells[one.task], constant(table.choose(one, distance))) for one in said
-    ]
-    return mean_over_sets(outcomes, lambda one: one.regret).value
+    means: dict[str, list[float]] = defaultdict(list)
+    for name, values in by_set.items():
+        means[family(name)].append(float(np.mean(values)))
+    sums = np.array([sum(some) for some in means.values()])
+    counts = np.array([len(some) for some in means.values()])
+    draws = np.random.default_rng(seed).integers(0, len(sums), (RESAMPLES, len(sums)))
+    drawn = sums[draws].sum(axis=1) / counts[draws].sum(axis=1)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Interval(float(sums.sum() / counts.sum()), float(low), float(high))
