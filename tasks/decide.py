@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tasks.artifacts.files import write_text
-from tasks.artifacts.records import BackboneInfo, Decision, Similarity, read_record, write_record
+from tasks.artifacts.records import (
+    BackboneInfo,
+    Decision,
+    Marks,
+    Similarity,
+    read_record,
+    write_record,
+)
 from tasks.artifacts.tables import read_manifest
 from tasks.params import DecideParams
 from tasks.runtime.entry import Read, StagePaths, Write, read_arguments, run_stage
@@ -55,6 +62,7 @@ def decide(
         classes: Number of classes.
         params: Thresholds, and the arm if the user forces one.
     """
+    params = set_marks(params, similarity.marks)
     evidence = gather_evidence(similarity, info, images=images, classes=classes)
     recommended = choose(evidence, params)
     arm = recommended.arm if params.arm == "auto" else params.arm
@@ -78,6 +86,13 @@ def decide(
     return decision.model_copy(update={"reasons": reasons})
 
 
+def set_marks(params: DecideParams, marks: Marks | None) -> DecideParams:
+    """Put the ruler's marks where the parameters say auto; without a ruler it stays."""
+    if params.similar_mmd != "auto" or marks is None:
+        return params
+    return params.model_copy(update={"similar_mmd": marks.similar, "far_mmd": marks.far})
+
+
 def gather_evidence(
     similarity: Similarity, info: BackboneInfo, *, images: int, classes: int
 ) -> Evidence:
@@ -87,7 +102,7 @@ def gather_evidence(
         images=images,
         classes=classes,
         groups=len(info.groups),
-        mmd=mmd.value if mmd else None,
+        mmd=mmd.matched.value if mmd else None,
         p_value=mmd.p_value if mmd else None,
         shift=shift.value if shift else None,
         gain=similarity.transfer_gain.value,

@@ -10,6 +10,7 @@ from tasks.artifacts.records import (
     Decision,
     InputSpec,
     LayerGroup,
+    Marks,
     read_record,
     write_record,
 )
@@ -19,6 +20,7 @@ from tasks.params_file import load_params
 from tasks.transferability.decision_words import write_page
 
 PARAMS = load_params(ROOT / "params.yaml").decide
+MARKS = Marks(similar=0.04, far=0.1)
 
 SIZES = {
     "stem": 1_000, "blocks.0": 1_000, "blocks.1": 17_000, "blocks.2": 46_000,
@@ -40,9 +42,26 @@ INFO = BackboneInfo(
 )
 
 
-def decided(arm="auto", images=1557, classes=2, **what):
+def decided(arm="auto", images=1557, classes=2, marks=MARKS, **what):
     params = PARAMS.model_copy(update={"arm": arm})
-    return decide(measured(**what)[1], INFO, images=images, classes=classes, params=params)
+    similarity = measured(**what)[1].model_copy(update={"marks": marks})
+    return decide(similarity, INFO, images=images, classes=classes, params=params)
+
+
+def test_the_ruler_sets_the_marks_that_the_parameters_leave_to_it():
+    assert decided(marks=Marks(similar=0.2, far=0.3)).domain == "similar"
+    assert decided(marks=Marks(similar=0.1, far=0.3)).domain == "intermediate"
+    own = PARAMS.model_copy(update={"similar_mmd": 0.2, "far_mmd": 0.3})
+    similarity = measured()[1].model_copy(update={"marks": MARKS})
+    assert decide(similarity, INFO, images=99, classes=2, params=own).domain == "similar"
+
+
+def test_without_a_ruler_the_shift_says_the_domain():
+    decision = decided(marks=None, shift=(0.1, 0.11, 0.12))
+    assert decision.domain == "similar"
+    assert any("no source card or ruler fits" in reason for reason in decision.reasons)
+    rules = {rule.name: rule.fired for rule in decision.rules}
+    assert (rules["domain by MMD"], rules["domain by batch-norm shift"]) == (False, True)
 
 
 def test_solar_cells_are_fine_tuned_from_the_upper_half():
@@ -117,7 +136,8 @@ def test_main_writes_decision_and_words(tmp_path):
         for i in range(240)
     ]
     write_manifest(tmp_path / "manifest.csv", Manifest(rows))
-    write_record(tmp_path / "similarity.json", measured()[1])
+    similarity = measured()[1].model_copy(update={"marks": MARKS})
+    write_record(tmp_path / "similarity.json", similarity)
     write_record(tmp_path / "backbone.json", INFO)
     names = {
         "manifest": "manifest.csv", "similarity": "similarity.json", "backbone": "backbone.json",

@@ -16,7 +16,14 @@ from tiny_finetune import SIDE, make_inputs, make_manifest
 
 from tasks import decide, extract, similarity
 from tasks.artifacts.arrays import read_array
-from tasks.artifacts.records import BackboneInfo, Decision, Similarity, read_record, write_record
+from tasks.artifacts.records import (
+    BackboneInfo,
+    Decision,
+    Marks,
+    Similarity,
+    read_record,
+    write_record,
+)
 from tasks.artifacts.tables import ShiftRow, read_rows, write_manifest
 from tasks.backbones.cards import CardOrigin, SourceCard, write_card
 from tasks.backbones.catalogue import load_backbone
@@ -34,8 +41,10 @@ from tasks.training.inputs import Examples
 from tasks.training.loop import Trainer
 from tasks.training.phases import next_phase, training_groups
 from tasks.training.resume.checkpoints import TrainState, copy_tensors
+from tasks.transferability.ruler import Ruler
 
 MACHINE = Machine(device="cpu", threads=1)
+MARKS = Marks(similar=0.03, far=0.1)
 
 # name -> what its norm layers are
 FAMILIES = {
@@ -164,6 +173,9 @@ def test_a_network_without_running_statistics_is_judged_by_its_source_card(
             fit="crop", command="",
         )  # fmt: skip
         write_card(tmp_path / "cards" / "card.safetensors", SourceCard(features + 3, provenance))
+        ruler = Ruler(backbone="test_vit", weights_sha256=info.weights_sha256, image_px=SIDE,
+            source="shifted", provenance="", sets=[], marks=MARKS)  # fmt: skip
+        write_record(tmp_path / "cards" / "ruler.json", ruler)
     write_record(tmp_path / "source.json", make_origin())
     similarity.main(arguments(tmp_path, manifest="manifest.csv", origin="source.json",
         features="train",
@@ -179,9 +191,9 @@ def test_a_network_without_running_statistics_is_judged_by_its_source_card(
     assert read_rows(tmp_path / "profile.csv", ShiftRow) == []
     if with_card:
         assert found.mmd is not None
-        assert found.mmd.value > params.decide.far_mmd
+        assert found.mmd.matched.value > MARKS.far
         assert decision.domain == "far"
-        assert "from shifted" in found.summary
+        assert "from the images of shifted" in found.summary
     else:
         assert found.mmd is None
         assert decision.domain == "intermediate"
