@@ -21,6 +21,7 @@ from tasks.artifacts.records import (
     read_record,
     write_record,
 )
+from tasks.artifacts.sampling import choose_rows
 from tasks.artifacts.tables import PlaneRow, ShiftRow, write_rows
 from tasks.artifacts.words import listed
 from tasks.backbones.source_cards import SourceCard, find_cards, nearest_size
@@ -31,7 +32,7 @@ from tasks.transferability.leave_one_out import estimate_transfer_gain
 from tasks.transferability.measures import registry
 from tasks.transferability.mmd import measure_mmd
 from tasks.transferability.ruler import Ruler, find_ruler, say_similarity
-from tasks.transferability.sampling import Sample, Target, choose_rows, read_target
+from tasks.transferability.sampling import Sample, Target, read_target
 from tasks.transferability.shift import estimate_shift, shift_by_group
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def measure_similarity(
         images=len(rows),
         mmd=mmd,
         shift=estimate_shift(
-            target.layers, confidence=params.confidence, resamples=params.bootstrap, seed=seed
+            target.layers, images=len(target.probe_rows), confidence=params.confidence
         ),
         shift_groups=shift_by_group(target.layers, info.groups),
         random_ridge_accuracy=gain.random_accuracy,

@@ -19,6 +19,7 @@ from tasks.artifacts.records import (
     write_json,
     write_record,
 )
+from tasks.artifacts.sampling import choose_rows
 from tasks.artifacts.tables import Manifest, ManifestRow, PlaneRow, read_rows, write_manifest
 from tasks.backbones.source_cards import CardOrigin, SourceCard, read_card, write_card
 from tasks.errors import ArtifactError
@@ -28,7 +29,7 @@ from tasks.transferability import leave_one_out
 from tasks.transferability.measures import registry, ridge_accuracy
 from tasks.transferability.mmd import measure_mmd
 from tasks.transferability.ruler import Ruler
-from tasks.transferability.sampling import Target, choose_rows
+from tasks.transferability.sampling import Target
 from tasks.transferability.shift import LayerShift
 
 D, IMAGES = 6, 90
@@ -86,7 +87,10 @@ def target_of(**changes):
         "features": features_of(),
         "probe_rows": np.arange(0, IMAGES, 2),
         "random_features": rng.normal(size=(IMAGES // 2, D)).astype(np.float32),
-        "layers": [LayerShift("stem.bn", 0, 0.2), LayerShift("top.bn", 1, 0.4)],
+        "layers": [
+            LayerShift("stem.bn", 0, 0.2, [0.1, 0.3]),
+            LayerShift("top.bn", 1, 0.4, [0.3, 0.5]),
+        ],
     }
     return Target(**{**values, **changes})
 
@@ -296,9 +300,15 @@ def stage(tmp_path):
     write_manifest(tmp_path / "manifest.csv", target.manifest)
     write_array(tmp_path / "train/features.npy", target.features)
     write_record(tmp_path / "backbone.json", INFO)
-    tensors = {"rows": target.probe_rows, "random_features": target.random_features}
+    tensors = {
+        "rows": target.probe_rows,
+        "parts": np.arange(len(target.probe_rows)) % 2,
+        "random_features": target.random_features,
+    }
     for number, moved in enumerate((0.5, 1.0)):
         tensors[f"bn.{number:03d}.mean"] = np.full(4, moved, np.float32)
+        tensors[f"bn.{number:03d}.part_means"] = np.full((2, 4), moved, np.float32)
+        tensors[f"bn.{number:03d}.part_vars"] = np.ones((2, 4), np.float32)
         tensors[f"bn.{number:03d}.running_mean"] = np.zeros(4, np.float32)
         tensors[f"bn.{number:03d}.var"] = tensors[f"bn.{number:03d}.running_var"] = np.ones(
             4, np.float32
@@ -321,7 +331,9 @@ def stage(tmp_path):
 def test_main_writes_what_it_measured(stage, tmp_path, default_params):
     main(stage)
     found = read_record(tmp_path / "out/similarity.json", Similarity)
-    target = target_of(layers=[LayerShift("stem.bn", 0, 0.25), LayerShift("top.bn", 1, 1.0)])
+    target = target_of(
+        layers=[LayerShift("stem.bn", 0, 0.25, [0.25] * 2), LayerShift("top.bn", 1, 1.0, [1.0] * 2)]
+    )
     card = read_card(tmp_path / "cards/card.safetensors")
     assert found == measured(default_params.similarity, target, card=card, seed=default_params.seed)
     assert (tmp_path / "out/shift_profile.csv").read_text() == (

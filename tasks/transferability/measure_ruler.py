@@ -18,6 +18,7 @@ import numpy as np
 from tasks.artifacts.arrays import Features, Pixels
 from tasks.artifacts.pixels import PixelStore, StoreWriter, store_info
 from tasks.artifacts.records import KnownSet, write_record
+from tasks.artifacts.sampling import choose_rows
 from tasks.artifacts.tables import ManifestRow
 from tasks.backbones.catalogue import Backbone, load_backbone
 from tasks.backbones.engine import make_engine
@@ -36,7 +37,7 @@ from tasks.transferability.leave_one_out import estimate_transfer_gain
 from tasks.transferability.mmd import measure_mmd
 from tasks.transferability.ruler import Ruler, find_marks
 from tasks.transferability.rules import DOMAINS, Domain
-from tasks.transferability.sampling import Sample, choose_rows
+from tasks.transferability.sampling import Sample
 from tasks.transferability.shift import layer_shift
 
 log = logging.getLogger(__name__)
@@ -47,11 +48,15 @@ FEWEST_OF_A_CLASS = 2  # images; below, leaving one out leaves nothing to learn 
 
 @dataclass(frozen=True, slots=True)
 class KnownImages:
-    """Pixels of some images, one uint8 (R, R, 3) at a time, and their labels; none for noise."""
+    """Pixels of some images, one uint8 (R, R, 3) at a time, and what is listed of each."""
 
     pixels: Iterator[Pixels]
-    labels: Sequence[str]
-    count: int
+    rows: Sequence[ManifestRow]
+
+    @property
+    def labels(self) -> list[str]:
+        """The class of each image."""
+        return [row.label for row in self.rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,7 @@ def read_set(source: Path, params: Params, *, images: int) -> KnownImages:
         )
         for row in chosen
     )
-    return KnownImages(pixels, [row.label for row in chosen], len(chosen))
+    return KnownImages(pixels, chosen)
 
 
 def make_noise(params: Params, *, images: int) -> KnownImages:
@@ -105,14 +110,18 @@ def make_noise(params: Params, *, images: int) -> KnownImages:
     rng = np.random.default_rng([params.seed, NOISE])
     side = params.augment.image_px
     pixels = (rng.integers(0, 256, (side, side, 3), dtype=np.uint8) for _ in range(images))
-    return KnownImages(pixels, [], images)
+    rows = [
+        ManifestRow(str(number), "noise", "train", str(number), "", side, side, "RGB")
+        for number in range(images)
+    ]
+    return KnownImages(pixels, rows)
 
 
 def see(known: KnownImages, bench: Bench) -> Seen:
     """Run backbone and probe over a set, as the extract stage does over training images."""
     params, backbone, machine = bench.params, bench.backbone, bench.machine
     with tempfile.TemporaryDirectory() as folder:
-        info = store_info(known.count, views=0, image_px=params.augment.image_px)
+        info = store_info(len(known.rows), views=0, image_px=params.augment.image_px)
         with StoreWriter(Path(folder), info) as writer:
             for pixels in known.pixels:
                 writer.append(pixels[None])
@@ -127,7 +136,7 @@ def see(known: KnownImages, bench: Bench) -> Seen:
         untrained = load_backbone(
             backbone.name, "random", image_px=params.augment.image_px, seed=params.seed
         )
-        images = choose_probe_images(store, params.extract, params.seed)
+        images = choose_probe_images(store, known.rows, params.extract, params.seed)
         return Seen(features, measure_probe(backbone, untrained, images, machine))
 
 

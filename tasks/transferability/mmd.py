@@ -20,10 +20,10 @@ from sklearn.metrics.pairwise import euclidean_distances
 
 from tasks.artifacts.arrays import Floats, Ints
 from tasks.artifacts.records import Distance, MmdResult
+from tasks.artifacts.sampling import number_groups
 from tasks.errors import ArtifactError
 from tasks.params import SimilarityParams
 from tasks.transferability.matching import match_weights
-from tasks.transferability.sampling import number_groups
 
 # purposes of the random numbers drawn here
 RESAMPLING, BLOCKING, DRAWING, PERMUTING = 0x4D52, 0x4D42, 0x4D44, 0x4D50
