@@ -161,7 +161,8 @@ def test_a_network_without_running_statistics_is_judged_by_its_source_card(
     for split, count in (("train", 30), ("val", 12), ("test", 5)):
         fill_store(tmp_path / "pixels" / split, count, 0, px=SIDE)
     extract.main(arguments(tmp_path, manifest="manifest.csv", train="pixels/train",
-        val="pixels/val", test="pixels/test", train_features="train", val_features="val", test_features="test",
+        val="pixels/val", test="pixels/test", train_features="train", val_features="val",
+        test_features="test",
         probe="probe.safetensors", backbone="backbone.json"))  # fmt: skip
     info = read_record(tmp_path / "backbone.json", BackboneInfo)
     features = np.array(read_array(tmp_path / "train" / "features.npy"))[:, 0]
