@@ -1,6 +1,6 @@
 # What README and CI call. Everything is installed into .venv, in the versions of constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help run test slow browser check ui bench clean repository environment
+.PHONY: help run test slow browser check ui bench bench-decisions clean repository environment
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +12,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 help: ## show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  Facts of the machine are environment variables; results keep their meaning and change by rounding (README tells what more):"
 	@echo "  REGRAFT_DEVICE     auto | cpu | cuda"
@@ -48,6 +48,9 @@ ui: repository environment $(VENV)/.installed ## serve the flows on a Prefect se
 
 bench: $(VENV)/.installed $(BENCH_VENV)/.installed ## compare with other libraries (BENCH=--help for options); writes docs/benchmarks.md
 	@PYTHONPATH=tests python -m bench $(BENCH)
+
+bench-decisions: $(VENV)/.installed ## try every way to transfer on many sets, a night (BENCH=--help for options)
+	@PYTHONPATH=tests python -m bench.decisions $(BENCH)
 
 clean: ## remove environments, caches, checkpoints, Prefect's history; data, results, DVC's cache stay
 	rm -rf $(VENV) $(BENCH_VENV) .regraft .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* *.egg-info

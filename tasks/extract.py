@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from tasks.artifacts.pixels import PixelStore
-from tasks.artifacts.records import BackboneInfo, write_record
+from tasks.artifacts.records import BackboneChoice, BackboneInfo, read_record, write_record
 from tasks.artifacts.tables import read_manifest
 from tasks.backbones.catalogue import Backbone, load_backbone
 from tasks.backbones.engine import Engine, make_engine
@@ -38,6 +38,7 @@ class Paths(StagePaths):
     """What the stage reads and writes."""
 
     manifest: Read
+    choice: Read
     train: Read
     val: Read
     test: Read
@@ -127,14 +128,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     paths, params = read_arguments(Paths, "extract", __doc__ or "", argv)
     machine = read_machine()
     with join_processes(machine, seed=params.seed) as processes:
+        choice = read_record(paths.choice, BackboneChoice)
         stores = open_stores([paths.train, paths.val, paths.test])
         load = partial(
             load_backbone,
-            params.backbone.name,
+            choice.name,
             image_px=stores[0].info.image_px,
             seed=params.seed,
         )
-        backbone = load(params.backbone.weights)
+        backbone = load(choice.weights)
         folders = [paths.train_features, paths.val_features, paths.test_features]
         info = extract(
             stores, folders, backbone, params.extract, machine=machine, processes=processes

@@ -12,7 +12,13 @@ from ruamel.yaml import YAML
 
 from tasks.artifacts.arrays import read_array, read_tensors, read_tensors_note
 from tasks.artifacts.pixels import PixelStore, StoreWriter, store_info
-from tasks.artifacts.records import BackboneInfo, InputSpec, read_record
+from tasks.artifacts.records import (
+    BackboneChoice,
+    BackboneInfo,
+    InputSpec,
+    read_record,
+    write_record,
+)
 from tasks.artifacts.tables import Manifest, ManifestRow, write_manifest
 from tasks.backbones.catalogue import Backbone, load_backbone
 from tasks.backbones.feature_files import write_features
@@ -21,7 +27,7 @@ from tasks.backbones.normalization import fit_running_statistics
 from tasks.backbones.probe import choose_probe_images, sample_pixels
 from tasks.errors import ArtifactError, WeightsError
 from tasks.extract import main
-from tasks.params import Params
+from tasks.params import BackboneParams, Params
 from tasks.runtime.device import normalize
 from tasks.runtime.progress import progress
 
@@ -72,6 +78,12 @@ def write_params(path: Path, params: Params) -> Path:
     return path
 
 
+def write_choice(path: Path, named: BackboneParams) -> Path:
+    choice = BackboneChoice(name=named.name, weights=named.weights, images=0, ranking=[])
+    write_record(path, choice)
+    return path
+
+
 def run(tmp_path: Path, params: Params, out: str = "extract") -> Path:
     """Run the stage on the stores of the fixture; give the folder that it wrote."""
     folder = tmp_path / out
@@ -85,6 +97,8 @@ def run(tmp_path: Path, params: Params, out: str = "extract") -> Path:
         str(folder / "probe.safetensors"),
         "--backbone",
         str(folder / "backbone.json"),
+        "--choice",
+        str(write_choice(tmp_path / "choice.json", params.backbone)),
     ]
     main(["--params", str(write_params(tmp_path / "params.yaml", params)), *reads, *writes, *files])
     return folder

@@ -18,12 +18,23 @@ DOMAINS: tuple[Domain, ...] = ("similar", "intermediate", "far")
 
 
 @dataclass(frozen=True, slots=True)
+class RaceWinner:
+    """The arm that won a race and its lowest trained group; `deepest`: every depth took part."""
+
+    arm: Arm
+    cut: int
+    deepest: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """What the rules look at; numbers without their intervals.
 
     `images`: training images. `groups`: layer groups of the backbone. `mmd` and `shift`: None where
-    they could not be measured; `mmd` is the matched one. `gain`: accuracy of pretrained minus
-    random features.
+    they could not be measured; `mmd` is that to the source images that fit best. `gain`: accuracy
+    of pretrained minus random features. `error`: share of images that frozen features have wrong,
+    by folds; `room`: val accuracy that a model without mistakes would surely add; both None where
+    they were not measured. `winner`: of a race; None where there was none.
     """
 
     images: int
@@ -33,6 +44,9 @@ class Evidence:
     p_value: float | None
     shift: float | None
     gain: float
+    error: float | None = None
+    room: float | None = None
+    winner: RaceWinner | None = None
 
     @property
     def images_per_class(self) -> float:
@@ -107,9 +121,16 @@ def choose_cuts(arm: Arm, evidence: Evidence, params: DecideParams) -> tuple[int
 
 
 def _depth(evidence: Evidence, params: DecideParams) -> int:
-    """Number of groups to unfreeze, at least 1."""
-    share = depth_share(evidence, params)
-    return min(evidence.groups, max(1, math.ceil(round(share * evidence.groups, 6))))
+    """Number of groups to unfreeze, at least 1.
+
+    A race that fine-tuning won has measured it; where deeper arms did not take part, at least.
+    """
+    share, winner = depth_share(evidence, params), evidence.winner
+    by_rule = min(evidence.groups, max(1, math.ceil(round(share * evidence.groups, 6))))
+    if winner is None or winner.arm != "fine_tune":
+        return by_rule
+    measured = evidence.groups - winner.cut
+    return measured if winner.deepest else max(measured, by_rule)
 
 
 def depth_share(evidence: Evidence, params: DecideParams) -> float:
@@ -140,6 +161,8 @@ def _rules(evidence: Evidence, params: DecideParams) -> Iterator[Rule]:
     yield _mmd_rule(evidence, params)
     yield _shift_rule(evidence, params)
     yield _gain_rule(evidence, params)
+    yield _ceiling_rule(evidence, params)
+    yield _race_rule(evidence)
     yield _scratch_rule(evidence, params)
     yield _frozen_rule(evidence, params)
     yield _far_rule(evidence, params)
@@ -181,6 +204,39 @@ def _gain_rule(evidence: Evidence, params: DecideParams) -> Rule:
         inputs={"transfer_gain": evidence.gain},
         fired=evidence.gain < params.min_transfer_gain,
         votes_for=None,
+    )
+
+
+def at_ceiling(evidence: Evidence, params: DecideParams) -> bool:
+    """Whether frozen features make hardly a mistake and val could not tell a better model."""
+    if evidence.error is None or evidence.room is None:
+        return False
+    return evidence.error <= params.ceiling_error and evidence.room <= 0
+
+
+def _ceiling_rule(evidence: Evidence, params: DecideParams) -> Rule:
+    return Rule(
+        name="frozen at its ceiling",
+        statement="Frozen features suffice where they err on at most "
+        f"{params.ceiling_error:.1%} of the images, and val could not tell even a flawless model "
+        "from them.",
+        inputs={"error_by_folds": evidence.error, "sure_gain_of_a_flawless_model": evidence.room},
+        fired=at_ceiling(evidence, params),
+        votes_for="feature_extraction",
+    )
+
+
+def _race_rule(evidence: Evidence) -> Rule:
+    winner = evidence.winner
+    return Rule(
+        name="the winner of a race",
+        statement="An arm that wins a race on a part of these images, beyond doubt, is taken.",
+        inputs={
+            "winner": winner and winner.arm,
+            "lowest_trained_group": winner and winner.cut,
+        },
+        fired=winner is not None,
+        votes_for=winner and winner.arm,
     )
 
 

@@ -1,0 +1,306 @@
+"""The page of decisions, written from the cells alone."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from bench.cells import ARMS, Cell, CellArm, Said, Task
+from bench.frozen import table
+from bench.left_out import leave_one_set_out
+from bench.regret import (
+    NEEDED,
+    RANDOM,
+    RIGHT,
+    Cells,
+    Choice,
+    Interval,
+    Outcome,
+    complete,
+    constant,
+    follow,
+    judge_all,
+    mean_over_sets,
+)
+
+WORST = 10  # tasks that are told one by one
+NAMES: dict[CellArm, str] = {
+    "frozen": "always frozen",
+    "top": "always the top quarter",
+    "half": "always the top half",
+    "all": "always all layers",
+}
+DISTANCES: dict[str, Callable[[Said], float]] = {
+    "MMD²": lambda said: said.mmd or 0.0,
+    "batch-norm shift": lambda said: said.shift or 0.0,
+    "transfer gain": lambda said: -said.gain,
+}
+INTRO = """\
+Every way to transfer was trained on {sets} sets with {levels} training images a class at {px} px:
+the frozen head; fine-tuning that ends with the top quarter, the top half or all of the layer groups
+unfrozen; where time allowed, training from scratch. A test set, a quarter of the groups of every
+class, is fixed by the seed. Val has a third as many images as train, but at least 5 a class: a user
+with 10 images a class has no large val. Everything runs by the stages of the pipeline: the judge on
+val rolls phases back and chooses what ships, the frozen head or the arm's model, and what ships is
+compared on test. Regret is what that has less than the best arm of the same task, in points of test
+accuracy.
+
+There are {cells} cells of {tasks} tasks (set, images a class, seed) with all four transfer arms;
+{scratch} of them have training from scratch as well. {code}Sets count alike. Intervals are 95 %, by
+bootstrap over sets, those of the same images together; from so few sets they are rough. The best of
+several arms on the same test images is flattered by chance, so that the first regret of every
+strategy is too large; the second one has the best arm chosen on one half of the test images and
+measured on the other, with nothing to flatter, and may be negative. Seconds are processor time of
+one thread.
+"""
+
+
+def write_page(cells: Sequence[Cell], said: Sequence[Said], command: str) -> str:
+    """Write the page.
+
+    Args:
+        cells: All of them.
+        said: What all deciders said.
+        command: What made the cells.
+    """
+    done = complete(cells)
+    strategies = gather_strategies(done, said)
+    deciders = [name for name in _deciders(said) if name in strategies]
+    parts = [
+        "# The decision against every other choice",
+        f"`{command}` made the cells, with `--page` it wrote this page.",
+        _intro(cells, done),
+        "## Regret",
+        _strategies(done, strategies),
+        "## By set and size",
+        _by_part(done, {name: strategies[name] for name in [*deciders, *NAMES.values()]}),
+        "## What was known and chosen",
+        *(_known(done, said, name) for name in deciders),
+        "## What every arm ships",
+        _accuracies(done),
+        "## Is its confidence true?",
+        _confidence(done, said, strategies, deciders),
+        "## Time that is lost",
+        _lost(done),
+        "## Where it lost",
+        *(_losses(done, said, name) for name in deciders),
+    ]
+    return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def gather_strategies(cells: Cells, said: Sequence[Said]) -> dict[str, Mapping[Task, Choice]]:
+    """Give what every strategy chooses on the tasks that it can be judged on."""
+    every: dict[str, Mapping[Task, Choice]] = {
+        name: follow(cells, said, name) for name in _deciders(said)
+    }
+    every = {name: choices for name, choices in every.items() if choices}
+    for arm, name in NAMES.items():
+        every[name] = dict.fromkeys(cells, constant(arm))
+    every["an arm by chance"] = dict.fromkeys(cells, RANDOM)
+    first = [one for one in said if one.decider == next(iter(_deciders(said)), None)]
+    if len({one.set for one in first if one.task in cells}) > 2:
+        for name, distance in DISTANCES.items():
+            chosen = leave_one_set_out(cells, first, distance)
+            every[f"table by {name}, fitted to the other sets"] = chosen
+    return every
+
+
+def _deciders(said: Sequence[Said]) -> list[str]:
+    return list(dict.fromkeys(one.decider for one in said))
+
+
+def _intro(cells: Sequence[Cell], done: Cells) -> str:
+    counted = [cell for cell in cells if cell.task in done]
+    codes = len({cell.code for cell in counted})
+    levels = sorted({task[1] for task in done}, key=lambda level: (not level.isdigit(), len(level)))
+    return INTRO.format(
+        sets=len({task[0] for task in done}),
+        levels=", ".join(levels),
+        px=", ".join(sorted({str(task[3]) for task in done})),
+        cells=len(counted),
+        tasks=len(done),
+        scratch=sum("scratch" in arms for arms in done.values()),
+        code="" if codes == 1 else f"They were trained by {codes} versions of the code. ",
+    )
+
+
+def _strategies(cells: Cells, strategies: Mapping[str, Mapping[Task, Choice]]) -> str:
+    head = ["strategy", "tasks", "regret, points", "regret by halves, points", "seconds a task"]
+    head += ["of them rolled back"]
+    rows = []
+    for name, choices in strategies.items():
+        outcomes = judge_all(cells, choices)
+        seconds = mean_over_sets(outcomes, lambda one: one.seconds).value
+        lost = mean_over_sets(outcomes, lambda one: one.lost).value
+        rows.append(
+            [
+                name,
+                str(len(outcomes)),
+                show(mean_over_sets(outcomes, lambda one: one.regret)),
+                show(mean_over_sets(outcomes, lambda one: one.unbiased)),
+                f"{seconds:.0f}",
+                f"{lost / seconds:.0%}" if seconds else "-",
+            ]
+        )
+    told = (
+        "A table by a distance has two thresholds and an arm for each level of distance and of "
+        "images a class, all of them fitted to the other sets and tested on the one left out (with "
+        "it, those of the same images)."
+    )
+    return f"{table(head, rows)}\n\n{told}"
+
+
+def show(interval: Interval) -> str:
+    """Write a mean with its interval."""
+    return f"{interval.value:.1f} [{interval.low:.1f}, {interval.high:.1f}]"
+
+
+def _by_part(cells: Cells, strategies: Mapping[str, Mapping[Task, Choice]]) -> str:
+    """Write mean regret by set and number of images."""
+    parts = list(dict.fromkeys(task[:2] for task in sorted(cells, key=_place)))
+    judged = {name: judge_all(cells, choices) for name, choices in strategies.items()}
+    rows = []
+    for name, level in parts:
+        found = [_mean_regret(judged[strategy], (name, level)) for strategy in strategies]
+        seeds = sum(task[:2] == (name, level) for task in cells)
+        rows.append([name, level, str(seeds), *found])
+    head = ["set", "images a class", "seeds", *strategies]
+    return f"Mean regret, points.\n\n{table(head, rows)}"
+
+
+def _mean_regret(outcomes: Sequence[Outcome], part: tuple[str, str]) -> str:
+    regrets = [one.regret for one in outcomes if one.task[:2] == part]
+    return f"{sum(regrets) / len(regrets):.1f}" if regrets else "-"
+
+
+def _known(cells: Cells, said: Sequence[Said], decider: str) -> str:
+    """Write evidence and choices of a decider, by set and number of images."""
+    parts: dict[tuple[str, str], list[Said]] = defaultdict(list)
+    for one in sorted(said, key=lambda one: _place(one.task)):
+        if one.decider == decider and one.task in cells:
+            parts[one.set, one.images_per_class].append(one)
+    rows = [
+        [
+            *part,
+            str(some[0].images),
+            str(some[0].classes),
+            str(cells[some[0].task]["frozen"].test_images),
+            _span([one.mmd for one in some], 3),
+            _span([one.shift for one in some], 2),
+            _span([one.gain for one in some], 2),
+            ", ".join(dict.fromkeys(one.domain for one in some)),
+            ", ".join(dict.fromkeys(one.arm for one in some)),
+            ", ".join(dict.fromkeys(one.confidence for one in some)),
+        ]
+        for part, some in parts.items()
+    ]
+    head = ["set", "images a class", "train", "classes", "test", "MMD²", "shift", "gain", "domain"]
+    return f"`{decider}`:\n\n{table([*head, 'arm', 'confidence'], rows)}"
+
+
+def _span(values: Sequence[float | None], digits: int) -> str:
+    """Write the least and the largest of some numbers."""
+    known = [f"{value:.{digits}f}" for value in sorted(v for v in values if v is not None)]
+    return " to ".join(dict.fromkeys([known[0], known[-1]])) if known else "-"
+
+
+def _accuracies(cells: Cells) -> str:
+    """Write mean test accuracy of what each arm ships, by set and number of images."""
+    parts: dict[tuple[str, str], list[Mapping[CellArm, Cell]]] = defaultdict(list)
+    for task in sorted(cells, key=_place):
+        parts[task[0], task[1]].append(cells[task])
+    rows = [[name, level, *_shipped(some)] for (name, level), some in parts.items()]
+    told = (
+        "Test accuracy of what ships, %; in parentheses that of the arm's own model where it "
+        "differs, as it was before val could prefer the frozen head."
+    )
+    return f"{told}\n\n{table(['set', 'images a class', *ARMS], rows)}"
+
+
+def _shipped(some: Sequence[Mapping[CellArm, Cell]]) -> Iterator[str]:
+    for arm in ARMS:
+        found = [arms[arm] for arms in some if arm in arms]
+        if not found:
+            yield "-"
+            continue
+        shipped = 100 * sum(cell.shipped_accuracy for cell in found) / len(found)
+        own = 100 * sum(cell.test_accuracy for cell in found) / len(found)
+        yield f"{shipped:.1f}" + (f" ({own:.1f})" if abs(own - shipped) >= 0.05 else "")
+
+
+def _confidence(
+    cells: Cells,
+    said: Sequence[Said],
+    strategies: Mapping[str, Mapping[Task, Choice]],
+    deciders: Sequence[str],
+) -> str:
+    """Write how often a decision was right, by the confidence that it stated."""
+    rows = []
+    for name in deciders:
+        stated = {one.task: one.confidence for one in said if one.decider == name}
+        outcomes = judge_all(cells, strategies[name])
+        for level in ("high", "medium", "low"):
+            regrets = [one.regret for one in outcomes if stated[one.task] == level]
+            right = sum(regret <= RIGHT for regret in regrets)
+            mean = f"{sum(regrets) / len(regrets):.1f}" if regrets else "-"
+            rows.append([name, level, str(len(regrets)), str(right), mean])
+    told = f"A choice is right where its regret is at most {RIGHT:g} point."
+    head = ["rules", "confidence", "tasks", "right", "mean regret, points"]
+    return f"{told}\n\n{table(head, rows)}"
+
+
+def _lost(cells: Cells) -> str:
+    """Write the time of the arms, and what of it went into phases that were rolled back."""
+    rows = []
+    for arm in NEEDED[1:]:
+        found = [arms[arm] for arms in cells.values()]
+        phases = [phase for cell in found for phase in cell.phases.split()]
+        lost = sum(":lost:" in phase for phase in phases)
+        seconds = sum(cell.seconds for cell in found)
+        share = sum(cell.lost_seconds for cell in found) / seconds if seconds else 0.0
+        rows.append(
+            [arm, f"{seconds / len(found):.0f}", f"{lost} of {len(phases)}", f"{share:.0%}"]
+        )
+    return table(["arm", "seconds a task", "phases rolled back", "of the seconds"], rows)
+
+
+def _losses(cells: Cells, said: Sequence[Said], decider: str) -> str:
+    """Write the tasks on which a decider lost most, and what the loss came of."""
+    by_task = {one.task: one for one in said if one.decider == decider}
+    outcomes = judge_all(cells, follow(cells, said, decider))
+    worst = sorted(outcomes, key=lambda one: -one.regret)[:WORST]
+    rows = []
+    for one in (one for one in worst if one.regret > RIGHT):
+        knew, arms = by_task[one.task], cells[one.task]
+        best = max(arms.values(), key=lambda cell: cell.shipped_accuracy)
+        rows.append(
+            [
+                *(str(part) for part in one.task[:3]),
+                f"{knew.arm}, {100 * arms[knew.arm].shipped_accuracy:.1f}",
+                f"{best.arm}, {100 * best.shipped_accuracy:.1f}",
+                f"{one.regret:.1f}",
+                "-" if knew.mmd is None else f"{knew.mmd:.3f}",
+                f"{knew.gain:.2f}",
+                explain_loss(arms, knew.arm),
+            ]
+        )
+    head = ["set", "images a class", "seed", "chosen, %", "best, %", "regret", "MMD²", "gain"]
+    return f"`{decider}`:\n\n{table([*head, 'because'], rows)}"
+
+
+def explain_loss(arms: Mapping[CellArm, Cell], chosen: CellArm) -> str:
+    """Say what the loss of a choice came of, in words."""
+    cell, frozen = arms[chosen], arms["frozen"]
+    best = max(arms.values(), key=lambda one: one.shipped_accuracy)
+    regret = best.shipped_accuracy - cell.shipped_accuracy
+    misjudged = max(cell.test_accuracy, frozen.test_accuracy) - cell.shipped_accuracy
+    if misjudged >= regret / 2 > 0:
+        wrong = "frozen head" if cell.shipped == "baseline" else "arm's model"
+        return f"val ({cell.val_images} images) shipped the {wrong}, the worse one on test"
+    depth = {arm: place for place, arm in enumerate(NEEDED)}
+    if best.arm == "scratch":
+        return "nothing was worth transferring"
+    return "too shallow" if depth.get(chosen, -1) < depth[best.arm] else "too deep"
+
+
+def _place(task: Task) -> tuple[str, float, int]:
+    level = float(task[1]) if task[1].isdigit() else float("inf")
+    return task[0], level, task[2]
