@@ -9,7 +9,8 @@ import pytest
 import torch
 from conftest import make_origin, tells, with_values
 from ruamel.yaml import YAML
-from test_extract import fill_store
+from test_decide import NO_RACE, found_by_baseline
+from test_extract import fill_store, write_choice
 from timm.models import register_model
 from timm.models.swin_transformer import SwinTransformer
 from tiny_finetune import SIDE, make_inputs, make_manifest
@@ -160,10 +161,13 @@ def test_a_network_without_running_statistics_is_judged_by_its_source_card(
     write_manifest(tmp_path / "manifest.csv", manifest)
     for split, count in (("train", 30), ("val", 12), ("test", 5)):
         fill_store(tmp_path / "pixels" / split, count, 0, px=SIDE)
+    write_choice(tmp_path / "choice.json", params.backbone)
+    write_record(tmp_path / "baseline.json", found_by_baseline())
+    write_record(tmp_path / "race.json", NO_RACE)
     extract.main(arguments(tmp_path, manifest="manifest.csv", train="pixels/train",
         val="pixels/val", test="pixels/test", train_features="train", val_features="val",
-        test_features="test",
-        probe="probe.safetensors", backbone="backbone.json"))  # fmt: skip
+        test_features="test", probe="probe.safetensors", backbone="backbone.json",
+        choice="choice.json"))  # fmt: skip
     info = read_record(tmp_path / "backbone.json", BackboneInfo)
     features = np.array(read_array(tmp_path / "train" / "features.npy"))[:, 0]
     (tmp_path / "cards").mkdir()
@@ -184,7 +188,8 @@ def test_a_network_without_running_statistics_is_judged_by_its_source_card(
         similarity="similarity.json", profile="profile.csv",
         projection="projection.csv"))  # fmt: skip
     decide.main(arguments(tmp_path, manifest="manifest.csv", similarity="similarity.json",
-        backbone="backbone.json", decision="decision.json", words="decision.md"))  # fmt: skip
+        backbone="backbone.json", baseline="baseline.json", race="race.json",
+        decision="decision.json", words="decision.md"))  # fmt: skip
     found = read_record(tmp_path / "similarity.json", Similarity)
     decision = read_record(tmp_path / "decision.json", Decision)
     assert (info.norm, found.shift, found.shift_groups) == ("other", None, [])
