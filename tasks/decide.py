@@ -27,7 +27,7 @@ from tasks.runtime.entry import Read, StagePaths, Write, read_arguments, run_sta
 from tasks.transferability.arms import consider_arms
 from tasks.transferability.decision_words import describe_change, describe_plan, explain, write_page
 from tasks.transferability.doubts import assess, find_changes
-from tasks.transferability.evidence import errors_by_folds, gather_evidence
+from tasks.transferability.evidence import errors_by_folds, gather_evidence, set_marks
 from tasks.transferability.rules import apply_rules, at_ceiling, choose, choose_cuts
 
 log = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ def decide(found: Measured, params: DecideParams) -> Decision:
         params: Thresholds, and the arm if the user forces one.
     """
     similarity, info, baseline, race = found.similarity, found.backbone, found.baseline, found.race
+    params = set_marks(params, similarity.marks)
     evidence = gather_evidence(similarity, info, found.manifest, baseline, race)
     recommended = choose(evidence, params)
     arm = recommended.arm if params.arm == "auto" else params.arm

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tasks.artifacts.pixels import PixelStore
 from tasks.artifacts.records import BackboneChoice, BackboneInfo, read_record, write_record
+from tasks.artifacts.tables import read_manifest
 from tasks.backbones.catalogue import Backbone, load_backbone
 from tasks.backbones.engine import Engine, make_engine
 from tasks.backbones.feature_files import count_own_rows, write_features
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 class Paths(StagePaths):
     """What the stage reads and writes."""
 
+    manifest: Read
     choice: Read
     train: Read
     val: Read
@@ -140,7 +142,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             stores, folders, backbone, params.extract, machine=machine, processes=processes
         )
         if processes.first:
-            images = choose_probe_images(stores[0], params.extract, params.seed)
+            rows = read_manifest(paths.manifest).of("train")
+            if len(rows) != stores[0].info.count:
+                raise ArtifactError(
+                    f"{paths.train}: {stores[0].info.count} images, but {paths.manifest} lists "
+                    f"{len(rows)} for training; run the augment stage again"
+                )
+            images = choose_probe_images(stores[0], rows, params.extract, params.seed)
             probe = measure_probe(backbone, load("random"), images, machine)
             write_probe(paths.probe, probe)
             write_record(paths.backbone, info)

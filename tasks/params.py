@@ -227,10 +227,13 @@ class DecideParams(Block):
     depth_far: list[float] = Field(
         description="The same in a far domain; nowhere less than in an intermediate one."
     )
-    similar_mmd: float = Field(
-        ge=0, le=10, description="MMD^2 below which the domain counts as similar."
+    similar_mmd: Annotated[float, Field(ge=0, le=10)] | Literal["auto"] = Field(
+        description="Matched MMD^2 below which the domain counts as similar. auto: the mark of the "
+        "ruler of these weights and image size."
     )
-    far_mmd: float = Field(ge=0, le=10, description="MMD^2 above which the domain counts as far.")
+    far_mmd: Annotated[float, Field(ge=0, le=10)] | Literal["auto"] = Field(
+        description="Matched MMD^2 above which the domain counts as far. auto: as similar_mmd."
+    )
     similar_shift: float = Field(
         ge=0, le=100, description="Mean batch-norm shift below which the domain counts as similar."
     )
@@ -278,11 +281,14 @@ class DecideParams(Block):
     def check_order(self) -> Self:
         """Refuse thresholds that leave no room between similar and far."""
         for low, high in (("similar_mmd", "far_mmd"), ("similar_shift", "far_shift")):
-            if getattr(self, low) >= getattr(self, high):
-                raise ValueError(
-                    f"{low} is {getattr(self, low):g}; allowed: below {high} "
-                    f"({getattr(self, high):g})"
-                )
+            least, most = getattr(self, low), getattr(self, high)
+            if "auto" in (least, most):
+                if least != most:
+                    raise ValueError(
+                        f"{low} is {least} and {high} {most}; allowed: both auto or both numbers"
+                    )
+            elif least >= most:
+                raise ValueError(f"{low} is {least:g}; allowed: below {high} ({most:g})")
         return self
 
 

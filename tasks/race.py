@@ -35,7 +35,7 @@ from tasks.runtime.machine import read_machine
 from tasks.training.feed.rows import Stores
 from tasks.training.resume.workspace import Workspace
 from tasks.transferability.doubts import assess
-from tasks.transferability.evidence import errors_by_folds, gather_evidence
+from tasks.transferability.evidence import errors_by_folds, gather_evidence, set_marks
 from tasks.transferability.rules import Evidence, at_ceiling, choose_cuts
 
 log = logging.getLogger(__name__)
@@ -101,6 +101,7 @@ def race_or_skip(
         means: How racers are trained, within which budget.
     """
     baseline, params = ground.baseline, means.params
+    decide = set_marks(decide, similarity.marks)
     evidence = gather_evidence(similarity, ground.backbone, ground.manifest, baseline)
     reason = find_reason_to_skip(evidence, similarity, errors_by_folds(baseline), decide)
     if reason is not None:

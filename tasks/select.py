@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tasks.artifacts.arrays import Ints
 from tasks.artifacts.pixels import PixelStore
 from tasks.artifacts.records import BackboneChoice, write_record
+from tasks.artifacts.sampling import choose_rows
 from tasks.artifacts.tables import Manifest, read_manifest
 from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.engine import make_engine
@@ -27,7 +28,7 @@ from tasks.runtime.entry import Read, StagePaths, Write, read_arguments, run_sta
 from tasks.runtime.machine import read_machine
 from tasks.runtime.progress import progress
 from tasks.transferability.ranking import rank_backbones
-from tasks.transferability.sampling import Sample, choose_rows
+from tasks.transferability.sampling import Sample
 
 log = logging.getLogger(__name__)
 

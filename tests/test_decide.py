@@ -14,6 +14,7 @@ from tasks.artifacts.records import (
     InputSpec,
     LayerGroup,
     LearningCurve,
+    Marks,
     Race,
     Racer,
     RaceRound,
@@ -26,6 +27,7 @@ from tasks.params_file import load_params
 from tasks.transferability.decision_words import write_page
 
 PARAMS = load_params(ROOT / "params.yaml").decide
+MARKS = Marks(similar=0.04, far=0.1)
 
 SIZES = {
     "stem": 1_000, "blocks.0": 1_000, "blocks.1": 17_000, "blocks.2": 46_000,
@@ -104,16 +106,32 @@ def make_manifest(images, classes):
     )
 
 
-def decided(arm="auto", images=1557, classes=2, race=NO_RACE, baseline=None, **what):
-    params = PARAMS.model_copy(update={"arm": arm})
+def decided(
+    arm="auto", images=1557, classes=2, race=NO_RACE, baseline=None, marks=MARKS, own=None, **what
+):
+    params = PARAMS.model_copy(update={"arm": arm, **(own or {})})
     found = Measured(
         make_manifest(images, classes),
-        measured(**what)[1],
+        measured(**what)[1].model_copy(update={"marks": marks}),
         INFO,
         baseline or found_by_baseline(),
         race,
     )
     return decide(found, params)
+
+
+def test_the_ruler_sets_the_marks_that_the_parameters_leave_to_it():
+    assert decided(marks=Marks(similar=0.2, far=0.3)).domain == "similar"
+    assert decided(marks=Marks(similar=0.1, far=0.3)).domain == "intermediate"
+    assert decided(own={"similar_mmd": 0.2, "far_mmd": 0.3}).domain == "similar"
+
+
+def test_without_a_ruler_the_shift_says_the_domain():
+    decision = decided(marks=None, shift=(0.1, 0.11, 0.12))
+    assert decision.domain == "similar"
+    assert any("no source card or ruler fits" in reason for reason in decision.reasons)
+    rules = {rule.name: rule.fired for rule in decision.rules}
+    assert (rules["domain by MMD"], rules["domain by batch-norm shift"]) == (False, True)
 
 
 def test_solar_cells_are_fine_tuned_from_the_upper_half():
@@ -188,7 +206,8 @@ def test_main_writes_decision_and_words(tmp_path):
         for i in range(240)
     ]
     write_manifest(tmp_path / "manifest.csv", Manifest(rows))
-    write_record(tmp_path / "similarity.json", measured()[1])
+    similarity = measured()[1].model_copy(update={"marks": MARKS})
+    write_record(tmp_path / "similarity.json", similarity)
     write_record(tmp_path / "backbone.json", INFO)
     write_record(tmp_path / "baseline.json", found_by_baseline())
     write_record(tmp_path / "race.json", NO_RACE)

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from test_extract import fill_store, in_torch, write_params
 
 from tasks.artifacts.records import BackboneChoice, read_record
+from tasks.artifacts.sampling import choose_rows
 from tasks.artifacts.tables import Manifest, ManifestRow, write_manifest
 from tasks.backbones.catalogue import load_backbone
 from tasks.errors import ArtifactError
@@ -17,7 +18,7 @@ from tasks.params import Params
 from tasks.select import main, say_choice, select
 from tasks.transferability.leave_one_out import classify_by_ridge
 from tasks.transferability.ranking import rank_backbones
-from tasks.transferability.sampling import Sample, choose_rows
+from tasks.transferability.sampling import Sample
 
 AUTO = {"backbone.name": "auto", "backbone.weights": "packaged"}
 

@@ -248,18 +248,32 @@ class Audit(Record):
 # similarity --------------------------------------------------------------------------------------
 
 
-class MmdResult(Record):
-    """Unbiased MMD^2 between the source card and the training features."""
+class Distance(Record):
+    """An unbiased MMD^2 with its interval; it may lie below 0."""
 
     value: float
     low: float
     high: float
     n: int
+
+
+class MmdResult(Distance):
+    """MMD^2 between the source card and the training features."""
+
     p_value: float
     bandwidths: list[float]
     estimator: Literal["full", "block"]
     source: str  # name of the card
     source_rows: int
+    matched: Distance  # the same of a source whose images are weighed to come nearest
+    narrowness: float  # the rest of the value: the target pictures less than the source
+
+
+class Marks(Record):
+    """Where domains end, on the scale of the matched MMD^2 of one backbone and image size."""
+
+    similar: float  # below: similar
+    far: float  # above: far
 
 
 class GroupShift(Record):
@@ -275,8 +289,10 @@ class KnownSet(Record):
     name: str
     images: int
     mmd: float
-    shift: float | None  # None: the network has no running statistics
-    transfer_gain: float | None  # None: the set has no labels
+    distance: float  # matched MMD^2
+    domain: Literal["similar", "intermediate", "far"] | None  # as people see it; None: not said
+    shift: float | None  # None: the network has no running statistics, or it was not measured
+    transfer_gain: float | None  # None: the set has no labels, or it was not measured
 
 
 class Similarity(Record):
@@ -289,7 +305,7 @@ class Similarity(Record):
     __pydantic_extra__: dict[str, Estimate]
 
     images: int
-    mmd: MmdResult | None  # None: no source card for this backbone
+    mmd: MmdResult | None  # None: no source card for this backbone and image size
     shift: Estimate | None  # None: the network has no running statistics
     shift_groups: list[GroupShift]
     logme: Estimate
@@ -300,6 +316,7 @@ class Similarity(Record):
     transfer_gain: Estimate  # ridge of pretrained minus ridge of random features
     summary: str  # one plain sentence
     notes: list[str]
+    marks: Marks | None = None  # None: no ruler for these weights and this image size
     known: list[KnownSet] = []  # nearest to the source first; empty: no ruler for these weights
 
 

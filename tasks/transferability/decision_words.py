@@ -18,7 +18,7 @@ from tasks.transferability.doubts import Change
 from tasks.transferability.rules import Evidence
 
 QUANTITIES = {
-    "mmd": "MMD^2 to the source",
+    "mmd": "MMD^2 to the source images that fit best",
     "shift": "the batch-norm shift",
     "gain": "the transfer gain",
     "error": "the share of errors of frozen features by folds",
@@ -124,9 +124,10 @@ def _of_more_images(curve: LearningCurve | None) -> Iterator[str]:
 def _domain_in_words(similarity: Similarity, decision: Decision) -> str:
     mmd, shift = similarity.mmd, similarity.shift
     if mmd is not None:
+        best = mmd.matched
         return (
-            f"The domain is {decision.domain}: MMD^2 to {mmd.source} is {mmd.value:.3f}"
-            f"{_interval(mmd.low, mmd.high)}."
+            f"The domain is {decision.domain}: MMD^2 to the images of {mmd.source} that fit best "
+            f"is {best.value:.3f}{_interval(best.low, best.high)}, to all of them {mmd.value:.3f}."
         )
     if shift is not None:
         return f"The domain is {decision.domain}: the mean batch-norm shift is {shift.value:.2f}."

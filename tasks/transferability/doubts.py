@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from tasks.artifacts.records import Estimate, MmdResult, Race, Similarity
+from tasks.artifacts.records import Distance, Estimate, Race, Similarity
 from tasks.params import DecideParams
 from tasks.transferability.rules import (
     DOMAINS,
@@ -89,7 +89,7 @@ def _grave_doubts(
     evidence: Evidence, similarity: Similarity, params: DecideParams
 ) -> Iterator[str]:
     chosen = choose(evidence, params)
-    if evidence.mmd is None and evidence.shift is None:
+    if domain_by_mmd(evidence, params) is None and evidence.shift is None:
         yield "Nothing tells how far the domain is."
     if any(choose(other, params).arm != chosen.arm for other in within(evidence, similarity)):
         yield "Within the intervals of the measurements the rules name different arms."
@@ -120,8 +120,8 @@ def _mild_doubts(evidence: Evidence, similarity: Similarity, params: DecideParam
             f"MMD says {domain_by_mmd(evidence, params)}, batch-norm shift says "
             f"{domain_by_shift(evidence, params)}."
         )
-    if evidence.mmd is None and evidence.shift is not None:
-        yield "The domain rests on batch-norm shift alone: there is no source card."
+    if domain_by_mmd(evidence, params) is None and evidence.shift is not None:
+        yield "The domain rests on batch-norm shift alone: no source card or ruler fits."
 
 
 def _disagreement(evidence: Evidence, params: DecideParams) -> int:
@@ -135,13 +135,13 @@ def _disagreement(evidence: Evidence, params: DecideParams) -> int:
 def within(evidence: Evidence, similarity: Similarity) -> Iterator[Evidence]:
     """Yield the evidence at all combinations of the interval ends of what the rules look at."""
     quantity: Quantity = "mmd" if similarity.mmd else "shift"
-    distances = _ends(similarity.mmd or similarity.shift)
+    distances = _ends(similarity.mmd.matched if similarity.mmd else similarity.shift)
     for distance, gain in product(distances, _ends(similarity.transfer_gain)):
         moved = evidence if gain is None else _with(evidence, "gain", gain)
         yield moved if distance is None else _with(moved, quantity, distance)
 
 
-def _ends(measured: Estimate | MmdResult | None) -> tuple[float | None, ...]:
+def _ends(measured: Estimate | Distance | None) -> tuple[float | None, ...]:
     return (None,) if measured is None else (measured.low, measured.value, measured.high)
 
 

@@ -1,8 +1,16 @@
 """What stages before the decision measured, as the rules look at it."""
 
-from tasks.artifacts.records import BackboneInfo, Baseline, Estimate, Race, Similarity
+from tasks.artifacts.records import BackboneInfo, Baseline, Estimate, Marks, Race, Similarity
 from tasks.artifacts.tables import Manifest
+from tasks.params import DecideParams
 from tasks.transferability.rules import Evidence, RaceWinner
+
+
+def set_marks(params: DecideParams, marks: Marks | None) -> DecideParams:
+    """Put the ruler's marks where the parameters say auto; without a ruler it stays."""
+    if params.similar_mmd != "auto" or marks is None:
+        return params
+    return params.model_copy(update={"similar_mmd": marks.similar, "far_mmd": marks.far})
 
 
 def gather_evidence(
@@ -31,7 +39,7 @@ def gather_evidence(
         images=len(manifest.of("train")),
         classes=len(manifest.class_names),
         groups=len(info.groups),
-        mmd=mmd.value if mmd else None,
+        mmd=mmd.matched.value if mmd else None,
         p_value=mmd.p_value if mmd else None,
         shift=shift.value if shift else None,
         gain=similarity.transfer_gain.value,

@@ -31,10 +31,10 @@ class Evidence:
     """What the rules look at; numbers without their intervals.
 
     `images`: training images. `groups`: layer groups of the backbone. `mmd` and `shift`: None where
-    they could not be measured. `gain`: accuracy of pretrained minus random features. `error`: share
-    of images that frozen features have wrong, by folds; `room`: val accuracy that a model without
-    mistakes would surely add; both None where they were not measured. `winner`: of a race;
-    None where there was none.
+    they could not be measured; `mmd` is that to the source images that fit best. `gain`: accuracy
+    of pretrained minus random features. `error`: share of images that frozen features have wrong,
+    by folds; `room`: val accuracy that a model without mistakes would surely add; both None where
+    they were not measured. `winner`: of a race; None where there was none.
     """
 
     images: int
@@ -79,7 +79,7 @@ def domain_of(evidence: Evidence, params: DecideParams) -> Domain:
 
 
 def domain_by_mmd(evidence: Evidence, params: DecideParams) -> Domain | None:
-    """What the MMD alone says; None where it was not measured."""
+    """What the matched MMD says; None where it was not measured or nothing tells what it means."""
     return _classify(evidence.mmd, params.similar_mmd, params.far_mmd)
 
 
@@ -88,8 +88,10 @@ def domain_by_shift(evidence: Evidence, params: DecideParams) -> Domain | None:
     return _classify(evidence.shift, params.similar_shift, params.far_shift)
 
 
-def _classify(value: float | None, similar: float, far: float) -> Domain | None:
-    if value is None:
+def _classify(
+    value: float | None, similar: float | Literal["auto"], far: float | Literal["auto"]
+) -> Domain | None:
+    if value is None or similar == "auto" or far == "auto":
         return None
     if value < similar:
         return "similar"
@@ -168,27 +170,28 @@ def _rules(evidence: Evidence, params: DecideParams) -> Iterator[Rule]:
 
 
 def _mmd_rule(evidence: Evidence, params: DecideParams) -> Rule:
+    says = domain_by_mmd(evidence, params)
     return Rule(
         name="domain by MMD",
-        statement=f"MMD^2 below {params.similar_mmd:g} is a similar domain, above "
-        f"{params.far_mmd:g} a far one.",
-        inputs={
-            "mmd": evidence.mmd,
-            "p_value": evidence.p_value,
-            "says": domain_by_mmd(evidence, params),
-        },
-        fired=evidence.mmd is not None,
+        statement=f"MMD^2 to the source images that fit best: below {_mark(params.similar_mmd)} "
+        f"the domain is similar, above {_mark(params.far_mmd)} far.",
+        inputs={"mmd": evidence.mmd, "p_value": evidence.p_value, "says": says},
+        fired=says is not None,
         votes_for=None,
     )
+
+
+def _mark(threshold: float | Literal["auto"]) -> str:
+    return "the ruler's mark" if threshold == "auto" else f"{threshold:.3g}"
 
 
 def _shift_rule(evidence: Evidence, params: DecideParams) -> Rule:
     return Rule(
         name="domain by batch-norm shift",
         statement=f"A shift below {params.similar_shift:g} is a similar domain, above "
-        f"{params.far_shift:g} a far one; decides where there is no MMD, else a second opinion.",
+        f"{params.far_shift:g} a far one; decides where MMD tells nothing, else a second opinion.",
         inputs={"shift": evidence.shift, "says": domain_by_shift(evidence, params)},
-        fired=evidence.mmd is None and evidence.shift is not None,
+        fired=domain_by_mmd(evidence, params) is None and evidence.shift is not None,
         votes_for=None,
     )
 
