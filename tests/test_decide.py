@@ -277,6 +277,17 @@ def test_more_images_are_weighed_in_words():
     )
 
 
+@pytest.mark.parametrize(
+    ("low", "pays", "said"),
+    [(0.002, True, "(0.2 to 4.0); twice"), (-0.01, True, "loss fell beyond doubt"),
+     (-0.01, False, "may be chance")],
+)  # fmt: skip
+def test_how_sure_the_last_step_is_stands_beside_it(low, pays, said):
+    curve = CURVE.model_copy(update={"last_step": estimate(low, 0.021, 0.04), "pays": pays})
+    baseline = found_by_baseline().model_copy(update={"curve": curve})
+    assert any(said in reason for reason in decided(baseline=baseline).reasons)
+
+
 def test_the_winner_of_a_race_is_taken_with_its_depth():
     unsure = {"mmd": None, "shift": (0.1, 0.2, 0.4)}
     assert decided(**unsure).confidence != "high"

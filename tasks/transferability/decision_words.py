@@ -6,6 +6,7 @@ from tasks.artifacts.records import (
     Arm,
     Decision,
     DecisionEvidence,
+    Estimate,
     LayerGroup,
     LearningCurve,
     Rule,
@@ -99,6 +100,13 @@ def _of_frozen_features(evidence: DecisionEvidence) -> Iterator[str]:
         )
 
 
+def _how_sure(step: Estimate, *, pays: bool) -> str:
+    if not pays:
+        return ", which may be chance"
+    sure = step.low is not None and step.low > 0
+    return "" if sure else ", and their calibrated loss fell beyond doubt"
+
+
 def _of_more_images(curve: LearningCurve | None) -> Iterator[str]:
     """Say what the last images brought to frozen features, and what twice as many would bring."""
     if curve is None or curve.last_step is None or curve.doubling is None:
@@ -108,7 +116,7 @@ def _of_more_images(curve: LearningCurve | None) -> Iterator[str]:
     yield (
         f"From {before.images:,} to {last.images:,} images frozen features gained "
         f"{100 * step.value:+.1f} points{_interval(step.low, step.high, 100)}"
-        f"{'' if curve.pays else ', which may be chance'}; twice the images would bring about "
+        f"{_how_sure(step, pays=curve.pays)}; twice the images would bring about "
         f"{100 * doubling.value:.1f} points{_interval(doubling.low, doubling.high, 100)} more."
     )
 

@@ -271,7 +271,8 @@ def _far_rule(evidence: Evidence, params: DecideParams) -> Rule:
     domain = domain_of(evidence, params)
     return Rule(
         name="never frozen alone on a far domain",
-        statement="Frozen features alone are never used on a far domain, however few the images.",
+        statement="Below their ceiling, frozen features alone are never used on a far domain, "
+        "however few the images.",
         inputs={"domain": domain},
         fired=domain == "far",
         votes_for="fine_tune",
