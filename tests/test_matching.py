@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
+from tasks.transferability import mmd
 from tasks.transferability.matching import match_weights
 from tasks.transferability.mmd import gaussian_kernel, measure_mmd, median_bandwidths
 
@@ -60,6 +61,23 @@ def test_few_kinds_of_the_source_are_narrow_and_not_far(tiny_params):
     assert narrow.matched.value < 0.02
     assert moved.matched.low > narrow.matched.high
     assert abs(wide.narrowness) < 0.02
+
+
+@pytest.mark.parametrize("full_rows", [5_000, 60])
+def test_the_matched_distance_is_that_of_the_weighed_source(tiny_params, monkeypatch, full_rows):
+    monkeypatch.setattr(mmd, "FULL_ROWS", full_rows)
+    params = tiny_params.similarity.model_copy(update={"block_rows": 50, "permutations": 20})
+    x, y = normal(30, seed=1), normal(100, seed=2, shift=0.6)
+    groups = [str(number // 2) for number in range(100)]
+    found = measure_mmd(x, y, groups, name="card", params=params, seed=3)
+    kernel, likeness = problem(x, y)
+    weights = match_weights(kernel, likeness)
+    within = gaussian_kernel(y, y, median_bandwidths(x))
+    apart = np.arange(100)[:, None] // 2 != np.arange(100) // 2
+    expected = weights @ kernel @ weights + within[apart].mean() - 2 * weights @ likeness
+    assert found.estimator == ("full" if full_rows == 5_000 else "block")
+    tolerance = 1e-9 if found.estimator == "full" else 0.02
+    assert found.matched.value == pytest.approx(expected, abs=tolerance)
 
 
 def test_the_interval_of_the_matched_distance_holds_that_of_many_images(tiny_params):
