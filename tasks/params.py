@@ -243,8 +243,9 @@ class DecideParams(Block):
     ceiling_error: float = Field(
         ge=0,
         le=1,
-        description="Share of errors of the frozen head, by folds over train and val, up to which "
-        "it counts as being at its ceiling, if val could not tell a flawless model from it.",
+        description="Share of errors of the frozen head, by folds over train and val, below which "
+        "it counts as being at its ceiling, if val could not tell a flawless model from it; 0: "
+        "never.",
     )
     max_p_value: float = Field(
         gt=0, le=1, description="p-value of the MMD test above which a difference is not trusted."

@@ -29,6 +29,7 @@ TINY: dict[str, Any] = {
     "similarity.bootstrap": 20,
     "baseline.mlp_hidden": 8,
     "baseline.mlp_epochs": 3,
+    "decide.ceiling_error": 0.0,
     "race.share": 1.0,
     "race.epochs": 1,
     "race.min_images": 4,

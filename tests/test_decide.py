@@ -256,6 +256,14 @@ def test_frozen_features_at_their_ceiling_are_kept_even_on_a_far_domain():
     assert any(tells(one, *facts) for one in decision.would_change)
 
 
+def test_the_ceiling_can_be_left_out():
+    found = Measured(
+        make_manifest(1557, 2), measured()[1], INFO, found_by_baseline(**PERFECT), NO_RACE
+    )
+    assert decide(found, PARAMS).arm == "feature_extraction"
+    assert decide(found, PARAMS.model_copy(update={"ceiling_error": 0.0})).arm == "fine_tune"
+
+
 def test_with_few_images_the_ceiling_is_less_sure():
     few = {**PERFECT, "folds": (0.935, 1.0, 1.0)}
     decision = decided(images=45, baseline=found_by_baseline(**few))

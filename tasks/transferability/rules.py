@@ -211,13 +211,13 @@ def at_ceiling(evidence: Evidence, params: DecideParams) -> bool:
     """Whether frozen features make hardly a mistake and val could not tell a better model."""
     if evidence.error is None or evidence.room is None:
         return False
-    return evidence.error <= params.ceiling_error and evidence.room <= 0
+    return evidence.error < params.ceiling_error and evidence.room <= 0
 
 
 def _ceiling_rule(evidence: Evidence, params: DecideParams) -> Rule:
     return Rule(
         name="frozen at its ceiling",
-        statement="Frozen features suffice where they err on at most "
+        statement="Frozen features suffice where they err on less than "
         f"{params.ceiling_error:.1%} of the images, and val could not tell even a flawless model "
         "from them.",
         inputs={"error_by_folds": evidence.error, "sure_gain_of_a_flawless_model": evidence.room},
