@@ -5,8 +5,9 @@ from conftest import ROOT, make_origin
 
 from tasks.backbones.source_cards import read_card
 from tasks.params_file import load_params
+from tasks.transferability.evidence import set_marks
 from tasks.transferability.ruler import find_marks, find_ruler
-from tasks.transferability.rules import Evidence, domain_by_shift
+from tasks.transferability.rules import Evidence, domain_by_mmd
 
 CARDS = ROOT / "data" / "cards"
 
@@ -43,17 +44,13 @@ def test_the_order_of_the_known_sets_makes_sense(image_px):
     }  # fmt: skip
 
 
-def test_the_shift_of_the_known_sets_lies_on_the_same_side():
-    params = load_params(ROOT / "params.yaml").decide
-    domains = {
-        known.name.split(" (")[0]: domain_by_shift(
-            Evidence(100, 2, 8, None, None, known.shift, 0.1), params
-        )
-        for known in committed().sets
-        if known.shift is not None
-    }
-    assert domains.pop("photographs of trash") == domains.pop("photographs of clothing")
-    assert set(domains.values()) == {"far"}
+@pytest.mark.parametrize("image_px", SIZES)
+def test_the_marks_put_every_known_set_where_people_see_it(image_px):
+    ruler, params = committed(image_px), load_params(ROOT / "params.yaml").decide
+    marked = set_marks(params, ruler.marks)
+    for known in ruler.sets:
+        seen = Evidence(100, 2, 8, known.distance, 0.01, None, 0.1)
+        assert domain_by_mmd(seen, marked) == known.domain, known.name
 
 
 @pytest.mark.parametrize(("kind", "left"), [("package", 7), ("folder", 8)])
