@@ -11,6 +11,7 @@ from conftest import ROOT, tells
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
+from test_doubts import PARAMS as MARKED
 from test_doubts import measured
 from tiny_finetune import make_inputs
 from torch import nn
@@ -346,7 +347,7 @@ NEVER_WRONG = Estimate(value=0.0, low=0.0, high=0.01, n=500)
 def reason(arm="auto", error=0.1, room=0.05, **what):
     evidence, similarity = measured(**what)
     evidence = replace(evidence, error=error, room=room)
-    params = PARAMS.decide.model_copy(update={"arm": arm})
+    params = MARKED.model_copy(update={"arm": arm})
     return find_reason_to_skip(evidence, similarity, NEVER_WRONG, params)
 
 
