@@ -16,7 +16,11 @@ Reach = Literal["this stage and what follows from it", "this stage alone"]
 FOLLOW: Reach = "this stage and what follows from it"
 
 # What in params.yaml is no stage's own block, and the stages that offer it beside theirs.
-SHARED = {"seed": (), "class_balanced": ("baseline", "finetune"), "backbone": ("extract",)}
+SHARED = {
+    "seed": (),
+    "class_balanced": ("baseline", "race", "finetune"),
+    "backbone": ("select",),
+}
 STAGES = tuple(name for name in Params.model_fields if name not in SHARED)
 
 

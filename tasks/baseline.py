@@ -20,12 +20,13 @@ from tasks.artifacts.pixels import PixelStore
 from tasks.artifacts.records import Baseline, HeadKind, Split, TriedHead, write_record
 from tasks.artifacts.tables import SuspectRow, read_manifest, write_rows
 from tasks.artifacts.words import name_head
-from tasks.auditing.held_out import Pool, hold_out
+from tasks.auditing.held_out import Pool, accuracy_in_folds, hold_out
 from tasks.auditing.suspects import list_suspects, picture_suspects
+from tasks.heads.curve import measure_curve
 from tasks.heads.features import Labeled, read_features
 from tasks.heads.registry import ROWS_AT_ONCE, TrainedHead, apply_head, find_head, write_head
 from tasks.judging.metrics import right_images
-from tasks.judging.rule import RESAMPLES, describe_gap, judge_change
+from tasks.judging.rule import RESAMPLES, describe_gap, judge_change, measure_room
 from tasks.judging.statistics import accuracy_interval
 from tasks.params import BaselineParams
 from tasks.runtime.device import configure_torch
@@ -129,6 +130,7 @@ def train_baseline(
         majority_accuracy=float(np.mean(val.labels == np.bincount(train.labels).argmax())),
         notes=notes,
         l2_strength=strength or _middle(params.l2_strengths),
+        room=measure_room(chosen.val_logits, val.judge, confidence=LATER_CONFIDENCE, seed=seed),
     )
     return FrozenBaseline(chosen.trained.module, summary, chosen.val_logits)
 
@@ -188,28 +190,35 @@ def main(argv: Sequence[str] | None) -> None:
     manifest, balanced = read_manifest(paths.manifest), params.class_balanced
     train = read_features(paths.train_features, manifest, "train")
     val = read_features(paths.val_features, manifest, "val")
+    classes = len(manifest.class_names)
+    train, val = replace(train, balanced=balanced), replace(val, balanced=balanced)
     baseline = train_baseline(
-        replace(train, balanced=balanced),
-        replace(val, balanced=balanced),
-        params.baseline,
-        class_names=manifest.class_names,
-        seed=params.seed,
+        train, val, params.baseline, class_names=manifest.class_names, seed=params.seed
     )
     held_out = hold_out(
         Pool([train, val]),
         baseline.summary.l2_strength,
-        classes=len(manifest.class_names),
+        classes=classes,
         seed=params.seed,
+    )
+    summary = baseline.summary.model_copy(
+        update={
+            "folds_accuracy": accuracy_in_folds(
+                held_out, confidence=CONFIDENCE, resamples=RESAMPLES, seed=params.seed
+            ),
+            "curve": measure_curve(
+                train, val, params.baseline.l2_strengths, classes=classes, seed=params.seed
+            ),
+        }
     )
     suspects = list_suspects(manifest, ["train", "val"], held_out.answers)
     write_head(paths.head, baseline.head)
-    write_record(paths.summary, baseline.summary)
+    write_record(paths.summary, summary)
     write_array(paths.val_logits, baseline.val_logits)
     write_rows(paths.suspects, SuspectRow, suspects)
     stores: dict[Split, PixelStore]
     stores = {"train": PixelStore.open(paths.train), "val": PixelStore.open(paths.val)}
     write_array(paths.suspect_pixels, picture_suspects(suspects, manifest, stores))
-    summary = baseline.summary
     for note in summary.notes:
         log.info("%s", note)
     log.info(

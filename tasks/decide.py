@@ -1,7 +1,8 @@
 """Choose between training from scratch, frozen features and fine-tuning, and say why.
 
-Reads the numbers of images and classes, the similarity and the backbone's layer groups; writes
-decision.json with every rule and what it saw, and decision.md in words.
+Reads the numbers of images and classes, the similarity, what frozen features make of the images,
+the race and the backbone's layer groups; writes decision.json with every rule and what it saw, and
+decision.md in words.
 """
 
 import logging
@@ -10,13 +11,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tasks.artifacts.files import write_text
-from tasks.artifacts.records import BackboneInfo, Decision, Similarity, read_record, write_record
-from tasks.artifacts.tables import read_manifest
+from tasks.artifacts.records import (
+    BackboneInfo,
+    Baseline,
+    Decision,
+    DecisionEvidence,
+    Race,
+    Similarity,
+    read_record,
+    write_record,
+)
+from tasks.artifacts.tables import Manifest, read_manifest
 from tasks.params import DecideParams
 from tasks.runtime.entry import Read, StagePaths, Write, read_arguments, run_stage
+from tasks.transferability.arms import consider_arms
 from tasks.transferability.decision_words import describe_change, describe_plan, explain, write_page
 from tasks.transferability.doubts import assess, find_changes
-from tasks.transferability.rules import Evidence, apply_rules, choose, choose_cuts
+from tasks.transferability.evidence import errors_by_folds, gather_evidence, set_marks
+from tasks.transferability.rules import apply_rules, at_ceiling, choose, choose_cuts
 
 log = logging.getLogger(__name__)
 
@@ -32,33 +44,39 @@ class Paths(StagePaths):
     manifest: Read
     similarity: Read
     backbone: Read
+    baseline: Read
+    race: Read
     decision: Write
     words: Write
 
 
-def decide(
-    similarity: Similarity,
-    info: BackboneInfo,
-    *,
-    images: int,
-    classes: int,
-    params: DecideParams,
-) -> Decision:
+@dataclass(frozen=True)
+class Measured:
+    """What the stages before found."""
+
+    manifest: Manifest
+    similarity: Similarity
+    backbone: BackboneInfo
+    baseline: Baseline
+    race: Race
+
+
+def decide(found: Measured, params: DecideParams) -> Decision:
     """Choose how to transfer.
 
     A forced arm gets the phases that the rules would give it; what they recommend is recorded.
 
     Args:
-        similarity: Measured on the training images.
-        info: Its layer groups are what can be unfrozen.
-        images: Number of training images.
-        classes: Number of classes.
+        found: The images, what was measured on them, and the layer groups that can be unfrozen.
         params: Thresholds, and the arm if the user forces one.
     """
-    evidence = gather_evidence(similarity, info, images=images, classes=classes)
+    similarity, info, baseline, race = found.similarity, found.backbone, found.baseline, found.race
+    params = set_marks(params, similarity.marks)
+    evidence = gather_evidence(similarity, info, found.manifest, baseline, race)
     recommended = choose(evidence, params)
     arm = recommended.arm if params.arm == "auto" else params.arm
-    assessment = assess(evidence, similarity, params)
+    errors = errors_by_folds(baseline)
+    assessment = assess(evidence, similarity, params, errors=errors, race=race)
     decision = Decision(
         arm=arm,
         forced=params.arm != "auto",
@@ -71,26 +89,20 @@ def decide(
             describe_change(change, info.groups) for change in find_changes(evidence, params)
         ],
         reasons=[],
+        evidence=DecisionEvidence(
+            frozen_accuracy=baseline.val_accuracy,
+            folds_accuracy=baseline.folds_accuracy,
+            room=baseline.room,
+            at_ceiling=at_ceiling(evidence, params),
+            curve=baseline.curve,
+            race=race,
+        ),
     )
     reasons = [*explain(evidence, similarity, decision), *assessment.doubts]
     if assessment.confidence == "low":
         reasons.append(ADVICE)
-    return decision.model_copy(update={"reasons": reasons})
-
-
-def gather_evidence(
-    similarity: Similarity, info: BackboneInfo, *, images: int, classes: int
-) -> Evidence:
-    """Take from the measurements what the rules look at."""
-    mmd, shift = similarity.mmd, similarity.shift
-    return Evidence(
-        images=images,
-        classes=classes,
-        groups=len(info.groups),
-        mmd=mmd.value if mmd else None,
-        p_value=mmd.p_value if mmd else None,
-        shift=shift.value if shift else None,
-        gain=similarity.transfer_gain.value,
+    return decision.model_copy(
+        update={"reasons": reasons, "arms": consider_arms(decision, race, len(info.groups))}
     )
 
 
@@ -102,20 +114,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         "Choose between scratch, frozen features and fine-tuning, with reasons.",
         argv,
     )
-    manifest = read_manifest(paths.manifest)
-    info = read_record(paths.backbone, BackboneInfo)
-    decision = decide(
-        read_record(paths.similarity, Similarity),
-        info,
-        images=len(manifest.of("train")),
-        classes=len(manifest.class_names),
-        params=params.decide,
+    found = Measured(
+        manifest=read_manifest(paths.manifest),
+        similarity=read_record(paths.similarity, Similarity),
+        backbone=read_record(paths.backbone, BackboneInfo),
+        baseline=read_record(paths.baseline, Baseline),
+        race=read_record(paths.race, Race),
     )
+    decision, groups = decide(found, params.decide), found.backbone.groups
     write_record(paths.decision, decision)
-    write_text(paths.words, write_page(decision, info.groups))
+    write_text(paths.words, write_page(decision, groups))
     log.info(
         "%s (domain %s, confidence %s)",
-        describe_plan(decision.arm, decision.phases, info.groups),
+        describe_plan(decision.arm, decision.phases, groups),
         decision.domain,
         decision.confidence,
     )

@@ -45,7 +45,7 @@ from tasks.backbones.engine import make_engine
 from tasks.errors import ArtifactError
 from tasks.evaluation import tables
 from tasks.evaluation.relatives import find_related, judge_relatives
-from tasks.evaluation.scores import compare, score
+from tasks.evaluation.scores import compare, judge_models, score
 from tasks.evaluation.shipping import (
     ONLY_BASELINE,
     choose_model,
@@ -57,7 +57,7 @@ from tasks.evaluation.words import say_results
 from tasks.heads.classifier import load_finetuned
 from tasks.heads.features import read_features
 from tasks.heads.registry import apply_head, load_head
-from tasks.judging.calibration import Judged, ModelLogits, judge_models
+from tasks.judging.calibration import Judged, ModelLogits
 from tasks.judging.rule import ValSet
 from tasks.judging.statistics import GroupBootstrap, accuracy_interval
 from tasks.params import EvaluateParams
@@ -159,7 +159,8 @@ def evaluate(
     models: dict[ModelName, ModelLogits] = {"baseline": baseline}
     if finetuned:
         models["finetuned"] = finetuned
-    val, test = judge_models(manifest, models)
+    val = ValSet(manifest.labels("val"), manifest.groups("val"), balanced=balanced)
+    test = judge_models(manifest, models)
     groups = manifest.groups("test")
     bootstrap = GroupBootstrap(groups, resamples=params.bootstrap, seed=seed)
     scores = {name: score(judged, bootstrap, params) for name, judged in test.items()}
@@ -168,7 +169,7 @@ def evaluate(
         choice = choose_model(
             baseline.val,
             finetuned.val,
-            ValSet(manifest.labels("val"), manifest.groups("val"), balanced=balanced),
+            val,
             confidence=params.confidence,
             seed=seed,
             arm=arm,
@@ -188,8 +189,8 @@ def evaluate(
         difference=difference,
         shipped=choice.shipped,
         shipped_reason=choice.reason,
-        val_baseline=float(np.mean(val["baseline"].right)),
-        val_finetuned=float(np.mean(val["finetuned"].right)) if finetuned else None,
+        val_baseline=val.accuracy(baseline.val),
+        val_finetuned=val.accuracy(finetuned.val) if finetuned else None,
         warnings=warn_of_majority(test[choice.shipped].right, majority, groups, params, seed=seed),
     )
     return Evaluation(metrics, test)

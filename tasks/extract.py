@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 
 from tasks.artifacts.pixels import PixelStore
-from tasks.artifacts.records import BackboneInfo, write_record
+from tasks.artifacts.records import BackboneChoice, BackboneInfo, read_record, write_record
+from tasks.artifacts.tables import read_manifest
 from tasks.backbones.catalogue import Backbone, load_backbone
 from tasks.backbones.engine import Engine, make_engine
 from tasks.backbones.feature_files import count_own_rows, write_features
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 class Paths(StagePaths):
     """What the stage reads and writes."""
 
+    manifest: Read
+    choice: Read
     train: Read
     val: Read
     test: Read
@@ -125,20 +128,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     paths, params = read_arguments(Paths, "extract", __doc__ or "", argv)
     machine = read_machine()
     with join_processes(machine, seed=params.seed) as processes:
+        choice = read_record(paths.choice, BackboneChoice)
         stores = open_stores([paths.train, paths.val, paths.test])
         load = partial(
             load_backbone,
-            params.backbone.name,
+            choice.name,
             image_px=stores[0].info.image_px,
             seed=params.seed,
         )
-        backbone = load(params.backbone.weights)
+        backbone = load(choice.weights)
         folders = [paths.train_features, paths.val_features, paths.test_features]
         info = extract(
             stores, folders, backbone, params.extract, machine=machine, processes=processes
         )
         if processes.first:
-            images = choose_probe_images(stores[0], params.extract, params.seed)
+            rows = read_manifest(paths.manifest).of("train")
+            if len(rows) != stores[0].info.count:
+                raise ArtifactError(
+                    f"{paths.train}: {stores[0].info.count} images, but {paths.manifest} lists "
+                    f"{len(rows)} for training; run the augment stage again"
+                )
+            images = choose_probe_images(stores[0], rows, params.extract, params.seed)
             probe = measure_probe(backbone, load("random"), images, machine)
             write_probe(paths.probe, probe)
             write_record(paths.backbone, info)

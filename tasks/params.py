@@ -17,14 +17,43 @@ class Block(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+AUTO = "auto"
+
+
 class BackboneParams(Block):
     """The pretrained network."""
 
-    name: str = Field(min_length=1, description="Architecture by its timm name.")
+    name: str = Field(
+        min_length=1,
+        description="Architecture by its timm name; auto: the best of select.candidates.",
+    )
     weights: str = Field(
         pattern=r"^(packaged|hub|random|data/weights/.+\.safetensors)$",
         description="packaged (wheel on this machine), hub (downloaded by timm), random, or a "
         ".safetensors file below data/weights/, the folder whose contents DVC watches.",
+    )
+
+    @model_validator(mode="after")
+    def check_weights_of_candidates(self) -> Self:
+        """Refuse weights that cannot be those of several architectures."""
+        if self.name == AUTO and self.weights not in ("packaged", "hub"):
+            raise ValueError(
+                f"weights is {self.weights!r} and name is auto; allowed then: packaged | hub, "
+                "because every candidate has weights of its own"
+            )
+        return self
+
+
+class SelectParams(Block):
+    """Between which backbones is chosen where `backbone.name` is auto."""
+
+    candidates: list[str] = Field(
+        min_length=1,
+        max_length=50,
+        description="timm names, the cheapest first: a later one must be better beyond doubt.",
+    )
+    images: int = Field(
+        ge=10, le=100_000, description="Training images on which they are compared, by hash."
     )
 
 
@@ -198,15 +227,25 @@ class DecideParams(Block):
     depth_far: list[float] = Field(
         description="The same in a far domain; nowhere less than in an intermediate one."
     )
-    similar_mmd: float = Field(
-        ge=0, le=10, description="MMD^2 below which the domain counts as similar."
+    similar_mmd: Annotated[float, Field(ge=0, le=10)] | Literal["auto"] = Field(
+        description="Matched MMD^2 below which the domain counts as similar. auto: the mark of the "
+        "ruler of these weights and image size."
     )
-    far_mmd: float = Field(ge=0, le=10, description="MMD^2 above which the domain counts as far.")
+    far_mmd: Annotated[float, Field(ge=0, le=10)] | Literal["auto"] = Field(
+        description="Matched MMD^2 above which the domain counts as far. auto: as similar_mmd."
+    )
     similar_shift: float = Field(
         ge=0, le=100, description="Mean batch-norm shift below which the domain counts as similar."
     )
     far_shift: float = Field(
         ge=0, le=100, description="Mean batch-norm shift above which the domain counts as far."
+    )
+    ceiling_error: float = Field(
+        ge=0,
+        le=1,
+        description="Share of errors of the frozen head, by folds over train and val, below which "
+        "it counts as being at its ceiling, if val could not tell a flawless model from it; 0: "
+        "never.",
     )
     max_p_value: float = Field(
         gt=0, le=1, description="p-value of the MMD test above which a difference is not trusted."
@@ -243,12 +282,41 @@ class DecideParams(Block):
     def check_order(self) -> Self:
         """Refuse thresholds that leave no room between similar and far."""
         for low, high in (("similar_mmd", "far_mmd"), ("similar_shift", "far_shift")):
-            if getattr(self, low) >= getattr(self, high):
-                raise ValueError(
-                    f"{low} is {getattr(self, low):g}; allowed: below {high} "
-                    f"({getattr(self, high):g})"
-                )
+            least, most = getattr(self, low), getattr(self, high)
+            if "auto" in (least, most):
+                if least != most:
+                    raise ValueError(
+                        f"{low} is {least} and {high} {most}; allowed: both auto or both numbers"
+                    )
+            elif least >= most:
+                raise ValueError(f"{low} is {least:g}; allowed: below {high} ({most:g})")
         return self
+
+
+class RaceParams(Block):
+    """Arms trained side by side on a part of the images, where the evidence leaves doubt."""
+
+    share: float = Field(
+        ge=0,
+        le=1,
+        description="Most that the race may cost, as a share of what fine-tuning is expected to "
+        "cost in multiply-adds; 0: no race.",
+    )
+    epochs: int = Field(
+        ge=1, le=1_000, description="Epochs of each racer in each round, a whole schedule."
+    )
+    min_images: int = Field(
+        ge=2,
+        le=1_000_000,
+        description="Fewest training images of the first round; where the share affords fewer, "
+        "fewer arms race, or none.",
+    )
+    confidence: float = Field(
+        ge=0.5,
+        lt=1,
+        description="Of the two-sided intervals, those of all racers together, by which one is "
+        "better on val.",
+    )
 
 
 class BaselineParams(Block):
@@ -385,10 +453,12 @@ class Params(Block):
     backbone: BackboneParams
     ingest: IngestParams
     augment: AugmentParams
+    select: SelectParams
     extract: ExtractParams
     similarity: SimilarityParams
     decide: DecideParams
     baseline: BaselineParams
+    race: RaceParams
     finetune: FinetuneParams
     evaluate: EvaluateParams
     report: ReportParams

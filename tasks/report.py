@@ -14,6 +14,7 @@ from tasks.artifacts.files import write_text
 from tasks.artifacts.records import (
     Audit,
     AugmentPolicy,
+    BackboneChoice,
     BackboneInfo,
     Baseline,
     Conversion,
@@ -76,6 +77,7 @@ class Paths(StagePaths):
     manifest: Read
     sheet: Read
     policy: Read
+    choice: Read
     backbone: Read
     similarity: Read
     profile: Read
@@ -155,6 +157,7 @@ def read_findings(paths: Paths, params: Params) -> Findings:
         health=health,
         origin=read_record(paths.origin, ImageSource),
         policy=read_record(paths.policy, AugmentPolicy),
+        choice=read_record(paths.choice, BackboneChoice),
         backbone=read_record(paths.backbone, BackboneInfo),
         similarity=read_record(paths.similarity, Similarity),
         decision=read_record(paths.decision, Decision),

@@ -21,8 +21,10 @@ from tasks.artifacts.records import (
     read_record,
     write_record,
 )
+from tasks.artifacts.sampling import choose_rows
 from tasks.artifacts.tables import PlaneRow, ShiftRow, write_rows
-from tasks.backbones.source_cards import SourceCard, find_card
+from tasks.artifacts.words import listed
+from tasks.backbones.source_cards import SourceCard, find_cards, nearest_size
 from tasks.errors import ArtifactError
 from tasks.params import SimilarityParams
 from tasks.runtime.entry import Read, StagePaths, Write, read_arguments, run_stage
@@ -30,7 +32,7 @@ from tasks.transferability.leave_one_out import estimate_transfer_gain
 from tasks.transferability.measures import registry
 from tasks.transferability.mmd import measure_mmd
 from tasks.transferability.ruler import Ruler, find_ruler, say_similarity
-from tasks.transferability.sampling import Sample, Target, choose_rows, read_target
+from tasks.transferability.sampling import Sample, Target, read_target
 from tasks.transferability.shift import estimate_shift, shift_by_group
 
 log = logging.getLogger(__name__)
@@ -56,10 +58,15 @@ class Paths(StagePaths):
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What the target is compared with; either is None where there is none for these weights."""
+    """What the target is compared with.
+
+    `card` and `ruler` are None where there is none for these weights at about the image size;
+    `sizes` are those of all cards of the weights, in pixels.
+    """
 
     card: SourceCard | None
     ruler: Ruler | None
+    sizes: Sequence[int]
 
 
 def measure_similarity(
@@ -90,13 +97,14 @@ def measure_similarity(
         images=len(rows),
         mmd=mmd,
         shift=estimate_shift(
-            target.layers, confidence=params.confidence, resamples=params.bootstrap, seed=seed
+            target.layers, images=len(target.probe_rows), confidence=params.confidence
         ),
         shift_groups=shift_by_group(target.layers, info.groups),
         random_ridge_accuracy=gain.random_accuracy,
         transfer_gain=gain.gain,
         summary="",
         notes=list(_notes(target, reference, info, len(rows))),
+        marks=reference.ruler.marks if reference.ruler else None,
         known=reference.ruler.sets if reference.ruler else [],
         **measures,
     )
@@ -154,19 +162,25 @@ def _notes(
 
 
 def _notes_on_reference(reference: Reference, info: BackboneInfo) -> Iterator[str]:
-    card, ruler = reference.card, reference.ruler
+    card, ruler, image_px = reference.card, reference.ruler, info.input.image_px
     if card is None:
+        sizes = listed([f"{size} px" for size in reference.sizes])
+        others = f" (there are cards at {sizes})" if sizes else ""
         yield (
-            f"There is no source card for these weights of {info.name}, so MMD was not measured; "
+            f"There is no source card for these weights of {info.name} near {image_px} px{others}, "
+            "so MMD was not measured; "
             "`python -m tasks.backbones.cards --help` says how to make one from any folder."
         )
-    elif card.image_px != info.input.image_px:
+    elif card.image_px != image_px:
         yield (
-            f"The source card was made at {card.image_px} px, the features at "
-            f"{info.input.image_px} px; part of the MMD is due to that."
+            f"The source card was made at {card.image_px} px, the features at {image_px} px; a "
+            "small part of the MMD is due to that."
         )
-    if card is not None and ruler is not None and ruler.image_px != info.input.image_px:
-        yield f"The known data sets were measured at {ruler.image_px} px."
+    if card is not None and (ruler is None or ruler.marks is None):
+        yield (
+            "No ruler tells which MMD^2 is near for these weights and this size; "
+            "`python -m tasks.transferability.measure_ruler --help` says how to make one."
+        )
 
 
 def project(target: Target, card: SourceCard | None, *, limit: int, seed: int) -> list[PlaneRow]:
@@ -194,10 +208,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     info = read_record(paths.backbone, BackboneInfo)
     target = read_target(paths.manifest, paths.features, paths.probe)
-    ruler = find_ruler(paths.cards, info.weights_sha256)
+    cards = find_cards(paths.cards, info.weights_sha256)
+    ruler = find_ruler(paths.cards, info.weights_sha256, info.input.image_px)
     reference = Reference(
-        card=find_card(paths.cards, info.weights_sha256),
+        card=nearest_size(cards, info.input.image_px),
         ruler=ruler and ruler.without(read_record(paths.origin, ImageSource)),
+        sizes=sorted(card.image_px for card in cards),
     )
     similarity = measure_similarity(
         target, reference, info, params=params.similarity, seed=params.seed

@@ -23,6 +23,7 @@ from tasks.artifacts.records import (
     BackboneInfo,
     ImageSource,
     KnownSet,
+    Marks,
     read_record,
     write_record,
 )
@@ -139,7 +140,13 @@ VARIANTS = {
         images=(12, 6, 12),
     ),
     "many": Variant(
-        values={"decide.arm": "feature_extraction", "baseline.l2_strengths": [0.1]},
+        values={
+            "decide.arm": "feature_extraction",
+            "baseline.l2_strengths": [0.1],
+            "backbone.name": "auto",
+            "backbone.weights": "packaged",
+            "select.candidates": ["tf_efficientnet_lite0", "tf_efficientnet_lite1"],
+        },
         classes=[f"species {number:03d}" for number in range(120)],
         images=(2, 1, 2),
         untested=1,
@@ -197,8 +204,14 @@ def write_reference(folder: Path, info: BackboneInfo) -> None:
         input=info.input, fit="crop", command="", **weights,
     )  # fmt: skip
     write_card(folder / "card.safetensors", SourceCard(features.astype(np.float32), provenance))
-    known = KnownSet(name="letters", images=500, mmd=0.1, shift=0.1, transfer_gain=0.5)
-    ruler = Ruler(image_px=64, source="photographs", provenance="", sets=[known], **weights)
+    known = KnownSet(
+        name="letters", images=500, mmd=0.1, distance=0.1, domain="far", shift=0.1,
+        transfer_gain=0.5,
+    )  # fmt: skip
+    ruler = Ruler(
+        image_px=info.input.image_px, source="photographs", provenance="", sets=[known],
+        marks=Marks(similar=0.03, far=0.1), **weights,
+    )  # fmt: skip
     write_record(folder / "ruler.json", ruler)
 
 

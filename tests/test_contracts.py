@@ -36,6 +36,7 @@ RANKS = [
     {"judging"},
     {"heads"},
     {"auditing", "transferability", "training", "evaluation", "reporting"},
+    {"racing"},
     set(STAGES),
 ]
 # What a registry imports by name: modules of its own folder.

@@ -7,18 +7,27 @@ from test_doubts import measured
 
 from tasks.artifacts.records import (
     BackboneInfo,
+    Baseline,
+    CurvePoint,
     Decision,
+    Estimate,
     InputSpec,
     LayerGroup,
+    LearningCurve,
+    Marks,
+    Race,
+    Racer,
+    RaceRound,
     read_record,
     write_record,
 )
 from tasks.artifacts.tables import Manifest, ManifestRow, write_manifest
-from tasks.decide import decide, main
+from tasks.decide import Measured, decide, main
 from tasks.params_file import load_params
 from tasks.transferability.decision_words import write_page
 
 PARAMS = load_params(ROOT / "params.yaml").decide
+MARKS = Marks(similar=0.04, far=0.1)
 
 SIZES = {
     "stem": 1_000, "blocks.0": 1_000, "blocks.1": 17_000, "blocks.2": 46_000,
@@ -40,9 +49,89 @@ INFO = BackboneInfo(
 )
 
 
-def decided(arm="auto", images=1557, classes=2, **what):
-    params = PARAMS.model_copy(update={"arm": arm})
-    return decide(measured(**what)[1], INFO, images=images, classes=classes, params=params)
+def estimate(low, value, high, n=400):
+    return Estimate(value=value, low=low, high=high, n=n)
+
+
+CURVE = LearningCurve(
+    points=[
+        CurvePoint(images=count, val_accuracy=estimate(0.7, 0.8, 0.9), val_loss=0.4)
+        for count in (195, 389, 778, 1557)
+    ],
+    last_step=estimate(0.002, 0.021, 0.04),
+    pays=True,
+    doubling=estimate(0.004, 0.012, 0.02),
+)
+NO_RACE = Race(skipped="No race: the measurements leave no doubt.")
+
+
+def found_by_baseline(right=(0.8, 0.84, 0.88), folds=(0.82, 0.84, 0.86), room=(0.12, 0.16, 0.2)):
+    return Baseline(
+        head="linear",
+        hidden=0,
+        dropout=0.0,
+        feature_dim=8,
+        classes=["a", "b"],
+        candidates=[],
+        val_accuracy=estimate(*right),
+        val_loss=0.4,
+        majority_accuracy=0.5,
+        notes=[],
+        l2_strength=0.1,
+        folds_accuracy=estimate(*folds, n=1900),
+        room=estimate(*room),
+        curve=CURVE,
+    )
+
+
+def make_race(name="half", cut=4, arm="fine_tune", *, wins=True, alone=False):
+    racer = Racer(
+        name=name, arm=arm, cut=cut, val_accuracy=0.88, val_loss=0.3, better=wins, worse=False,
+        accuracy_gain=estimate(0.01, 0.04, 0.07), loss_change=estimate(-0.1, -0.05, -0.01),
+    )  # fmt: skip
+    others = [racer] if alone else [racer, racer.model_copy(update={"name": "all", "cut": 0})]
+    done = RaceRound(images=600, epochs=4, frozen_accuracy=0.84, frozen_loss=0.4, racers=others)
+    return Race(
+        skipped=None, rounds=[done], winner=racer if wins else None, words="In a race, so and so."
+    )
+
+
+def make_manifest(images, classes):
+    names = [f"class {number:03d}" for number in range(classes)]
+    return Manifest(
+        [
+            ManifestRow(f"{i}.png", names[i % classes], "train", f"{i}", "", 8, 8, "L")
+            for i in range(images)
+        ]
+    )
+
+
+def decided(
+    arm="auto", images=1557, classes=2, race=NO_RACE, baseline=None, marks=MARKS, own=None, **what
+):
+    params = PARAMS.model_copy(update={"arm": arm, **(own or {})})
+    found = Measured(
+        make_manifest(images, classes),
+        measured(**what)[1].model_copy(update={"marks": marks}),
+        INFO,
+        baseline or found_by_baseline(),
+        race,
+    )
+    return decide(found, params)
+
+
+def test_the_ruler_sets_the_marks_that_the_parameters_leave_to_it():
+    assert decided(marks=Marks(similar=0.2, far=0.3)).domain == "similar"
+    assert decided(marks=Marks(similar=0.1, far=0.3)).domain == "intermediate"
+    assert decided(own={"similar_mmd": 0.2, "far_mmd": 0.3}).domain == "similar"
+
+
+def test_without_a_ruler_the_shift_says_the_domain():
+    decision = decided(marks=None, shift=(0.1, 0.11, 0.12))
+    assert decision.domain == "similar"
+    assert any("no source card or ruler fits" in reason for reason in decision.reasons)
+    rules = {rule.name: rule.fired for rule in decision.rules}
+    assert (rules["domain by MMD"], rules["domain by batch-norm shift"]) == (False, True)
 
 
 def test_solar_cells_are_fine_tuned_from_the_upper_half():
@@ -117,10 +206,14 @@ def test_main_writes_decision_and_words(tmp_path):
         for i in range(240)
     ]
     write_manifest(tmp_path / "manifest.csv", Manifest(rows))
-    write_record(tmp_path / "similarity.json", measured()[1])
+    similarity = measured()[1].model_copy(update={"marks": MARKS})
+    write_record(tmp_path / "similarity.json", similarity)
     write_record(tmp_path / "backbone.json", INFO)
+    write_record(tmp_path / "baseline.json", found_by_baseline())
+    write_record(tmp_path / "race.json", NO_RACE)
     names = {
         "manifest": "manifest.csv", "similarity": "similarity.json", "backbone": "backbone.json",
+        "baseline": "baseline.json", "race": "race.json",
         "decision": "out/decision.json", "words": "out/decision.md",
     }  # fmt: skip
     arguments = [f"--{name}={tmp_path / file}" for name, file in names.items()]
@@ -146,3 +239,104 @@ def test_page_of_a_frozen_backbone_has_no_phases():
     page = write_page(decided("feature_extraction"), INFO.groups)
     assert "frozen" in page.splitlines()[2]
     assert "| phase |" not in page
+
+
+# what the images themselves say ------------------------------------------------------------------
+
+PERFECT = {"right": (0.94, 1.0, 1.0), "folds": (0.985, 0.995, 0.999), "room": (-0.02, 0.0, 0.02)}
+
+
+def test_frozen_features_at_their_ceiling_are_kept_even_on_a_far_domain():
+    decision = decided(baseline=found_by_baseline(**PERFECT))
+    assert (decision.arm, decision.domain, decision.phases) == ("feature_extraction", "far", [])
+    assert decision.confidence == "high"
+    assert decision.evidence.at_ceiling
+    assert any(tells(reason, "at their ceiling", "flawless") for reason in decision.reasons)
+    facts = ("errors of frozen features", "above 0.02")
+    assert any(tells(one, *facts) for one in decision.would_change)
+
+
+def test_the_ceiling_can_be_left_out():
+    found = Measured(
+        make_manifest(1557, 2), measured()[1], INFO, found_by_baseline(**PERFECT), NO_RACE
+    )
+    assert decide(found, PARAMS).arm == "feature_extraction"
+    assert decide(found, PARAMS.model_copy(update={"ceiling_error": 0.0})).arm == "fine_tune"
+
+
+def test_with_few_images_the_ceiling_is_less_sure():
+    few = {**PERFECT, "folds": (0.935, 1.0, 1.0)}
+    decision = decided(images=45, baseline=found_by_baseline(**few))
+    assert (decision.arm, decision.confidence) == ("feature_extraction", "medium")
+    assert any(tells(reason, "so few images", "6.5%") for reason in decision.reasons)
+
+
+def test_a_val_that_is_too_small_is_no_ceiling():
+    small = {"right": (0.5, 0.8, 0.9), "folds": (0.6, 0.8, 0.9), "room": (-0.02, 0.2, 0.4)}
+    decision = decided(baseline=found_by_baseline(**small))
+    assert (decision.arm, decision.confidence) == ("fine_tune", "low")
+    assert any(tells(reason, "Val is too small") for reason in decision.reasons)
+
+
+def test_more_images_are_weighed_in_words():
+    assert any(
+        tells(reason, "From 778 to 1,557 images", "+2.1 points", "1.2 points (0.4 to 2.0)")
+        for reason in decided().reasons
+    )
+
+
+@pytest.mark.parametrize(
+    ("low", "pays", "said"),
+    [(0.002, True, "(0.2 to 4.0); twice"), (-0.01, True, "loss fell beyond doubt"),
+     (-0.01, False, "may be chance")],
+)  # fmt: skip
+def test_how_sure_the_last_step_is_stands_beside_it(low, pays, said):
+    curve = CURVE.model_copy(update={"last_step": estimate(low, 0.021, 0.04), "pays": pays})
+    baseline = found_by_baseline().model_copy(update={"curve": curve})
+    assert any(said in reason for reason in decided(baseline=baseline).reasons)
+
+
+def test_the_winner_of_a_race_is_taken_with_its_depth():
+    unsure = {"mmd": None, "shift": (0.1, 0.2, 0.4)}
+    assert decided(**unsure).confidence != "high"
+    decision = decided(**unsure, race=make_race("all", 0))
+    assert (decision.arm, decision.phases, decision.confidence) == ("fine_tune", [6, 4, 0], "high")
+    chosen = {one.name: one for one in decision.arms}
+    assert [name for name, one in chosen.items() if one.chosen] == ["all"]
+    assert tells(chosen["all"].said, "Raced", "+4.0 points [+1.0, +7.0]")
+    assert chosen["scratch"].said == "Not raced."
+    assert "In a race, so and so." in decision.reasons
+
+
+def test_the_rules_may_go_deeper_than_a_winner_that_no_deeper_arm_raced_with():
+    unsure = {"mmd": None, "shift": (0.1, 0.2, 0.4), "images": 4_000}
+    by_rule = decided(**unsure).phases
+    assert by_rule == [6, 4]
+    assert decided(**unsure, race=make_race("top", 6)).phases == [6]
+    assert decided(**unsure, race=make_race("top", 6, alone=True)).phases == by_rule
+    assert decided(**unsure, race=make_race("half", 2, alone=True)).phases == [6, 5, 2]
+
+
+def test_from_scratch_is_taken_where_it_wins():
+    decision = decided(mmd=None, race=make_race("scratch", 0, "scratch"))
+    assert (decision.arm, decision.phases) == ("scratch", [0])
+
+
+def test_a_race_without_a_winner_leaves_the_choice_to_the_rules_and_the_doubt():
+    unsure = {"mmd": None, "shift": (0.1, 0.2, 0.4)}
+    before = decided(**unsure)
+    decision = decided(**unsure, race=make_race(wins=False))
+    assert (decision.arm, decision.phases) == (before.arm, before.phases)
+    assert decision.confidence == before.confidence != "high"
+    assert decision.reasons.count("In a race, so and so.") == 1
+
+
+@pytest.mark.parametrize(
+    ("arm", "name"), [("scratch", "scratch"), ("feature_extraction", "frozen"), ("auto", "half")]
+)
+def test_one_arm_is_marked_as_chosen(arm, name):
+    assert [one.name for one in decided(arm).arms if one.chosen] == [name]
+
+
+def test_why_there_was_no_race_is_told():
+    assert NO_RACE.skipped in decided().reasons

@@ -5,12 +5,14 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.artifacts.records import Estimate, MmdResult, Similarity
+from tasks.artifacts.records import Distance, Estimate, MmdResult, Similarity
 from tasks.params_file import load_params
 from tasks.transferability.doubts import assess, find_changes
 from tasks.transferability.rules import Evidence, choose
 
-PARAMS = load_params(ROOT / "params.yaml").decide
+PARAMS = load_params(ROOT / "params.yaml").decide.model_copy(
+    update={"similar_mmd": 0.04, "far_mmd": 0.1}
+)
 NOTHING = Estimate(value=0.0, low=None, high=None, n=10)
 
 
@@ -18,9 +20,11 @@ def measured(mmd=(0.17, 0.18, 0.19), shift=(0.4, 0.45, 0.5), gain=(0.2, 0.3, 0.4
     """Similarity with (low, value, high) of what the rules look at, and its evidence."""
     found = None
     if mmd is not None:
+        best = Distance(value=mmd[1], low=mmd[0], high=mmd[2], n=10)
         found = MmdResult(
-            value=mmd[1], low=mmd[0], high=mmd[2], n=10, p_value=p_value, bandwidths=[1.0],
-            estimator="full", source="card", source_rows=10,
+            value=mmd[1] + 0.3, low=mmd[0], high=mmd[2] + 0.4, n=10, p_value=p_value,
+            bandwidths=[1.0], estimator="full", source="card", source_rows=10, matched=best,
+            narrowness=0.3,
         )  # fmt: skip
     similarity = Similarity(
         images=10,

@@ -9,6 +9,7 @@ from conftest import ROOT, draw_image, tells
 from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.numpy import load_file
+from scipy.special import softmax
 from sklearn import metrics as oracle
 
 from tasks.artifacts.arrays import write_array
@@ -178,11 +179,16 @@ def test_metrics_are_those_of_sklearn_on_the_test_images(manifest, params):
     baseline, finetuned = make_logits(manifest, 0.5, 1), make_logits(manifest, 3.0, 2)
     metrics = evaluate(manifest, baseline, finetuned, params, seed=1, arm="fine_tune").metrics
     labels = manifest.labels("test")
+    val = ValSet(manifest.labels("val"), manifest.groups("val"))
     for scores, logits in ((metrics.baseline, baseline), (metrics.finetuned, finetuned)):
         expected = oracle.accuracy_score(labels, logits.test.argmax(axis=1))
         assert scores.accuracy.value == pytest.approx(expected)
         assert scores.accuracy.n == 90
-        assert scores.nll_calibrated < scores.nll.value
+        assert scores.temperature == val.temperature(logits.val)
+        scaled = softmax(logits.test.astype(np.float64) / scores.temperature, axis=1)
+        expected = oracle.log_loss(labels, scaled, labels=[0, 1, 2])
+        assert scores.nll_calibrated == pytest.approx(expected)
+    assert metrics.baseline.nll_calibrated < metrics.baseline.nll.value
     assert metrics.difference.accuracy.value == pytest.approx(
         metrics.finetuned.accuracy.value - metrics.baseline.accuracy.value
     )

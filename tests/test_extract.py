@@ -1,6 +1,7 @@
 """The extract stage: features of every row in order, the probe, and the same bytes every time."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,14 @@ from ruamel.yaml import YAML
 
 from tasks.artifacts.arrays import read_array, read_tensors, read_tensors_note
 from tasks.artifacts.pixels import PixelStore, StoreWriter, store_info
-from tasks.artifacts.records import BackboneInfo, InputSpec, read_record
+from tasks.artifacts.records import (
+    BackboneChoice,
+    BackboneInfo,
+    InputSpec,
+    read_record,
+    write_record,
+)
+from tasks.artifacts.tables import Manifest, ManifestRow, write_manifest
 from tasks.backbones.catalogue import Backbone, load_backbone
 from tasks.backbones.feature_files import write_features
 from tasks.backbones.groups import PooledFeatures, group_numbers
@@ -19,7 +27,7 @@ from tasks.backbones.normalization import fit_running_statistics
 from tasks.backbones.probe import choose_probe_images, sample_pixels
 from tasks.errors import ArtifactError, WeightsError
 from tasks.extract import main
-from tasks.params import Params
+from tasks.params import BackboneParams, Params
 from tasks.runtime.device import normalize
 from tasks.runtime.progress import progress
 
@@ -38,9 +46,17 @@ def fill_store(folder: Path, count: int, views: int, *, px: int = 32, seed: int 
     return PixelStore.open(folder)
 
 
+def rows_of(count: int) -> list[ManifestRow]:
+    return [
+        ManifestRow(f"{i}.png", "ab"[i % 2], "train", f"g{i}", f"sha{i}", 32, 32, "RGB")
+        for i in range(count)
+    ]
+
+
 @pytest.fixture
 def stores(tmp_path: Path) -> dict[str, PixelStore]:
     counts = {"train": (41, 1), "val": (9, 0), "test": (7, 0)}
+    write_manifest(tmp_path / "manifest.csv", Manifest(rows_of(41)))
     return {
         split: fill_store(tmp_path / "augment" / split, *counts[split], seed=number)
         for number, split in enumerate(SPLITS)
@@ -62,16 +78,27 @@ def write_params(path: Path, params: Params) -> Path:
     return path
 
 
+def write_choice(path: Path, named: BackboneParams) -> Path:
+    choice = BackboneChoice(name=named.name, weights=named.weights, images=0, ranking=[])
+    write_record(path, choice)
+    return path
+
+
 def run(tmp_path: Path, params: Params, out: str = "extract") -> Path:
     """Run the stage on the stores of the fixture; give the folder that it wrote."""
     folder = tmp_path / out
-    reads = [part for split in SPLITS for part in (f"--{split}", str(tmp_path / "augment" / split))]
+    reads = ["--manifest", str(tmp_path / "manifest.csv")]
+    reads += [
+        part for split in SPLITS for part in (f"--{split}", str(tmp_path / "augment" / split))
+    ]
     writes = [part for split in SPLITS for part in (f"--{split}-features", str(folder / split))]
     files = [
         "--probe",
         str(folder / "probe.safetensors"),
         "--backbone",
         str(folder / "backbone.json"),
+        "--choice",
+        str(write_choice(tmp_path / "choice.json", params.backbone)),
     ]
     main(["--params", str(write_params(tmp_path / "params.yaml", params)), *reads, *writes, *files])
     return folder
@@ -122,7 +149,8 @@ def test_the_probe_holds_what_the_layers_see_in_its_images(tmp_path, stores, tin
     var, mean = torch.var_mean(seen[0].double(), (0, 2, 3), correction=0)
     np.testing.assert_allclose(probe[f"bn.{number:03d}.mean"], mean, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(probe[f"bn.{number:03d}.var"], var, rtol=1e-4)
-    assert len(layers) * 4 + 2 == len(probe)
+    assert len(layers) * 6 + 3 == len(probe)
+    assert np.bincount(probe["parts"]).tolist() == [2] * 12 + [1] * 8
 
 
 def test_random_features_are_those_of_the_untrained_network_with_fitted_statistics(
@@ -130,9 +158,9 @@ def test_random_features_are_those_of_the_untrained_network_with_fitted_statisti
 ):
     probe = read_tensors(run(tmp_path, tiny_params) / "probe.safetensors")
     store = stores["train"]
-    images = choose_probe_images(store, tiny_params.extract, tiny_params.seed)
+    images = choose_probe_images(store, rows_of(41), tiny_params.extract, tiny_params.seed)
     untrained = load_backbone("test_efficientnet", "random", image_px=32, seed=tiny_params.seed)
-    fit_running_statistics(untrained.model, images.normalized(untrained.input, mixed=True))
+    fit_running_statistics(untrained.model, images.mixed_up(untrained.input))
     expected = in_torch(untrained, store.rows(store.row_of(probe["rows"])))
     np.testing.assert_allclose(probe["random_features"], expected, rtol=1e-3, atol=1e-4)
 
@@ -141,15 +169,33 @@ def test_probe_images_hardly_change_when_images_are_appended(tmp_path, tiny_para
     small = fill_store(tmp_path / "small", 100, 0, px=16)
     large = fill_store(tmp_path / "large", 110, 0, px=16)
     params = tiny_params.extract
-    first, second = (choose_probe_images(store, params, 3).rows for store in (small, large))
+    first, second = (
+        choose_probe_images(store, rows_of(store.info.count), params, 3).rows
+        for store in (small, large)
+    )
     assert len(first) == params.shift_images == 32
     assert first.tolist() == sorted(set(first.tolist()))
     assert len(np.intersect1d(first, second)) >= 25
-    assert choose_probe_images(small, params, 4).rows.tolist() != first.tolist()
+    assert choose_probe_images(small, rows_of(100), params, 4).rows.tolist() != first.tolist()
+
+
+def test_images_of_one_group_lie_in_one_part(tmp_path, tiny_params):
+    store = fill_store(tmp_path / "grouped", 30, 0, px=16)
+    rows = [replace(row, group=f"g{number // 3}") for number, row in enumerate(rows_of(30))]
+    images = choose_probe_images(store, rows, tiny_params.extract, 0)
+    parts = images.parts.reshape(10, 3)
+    assert sorted(parts[:, 0]) == list(range(10))
+    assert (parts == parts[:, :1]).all()
+
+
+def test_a_manifest_of_other_images_is_refused(tmp_path, stores, tiny_params):
+    write_manifest(tmp_path / "manifest.csv", Manifest(rows_of(40)))
+    with pytest.raises(ArtifactError, match=r"train: 41 images, but .*manifest\.csv lists 40"):
+        run(tmp_path, tiny_params)
 
 
 def test_a_small_set_is_probed_whole(stores, tiny_params):
-    images = choose_probe_images(stores["val"], tiny_params.extract, 0)
+    images = choose_probe_images(stores["val"], rows_of(9), tiny_params.extract, 0)
     assert images.rows.tolist() == list(range(9))
     assert sorted(images.mixed.tolist()) == list(range(9))
 
@@ -158,9 +204,9 @@ def test_untrained_statistics_are_never_fitted_on_a_single_image(tmp_path, tiny_
     store = fill_store(tmp_path / "odd", 33, 0, px=16)
     wide = tiny_params.extract.model_copy(update={"shift_images": 100})
     assert wide.batch_size == 16
-    images = choose_probe_images(store, wide, 0)
+    images = choose_probe_images(store, rows_of(33), wide, 0)
     assert len(images.rows) == 33
-    sizes = [len(batch) for batch in images.normalized(SPEC, mixed=True)]
+    sizes = [len(batch) for batch in images.mixed_up(SPEC)]
     assert sizes == [16, 16]
 
 

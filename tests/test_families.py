@@ -9,14 +9,22 @@ import pytest
 import torch
 from conftest import make_origin, tells, with_values
 from ruamel.yaml import YAML
-from test_extract import fill_store
+from test_decide import NO_RACE, found_by_baseline
+from test_extract import fill_store, write_choice
 from timm.models import register_model
 from timm.models.swin_transformer import SwinTransformer
 from tiny_finetune import SIDE, make_inputs, make_manifest
 
 from tasks import decide, extract, similarity
 from tasks.artifacts.arrays import read_array
-from tasks.artifacts.records import BackboneInfo, Decision, Similarity, read_record, write_record
+from tasks.artifacts.records import (
+    BackboneInfo,
+    Decision,
+    Marks,
+    Similarity,
+    read_record,
+    write_record,
+)
 from tasks.artifacts.tables import ShiftRow, read_rows, write_manifest
 from tasks.backbones.cards import CardOrigin, SourceCard, write_card
 from tasks.backbones.catalogue import load_backbone
@@ -34,8 +42,10 @@ from tasks.training.inputs import Examples
 from tasks.training.loop import Trainer
 from tasks.training.phases import next_phase, training_groups
 from tasks.training.resume.checkpoints import TrainState, copy_tensors
+from tasks.transferability.ruler import Ruler
 
 MACHINE = Machine(device="cpu", threads=1)
+MARKS = Marks(similar=0.03, far=0.1)
 
 # name -> what its norm layers are
 FAMILIES = {
@@ -151,9 +161,13 @@ def test_a_network_without_running_statistics_is_judged_by_its_source_card(
     write_manifest(tmp_path / "manifest.csv", manifest)
     for split, count in (("train", 30), ("val", 12), ("test", 5)):
         fill_store(tmp_path / "pixels" / split, count, 0, px=SIDE)
-    extract.main(arguments(tmp_path, train="pixels/train", val="pixels/val", test="pixels/test",
-        train_features="train", val_features="val", test_features="test",
-        probe="probe.safetensors", backbone="backbone.json"))  # fmt: skip
+    write_choice(tmp_path / "choice.json", params.backbone)
+    write_record(tmp_path / "baseline.json", found_by_baseline())
+    write_record(tmp_path / "race.json", NO_RACE)
+    extract.main(arguments(tmp_path, manifest="manifest.csv", train="pixels/train",
+        val="pixels/val", test="pixels/test", train_features="train", val_features="val",
+        test_features="test", probe="probe.safetensors", backbone="backbone.json",
+        choice="choice.json"))  # fmt: skip
     info = read_record(tmp_path / "backbone.json", BackboneInfo)
     features = np.array(read_array(tmp_path / "train" / "features.npy"))[:, 0]
     (tmp_path / "cards").mkdir()
@@ -164,6 +178,9 @@ def test_a_network_without_running_statistics_is_judged_by_its_source_card(
             fit="crop", command="",
         )  # fmt: skip
         write_card(tmp_path / "cards" / "card.safetensors", SourceCard(features + 3, provenance))
+        ruler = Ruler(backbone="test_vit", weights_sha256=info.weights_sha256, image_px=SIDE,
+            source="shifted", provenance="", sets=[], marks=MARKS)  # fmt: skip
+        write_record(tmp_path / "cards" / "ruler.json", ruler)
     write_record(tmp_path / "source.json", make_origin())
     similarity.main(arguments(tmp_path, manifest="manifest.csv", origin="source.json",
         features="train",
@@ -171,7 +188,8 @@ def test_a_network_without_running_statistics_is_judged_by_its_source_card(
         similarity="similarity.json", profile="profile.csv",
         projection="projection.csv"))  # fmt: skip
     decide.main(arguments(tmp_path, manifest="manifest.csv", similarity="similarity.json",
-        backbone="backbone.json", decision="decision.json", words="decision.md"))  # fmt: skip
+        backbone="backbone.json", baseline="baseline.json", race="race.json",
+        decision="decision.json", words="decision.md"))  # fmt: skip
     found = read_record(tmp_path / "similarity.json", Similarity)
     decision = read_record(tmp_path / "decision.json", Decision)
     assert (info.norm, found.shift, found.shift_groups) == ("other", None, [])
@@ -179,9 +197,9 @@ def test_a_network_without_running_statistics_is_judged_by_its_source_card(
     assert read_rows(tmp_path / "profile.csv", ShiftRow) == []
     if with_card:
         assert found.mmd is not None
-        assert found.mmd.value > params.decide.far_mmd
+        assert found.mmd.matched.value > MARKS.far
         assert decision.domain == "far"
-        assert "from shifted" in found.summary
+        assert "from the images of shifted" in found.summary
     else:
         assert found.mmd is None
         assert decision.domain == "intermediate"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import HOSTILE
 
-from tasks.artifacts.records import GroupShift, KnownSet, MmdResult
+from tasks.artifacts.records import Distance, GroupShift, KnownSet
 from tasks.artifacts.tables import PlaneRow, ShiftRow
 from tasks.reporting.figures import MOST_PLACES, class_bars, projection, ruler, shift_profile
 from tasks.reporting.svg import Drawing
@@ -56,22 +56,13 @@ def test_of_many_classes_the_largest_and_the_smallest_are_shown() -> None:
     assert "130 classes between these not shown" in drawn
 
 
-def mmd(value: float = 0.186) -> MmdResult:
-    return MmdResult(
-        value=value,
-        low=0.174,
-        high=0.199,
-        n=500,
-        p_value=0.002,
-        bandwidths=[1.0],
-        estimator="full",
-        source="ImageNet",
-        source_rows=1000,
-    )
+def mmd(value: float = 0.186) -> Distance:
+    return Distance(value=value, low=value - 0.02, high=value + 0.02, n=500)
 
 
 def known(name: str, value: float) -> KnownSet:
-    return KnownSet(name=name, images=500, mmd=value, shift=None, transfer_gain=None)
+    return KnownSet(name=name, images=500, mmd=1, distance=value, domain=None, shift=None,
+                    transfer_gain=None)  # fmt: skip
 
 
 def test_the_ruler_orders_data_sets_from_zero_and_marks_this_one() -> None:

@@ -6,6 +6,7 @@ from conftest import tells
 from sklearn.model_selection import GroupKFold
 
 from tasks.judging.calibration import fit_temperature
+from tasks.judging.metrics import label_losses, log_probabilities
 from tasks.judging.rule import ValSet, Verdict, judge_change
 
 N = 200
@@ -84,6 +85,60 @@ def test_losses_are_those_of_a_temperature_fitted_on_the_other_groups():
             for row, label in zip(scaled.astype(float), LABELS[judged], strict=True)
         ]
         np.testing.assert_allclose(losses[judged], naive, rtol=1e-5)
+
+
+def confident_set(
+    rng: np.random.Generator, images: int, sureness: float, size: int = 1
+) -> tuple[ValSet, np.ndarray]:
+    """Logits `sureness` times as large as those that labels are drawn from, in groups of a size."""
+    true = 2 * rng.normal(size=(images // size, 3)).repeat(size, axis=0)
+    labels = (true[::size] + rng.gumbel(size=(images // size, 3))).argmax(axis=1).repeat(size)
+    groups = [str(image // size) for image in range(len(labels))]
+    return ValSet(labels, groups), (sureness * true).astype(np.float32)
+
+
+@pytest.mark.parametrize("sureness", [0.6, 1.0, 1.7])
+def test_the_temperature_for_other_images_is_drawn_to_one_as_far_as_val_cannot_tell(sureness):
+    """It costs less than the plain fit where 1 is right, and hardly more where it is not."""
+    rng, costs = np.random.default_rng(11), {"plain": 0.0, "shrunk": 0.0, "one": 0.0}
+    for _ in range(40):
+        val, logits = confident_set(rng, 60, sureness)
+        new, others = confident_set(rng, 2000, sureness)
+        fitted = {
+            "plain": fit_temperature(logits, val.labels),
+            "shrunk": val.temperature(logits),
+            "one": 1.0,
+        }
+        best = label_losses(log_probabilities(others, sureness), new.labels).mean()
+        for name, temperature in fitted.items():
+            losses = label_losses(log_probabilities(others, temperature), new.labels)
+            costs[name] += losses.mean() - best
+    if sureness == 1:
+        assert costs["shrunk"] < 0.6 * costs["plain"]
+    else:
+        assert costs["shrunk"] < 1.3 * costs["plain"]
+        assert costs["shrunk"] < 0.5 * costs["one"]
+
+
+def test_images_of_few_groups_draw_the_temperature_further_to_one():
+    rng = np.random.default_rng(2)
+    apart, together = [], []
+    for _ in range(40):
+        for size, found in ((1, apart), (30, together)):
+            val, logits = confident_set(rng, 300, 1.0, size)
+            found.append(np.log(val.temperature(logits)) / np.log(plain_temperature(val, logits)))
+    assert np.mean(together) < np.mean(apart) + 0.1
+    val, logits = confident_set(rng, 30, 3.0, 30)
+    assert val.temperature(logits) == 1
+
+
+def plain_temperature(val: ValSet, logits: np.ndarray) -> float:
+    return fit_temperature(logits, val.labels, smoothing=1 / (len(val.labels) + 2))
+
+
+def test_with_many_images_the_temperature_is_the_fitted_one():
+    val, logits = confident_set(np.random.default_rng(3), 20_000, 2.0)
+    assert val.temperature(logits) == pytest.approx(2.0, rel=0.05)
 
 
 def test_a_true_gain_is_rarely_taken_for_a_loss_and_noise_rarely_for_either():

@@ -320,7 +320,7 @@ def test_a_parameter_changed_back_is_restored_without_training(ran: Project) -> 
     before, params = ran.lock, ran.root / "params.yaml"
     text = params.read_bytes()
     ran.put("finetune.head_lr", ran.get("finetune.head_lr") / 2)
-    assert ran.repro() == ["check", "finetune", "evaluate", "report"]
+    assert ran.repro() == ["check", "race", "decide", "finetune", "evaluate", "report"]
     params.write_bytes(text)
     assert ran.repro() == []
     assert ran.lock == before

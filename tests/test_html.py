@@ -89,6 +89,14 @@ def test_the_page_needs_no_network_no_script_and_no_other_file(findings: Finding
     assert "default-src 'none'" in source
 
 
+def test_the_page_says_between_which_backbones_was_chosen(many: Findings) -> None:
+    (row,) = re.findall(r"<tr><th>Chosen between</th>.*?</tr>", render(many))
+    for one in many.choice.ranking:
+        assert f"{one.name} ({100 * one.ridge_accuracy.value:.1f}" in row
+    assert len(many.choice.ranking) == 2
+    assert many.backbone.name == many.choice.name
+
+
 def test_tags_match_and_every_link_of_the_page_leads_somewhere(findings: Findings) -> None:
     page = Page(render(findings))
     assert page.mismatched == []

@@ -71,8 +71,10 @@ def arguments(root: Path) -> dict[str, list[str]]:
             f"--conversion={root / 'conversion.json'}", *pixels,
             f"--sheet={root / 'sheet.jpg'}", f"--policy={root / 'policy.json'}",
         ],
+        "select": [listed, pixels[0], f"--choice={root / 'choice.json'}"],
         "extract": [
-            *pixels, *features, f"--test-features={root / 'features' / 'test'}",
+            f"--choice={root / 'choice.json'}", *pixels, *features,
+            f"--test-features={root / 'features' / 'test'}",
             f"--probe={root / 'probe.safetensors'}", f"--backbone={root / 'backbone.json'}",
         ],
         "baseline": [

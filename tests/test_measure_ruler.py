@@ -7,7 +7,7 @@ from tasks.backbones import cards, source_cards
 from tasks.backbones.catalogue import load_backbone
 from tasks.errors import ArtifactError, DataError
 from tasks.images.listing.sources import list_images
-from tasks.transferability.measure_ruler import halve, main, make_noise, read_set, see
+from tasks.transferability.measure_ruler import Bench, main, make_noise, read_set, see
 from tasks.transferability.mmd import measure_mmd
 from tasks.transferability.ruler import Ruler
 
@@ -47,34 +47,56 @@ def arguments(folder_of_cards, params_file, *more):
             f"--params={params_file}", *more]  # fmt: skip
 
 
-def test_main_measures_sets_halves_and_noise(image_folder, folder_of_cards, params_file):
+def test_main_measures_sets_noise_and_other_images_of_the_card(
+    image_folder, folder_of_cards, params_file
+):
     known = image_folder(classes=("x", "y", "z"), images=14, name="known")
     main(
         arguments(
-            folder_of_cards, params_file, f"stripes too={known}", f"--halved=halves={known}",
+            folder_of_cards, params_file, f"--intermediate=stripes too={known}",
             "--noise=uniform noise", "--images=36",
         )
     )  # fmt: skip
     ruler = read_record(folder_of_cards / "ruler.json", Ruler)
     sets = {known.name: known for known in ruler.sets}
     assert (ruler.source, ruler.backbone, ruler.image_px) == ("stripes", "test_efficientnet", 32)
-    assert [known.mmd for known in ruler.sets] == sorted(known.mmd for known in ruler.sets)
-    assert {name: known.images for name, known in sets.items()} == {
-        "stripes too": 36, "halves": 21, "uniform noise": 36,
+    assert [known.distance for known in ruler.sets] == sorted(k.distance for k in ruler.sets)
+    assert {name: (known.images, known.domain) for name, known in sets.items()} == {
+        "stripes too": (36, "intermediate"), "uniform noise": (36, "far"),
+        "other images of stripes": (10, "similar"),
     }  # fmt: skip
-    assert sets["uniform noise"].mmd > 10 * abs(sets["halves"].mmd)
-    assert sets["uniform noise"].transfer_gain is sets["halves"].transfer_gain is None
+    assert sets["uniform noise"].distance > 4 * sets["other images of stripes"].distance
+    assert sets["uniform noise"].transfer_gain is None
     assert sets["stripes too"].transfer_gain is not None
-    assert all(known.shift > 0 for known in ruler.sets)
+    assert sets["stripes too"].shift > 0
+    assert sets["other images of stripes"].shift is None
 
 
 def test_provenance_is_the_command_without_paths(image_folder, folder_of_cards, params_file):
     known = image_folder(classes=("x", "y"), images=5, name="known")
-    main(arguments(folder_of_cards, params_file, f"my set={known}", "--images=10"))
+    main(arguments(folder_of_cards, params_file, f"--far=my set={known}", "--images=10"))
     provenance = read_record(folder_of_cards / "ruler.json", Ruler).provenance
     assert provenance == (
-        "python -m tasks.transferability.measure_ruler 'my set=SOURCE' --images 10"
+        "python -m tasks.transferability.measure_ruler --far 'my set=SOURCE' "
+        "--backbone test_efficientnet --weights random --images 10"
     )
+
+
+def test_every_card_gets_a_ruler_of_its_size(image_folder, params_file, tmp_path, machine):
+    known = image_folder(classes=("x", "y"), images=5, name="known")
+    out = tmp_path / "cards"
+    cards.main([f"--images={known}", "--name=stripes", f"--out={out / 'card.safetensors'}",
+                "--image-px", "32", "48", f"--params={params_file}"])  # fmt: skip
+    main(arguments(out, params_file, f"set={known}", "--distance-only"))
+    rulers = [read_record(path, Ruler) for path in sorted(out.glob("ruler_0??px.json"))]
+    assert [ruler.image_px for ruler in rulers] == [32, 48]
+    assert all(known.shift is known.transfer_gain is None for known in rulers[0].sets)
+    assert rulers[0].sets[0].distance != rulers[1].sets[0].distance
+
+
+def bench_of(folder_of_cards, backbone, machine, params):
+    card = source_cards.find_cards(folder_of_cards, backbone.weights_sha256)[0]
+    return Bench(params, machine, backbone, card, probed=True)
 
 
 def test_a_set_is_measured_as_the_similarity_stage_measures_new_data(
@@ -82,14 +104,15 @@ def test_a_set_is_measured_as_the_similarity_stage_measures_new_data(
 ):
     known = image_folder(classes=("x", "y"), images=8, name="known")
     main(arguments(folder_of_cards, params_file, f"known={known}"))
-    found = read_record(folder_of_cards / "ruler.json", Ruler).sets[0]
-    seen = see(read_set(known, tiny_params, images=99), backbone, tiny_params, machine)
-    card = source_cards.find_card(folder_of_cards, backbone.weights_sha256)
+    sets = {known.name: known for known in read_record(folder_of_cards / "ruler.json", Ruler).sets}
+    bench = bench_of(folder_of_cards, backbone, machine, tiny_params)
+    seen = see(read_set(known, tiny_params, images=99), bench)
     expected = measure_mmd(
-        card.features, seen.features, [str(i) for i in range(16)], name="card",
+        bench.card.features, seen.features, [str(i) for i in range(16)], name="card",
         params=tiny_params.similarity, seed=tiny_params.seed,
     )  # fmt: skip
-    assert found.mmd == expected.value
+    assert sets["known"].mmd == expected.value
+    assert sets["known"].distance == expected.matched.value
 
 
 def test_read_set_keeps_labels_beside_their_pixels(image_folder, tiny_params):
@@ -109,18 +132,11 @@ def test_noise_is_uniform_and_the_same_each_time(tiny_params):
     assert first.std() == pytest.approx(73.9, abs=1)
 
 
-def test_halves_are_every_second_image(backbone, machine, tiny_params):
-    noise = make_noise(tiny_params, images=9)
-    seen = see(noise, backbone, tiny_params, machine)
-    target, others = halve(seen)
-    np.testing.assert_array_equal(target.features, seen.features[[1, 3, 5, 7]])
-    np.testing.assert_array_equal(others, seen.features[[0, 2, 4, 6, 8]])
-
-
 def test_a_class_of_one_image_gives_no_gain(image_folder, folder_of_cards, params_file):
     known = image_folder(classes=("x", "y"), images=1, name="known")
     main(arguments(folder_of_cards, params_file, f"known={known}"))
-    assert read_record(folder_of_cards / "ruler.json", Ruler).sets[0].transfer_gain is None
+    sets = {known.name: known for known in read_record(folder_of_cards / "ruler.json", Ruler).sets}
+    assert sets["known"].transfer_gain is None
 
 
 @pytest.mark.parametrize("argument", ["folder", "=folder", "name="])

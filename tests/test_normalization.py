@@ -35,7 +35,7 @@ def captured_inputs(model: torch.nn.Module, batches: list) -> dict[str, torch.Te
 @pytest.mark.parametrize("sizes", [[24], [7, 7, 10], [1] * 24], ids=["whole", "uneven", "single"])
 def test_statistics_equal_those_of_all_inputs_at_once(sizes):
     batches = images(24, offset=100.0).split(sizes)  # far from zero, where naive sums lose digits
-    found = measure_inputs(build(), batches)
+    found = measure_inputs(build(), [batches])
     expected = captured_inputs(build(), batches)
     assert [layer.name for layer in found] == list(expected)
     for layer in found:
@@ -46,9 +46,9 @@ def test_statistics_equal_those_of_all_inputs_at_once(sizes):
 
 def test_statistics_do_not_depend_on_workers_or_threads():
     batches = images(24).split(5)
-    first = measure_inputs(build(), batches)
+    first = measure_inputs(build(), [batches])
     torch.set_num_threads(3)
-    second = measure_inputs(build(), batches, workers=3)
+    second = measure_inputs(build(), [batches], workers=3)
     torch.set_num_threads(1)
     assert len(first) > 1
     for one, two in zip(first, second, strict=True):
@@ -57,10 +57,24 @@ def test_statistics_do_not_depend_on_workers_or_threads():
         np.testing.assert_array_equal(one.var, two.var)
 
 
+def test_parts_have_statistics_of_their_own_and_together_are_the_whole():
+    parts = [images(12)[:7].split(4), images(12)[7:].split(4)]
+    found = measure_inputs(build(), parts, workers=2)
+    whole = measure_inputs(build(), [images(12).split(4)])
+    for number, batches in enumerate(parts):
+        alone = measure_inputs(build(), [batches])
+        for layer, expected in zip(found, alone, strict=True):
+            np.testing.assert_array_equal(layer.part_means[number], expected.mean)
+            np.testing.assert_array_equal(layer.part_vars[number], expected.var)
+    for layer, expected in zip(found, whole, strict=True):
+        np.testing.assert_allclose(layer.mean, expected.mean, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(layer.var, expected.var, rtol=1e-5)
+
+
 def test_layers_carry_their_group_and_what_pretraining_left():
     model = build()
     model.blocks[1][0].bn1.running_mean.fill_(0.25)
-    found = {layer.name: layer for layer in measure_inputs(model, [images(2)])}
+    found = {layer.name: layer for layer in measure_inputs(model, [[images(2)]])}
     numbers = group_numbers(model)
     for name, layer in found.items():
         assert layer.group == numbers[f"{name}.running_mean"]
@@ -71,7 +85,7 @@ def test_layers_carry_their_group_and_what_pretraining_left():
 def test_measuring_changes_nothing_and_leaves_no_hooks():
     model = build()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    measure_inputs(model, [images(4)])
+    measure_inputs(model, [[images(4)]])
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not any(module._forward_pre_hooks for module in model.modules())
 
@@ -79,13 +93,13 @@ def test_measuring_changes_nothing_and_leaves_no_hooks():
 def test_hooks_go_even_if_a_batch_fails():
     model = build()
     with pytest.raises(RuntimeError, match="channels"):
-        measure_inputs(model, [torch.zeros(1, 5, 32, 32)])
+        measure_inputs(model, [[torch.zeros(1, 5, 32, 32)]])
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_networks_without_batch_norm_have_no_layers():
     model = build("test_vit", img_size=32)
-    assert measure_inputs(model, [images(2)]) == []
+    assert measure_inputs(model, [[images(2)]]) == []
     assert (norm_kind(model), norm_kind(build())) == ("other", "batch")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     fit_running_statistics(model, [images(2)])
@@ -94,7 +108,7 @@ def test_networks_without_batch_norm_have_no_layers():
 
 def test_fitted_statistics_are_those_of_the_images():
     def errors(model: torch.nn.Module) -> list[float]:
-        layers = measure_inputs(model, [images(32)])
+        layers = measure_inputs(model, [[images(32)]])
         return [
             (np.abs(one.mean - one.running_mean) / np.sqrt(one.var)).max().item() for one in layers
         ]
@@ -104,7 +118,7 @@ def test_fitted_statistics_are_those_of_the_images():
     fit_running_statistics(model, [images(32)])
     # Not 0: running variances are divided by n - 1, and n is 32 in the last layers.
     assert max(errors(model)) < 0.1
-    for layer in measure_inputs(model, [images(32)]):
+    for layer in measure_inputs(model, [[images(32)]]):
         np.testing.assert_allclose(layer.var, layer.running_var, rtol=0.2)
 
 

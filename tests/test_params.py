@@ -179,7 +179,16 @@ def test_a_long_value_is_cut(params_file):
 RULES = {
     "shares": ("ingest.val_fraction", "0.45", r"ingest: val_fraction \+ test_fraction is 0\.63"),
     "views": ("augment.policy", "none", "augment: policy none makes every one of the"),
-    "thresholds": ("decide.similar_mmd", "5.0", "decide: similar_mmd is 5; allowed: below far_mmd"),
+    "thresholds": (
+        "decide.similar_shift",
+        "5.0",
+        "decide: similar_shift is 5; allowed: below far_sh",
+    ),
+    "marks": (
+        "decide.far_mmd",
+        "0.1",
+        "decide: similar_mmd is auto and far_mmd 0.1; allowed: both",
+    ),
     "levels": ("decide.depth_images_per_class", "[1]", r"decide: .* are \[20, 1\]; allowed: asc"),
     "depths": ("decide.depth_far", "[0.5]", r"decide: depth_far is \[0.5\]; allowed: \d shares"),
     "rates": ("finetune.backbone_lr", "0.5", "finetune: backbone_lr is 0.5; allowed: at most head"),

@@ -22,8 +22,8 @@ from tiny_finetune import COUNTS
 
 from tasks.artifacts.arrays import read_array
 from tasks.artifacts.pixels import StoreWriter, store_info
-from tasks.artifacts.records import Arm
-from tasks.artifacts.tables import HistoryRow, read_rows
+from tasks.artifacts.records import Arm, BackboneChoice, write_record
+from tasks.artifacts.tables import HistoryRow, Manifest, ManifestRow, read_rows, write_manifest
 from tasks.errors import EngineError
 from tasks.params import Params
 from tasks.runtime import processes as module
@@ -120,8 +120,13 @@ for stage, port, arguments in json.load(open(sys.argv[1])):
 
 
 def make_pixels(folder: Path) -> list[str]:
-    """Write three pixel stores; give what extract reads."""
-    named = []
+    """Write three pixel stores and a manifest; give what extract reads."""
+    rows = [
+        ManifestRow(f"{i}.png", "ab"[i % 2], "train", f"g{i}", f"sha{i}", 32, 32, "RGB")
+        for i in range(19)
+    ]
+    write_manifest(folder / "manifest.csv", Manifest(rows))
+    named = [f"--manifest={folder / 'manifest.csv'}"]
     for seed, (split, count, views) in enumerate([("train", 19, 1), ("val", 9, 0), ("test", 3, 0)]):
         pixels = np.random.default_rng(seed).integers(
             0, 256, (count * (views + 1), 32, 32, 3), "u1"
@@ -131,6 +136,16 @@ def make_pixels(folder: Path) -> list[str]:
             writer.append(pixels)
         named.append(f"--{split}={folder / split}")
     return named
+
+
+def given_to_extract(root: Path, params: Params) -> list[str]:
+    """Write parameters and the choice of the backbone; give them as arguments."""
+    with (root / "params.yaml").open("w") as file:
+        YAML().dump(params.model_dump(mode="json"), file)
+    named = params.backbone
+    choice = BackboneChoice(name=named.name, weights=named.weights, images=0, ranking=[])
+    write_record(root / "choice.json", choice)
+    return [f"--params={root / 'params.yaml'}", f"--choice={root / 'choice.json'}"]
 
 
 def features_in(folder: Path) -> list[str]:
@@ -149,9 +164,8 @@ class Compared:
             (root / arm).mkdir()
             self.project = Project(root / arm, defaults)
             self.project.arguments(arm, UNEVEN)
-        with (root / "params.yaml").open("w") as file:
-            YAML().dump(with_values(tiny, {"extract.batch_size": 4}).model_dump(mode="json"), file)
-        self.pixels = [f"--params={root / 'params.yaml'}", *make_pixels(root / "pixels")]
+        tiny = with_values(tiny, {"extract.batch_size": 4})
+        self.pixels = [*given_to_extract(root, tiny), *make_pixels(root / "pixels")]
         self.run("one", 1)
         self.run("three", 3)
 
@@ -381,9 +395,7 @@ def test_an_error_in_all_processes_is_one_message_and_nothing_else(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_two_gpus_write_features_like_one(tmp_path: Path, tiny_params: Params):
-    with (tmp_path / "params.yaml").open("w") as file:
-        YAML().dump(tiny_params.model_dump(mode="json"), file)
-    pixels = [f"--params={tmp_path / 'params.yaml'}", *make_pixels(tmp_path / "pixels")]
+    pixels = [*given_to_extract(tmp_path, tiny_params), *make_pixels(tmp_path / "pixels")]
     for count in (1, min(2, torch.cuda.device_count())):
         command = ["-m", "tasks.extract", *pixels, *features_in(tmp_path / str(count))]
         status, errors = finish(start(command, REGRAFT_PROCESSES=str(count), REGRAFT_DEVICE="cuda"))

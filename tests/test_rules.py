@@ -15,7 +15,9 @@ from tasks.transferability.rules import (
     domain_of,
 )
 
-PARAMS = load_params(ROOT / "params.yaml").decide
+PARAMS = load_params(ROOT / "params.yaml").decide.model_copy(
+    update={"similar_mmd": 0.04, "far_mmd": 0.1}
+)
 DEPTH_OF_ARM = {"feature_extraction": 0, "fine_tune": 1, "scratch": 2}
 
 

@@ -1,12 +1,18 @@
 import numpy as np
 import pytest
 
-from tasks.artifacts.records import Estimate, KnownSet, MmdResult, Similarity
+from tasks.artifacts.records import Distance, Estimate, KnownSet, MmdResult, Similarity
 from tasks.transferability.leave_one_out import classify_by_ridge, estimate_transfer_gain
 from tasks.transferability.measures import h_score, logme
 from tasks.transferability.measures.knn_accuracy import classify_by_neighbors
 from tasks.transferability.measures.registry import estimate_measures
-from tasks.transferability.ruler import Ruler, find_ruler, place_on_ruler, say_similarity
+from tasks.transferability.ruler import (
+    Ruler,
+    find_marks,
+    find_ruler,
+    place_on_ruler,
+    say_similarity,
+)
 from tasks.transferability.sampling import Sample
 
 
@@ -69,8 +75,11 @@ def test_where_nothing_is_gained_the_interval_holds_zero(default_params):
 # the ruler and words -----------------------------------------------------------------------------
 
 
-def known(name, mmd):
-    return KnownSet(name=name, images=500, mmd=mmd, shift=0.1, transfer_gain=0.5)
+def known(name, mmd, domain=None):
+    return KnownSet(
+        name=name, images=500, mmd=2 * mmd, distance=mmd, domain=domain, shift=0.1,
+        transfer_gain=0.5,
+    )  # fmt: skip
 
 
 SETS = [known("solar cells", 0.19), known("photographs", 0.02), known("letters", 0.14)]
@@ -89,27 +98,42 @@ def test_place_on_the_ruler(value, place):
     assert place_on_ruler(value, SETS).startswith(place)
 
 
-def test_the_ruler_of_the_weights_is_found(tmp_path):
-    for name, sha256 in (("ruler.json", "aa"), ("ruler_other.json", "bb")):
+def test_the_ruler_of_weights_and_nearest_size_is_found(tmp_path):
+    for name, sha256, image_px in (("_a", "aa", 224), ("_b", "bb", 224), ("_c", "bb", 160)):
         ruler = Ruler(
-            backbone=name,
-            weights_sha256=sha256,
-            image_px=224,
-            source="card",
-            provenance="",
-            sets=SETS,
-        )
-        (tmp_path / name).write_text(ruler.model_dump_json())
-    assert find_ruler(tmp_path, "bb").backbone == "ruler_other.json"
-    assert find_ruler(tmp_path, "cc") is None
-    assert find_ruler(tmp_path / "nowhere", "aa") is None
+            backbone=name, weights_sha256=sha256, image_px=image_px, source="card", provenance="",
+            sets=SETS, marks=None,
+        )  # fmt: skip
+        (tmp_path / f"ruler{name}.json").write_text(ruler.model_dump_json())
+    assert find_ruler(tmp_path, "bb", 200).backbone == "_b"
+    assert find_ruler(tmp_path, "bb", 180).backbone == "_c"
+    assert find_ruler(tmp_path, "bb", 300) is None
+    assert find_ruler(tmp_path, "cc", 224) is None
+    assert find_ruler(tmp_path / "nowhere", "aa", 224) is None
+
+
+MARKED = [
+    known("a", -0.01, "similar"), known("b", 0.02, "similar"), known("c", 0.08, "intermediate"),
+    known("d", 0.32, "far"), known("e", 0.01),
+]  # fmt: skip
+
+
+def test_domains_end_between_the_sets_that_people_put_into_them():
+    found = find_marks(MARKED)
+    assert (found.similar, found.far) == pytest.approx((0.04, 0.16))
+
+
+@pytest.mark.parametrize("sets", [MARKED[:3], [*MARKED, known("f", 0.09, "similar")]])
+def test_without_sets_of_all_domains_apart_there_are_no_marks(sets):
+    assert find_marks(sets) is None
 
 
 def similarity(*, mmd=0.15, shift=0.3, gain=0.2, sets=()):
     estimate = Estimate(value=gain, low=gain - 0.1, high=gain + 0.1, n=60)
     found = mmd and MmdResult(
-        value=mmd, low=mmd - 0.01, high=mmd + 0.01, n=60, p_value=0.01, bandwidths=[1.0],
-        estimator="full", source="ImageNet", source_rows=100,
+        value=mmd + 0.05, low=mmd, high=mmd + 0.1, n=60, p_value=0.01, bandwidths=[1.0],
+        estimator="full", source="ImageNet", source_rows=100, narrowness=0.05,
+        matched=Distance(value=mmd, low=mmd - 0.01, high=mmd + 0.01, n=60),
     )  # fmt: skip
     return Similarity(
         images=60, mmd=found, shift=shift and estimate.model_copy(update={"value": shift}),
@@ -126,13 +150,15 @@ BETTER = (
 SENTENCES = {
     "card and ruler": (
         {"sets": SETS},
-        "Seen by the backbone, the data is at MMD^2 0.150 (0.140 to 0.160) from ImageNet, between "
-        "letters (0.140) and solar cells (0.190); " + BETTER,
+        "Seen by the backbone, the data is at MMD^2 0.150 (0.140 to 0.160) from the images of "
+        "ImageNet that fit best, between letters (0.140) and solar cells (0.190); that it pictures "
+        "less than ImageNet adds 0.050; " + BETTER,
     ),
     "card only": (
         {"gain": -0.15},
-        "Seen by the backbone, the data is at MMD^2 0.150 (0.140 to 0.160) from ImageNet; "
-        "pretrained features classify it 15.0 points worse (-25.0 to -5.0) than those of random "
+        "Seen by the backbone, the data is at MMD^2 0.150 (0.140 to 0.160) from the images of "
+        "ImageNet that fit best; that it pictures less than ImageNet adds 0.050; pretrained "
+        "features classify it 15.0 points worse (-25.0 to -5.0) than those of random "
         "weights.",
     ),
     "shift only": (

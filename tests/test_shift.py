@@ -17,12 +17,16 @@ ONES = np.ones(4)
 
 
 def probe(*layers):
-    """A probe of layers given as (name, group, mean, var, running_mean, running_var)."""
+    """A probe of layers given as (name, group, mean, var, running_mean, running_var), two parts."""
     tensors = {
         f"bn.{number:03d}.{key}": np.full(3, value, np.float32)
         for number, (_, _, *values) in enumerate(layers)
         for key, value in zip(("mean", "var", "running_mean", "running_var"), values, strict=True)
     }
+    for number, (_, _, mean, var, *_) in enumerate(layers):
+        for key, value in (("part_means", mean), ("part_vars", var)):
+            tensors[f"bn.{number:03d}.{key}"] = np.full((2, 3), value, np.float32)
+    tensors["parts"] = np.array([0, 1, 1])
     return tensors, {"layers": json.dumps([[name, group] for name, group, *_ in layers])}
 
 
@@ -66,15 +70,15 @@ def test_a_layer_that_was_never_used_is_measured_against_the_epsilon_of_batch_no
 def test_layers_are_read_in_forward_order():
     tensors, note = probe(("stem.bn", 0, 1, 1, 0, 1), ("head.bn", 5, 0, 4, 0, 1))
     assert measure_layer_shifts(tensors, note) == [
-        LayerShift("stem.bn", 0, 1.0),
-        LayerShift("head.bn", 5, 1.0),
+        LayerShift("stem.bn", 0, 1.0, [1.0, 1.0]),
+        LayerShift("head.bn", 5, 1.0, [1.0, 1.0]),
     ]
 
 
 def test_a_network_without_batch_norm_has_no_layers():
     assert measure_layer_shifts({}, {"layers": "[]"}) == []
     assert measure_layer_shifts({}, {}) == []
-    assert estimate_shift([], confidence=0.9, resamples=20, seed=0) is None
+    assert estimate_shift([], images=3, confidence=0.9) is None
 
 
 def test_missing_tensors_are_an_error():
@@ -85,18 +89,64 @@ def test_missing_tensors_are_an_error():
 
 
 def test_groups_get_the_mean_of_their_layers():
-    layers = [LayerShift("a", 0, 1.0), LayerShift("b", 2, 2.0), LayerShift("c", 2, 4.0)]
+    layers = [LayerShift("a", 0, 1.0, []), LayerShift("b", 2, 2.0, []), LayerShift("c", 2, 4.0, [])]
     groups = [LayerGroup(name=name, parameters=1) for name in ("stem", "plain", "top")]
     found = shift_by_group(layers, groups)
     assert [(item.group, item.value) for item in found] == [("stem", 1.0), ("top", 3.0)]
 
 
-def test_overall_shift_is_the_mean_over_layers_with_an_interval_over_layers():
-    values = np.random.default_rng(1).uniform(0, 1, 50)
-    layers = [LayerShift(str(i), 0, value) for i, value in enumerate(values)]
-    estimate = estimate_shift(layers, confidence=0.95, resamples=2000, seed=0)
-    assert estimate.value == pytest.approx(values.mean())
-    assert estimate.n == 50
-    error = 1.96 * values.std() / np.sqrt(50)
-    assert estimate.high - estimate.value == pytest.approx(error, rel=0.1)
-    assert estimate.value - estimate.low == pytest.approx(error, rel=0.1)
+def test_a_part_is_left_out_by_its_moments():
+    values = np.random.default_rng(0).normal(size=(30, 3))
+    parts = np.repeat([0, 1, 2], [8, 10, 12])
+    chunks = [values[parts == part] for part in range(3)]
+    tensors = {
+        "parts": parts,
+        "bn.000.mean": values.mean(axis=0), "bn.000.var": values.var(axis=0),
+        "bn.000.running_mean": np.zeros(3), "bn.000.running_var": np.ones(3),
+        "bn.000.part_means": np.stack([chunk.mean(axis=0) for chunk in chunks]),
+        "bn.000.part_vars": np.stack([chunk.var(axis=0) for chunk in chunks]),
+    }  # fmt: skip
+    found = measure_layer_shifts(tensors, {"layers": '[["bn", 0]]'})[0]
+    expected = [
+        layer_shift(kept.mean(axis=0), kept.var(axis=0), np.zeros(3), np.ones(3))
+        for kept in (values[parts != part] for part in range(3))
+    ]
+    assert found.without == pytest.approx(expected)
+
+
+def test_one_part_alone_gives_no_interval():
+    found = estimate_shift([LayerShift("a", 0, 0.2, [])], images=4, confidence=0.9)
+    assert (found.value, found.low, found.high, found.n) == (0.2, None, None, 4)
+
+
+def shift_of(means, parts):
+    """Shift of three layers whose channels see images with these means, (n, 3, C), variance 1."""
+    tensors = {"parts": parts}
+    for layer in range(3):
+        chunks = [means[parts == part, layer] for part in range(parts.max() + 1)]
+        tensors |= {
+            f"bn.{layer:03d}.mean": means[:, layer].mean(axis=0),
+            f"bn.{layer:03d}.var": 1 + means[:, layer].var(axis=0),
+            f"bn.{layer:03d}.running_mean": np.zeros(means.shape[2]),
+            f"bn.{layer:03d}.running_var": np.ones(means.shape[2]),
+            f"bn.{layer:03d}.part_means": np.stack([chunk.mean(axis=0) for chunk in chunks]),
+            f"bn.{layer:03d}.part_vars": np.stack([1 + chunk.var(axis=0) for chunk in chunks]),
+        }
+    note = {"layers": json.dumps([[str(layer), 0] for layer in range(3)])}
+    layers = measure_layer_shifts(tensors, note)
+    return estimate_shift(layers, images=len(means), confidence=0.95)
+
+
+@pytest.mark.parametrize("groups_of", [1, 5])
+def test_the_interval_holds_the_shift_of_all_images_as_often_as_promised(groups_of):
+    # All channels share an image's brightness: comparing layers tells nothing of the error.
+    moved, spread, inside = 0.5, 0.6, []
+    truth = moved**2 + (np.sqrt(1 + spread**2) - 1) ** 2
+    for run in range(300):
+        rng = np.random.default_rng([4, run])
+        groups = 200 // groups_of
+        brightness = np.repeat(rng.normal(moved, spread, groups), groups_of)
+        parts = np.repeat(rng.permutation(groups) % 20, groups_of)
+        found = shift_of(np.broadcast_to(brightness[:, None, None], (200, 3, 4)), parts)
+        inside.append(found.low <= truth <= found.high)
+    assert 0.92 <= np.mean(inside) <= 0.98

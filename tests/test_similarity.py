@@ -13,13 +13,15 @@ from tasks.artifacts.records import (
     InputSpec,
     KnownSet,
     LayerGroup,
+    Marks,
     Similarity,
     read_record,
     write_json,
     write_record,
 )
+from tasks.artifacts.sampling import choose_rows
 from tasks.artifacts.tables import Manifest, ManifestRow, PlaneRow, read_rows, write_manifest
-from tasks.backbones.source_cards import CardOrigin, SourceCard, write_card
+from tasks.backbones.source_cards import CardOrigin, SourceCard, read_card, write_card
 from tasks.errors import ArtifactError
 from tasks.reporting.results import WORDS, MeasureRow, measure_rows
 from tasks.similarity import Reference, main, measure_similarity, project
@@ -27,7 +29,7 @@ from tasks.transferability import leave_one_out
 from tasks.transferability.measures import registry, ridge_accuracy
 from tasks.transferability.mmd import measure_mmd
 from tasks.transferability.ruler import Ruler
-from tasks.transferability.sampling import Target, choose_rows
+from tasks.transferability.sampling import Target
 from tasks.transferability.shift import LayerShift
 
 D, IMAGES = 6, 90
@@ -52,9 +54,12 @@ CARD = SourceCard(
         weights_sha256="aa", weights_license=None, input=SPEC, fit="crop", command="",
     ),
 )  # fmt: skip
+MARKS = Marks(similar=0.01, far=0.1)
 RULER = Ruler(
-    backbone="small", weights_sha256="aa", image_px=64, source="photographs", provenance="",
-    sets=[KnownSet(name="letters", images=500, mmd=0.001, shift=0.1, transfer_gain=0.5)],
+    backbone="small", weights_sha256="aa", image_px=32, source="photographs", provenance="",
+    sets=[KnownSet(name="letters", images=500, mmd=0.001, distance=0.001, domain="far", shift=0.1,
+                   transfer_gain=0.5)],
+    marks=MARKS,
 )  # fmt: skip
 
 
@@ -82,7 +87,10 @@ def target_of(**changes):
         "features": features_of(),
         "probe_rows": np.arange(0, IMAGES, 2),
         "random_features": rng.normal(size=(IMAGES // 2, D)).astype(np.float32),
-        "layers": [LayerShift("stem.bn", 0, 0.2), LayerShift("top.bn", 1, 0.4)],
+        "layers": [
+            LayerShift("stem.bn", 0, 0.2, [0.1, 0.3]),
+            LayerShift("top.bn", 1, 0.4, [0.3, 0.5]),
+        ],
     }
     return Target(**{**values, **changes})
 
@@ -93,7 +101,7 @@ def params(tiny_params):
 
 
 def measured(params, target=None, card=CARD, ruler=RULER, seed=3):
-    reference = Reference(card=card, ruler=ruler)
+    reference = Reference(card=card, ruler=ruler, sizes=[224, 384])
     return measure_similarity(target or target_of(), reference, INFO, params=params, seed=seed)
 
 
@@ -213,21 +221,36 @@ def test_without_batch_norm_there_is_a_note_and_no_shift(params):
     assert any(tells(note, "small", "no batch-norm layer", "shift") for note in found.notes)
 
 
-def test_other_image_sizes_are_noted(params):
-    larger = SourceCard(
-        CARD.features,
-        CARD.provenance.model_copy(update={"input": SPEC.model_copy(update={"image_px": 224})}),
-    )
-    notes = measured(params, card=larger).notes
-    assert any(tells(note, "card", "224 px", "32 px") for note in notes)
-    assert any(tells(note, "known data sets", "64 px") for note in notes)
+def test_another_image_size_is_noted(params):
+    other = CARD.provenance.model_copy(update={"input": SPEC.model_copy(update={"image_px": 40})})
+    notes = measured(params, card=SourceCard(CARD.features, other)).notes
+    assert any(tells(note, "card", "40 px", "32 px", "small part") for note in notes)
     assert not any("32 px" in note for note in measured(params).notes)
+
+
+def test_where_cards_of_other_sizes_exist_the_note_names_them(params):
+    notes = measured(params, card=None).notes
+    assert any(tells(note, "near 32 px", "cards at 224 px and 384 px") for note in notes)
+
+
+def test_marks_come_from_the_ruler_and_without_them_a_note_says_so(params):
+    assert measured(params).marks == MARKS
+    for ruler in (None, RULER.model_copy(update={"marks": None})):
+        found = measured(params, ruler=ruler)
+        assert found.marks is None
+        assert any("measure_ruler" in note for note in found.notes)
+
+
+def test_distance_and_narrowness_add_up_to_the_mmd(params):
+    found = measured(params).mmd
+    assert found.matched.value + found.narrowness == pytest.approx(found.value)
+    assert found.matched.low <= found.matched.value <= found.matched.high < found.value
 
 
 def test_known_sets_are_carried_along_and_named(params):
     found = measured(params)
     assert found.known == RULER.sets
-    assert tells(found.summary, "farther than letters", "0.001")
+    assert tells(found.summary, "farther than letters", "(0.001)")
 
 
 def test_a_card_of_another_backbone_is_an_error(params):
@@ -277,9 +300,15 @@ def stage(tmp_path):
     write_manifest(tmp_path / "manifest.csv", target.manifest)
     write_array(tmp_path / "train/features.npy", target.features)
     write_record(tmp_path / "backbone.json", INFO)
-    tensors = {"rows": target.probe_rows, "random_features": target.random_features}
+    tensors = {
+        "rows": target.probe_rows,
+        "parts": np.arange(len(target.probe_rows)) % 2,
+        "random_features": target.random_features,
+    }
     for number, moved in enumerate((0.5, 1.0)):
         tensors[f"bn.{number:03d}.mean"] = np.full(4, moved, np.float32)
+        tensors[f"bn.{number:03d}.part_means"] = np.full((2, 4), moved, np.float32)
+        tensors[f"bn.{number:03d}.part_vars"] = np.ones((2, 4), np.float32)
         tensors[f"bn.{number:03d}.running_mean"] = np.zeros(4, np.float32)
         tensors[f"bn.{number:03d}.var"] = tensors[f"bn.{number:03d}.running_var"] = np.ones(
             4, np.float32
@@ -302,8 +331,11 @@ def stage(tmp_path):
 def test_main_writes_what_it_measured(stage, tmp_path, default_params):
     main(stage)
     found = read_record(tmp_path / "out/similarity.json", Similarity)
-    target = target_of(layers=[LayerShift("stem.bn", 0, 0.25), LayerShift("top.bn", 1, 1.0)])
-    assert found == measured(default_params.similarity, target, seed=default_params.seed)
+    target = target_of(
+        layers=[LayerShift("stem.bn", 0, 0.25, [0.25] * 2), LayerShift("top.bn", 1, 1.0, [1.0] * 2)]
+    )
+    card = read_card(tmp_path / "cards/card.safetensors")
+    assert found == measured(default_params.similarity, target, card=card, seed=default_params.seed)
     assert (tmp_path / "out/shift_profile.csv").read_text() == (
         "layer,group,index,shift\nstem.bn,stem,0,0.25\ntop.bn,top,1,1.0\n"
     )

@@ -2,8 +2,8 @@ from collections import Counter
 
 import numpy as np
 
+from tasks.artifacts.sampling import choose_rows, number_groups
 from tasks.artifacts.tables import ManifestRow
-from tasks.transferability.sampling import choose_rows, number_groups
 
 
 def rows_of(**counts):
@@ -31,6 +31,19 @@ def test_every_class_keeps_its_share():
 def test_a_rare_class_is_not_lost():
     rows = rows_of(common=1000, rare=1)
     assert "rare" in {rows[i].label for i in choose_rows(rows, 10, seed=0)}
+
+
+def test_no_class_is_chosen_with_a_single_image_where_it_has_more():
+    rows = rows_of(**{f"class{number}": 3 for number in range(100)}, rare=1)
+    counts = Counter(rows[i].label for i in choose_rows(rows, 64, seed=0))
+    assert set(counts[label] for label in counts if label != "rare") == {2}
+    assert len(counts) >= 32
+
+
+def test_two_images_of_every_class_come_before_a_third_of_any():
+    rows = rows_of(large=1000, small=5, tiny=2)
+    counts = Counter(rows[i].label for i in choose_rows(rows, 7, seed=0))
+    assert counts == {"large": 3, "small": 2, "tiny": 2}
 
 
 def test_a_smaller_sample_is_part_of_a_larger_one():

@@ -180,7 +180,7 @@ def test_a_run_with_overrides_becomes_an_experiment_that_can_be_branched_and_rer
     before = project.git("status", "--porcelain"), project.read("params.yaml"), project.lock
     run = served.run(overrides={"finetune": {"head_lr": 0.0004}})
     message = served.wait_for_end(run, 300)["message"]
-    assert "4 ran, 7 cached" in message
+    assert "6 ran, 7 cached" in message
     assert (project.git("status", "--porcelain"), project.read("params.yaml"), project.lock) == (
         before
     )
@@ -368,7 +368,7 @@ def test_a_schedule_with_overrides_that_is_switched_on_in_the_browser_fires(
         assert first["auto_scheduled"]
         message = server.wait_for_end(first["id"], 300)["message"]
         assert "kept as experiment" in message
-        states = server.ended_tasks(first["id"], 11)
+        states = server.ended_tasks(first["id"], 13)
         assert (states["finetune"], states["evaluate"]) == ("Cached", "Completed")
         eventually(lambda: server.runs(["SCHEDULED"]), lambda runs: not runs)
     finally:
@@ -448,14 +448,14 @@ def test_runs_of_a_worker_elsewhere_come_back_through_the_remotes(
             deployment = "pipeline/regraft-docker"
             whole = server.run(deployment)
             assert server.wait_for_end(whole, 300)["type"] == "COMPLETED"
-            assert set(server.ended_tasks(whole, 12).values()) == {"Cached"}
+            assert set(server.ended_tasks(whole, 14).values()) == {"Cached"}
             apart = server.run(deployment, overrides={"evaluate": {"ece_bins": 4}})
             message = server.wait_for_end(apart, 300)["message"]
-            assert "3 ran, 9 cached" in message, message  # data/raw.dvc is one of them
+            assert "3 ran, 11 cached" in message, message  # data/raw.dvc is one of them
             name = message.split("experiment ")[1].split(":")[0]
             again = server.run(deployment, overrides={"evaluate": {"ece_bins": 4}})
             assert server.wait_for_end(again, 300)["type"] == "COMPLETED"
-            states = server.ended_tasks(again, 12)  # made by the run before, in another clone
+            states = server.ended_tasks(again, 14)  # made by the run before, in another clone
             assert (states["check"], states["report"]) == ("Cached", "Cached")
             swept = server.run(
                 "sweep/regraft-sweep", rows=[{"evaluate.ece_bins": 6}], deployment=deployment

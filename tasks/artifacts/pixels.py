@@ -215,6 +215,24 @@ class PixelStore:
             yield self.rows(rows[start : start + batch_size])
 
 
+class ChosenPixels(PixelStore):
+    """Some images of a store as a store of their own; nothing is copied.
+
+    Args:
+        store: All images.
+        images: Numbers of those that count, in this order, int64 (n,).
+    """
+
+    def __init__(self, store: PixelStore, images: Ints) -> None:
+        super().__init__(store.folder, store.info.model_copy(update={"count": len(images)}))
+        self._store, self._images = store, images
+
+    def rows(self, indices: Sequence[int] | Ints) -> Pixels:
+        """Read rows of the chosen images, as `PixelStore.rows` does of all."""
+        image, view = np.divmod(np.asarray(indices, dtype=np.int64), self.info.views + 1)
+        return self._store.rows(self._store.row_of(self._images[image], view))
+
+
 def _check_shard(folder: Path, info: StoreInfo, number: int) -> None:
     path = _shard_path(folder, number)
     pixels = _shard_shape(info, number)[0] * _row_bytes(info.image_px)

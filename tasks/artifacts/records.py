@@ -155,6 +155,29 @@ class LayerGroup(Record):
     parameters: int
 
 
+class BackboneRank(Record):
+    """What the frozen features of one candidate are worth on some training images."""
+
+    name: str
+    ridge_accuracy: Estimate  # without the image's own group
+    gain: Estimate | None  # of that accuracy over the best candidate before; None for the first
+    better: bool  # beyond doubt than every one before
+    logme: Estimate
+    h_score: Estimate
+
+
+class BackboneChoice(Record):
+    """The backbone that is used (data/select/choice.json).
+
+    `ranking` is empty, and `images` 0, where the parameters name it.
+    """
+
+    name: str
+    weights: str
+    images: int
+    ranking: list[BackboneRank]
+
+
 class BackboneInfo(Record):
     """The frozen network that made the features (data/extract/backbone.json)."""
 
@@ -225,18 +248,32 @@ class Audit(Record):
 # similarity --------------------------------------------------------------------------------------
 
 
-class MmdResult(Record):
-    """Unbiased MMD^2 between the source card and the training features."""
+class Distance(Record):
+    """An unbiased MMD^2 with its interval; it may lie below 0."""
 
     value: float
     low: float
     high: float
     n: int
+
+
+class MmdResult(Distance):
+    """MMD^2 between the source card and the training features."""
+
     p_value: float
     bandwidths: list[float]
     estimator: Literal["full", "block"]
     source: str  # name of the card
     source_rows: int
+    matched: Distance  # the same of a source whose images are weighed to come nearest
+    narrowness: float  # the rest of the value: the target pictures less than the source
+
+
+class Marks(Record):
+    """Where domains end, on the scale of the matched MMD^2 of one backbone and image size."""
+
+    similar: float  # below: similar
+    far: float  # above: far
 
 
 class GroupShift(Record):
@@ -252,8 +289,10 @@ class KnownSet(Record):
     name: str
     images: int
     mmd: float
-    shift: float | None  # None: the network has no running statistics
-    transfer_gain: float | None  # None: the set has no labels
+    distance: float  # matched MMD^2
+    domain: Literal["similar", "intermediate", "far"] | None  # as people see it; None: not said
+    shift: float | None  # None: the network has no running statistics, or it was not measured
+    transfer_gain: float | None  # None: the set has no labels, or it was not measured
 
 
 class Similarity(Record):
@@ -266,7 +305,7 @@ class Similarity(Record):
     __pydantic_extra__: dict[str, Estimate]
 
     images: int
-    mmd: MmdResult | None  # None: no source card for this backbone
+    mmd: MmdResult | None  # None: no source card for this backbone and image size
     shift: Estimate | None  # None: the network has no running statistics
     shift_groups: list[GroupShift]
     logme: Estimate
@@ -277,37 +316,11 @@ class Similarity(Record):
     transfer_gain: Estimate  # ridge of pretrained minus ridge of random features
     summary: str  # one plain sentence
     notes: list[str]
+    marks: Marks | None = None  # None: no ruler for these weights and this image size
     known: list[KnownSet] = []  # nearest to the source first; empty: no ruler for these weights
 
 
-# decide ------------------------------------------------------------------------------------------
-
-
-class Rule(Record):
-    """One rule of the decision: what it asks, what it saw, whether it fired."""
-
-    name: str
-    statement: str
-    inputs: dict[str, float | int | str | None]
-    fired: bool
-    votes_for: Arm | None
-
-
-class Decision(Record):
-    """How to transfer, with its audit trail (decision.json)."""
-
-    arm: Arm
-    forced: bool  # the user named the arm in params.yaml
-    recommended: Arm  # what the rules say, also when forced
-    domain: Literal["similar", "intermediate", "far"]
-    confidence: Literal["low", "medium", "high"]
-    phases: list[int]  # lowest unfrozen group of each phase, top down; scratch [0]; frozen []
-    rules: list[Rule]
-    would_change: list[str]  # sentences: what would have changed the answer
-    reasons: list[str]  # sentences, most important first
-
-
-# baseline and finetune ---------------------------------------------------------------------------
+# baseline ----------------------------------------------------------------------------------------
 
 
 class TriedHead(Record):
@@ -319,6 +332,23 @@ class TriedHead(Record):
     val_accuracy: float
     train_accuracy: float
     chosen: bool
+
+
+class CurvePoint(Record):
+    """A linear head that learned from a part of the training images."""
+
+    images: int
+    val_accuracy: Estimate
+    val_loss: float  # calibrated
+
+
+class LearningCurve(Record):
+    """What more training images bring to a linear head on frozen features, judged on val."""
+
+    points: list[CurvePoint]  # ascending; the last one is of all images
+    last_step: Estimate | None  # accuracy, from the last but one point, paired; None: one point
+    pays: bool  # val says beyond doubt that the last step brought something
+    doubling: Estimate | None  # what twice the images would add to val accuracy, by a power law
 
 
 class Baseline(Record):
@@ -336,6 +366,105 @@ class Baseline(Record):
     majority_accuracy: float  # of always naming the largest training class, on val
     notes: list[str]
     l2_strength: float  # of the linear heads that audit the data
+    folds_accuracy: Estimate | None = None  # of linear heads, by folds over train and val
+    room: Estimate | None = None  # val accuracy that a model without mistakes would add
+    curve: LearningCurve | None = None
+
+
+# race --------------------------------------------------------------------------------------------
+
+
+class Racer(Record):
+    """An arm after a round, against frozen features that learned from the same images."""
+
+    name: str  # top, half, all (of the layer groups), scratch
+    arm: Arm
+    cut: int  # lowest trained layer group
+    val_accuracy: float
+    val_loss: float  # calibrated
+    accuracy_gain: Estimate
+    loss_change: Estimate
+    better: bool  # beyond doubt
+    worse: bool
+
+
+class RaceRound(Record):
+    """Arms that learned from the same part of the training images."""
+
+    images: int
+    epochs: int
+    frozen_accuracy: float  # on val, of a head on frozen features
+    frozen_loss: float
+    racers: list[Racer]  # the cheapest first
+
+
+class Race(Record):
+    """Arms trained side by side on a part of the images (data/race/race.json)."""
+
+    skipped: str | None  # why there was no race, in a sentence
+    rounds: list[RaceRound] = []
+    winner: Racer | None = (
+        None  # better than frozen features, and than every cheaper arm, beyond doubt
+    )
+    val_images: int = 0  # that judged
+    cost: float = 0.0  # multiply-adds at most, as a share of what fine-tuning is expected to cost
+    twice_the_images: Estimate | None = (
+        None  # val accuracy of frozen features on twice the images minus the best racer's
+    )
+    words: str = ""  # what the race says, for a person
+
+
+# decide ------------------------------------------------------------------------------------------
+
+
+class Rule(Record):
+    """One rule of the decision: what it asks, what it saw, whether it fired."""
+
+    name: str
+    statement: str
+    inputs: dict[str, float | int | str | None]
+    fired: bool
+    votes_for: Arm | None
+
+
+class ConsideredArm(Record):
+    """One way to transfer, and what is known of it."""
+
+    name: str  # frozen, top, half, all (of the layer groups), scratch
+    arm: Arm
+    cut: int | None  # lowest trained layer group; None: frozen
+    chosen: bool
+    said: str  # a sentence
+
+
+class DecisionEvidence(Record):
+    """What the images themselves say, beside their distance to the source."""
+
+    frozen_accuracy: Estimate  # on val
+    folds_accuracy: Estimate | None  # of linear heads, by folds over train and val
+    room: Estimate | None  # val accuracy that a model without mistakes would add
+    at_ceiling: bool  # frozen features make hardly a mistake, and val could not tell a better model
+    curve: LearningCurve | None
+    race: Race | None
+
+
+class Decision(Record):
+    """How to transfer, with its audit trail (decision.json)."""
+
+    arm: Arm
+    forced: bool  # the user named the arm in params.yaml
+    recommended: Arm  # what the rules say, also when forced
+    domain: Literal["similar", "intermediate", "far"]
+    confidence: Literal["low", "medium", "high"]
+    phases: list[int]  # lowest unfrozen group of each phase, top down; scratch [0]; frozen []
+    rules: list[Rule]
+    would_change: list[str]  # sentences: what would have changed the answer
+    reasons: list[str]  # sentences, most important first
+    arms: list[ConsideredArm] = []
+    evidence: DecisionEvidence | None = None
+
+
+# finetune ----------------------------------------------------------------------------------------
 
 
 class Phase(Record):

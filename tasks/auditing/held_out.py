@@ -165,6 +165,22 @@ def right_in_folds(held_out: HeldOut) -> Bools:
     return right
 
 
+def accuracy_in_folds(
+    held_out: HeldOut, *, confidence: float, resamples: int, seed: int
+) -> Estimate | None:
+    """Estimate the accuracy over folds; None where no head may judge an image."""
+    judged = np.flatnonzero(held_out.judge >= 0)
+    if not len(judged):
+        return None
+    return accuracy_interval(
+        right_in_folds(held_out)[judged],
+        [held_out.pool.groups[image] for image in judged],
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
 def compare_with_folds(
     held_out: HeldOut, test: Ints, test_right: Bools, params: EvaluateParams, *, seed: int
 ) -> Folds | None:
@@ -183,18 +199,13 @@ def compare_with_folds(
     Returns:
         None where no head may judge an image.
     """
-    judged = np.flatnonzero(held_out.judge >= 0)
-    if not len(judged):
-        return None
-    right = right_in_folds(held_out)
-    groups = held_out.pool.groups
-    accuracy = accuracy_interval(
-        right[judged],
-        [groups[image] for image in judged],
-        confidence=params.confidence,
-        resamples=params.bootstrap,
-        seed=seed,
+    accuracy = accuracy_in_folds(
+        held_out, confidence=params.confidence, resamples=params.bootstrap, seed=seed
     )
+    if accuracy is None:
+        return None
+    judged, right = np.flatnonzero(held_out.judge >= 0), right_in_folds(held_out)
+    groups = held_out.pool.groups
     difference = _difference(right, judged, test, test_right, groups, params.confidence)
     return Folds(
         accuracy=accuracy,

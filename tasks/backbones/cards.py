@@ -17,10 +17,11 @@ from tasks.artifacts.words import first_of
 from tasks.backbones.catalogue import Backbone, load_backbone
 from tasks.backbones.engine import make_engine
 from tasks.backbones.groups import PooledFeatures
-from tasks.backbones.source_cards import CardOrigin, SourceCard, write_card
+from tasks.backbones.source_cards import CardOrigin, SourceCard, name_by_size, write_card
 from tasks.errors import DataError, ImageError
 from tasks.images.decoding.decode import read_clean_view
 from tasks.images.decoding.formats import SUFFIXES
+from tasks.params import Params
 from tasks.params_file import load_params
 from tasks.runtime.device import configure_torch
 from tasks.runtime.entry import run_stage
@@ -114,21 +115,44 @@ def _batches(views: Iterator[Pixels]) -> Iterator[Pixels]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make a card from a folder of images."""
+    """Make a card of a folder of images, or one for each of several image sizes."""
     options = _parse(argv)
     params = load_params(options.params)
     machine = read_machine()
     configure_torch(machine, params.seed)
+    files = list_source_images(options.images)
+    sizes = options.image_px or [params.augment.image_px]
+    for image_px in sizes:
+        out = name_by_size(options.out, image_px) if len(sizes) > 1 else options.out
+        card = make_card(files, image_px, options, params, machine)
+        write_card(out, card)
+        log.info(
+            "%s: %d features of %d images, for %s with weights %s",
+            out,
+            card.features.shape[1],
+            len(files),
+            card.provenance.backbone,
+            card.weights_sha256[:12],
+        )
+
+
+def make_card(
+    files: Sequence[Path],
+    image_px: int,
+    options: argparse.Namespace,
+    params: Params,
+    machine: Machine,
+) -> SourceCard:
+    """Make the card of one image size; `options` are those of the command."""
     backbone = load_backbone(
         options.backbone or params.backbone.name,
         options.weights or params.backbone.weights,
-        image_px=options.image_px or params.augment.image_px,
+        image_px=image_px,
         seed=params.seed,
     )
-    files = list_source_images(options.images)
     views = read_views(
         files,
-        image_px=backbone.input.image_px,
+        image_px=image_px,
         fit=options.fit,
         max_pixels=params.ingest.max_pixels,
         workers=machine.decode_workers,
@@ -146,15 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         fit=options.fit,
         command=_command(backbone, options),
     )
-    write_card(options.out, SourceCard(features, provenance))
-    log.info(
-        "%s: %d features of %d images, for %s with weights %s",
-        options.out,
-        features.shape[1],
-        len(files),
-        backbone.name,
-        backbone.weights_sha256[:12],
-    )
+    return SourceCard(features, provenance)
 
 
 def _command(backbone: Backbone, options: argparse.Namespace) -> str:
@@ -165,11 +181,11 @@ def _command(backbone: Backbone, options: argparse.Namespace) -> str:
         "name": options.name,
         "backbone": backbone.name,
         "weights": Path(backbone.weights).name,
-        "image-px": str(backbone.input.image_px),
         "fit": options.fit,
     }
     named = [part for key, value in values.items() for part in (f"--{key}", value)]
-    return shlex.join(["python", "-m", "tasks.backbones.cards", *named])
+    sizes = map(str, options.image_px or [backbone.input.image_px])
+    return shlex.join(["python", "-m", "tasks.backbones.cards", *named, "--image-px", *sizes])
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -181,7 +197,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--license", help="license or terms of the images")
     parser.add_argument("--backbone", help="timm name; else that of the parameters")
     parser.add_argument("--weights", help="as backbone.weights; else that of the parameters")
-    parser.add_argument("--image-px", type=int, help="side, pixels; else that of the parameters")
+    parser.add_argument(
+        "--image-px",
+        type=int,
+        nargs="+",
+        help="side, pixels; else that of the parameters. Several make a card each, with the size "
+        "added to the file's name",
+    )
     parser.add_argument("--fit", choices=FITS, default="crop", help="how images become square")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the parameters")
     return parser.parse_args(argv)

@@ -1,10 +1,10 @@
 """Batch normalization: what a backbone's layers see in images; fitting an untrained backbone."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Literal, Self
 
 import numpy as np
@@ -31,6 +31,8 @@ class LayerInputs:
         var: Population variance of the same, (C,).
         running_mean: What the layer learned in pretraining, (C,).
         running_var: The same, (C,).
+        part_means: Of each part of the images, (P, C).
+        part_vars: The same, (P, C).
     """
 
     name: str
@@ -39,6 +41,8 @@ class LayerInputs:
     var: Floats
     running_mean: Floats
     running_var: Floats
+    part_means: Floats
+    part_vars: Floats
 
 
 def norm_kind(model: nn.Module) -> Literal["batch", "other"]:
@@ -47,39 +51,53 @@ def norm_kind(model: nn.Module) -> Literal["batch", "other"]:
 
 
 def measure_inputs(
-    model: nn.Module, batches: Iterable[torch.Tensor], *, workers: int = 1
+    model: nn.Module, parts: Iterable[Iterable[torch.Tensor]], *, workers: int = 1
 ) -> list[LayerInputs]:
     """Measure mean and variance of the input of every batch-norm layer, in forward order.
 
     Args:
         model: A timm model in eval mode.
-        batches: Normalized images, float32 (N, 3, R, R) each; few are in memory at a time.
+        parts: Batches of each part of the images: normalized, float32 (N, 3, R, R); few are in
+            memory at a time.
         workers: Batches computed side by side, in one thread each. Changes no result.
     """
     layers = _layers(model)
-    moments: dict[str, _Moments] = {}
+    moments: dict[str, dict[int, _Moments]] = {}
     small = (
-        batch[start : start + IMAGES_AT_ONCE]
+        (part, batch[start : start + IMAGES_AT_ONCE])
+        for part, batches in enumerate(parts)
         for batch in batches
         for start in range(0, len(batch), IMAGES_AT_ONCE)
     )
     with _recording(layers) as run, single_thread():
-        for parts in map_in_order(partial(run, model), small, workers=workers):
-            for name, part in parts:
-                moments[name] = moments[name].merge(part) if name in moments else part
+
+        def run_part(numbered: tuple[int, torch.Tensor]) -> tuple[int, NamedMoments]:
+            return numbered[0], run(model, numbered[1])
+
+        for part, found in map_in_order(run_part, small, workers=workers):
+            for name, seen in found:
+                of_layer = moments.setdefault(name, {})
+                of_layer[part] = of_layer[part].merge(seen) if part in of_layer else seen
     groups = group_numbers(model)
     return [
-        LayerInputs(
-            name=name,
-            group=groups[f"{name}.running_mean"],
-            mean=seen.mean,
-            var=seen.squares / seen.count,
-            running_mean=_to_vector(layers[name].running_mean),
-            running_var=_to_vector(layers[name].running_var),
-        )
-        for name, seen in moments.items()
+        _join(name, groups[f"{name}.running_mean"], layers[name], list(of_layer.values()))
+        for name, of_layer in moments.items()
         if f"{name}.running_mean" in groups
     ]
+
+
+def _join(name: str, group: int, layer: _BatchNorm, parts: "Sequence[_Moments]") -> LayerInputs:
+    whole = reduce(_Moments.merge, parts)
+    return LayerInputs(
+        name=name,
+        group=group,
+        mean=whole.mean,
+        var=whole.squares / whole.count,
+        running_mean=_to_vector(layer.running_mean),
+        running_var=_to_vector(layer.running_var),
+        part_means=np.stack([part.mean for part in parts]),
+        part_vars=np.stack([part.squares / part.count for part in parts]),
+    )
 
 
 def fit_running_statistics(

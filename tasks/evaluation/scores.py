@@ -3,19 +3,23 @@
 Scores are functions of sums over images, so that resamples of groups need no copy of an image.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import signal, sparse, stats
 
 from tasks.artifacts.arrays import Floats, Ints
-from tasks.artifacts.records import Arm, Difference, Estimate, Scores
+from tasks.artifacts.records import Arm, Difference, Estimate, ModelName, Scores
+from tasks.artifacts.tables import Manifest
 from tasks.evaluation.words import say_difference
 from tasks.judging.calibration import (
     Judged,
+    ModelLogits,
     confidence_of,
     equal_mass_bins,
     expected_calibration_error,
+    judge,
 )
 from tasks.judging.metrics import (
     ClassSums,
@@ -25,6 +29,7 @@ from tasks.judging.metrics import (
     label_losses,
     macro_f1,
 )
+from tasks.judging.rule import ValSet
 from tasks.judging.statistics import (
     GroupBootstrap,
     Interval,
@@ -34,6 +39,18 @@ from tasks.judging.statistics import (
     share_interval,
 )
 from tasks.params import EvaluateParams
+
+
+def judge_models(
+    manifest: Manifest, models: Mapping[ModelName, ModelLogits]
+) -> dict[ModelName, Judged]:
+    """Give the answers of every model to the test images, calibrated on val."""
+    val = ValSet(manifest.labels("val"), manifest.groups("val"))
+    labels = manifest.labels("test")
+    return {
+        name: judge(logits.test, labels, val.temperature(logits.val))
+        for name, logits in models.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ def train(
     """Fit the path of L2 strengths and say which one was chosen, and by what."""
     path = choose_linear(train, val, params.l2_strengths, classes=classes, seed=seed)
     tried = [
-        TrainedHead(_module(fit), f"L2 {fit.strength:g}", strength=fit.strength)
+        TrainedHead(to_module(fit), f"L2 {fit.strength:g}", strength=fit.strength)
         for fit in path.fits
     ]
     strength = path.chosen.strength
@@ -67,7 +67,8 @@ class LinearFit:
         return np.asarray(features @ self.weight.T + self.bias, dtype=np.float32)
 
 
-def _module(fit: LinearFit) -> nn.Module:
+def to_module(fit: LinearFit) -> nn.Module:
+    """Make a head of a fit, in eval mode."""
     classes, dim = fit.weight.shape
     head = build(dim, classes, hidden=0, dropout=0.0)
     head.load_state_dict(
@@ -188,15 +189,22 @@ class LinearPath:
 
 
 def choose_linear(
-    train: Labeled, val: Labeled, strengths: Sequence[float], *, classes: int, seed: int
+    train: Labeled,
+    val: Labeled,
+    strengths: Sequence[float],
+    *,
+    classes: int,
+    seed: int,
+    images: Ints | None = None,
 ) -> LinearPath:
-    """Fit a path of strengths on all training images and choose one.
+    """Fit a path of strengths on training images, all or those given, and choose one.
 
     With fewer than 50 training images a class, val holds only a few of each: then the loss over
     held-out folds of the training images decides, no group in two folds.
     """
-    rows = ScaledRows(train, np.arange(len(train.labels)))
-    folds = _folds(train, seed) if len(train.labels) < FEW_IMAGES * classes else []
+    images = np.arange(len(train.labels)) if images is None else images
+    rows = ScaledRows(train, images)
+    folds = _folds(train, images, seed) if len(images) < FEW_IMAGES * classes else []
     with progress(name_head("linear"), len(strengths) * (len(folds) + 1), "fits") as meter:
         if not folds:
             path = _counted(fit_path(rows, classes, strengths), meter)
@@ -230,15 +238,17 @@ def _mean_loss(fit: LinearFit, data: Labeled) -> float:
     return data.judge.loss(fit.logits(data.features[:, 0]))
 
 
-def _folds(train: Labeled, seed: int) -> list[tuple[Ints, Ints]]:
+def _folds(train: Labeled, images: Ints, seed: int) -> list[tuple[Ints, Ints]]:
     """Split into (fitted, held out) images; no folds where a class has fewer than two groups."""
-    groups = np.unique(np.array(train.groups, dtype=object), return_inverse=True)[1]
-    smallest = min(len(set(groups[train.labels == label])) for label in np.unique(train.labels))
+    groups = np.unique(np.array(train.groups, dtype=object), return_inverse=True)[1][images]
+    labels = train.labels[images]
+    smallest = min(len(set(groups[labels == label])) for label in np.unique(labels))
     count = min(FOLDS, smallest)
     if count < 2:
         return []
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
-    return list(splitter.split(train.labels, train.labels, groups))
+    folds = splitter.split(labels, labels, groups)
+    return [(images[fitted], images[held_out]) for fitted, held_out in folds]
 
 
 def _held_out_losses(

@@ -3,7 +3,6 @@
 Reliability in bins of equal mass, and one temperature from val.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +11,6 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
 from tasks.artifacts.arrays import Floats, Ints, Logits
-from tasks.artifacts.records import ModelName
-from tasks.artifacts.tables import Manifest
 from tasks.judging.metrics import ClassSums, label_losses, log_probabilities, sum_classes
 
 LARGEST_TEMPERATURE = 20.0  # and 1 / 20 is the smallest
@@ -162,15 +159,3 @@ def judge(logits: ArrayLike, labels: Ints, temperature: float = 1.0) -> Judged:
 def confidence_of(log_p: Floats) -> Floats:
     """Probability of the predicted class, (N,)."""
     return np.asarray(np.exp(log_p.max(axis=1)))
-
-
-def judge_models(
-    manifest: Manifest, models: Mapping[ModelName, ModelLogits]
-) -> tuple[dict[ModelName, Judged], dict[ModelName, Judged]]:
-    """Give the answers of every model to val and to test, calibrated on val."""
-    labels, test_labels = manifest.labels("val"), manifest.labels("test")
-    fitted = {name: fit_temperature(logits.val, labels) for name, logits in models.items()}
-    return (
-        {name: judge(logits.val, labels, fitted[name]) for name, logits in models.items()},
-        {name: judge(logits.test, test_labels, fitted[name]) for name, logits in models.items()},
-    )

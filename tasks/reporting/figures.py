@@ -9,7 +9,7 @@ from itertools import groupby
 
 from markupsafe import Markup
 
-from tasks.artifacts.records import SPLITS, GroupShift, KnownSet, MmdResult, Phase
+from tasks.artifacts.records import SPLITS, Distance, GroupShift, KnownSet, Phase
 from tasks.artifacts.tables import HistoryRow, PlaneRow, ShiftRow
 from tasks.artifacts.words import FROZEN, printable, shortened
 from tasks.reporting.svg import (
@@ -80,21 +80,25 @@ def _stacked(scale: Scale, y: float, counts: Mapping[str, int]) -> Markup:
     return Markup("").join(bars)
 
 
-def ruler(known: Sequence[KnownSet], name: str, ours: MmdResult) -> Drawing:
-    """Draw where this data lies among known data sets, by MMD^2 to the source images.
+def ruler(known: Sequence[KnownSet], name: str, ours: Distance) -> Drawing:
+    """Draw where this data lies among known data sets, by the MMD^2 that says domains.
 
     Args:
         known: The known data sets, measured with the same backbone.
         name: What this data set is called.
-        ours: Its MMD^2 with interval.
+        ours: Its matched MMD^2 with interval.
     """
-    others = [(other.mmd, other.name.partition(" (")[0], False) for other in known]
+    others = [(other.distance, other.name.partition(" (")[0], False) for other in known]
     rows = sorted([*others, (ours.value, name, True)])
     left = _label_room([label for _, label, _ in rows], LONGEST_OF_RULER)
     values = [value for value, _, _ in rows]
     scale = scale_over([*values, ours.high], left, WIDTH - 56, include=[0])
     bottom = 14.0 + 25 * len(rows)
-    shapes = [axis_below(scale, 8, bottom, "MMD² to the source images (0: same domain)", given)]
+    shapes = [
+        axis_below(
+            scale, 8, bottom, "MMD² to the source images that fit best (0: same domain)", given
+        )
+    ]
     for number, (value, label, is_ours) in enumerate(rows):
         y, strong = 24.0 + 25 * number, " strong" if is_ours else ""
         bounds = (ours.low, ours.high) if is_ours else None

@@ -12,6 +12,7 @@ from tasks.artifacts.files import read_bytes
 from tasks.artifacts.records import (
     Audit,
     AugmentPolicy,
+    BackboneChoice,
     BackboneInfo,
     Baseline,
     Decision,
@@ -99,6 +100,7 @@ class Findings:
     health: Health
     origin: ImageSource
     policy: AugmentPolicy
+    choice: BackboneChoice
     backbone: BackboneInfo
     similarity: Similarity
     decision: Decision

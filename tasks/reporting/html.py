@@ -108,7 +108,7 @@ def _draw(findings: Findings) -> Mapping[str, Drawing]:
         "reliability": reliability([row for row in findings.bins if row.model == metrics.shipped]),
     }
     if similarity.mmd and similarity.known:
-        drawings["ruler"] = ruler(similarity.known, findings.origin.name, similarity.mmd)
+        drawings["ruler"] = ruler(similarity.known, findings.origin.name, similarity.mmd.matched)
     if findings.layers:
         drawings["shift"] = shift_profile(findings.layers, similarity.shift_groups)
     if findings.places:

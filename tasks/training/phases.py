@@ -8,12 +8,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import chain
+from typing import Protocol
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase as StoredStatisticsNorm
 from torch.optim import AdamW
 
-from tasks.artifacts.records import Decision, Phase
+from tasks.artifacts.records import Arm, Phase
 from tasks.backbones.groups import layer_groups, parameter_names
 from tasks.errors import ArtifactError
 from tasks.heads.classifier import BACKBONE, HEAD, Classifier
@@ -172,7 +173,19 @@ class PhasePlan:
     adapt_norm: bool
 
 
-def phase_cuts(decision: Decision, groups: Sequence[TrainingGroup]) -> list[int]:
+class Transfer(Protocol):
+    """An arm and the lowest unfrozen group of each of its phases, as a decision names them."""
+
+    @property
+    def arm(self) -> Arm:
+        """How to transfer."""
+
+    @property
+    def phases(self) -> Sequence[int]:
+        """Lowest unfrozen group of each phase, falling."""
+
+
+def phase_cuts(decision: Transfer, groups: Sequence[TrainingGroup]) -> list[int]:
     """Give the lowest trained group of each phase; none where only the head is to be trained.
 
     Args:
@@ -186,7 +199,7 @@ def phase_cuts(decision: Decision, groups: Sequence[TrainingGroup]) -> list[int]
     if decision.arm == "feature_extraction":
         return []
     top = len(groups) - 1
-    cuts = decision.phases
+    cuts = list(decision.phases)
     if not cuts or not all(0 <= cut <= top for cut in cuts) or cuts != sorted(set(cuts))[::-1]:
         raise ArtifactError(
             f"decision.json: phases are {cuts}; expected falling numbers of layer groups, from "
@@ -200,7 +213,7 @@ TRIES = 3  # of the last phase, each at lower rates
 
 
 def next_phase(
-    decision: Decision,
+    decision: Transfer,
     groups: Sequence[TrainingGroup],
     params: FinetuneParams,
     finished: Sequence[Phase],

@@ -2,15 +2,26 @@
 
 from collections.abc import Iterator, Sequence
 
-from tasks.artifacts.records import Arm, Decision, LayerGroup, Rule, Similarity
+from tasks.artifacts.records import (
+    Arm,
+    Decision,
+    DecisionEvidence,
+    Estimate,
+    LayerGroup,
+    LearningCurve,
+    Rule,
+    Similarity,
+)
 from tasks.artifacts.words import ORDERS
+from tasks.transferability.arms import IN_WORDS
 from tasks.transferability.doubts import Change
 from tasks.transferability.rules import Evidence
 
 QUANTITIES = {
-    "mmd": "MMD^2 to the source",
+    "mmd": "MMD^2 to the source images that fit best",
     "shift": "the batch-norm shift",
     "gain": "the transfer gain",
+    "error": "the share of errors of frozen features by folds",
 }
 
 
@@ -62,14 +73,61 @@ def _reasons(evidence: Evidence, similarity: Similarity, decision: Decision) -> 
         f"Pretrained features {verb} {abs(100 * gain.value):.1f} points of accuracy against random "
         f"ones{_interval(gain.low, gain.high, 100)}."
     )
+    if decision.evidence is not None:
+        yield from _of_frozen_features(decision.evidence)
+        yield from _of_more_images(decision.evidence.curve)
+        race = decision.evidence.race
+        if race is not None and (race.winner is not None or race.skipped):
+            yield race.skipped or race.words
+
+
+def _of_frozen_features(evidence: DecisionEvidence) -> Iterator[str]:
+    """Say how good frozen features are, and whether anything could be shown to be better."""
+    right, folds = evidence.frozen_accuracy, evidence.folds_accuracy
+    by_folds = ""
+    if folds is not None:
+        by_folds = (
+            f", by folds {folds.value:.1%}{_interval(folds.low, folds.high, 100)} of {folds.n:,}"
+        )
+    yield (
+        f"Frozen features are right on {right.value:.1%}{_interval(right.low, right.high, 100)} of "
+        f"{right.n:,} val images{by_folds}."
+    )
+    if evidence.at_ceiling:
+        yield (
+            "Frozen features are at their ceiling here: not even a flawless model could be shown "
+            "to be better on val."
+        )
+
+
+def _how_sure(step: Estimate, *, pays: bool) -> str:
+    if not pays:
+        return ", which may be chance"
+    sure = step.low is not None and step.low > 0
+    return "" if sure else ", and their calibrated loss fell beyond doubt"
+
+
+def _of_more_images(curve: LearningCurve | None) -> Iterator[str]:
+    """Say what the last images brought to frozen features, and what twice as many would bring."""
+    if curve is None or curve.last_step is None or curve.doubling is None:
+        return
+    before, last = curve.points[-2:]
+    step, doubling = curve.last_step, curve.doubling
+    yield (
+        f"From {before.images:,} to {last.images:,} images frozen features gained "
+        f"{100 * step.value:+.1f} points{_interval(step.low, step.high, 100)}"
+        f"{_how_sure(step, pays=curve.pays)}; twice the images would bring about "
+        f"{100 * doubling.value:.1f} points{_interval(doubling.low, doubling.high, 100)} more."
+    )
 
 
 def _domain_in_words(similarity: Similarity, decision: Decision) -> str:
     mmd, shift = similarity.mmd, similarity.shift
     if mmd is not None:
+        best = mmd.matched
         return (
-            f"The domain is {decision.domain}: MMD^2 to {mmd.source} is {mmd.value:.3f}"
-            f"{_interval(mmd.low, mmd.high)}."
+            f"The domain is {decision.domain}: MMD^2 to the images of {mmd.source} that fit best "
+            f"is {best.value:.3f}{_interval(best.low, best.high)}, to all of them {mmd.value:.3f}."
         )
     if shift is not None:
         return f"The domain is {decision.domain}: the mean batch-norm shift is {shift.value:.2f}."
@@ -95,6 +153,7 @@ def write_page(decision: Decision, groups: Sequence[LayerGroup]) -> str:
             *(f"- {reason}" for reason in decision.reasons),
             "",
             *_phases_table(decision, groups),
+            *_arms_table(decision),
             "## What each rule saw",
             "",
             "The first rule that fires and votes decides.",
@@ -119,6 +178,14 @@ def _phases_table(decision: Decision, groups: Sequence[LayerGroup]) -> list[str]
         for number, lowest in enumerate(decision.phases, start=1)
     ]
     return ["| phase | trains |", "|---|---|", *rows, ""]
+
+
+def _arms_table(decision: Decision) -> list[str]:
+    rows = [
+        f"| {one.name} | {IN_WORDS[one.name]} | {one.said} | {'yes' if one.chosen else ''} |"
+        for one in decision.arms
+    ]
+    return ["| arm | means | race | chosen |", "|---|---|---|---|", *rows, ""]
 
 
 def _span(groups: Sequence[LayerGroup]) -> str:

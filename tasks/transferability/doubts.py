@@ -7,19 +7,20 @@ from typing import Literal
 
 import numpy as np
 
-from tasks.artifacts.records import Estimate, MmdResult, Similarity
+from tasks.artifacts.records import Distance, Estimate, Race, Similarity
 from tasks.params import DecideParams
 from tasks.transferability.rules import (
     DOMAINS,
     ArmChoice,
     Evidence,
+    at_ceiling,
     choose,
     domain_by_mmd,
     domain_by_shift,
 )
 
 Confidence = Literal["low", "medium", "high"]
-Quantity = Literal["images", "mmd", "shift", "gain"]
+Quantity = Literal["images", "mmd", "shift", "gain", "error"]
 
 LARGEST_IMAGES = 10**8
 STEPS = 120  # of the search along one quantity, before bisection
@@ -47,21 +48,53 @@ class Change:
 # how sure ----------------------------------------------------------------------------------------
 
 
-def assess(evidence: Evidence, similarity: Similarity, params: DecideParams) -> Assessment:
-    """Rate a choice: low where the arm is in doubt, medium where its domain is, else high."""
+def assess(
+    evidence: Evidence,
+    similarity: Similarity,
+    params: DecideParams,
+    *,
+    errors: Estimate | None = None,
+    race: Race | None = None,
+) -> Assessment:
+    """Rate a choice: low where the arm is in doubt, medium where its domain is, else high.
+
+    Where frozen features are at their ceiling, or a race has a winner, neither domain nor rules are
+    asked any more.
+
+    Args:
+        evidence: What the rules look at.
+        similarity: The same with intervals.
+        params: The `decide` block.
+        errors: Share of images that frozen features have wrong, with its interval.
+        race: What became of it; None before there was one.
+    """
+    if at_ceiling(evidence, params):
+        mild = list(_doubts_of_ceiling(errors, params))
+        return Assessment("medium" if mild else "high", mild)
+    if evidence.winner is not None:
+        return Assessment("high", [])
     grave = list(_grave_doubts(evidence, similarity, params))
     mild = list(_mild_doubts(evidence, similarity, params))
-    return Assessment("low" if grave else "medium" if mild else "high", [*grave, *mild])
+    lost = [race.words] if race and race.words and (grave or mild) else []
+    return Assessment("low" if grave else "medium" if mild else "high", [*grave, *mild, *lost])
+
+
+def _doubts_of_ceiling(errors: Estimate | None, params: DecideParams) -> Iterator[str]:
+    if errors is not None and (errors.high is None or errors.high > params.ceiling_error):
+        most = 1.0 if errors.high is None else errors.high
+        yield f"There are so few images that frozen features may still err on {most:.1%} of others."
 
 
 def _grave_doubts(
     evidence: Evidence, similarity: Similarity, params: DecideParams
 ) -> Iterator[str]:
     chosen = choose(evidence, params)
-    if evidence.mmd is None and evidence.shift is None:
+    if domain_by_mmd(evidence, params) is None and evidence.shift is None:
         yield "Nothing tells how far the domain is."
     if any(choose(other, params).arm != chosen.arm for other in within(evidence, similarity)):
         yield "Within the intervals of the measurements the rules name different arms."
+    if evidence.room is not None and evidence.room <= 0:
+        yield "Val is too small: it could not tell even a flawless model from frozen features."
     if _disagreement(evidence, params) > 1:
         yield "MMD and batch-norm shift contradict each other about the domain."
     if evidence.gain < params.min_transfer_gain:
@@ -87,8 +120,8 @@ def _mild_doubts(evidence: Evidence, similarity: Similarity, params: DecideParam
             f"MMD says {domain_by_mmd(evidence, params)}, batch-norm shift says "
             f"{domain_by_shift(evidence, params)}."
         )
-    if evidence.mmd is None and evidence.shift is not None:
-        yield "The domain rests on batch-norm shift alone: there is no source card."
+    if domain_by_mmd(evidence, params) is None and evidence.shift is not None:
+        yield "The domain rests on batch-norm shift alone: no source card or ruler fits."
 
 
 def _disagreement(evidence: Evidence, params: DecideParams) -> int:
@@ -102,13 +135,13 @@ def _disagreement(evidence: Evidence, params: DecideParams) -> int:
 def within(evidence: Evidence, similarity: Similarity) -> Iterator[Evidence]:
     """Yield the evidence at all combinations of the interval ends of what the rules look at."""
     quantity: Quantity = "mmd" if similarity.mmd else "shift"
-    distances = _ends(similarity.mmd or similarity.shift)
+    distances = _ends(similarity.mmd.matched if similarity.mmd else similarity.shift)
     for distance, gain in product(distances, _ends(similarity.transfer_gain)):
         moved = evidence if gain is None else _with(evidence, "gain", gain)
         yield moved if distance is None else _with(moved, quantity, distance)
 
 
-def _ends(measured: Estimate | MmdResult | None) -> tuple[float | None, ...]:
+def _ends(measured: Estimate | Distance | None) -> tuple[float | None, ...]:
     return (None,) if measured is None else (measured.low, measured.value, measured.high)
 
 
@@ -121,7 +154,7 @@ def find_changes(evidence: Evidence, params: DecideParams) -> list[Change]:
     Every answer was found by asking the rules again; none is assumed.
     """
     changes: list[Change] = []
-    for quantity, values in _paths(evidence):
+    for quantity, values in _paths(evidence, params):
         for same in (_same_arm, _same_choice):
             change = _first_change(evidence, params, quantity, values, same)
             if change is not None and change not in changes:
@@ -137,7 +170,7 @@ def _same_choice(a: ArmChoice, b: ArmChoice) -> bool:
     return (a.arm, a.phases) == (b.arm, b.phases)
 
 
-def _paths(evidence: Evidence) -> Iterator[tuple[Quantity, Sequence[float]]]:
+def _paths(evidence: Evidence, params: DecideParams) -> Iterator[tuple[Quantity, Sequence[float]]]:
     """Yield values of each quantity that lead away from the evidence, starting at it."""
     images = evidence.images
     yield "images", _whole(np.geomspace(images, max(LARGEST_IMAGES, images), STEPS))
@@ -148,6 +181,8 @@ def _paths(evidence: Evidence) -> Iterator[tuple[Quantity, Sequence[float]]]:
     elif evidence.shift is not None:
         yield "shift", np.linspace(evidence.shift, evidence.shift + 100, 10 * STEPS).tolist()
         yield "shift", np.linspace(evidence.shift, 0.0, STEPS).tolist()
+    if evidence.error is not None and at_ceiling(evidence, params):
+        yield "error", np.linspace(evidence.error, 1.0, STEPS).tolist()
     yield "gain", np.linspace(evidence.gain, 1.0, STEPS).tolist()
     yield "gain", np.linspace(evidence.gain, -1.0, STEPS).tolist()
 
@@ -195,4 +230,6 @@ def _with(evidence: Evidence, quantity: Quantity, value: float) -> Evidence:
         return replace(evidence, mmd=value)
     if quantity == "shift":
         return replace(evidence, shift=value)
+    if quantity == "error":
+        return replace(evidence, error=value)
     return replace(evidence, gain=value)

@@ -10,9 +10,10 @@ from sklearn.preprocessing import StandardScaler
 
 from tasks.artifacts.arrays import Features, Floats, Ints
 from tasks.artifacts.records import Estimate
+from tasks.artifacts.sampling import number_groups
 from tasks.judging.statistics import accuracy_interval, paired_accuracy_interval
 from tasks.params import SimilarityParams
-from tasks.transferability.sampling import Sample, number_groups
+from tasks.transferability.sampling import Sample
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # penalties tried, in mean energies of the features
 RANK_TOLERANCE = 1e-10  # eigenvalues below this share of the largest one count as zero

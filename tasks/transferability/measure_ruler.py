@@ -1,6 +1,7 @@
-"""Makes the ruler: measures data sets that readers know as the similarity stage measures new ones.
+"""Makes rulers: measures data sets that readers know as the similarity stage measures new ones.
 
-`python -m tasks.transferability.measure_ruler "letters=FOLDER" ...` writes data/cards/ruler.json.
+`python -m tasks.transferability.measure_ruler --far "letters=FOLDER" ...` writes a ruler for each
+source card of the backbone. Sets that people call similar, intermediate or far set its marks.
 """
 
 import argparse
@@ -17,12 +18,13 @@ import numpy as np
 from tasks.artifacts.arrays import Features, Pixels
 from tasks.artifacts.pixels import PixelStore, StoreWriter, store_info
 from tasks.artifacts.records import KnownSet, write_record
+from tasks.artifacts.sampling import choose_rows
 from tasks.artifacts.tables import ManifestRow
 from tasks.backbones.catalogue import Backbone, load_backbone
 from tasks.backbones.engine import make_engine
 from tasks.backbones.groups import PooledFeatures
 from tasks.backbones.probe import Probe, choose_probe_images, measure_probe, sample_pixels
-from tasks.backbones.source_cards import SourceCard, find_card
+from tasks.backbones.source_cards import SourceCard, find_cards, name_by_size
 from tasks.errors import ArtifactError, DataError
 from tasks.images.decoding.decode import read_clean_view
 from tasks.images.listing.sources import list_images, resolve_root
@@ -33,8 +35,9 @@ from tasks.runtime.entry import run_stage
 from tasks.runtime.machine import Machine, read_machine
 from tasks.transferability.leave_one_out import estimate_transfer_gain
 from tasks.transferability.mmd import measure_mmd
-from tasks.transferability.ruler import Ruler
-from tasks.transferability.sampling import Sample, choose_rows
+from tasks.transferability.ruler import Ruler, find_marks
+from tasks.transferability.rules import DOMAINS, Domain
+from tasks.transferability.sampling import Sample
 from tasks.transferability.shift import layer_shift
 
 log = logging.getLogger(__name__)
@@ -45,19 +48,34 @@ FEWEST_OF_A_CLASS = 2  # images; below, leaving one out leaves nothing to learn 
 
 @dataclass(frozen=True, slots=True)
 class KnownImages:
-    """Pixels of some images, one uint8 (R, R, 3) at a time, and their labels; none for noise."""
+    """Pixels of some images, one uint8 (R, R, 3) at a time, and what is listed of each."""
 
     pixels: Iterator[Pixels]
-    labels: Sequence[str]
-    count: int
+    rows: Sequence[ManifestRow]
+
+    @property
+    def labels(self) -> list[str]:
+        """The class of each image."""
+        return [row.label for row in self.rows]
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the backbone makes of a set: features float32 (n, D), and the probe."""
+    """What the backbone makes of a set: features float32 (n, D), and the probe if there is one."""
 
     features: Features
-    probe: Probe
+    probe: Probe | None
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What a ruler is measured with: a backbone at the size of its card."""
+
+    params: Params
+    machine: Machine
+    backbone: Backbone
+    card: SourceCard
+    probed: bool
 
 
 def read_set(source: Path, params: Params, *, images: int) -> KnownImages:
@@ -84,7 +102,7 @@ def read_set(source: Path, params: Params, *, images: int) -> KnownImages:
         )
         for row in chosen
     )
-    return KnownImages(pixels, [row.label for row in chosen], len(chosen))
+    return KnownImages(pixels, chosen)
 
 
 def make_noise(params: Params, *, images: int) -> KnownImages:
@@ -92,13 +110,18 @@ def make_noise(params: Params, *, images: int) -> KnownImages:
     rng = np.random.default_rng([params.seed, NOISE])
     side = params.augment.image_px
     pixels = (rng.integers(0, 256, (side, side, 3), dtype=np.uint8) for _ in range(images))
-    return KnownImages(pixels, [], images)
+    rows = [
+        ManifestRow(str(number), "noise", "train", str(number), "", side, side, "RGB")
+        for number in range(images)
+    ]
+    return KnownImages(pixels, rows)
 
 
-def see(known: KnownImages, backbone: Backbone, params: Params, machine: Machine) -> Seen:
+def see(known: KnownImages, bench: Bench) -> Seen:
     """Run backbone and probe over a set, as the extract stage does over training images."""
+    params, backbone, machine = bench.params, bench.backbone, bench.machine
     with tempfile.TemporaryDirectory() as folder:
-        info = store_info(known.count, views=0, image_px=params.augment.image_px)
+        info = store_info(len(known.rows), views=0, image_px=params.augment.image_px)
         with StoreWriter(Path(folder), info) as writer:
             for pixels in known.pixels:
                 writer.append(pixels[None])
@@ -108,17 +131,25 @@ def see(known: KnownImages, backbone: Backbone, params: Params, machine: Machine
         )
         batches = store.batches(store.clean_rows(), params.extract.batch_size)
         features = np.concatenate([engine(batch)[0] for batch in batches])
+        if not bench.probed:
+            return Seen(features, None)
         untrained = load_backbone(
             backbone.name, "random", image_px=params.augment.image_px, seed=params.seed
         )
-        images = choose_probe_images(store, params.extract, params.seed)
+        images = choose_probe_images(store, known.rows, params.extract, params.seed)
         return Seen(features, measure_probe(backbone, untrained, images, machine))
 
 
 def measure_set(
-    name: str, known: KnownImages, seen: Seen, source: Features, params: Params
+    name: str,
+    seen: Seen,
+    source: Features,
+    params: Params,
+    *,
+    labels: Sequence[str] = (),
+    domain: Domain | None,
 ) -> KnownSet:
-    """Measure one set against source features (m, D)."""
+    """Measure one set against source features (m, D); `labels` are those of its images, if any."""
     mmd = measure_mmd(
         source,
         seen.features,
@@ -129,91 +160,98 @@ def measure_set(
     )
     shifts = [
         layer_shift(layer.mean, layer.var, layer.running_mean, layer.running_var)
-        for layer in seen.probe.layers
+        for layer in (seen.probe.layers if seen.probe else ())
     ]
     return KnownSet(
         name=name,
         images=len(seen.features),
         mmd=mmd.value,
+        distance=mmd.matched.value,
+        domain=domain,
         shift=float(np.mean(shifts)) if shifts else None,
-        transfer_gain=_gain(known, seen, params),
+        transfer_gain=_gain(labels, seen, params),
     )
 
 
-def _gain(known: KnownImages, seen: Seen, params: Params) -> float | None:
+def _gain(labels: Sequence[str], seen: Seen, params: Params) -> float | None:
     """Transfer gain on the images of the probe; None where a class is too small to be learned."""
-    if not known.labels:
+    if not labels or seen.probe is None:
         return None
     rows = seen.probe.rows
-    _, labels, sizes = np.unique(
-        np.array(known.labels)[rows], return_inverse=True, return_counts=True
-    )
+    _, classes, sizes = np.unique(np.array(labels)[rows], return_inverse=True, return_counts=True)
     if sizes.min() < FEWEST_OF_A_CLASS:
         return None
-    sample = Sample(seen.features[rows], labels, [str(row) for row in rows])
+    sample = Sample(seen.features[rows], classes, [str(row) for row in rows])
     found = estimate_transfer_gain(
         sample, seen.probe.random_features, params=params.similarity, seed=params.seed
     )
     return found.gain.value
 
 
-def halve(seen: Seen) -> tuple[Seen, Features]:
-    """Split one set into a target, every second image, and the features of the others as source.
-
-    The batch-norm shift stays that of all its images.
-    """
-    return Seen(seen.features[1::2], seen.probe), seen.features[::2]
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure every named set and write the ruler."""
+    """Measure every named set at the size of every card and write the rulers."""
     options = _parse(argv)
     params = load_params(options.params)
     machine = read_machine()
     configure_torch(machine, params.seed)
-    backbone = load_backbone(
-        params.backbone.name,
-        params.backbone.weights,
-        image_px=params.augment.image_px,
-        seed=params.seed,
-    )
-    card = find_card(options.cards, backbone.weights_sha256)
-    if card is None:
+    name = options.backbone or params.backbone.name
+    weights = options.weights or params.backbone.weights
+    backbone = load_backbone(name, weights, image_px=params.augment.image_px, seed=params.seed)
+    cards = find_cards(options.cards, backbone.weights_sha256)
+    if not cards:
         raise ArtifactError(
             f"{options.cards}: holds no source card for these weights of {backbone.name}; make one "
             "with `python -m tasks.backbones.cards`"
         )
-    sets = list(_measure_all(options, params, backbone, card, machine))
-    ruler = Ruler(
-        backbone=backbone.name,
-        weights_sha256=backbone.weights_sha256,
-        image_px=params.augment.image_px,
-        source=card.name,
-        provenance=_command(options),
-        sets=sorted(sets, key=lambda known: (known.mmd, known.name)),
+    for card in cards:
+        sized = _at_size(params, card.image_px)
+        backbone = load_backbone(name, weights, image_px=card.image_px, seed=params.seed)
+        bench = Bench(sized, machine, backbone, card, not options.distance_only)
+        ruler = make_ruler(options, bench)
+        out = name_by_size(options.out, card.image_px) if len(cards) > 1 else options.out
+        write_record(out, ruler)
+        log.info("%s: %d sets, marks %s", out, len(ruler.sets), ruler.marks)
+
+
+def make_ruler(options: argparse.Namespace, bench: Bench) -> Ruler:
+    """Measure all sets that the command names; `options` are its arguments."""
+    sets = list(_measure_all(options, bench))
+    return Ruler(
+        backbone=bench.backbone.name,
+        weights_sha256=bench.backbone.weights_sha256,
+        image_px=bench.card.image_px,
+        source=bench.card.name,
+        provenance=_command(options, bench.backbone),
+        sets=sorted(sets, key=lambda known: (known.distance, known.name)),
+        marks=find_marks(sets),
     )
-    write_record(options.out, ruler)
-    log.info("%s: %d sets from %s", options.out, len(sets), ", ".join(s.name for s in ruler.sets))
 
 
-def _measure_all(
-    options: argparse.Namespace,
-    params: Params,
-    backbone: Backbone,
-    card: SourceCard,
-    machine: Machine,
-) -> Iterator[KnownSet]:
-    for name, source in map(_named, options.sets):
-        known = read_set(source, params, images=options.images)
-        yield measure_set(name, known, see(known, backbone, params, machine), card.features, params)
-    for name, source in map(_named, options.halved):
-        known = read_set(source, params, images=2 * options.images)
-        target, others = halve(see(known, backbone, params, machine))
-        yield measure_set(name, KnownImages(iter(()), [], known.count), target, others, params)
+def _at_size(params: Params, image_px: int) -> Params:
+    augment = params.augment.model_copy(update={"image_px": image_px})
+    return params.model_copy(update={"augment": augment})
+
+
+def _measure_all(options: argparse.Namespace, bench: Bench) -> Iterator[KnownSet]:
+    source, params = bench.card.features, bench.params
+    for domain, argument in _named_sets(options):
+        name, folder = _named(argument)
+        known = read_set(folder, params, images=options.images)
+        seen = see(known, bench)
+        yield measure_set(name, seen, source, params, labels=known.labels, domain=domain)
     if options.noise:
-        known = make_noise(params, images=options.images)
-        seen = see(known, backbone, params, machine)
-        yield measure_set(options.noise, known, seen, card.features, params)
+        seen = see(make_noise(params, images=options.images), bench)
+        yield measure_set(options.noise, seen, source, params, domain="far")
+    others = Seen(source[1::2], None)
+    name = f"other images of {bench.card.name}"
+    yield measure_set(name, others, source[::2], params, domain="similar")
+
+
+def _named_sets(options: argparse.Namespace) -> Iterator[tuple[Domain | None, str]]:
+    """Yield what people call each named set, and its argument."""
+    yield from ((None, argument) for argument in options.sets)
+    for domain in DOMAINS:
+        yield from ((domain, argument) for argument in getattr(options, domain))
 
 
 def _named(argument: str) -> tuple[str, Path]:
@@ -223,13 +261,15 @@ def _named(argument: str) -> tuple[str, Path]:
     return name, Path(source)
 
 
-def _command(options: argparse.Namespace) -> str:
+def _command(options: argparse.Namespace, backbone: Backbone) -> str:
     """Give the command that makes the ruler again, without paths."""
-    sets = [f"{_named(argument)[0]}=SOURCE" for argument in options.sets]
-    halved = [f"{_named(argument)[0]}=SOURCE" for argument in options.halved]
-    words = ["python", "-m", "tasks.transferability.measure_ruler", *sets]
-    words += [word for name in halved for word in ("--halved", name)]
+    words = ["python", "-m", "tasks.transferability.measure_ruler"]
+    for domain, argument in _named_sets(options):
+        flag = [f"--{domain}"] if domain else []
+        words += [*flag, f"{_named(argument)[0]}=SOURCE"]
     words += ["--noise", options.noise] if options.noise else []
+    words += ["--distance-only"] if options.distance_only else []
+    words += ["--backbone", backbone.name, "--weights", Path(backbone.weights).name]
     return shlex.join([*words, "--images", str(options.images)])
 
 
@@ -238,17 +278,28 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m tasks.transferability.measure_ruler", description=__doc__
     )
     parser.add_argument("sets", nargs="*", metavar="NAME=SOURCE", help="folder, csv or descriptor")
-    parser.add_argument(
-        "--halved",
-        action="append",
-        default=[],
-        metavar="NAME=SOURCE",
-        help="images like the card's: one half is measured against the other",
-    )
+    for domain in DOMAINS:
+        parser.add_argument(
+            f"--{domain}",
+            action="append",
+            default=[],
+            metavar="NAME=SOURCE",
+            help=f"the same, of a set that people call {domain}",
+        )
     parser.add_argument("--noise", default="", metavar="NAME", help="also measure uniform noise")
+    parser.add_argument(
+        "--distance-only", action="store_true", help="neither batch-norm shift nor transfer gain"
+    )
     parser.add_argument("--images", type=int, default=500, help="images of each set, at most")
+    parser.add_argument("--backbone", help="timm name; else that of the parameters")
+    parser.add_argument("--weights", help="as backbone.weights; else that of the parameters")
     parser.add_argument("--cards", type=Path, default=Path("data/cards"), help="folder of cards")
-    parser.add_argument("--out", type=Path, default=Path("data/cards/ruler.json"), help="written")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("data/cards/ruler.json"),
+        help="written; where there are cards of several sizes, with the size added to its name",
+    )
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the parameters")
     return parser.parse_args(argv)
 

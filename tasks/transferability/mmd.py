@@ -1,5 +1,9 @@
 """Maximum mean discrepancy between a source card and target features: value, interval, p-value.
 
+A part of it is due to what is pictured how often: any set of few kinds of things is at a distance
+from a source of a thousand kinds. That part vanishes where source images may be weighed freely;
+what is left is the distance that no choice of source images explains.
+
 Images of one group (patient, device, near copies) are no independent draws: pairs within a group
 are left out everywhere, resamples draw whole groups, and the test sees one image of each group.
 
@@ -7,6 +11,7 @@ Source: Gretton et al. 2012, A kernel two-sample test (JMLR 13), Lemma 6 for the
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +19,11 @@ from scipy import sparse
 from sklearn.metrics.pairwise import euclidean_distances
 
 from tasks.artifacts.arrays import Floats, Ints
-from tasks.artifacts.records import MmdResult
+from tasks.artifacts.records import Distance, MmdResult
+from tasks.artifacts.sampling import number_groups
 from tasks.errors import ArtifactError
 from tasks.params import SimilarityParams
-from tasks.transferability.sampling import number_groups
+from tasks.transferability.matching import match_weights
 
 # purposes of the random numbers drawn here
 RESAMPLING, BLOCKING, DRAWING, PERMUTING = 0x4D52, 0x4D42, 0x4D44, 0x4D50
@@ -27,6 +33,18 @@ FULL_ROWS = 5_000  # rows of source and target together that one kernel matrix h
 PERMUTATIONS_AT_ONCE = 250
 ROUNDING = 1e-12  # a relabeling that ties with the data counts as reaching it
 AnyFeatures = NDArray[np.float32] | Floats
+
+
+@dataclass(frozen=True, slots=True)
+class _Replicates:
+    """MMD^2 of the data (first) and of every resample, float64 (1 + B,).
+
+    `plain`: every source image counts the same. `matched`: source images count as they come nearest
+    to the target; the weights stay those of the data, which to first order changes nothing.
+    """
+
+    plain: Floats
+    matched: Floats
 
 
 def measure_mmd(
@@ -47,6 +65,9 @@ def measure_mmd(
     The interval comes from a bootstrap of source rows and target groups. A resample holds copies,
     and a copy is at distance 0 from its twin: such pairs are left out, or every resample would look
     closer to itself than the data does.
+
+    `matched` is the same of a source whose images are weighed to come as near to the target as they
+    can (kernel mean matching). Its interval resamples the target alone: the card is the reference.
 
     Args:
         source: (m, D), m >= 2.
@@ -73,15 +94,15 @@ def measure_mmd(
     bandwidths = median_bandwidths(x)
     blocks = _deal(units, len(x), params=params, seed=seed)
     replicates = _replicates(x, target - center, units, blocks, bandwidths, params, seed)
-    value, resampled = float(replicates[0]), replicates[1:]
-    tail = (1 - params.confidence) / 2
-    low, high = np.nanquantile(resampled, [tail, 1 - tail])
+    plain, matched = (
+        _estimate(found, len(target), params.confidence)
+        for found in (replicates.plain, replicates.matched)
+    )
     one_each = _draw_one_each(units, FULL_ROWS - len(x), seed=seed)
     return MmdResult(
-        value=value,
-        low=min(value, float(low)),
-        high=max(value, float(high)),
-        n=len(target),
+        **plain.model_dump(),
+        matched=matched,
+        narrowness=plain.value - matched.value,
         p_value=permutation_p_value(
             x, target[one_each] - center, bandwidths, permutations=params.permutations, seed=seed
         ),
@@ -90,6 +111,12 @@ def measure_mmd(
         source=name,
         source_rows=len(x),
     )
+
+
+def _estimate(replicates: Floats, n: int, confidence: float) -> Distance:
+    value, tail = float(replicates[0]), (1 - confidence) / 2
+    low, high = np.nanquantile(replicates[1:], [tail, 1 - tail])
+    return Distance(value=value, low=min(value, float(low)), high=max(value, float(high)), n=n)
 
 
 # kernels ------------------------------------------------------------------------------------------
@@ -151,14 +178,17 @@ def _replicates(
     bandwidths: Sequence[float],
     params: SimilarityParams,
     seed: int,
-) -> Floats:
-    """MMD^2 of the data (first) and of every resample, float64 (1 + B,)."""
+) -> _Replicates:
+    """Measure the data and every resample of it."""
     rng = np.random.default_rng([seed, RESAMPLING])
     source_copies = _copies(rng, len(x), params.bootstrap)
     target_copies = _copies(rng, int(units.max()) + 1, params.bootstrap)
+    kernel = gaussian_kernel(x, x, bandwidths)
+    matched = match_weights(kernel, _likeness(x, target, blocks, bandwidths))
+    matched_source = float(matched @ kernel @ matched)
     source_weights = source_copies.astype(np.float64)
-    source_sums = _sum_between(gaussian_kernel(x, x, bandwidths), np.ones(len(x)), source_weights)
-    within, across = np.zeros((2, 1 + params.bootstrap)), np.zeros((2, 1 + params.bootstrap))
+    source_sums = _sum_between(kernel, np.ones(len(x)), source_weights)
+    within, across, matched_across = np.zeros((3, 2, 1 + params.bootstrap))
     for rows in blocks:
         y = np.asarray(target[rows], dtype=np.float64)
         present, members = _membership(units[rows])
@@ -166,10 +196,26 @@ def _replicates(
         weights = target_copies[:, present].astype(np.float64)
         summed = members @ (members @ gaussian_kernel(y, y, bandwidths)).T
         within += _sum_between(summed, sizes, weights)
-        cross = source_weights @ (members @ gaussian_kernel(y, x, bandwidths)).T
-        across[0] += np.einsum("bg,bg->b", cross, weights)
-        across[1] += source_weights.sum(axis=1) * (weights @ sizes)
-    return _ratio(source_sums) + _ratio(within) - 2 * _ratio(across)
+        by_unit = members @ gaussian_kernel(y, x, bandwidths)
+        images = weights @ sizes
+        across[0] += np.einsum("bg,bg->b", source_weights @ by_unit.T, weights)
+        across[1] += source_weights.sum(axis=1) * images
+        matched_across += np.stack([weights @ (by_unit @ matched), images])
+    target_mean = _ratio(within)
+    return _Replicates(
+        plain=_ratio(source_sums) + target_mean - 2 * _ratio(across),
+        matched=matched_source + target_mean - 2 * _ratio(matched_across),
+    )
+
+
+def _likeness(
+    x: Floats, target: AnyFeatures, blocks: Sequence[Ints], bandwidths: Sequence[float]
+) -> Floats:
+    """Mean kernel of each source row with all target rows, (m,)."""
+    parts = (np.asarray(target[rows], dtype=np.float64) for rows in blocks)
+    total = sum((gaussian_kernel(y, x, bandwidths).sum(axis=0) for y in parts), np.zeros(len(x)))
+    result: Floats = total / len(target)
+    return result
 
 
 def _copies(rng: np.random.Generator, units: int, resamples: int) -> NDArray[np.uint16]:

@@ -1,9 +1,14 @@
 """What was measured, in words: where new data lies on the ruler, among sets that readers know."""
 
 from collections.abc import Sequence
+from itertools import pairwise
+from math import sqrt
 from pathlib import Path
 
-from tasks.artifacts.records import ImageSource, KnownSet, Record, Similarity, read_record
+from tasks.artifacts.records import ImageSource, KnownSet, Marks, Record, Similarity, read_record
+from tasks.backbones.source_cards import nearest_size
+
+LEAST_DISTANCE = 1e-4  # that a set is taken to have; unbiased, it may be found below 0
 
 
 class Ruler(Record):
@@ -15,6 +20,7 @@ class Ruler(Record):
     source: str  # name of the source card
     provenance: str  # the command that measured it
     sets: list[KnownSet]
+    marks: Marks | None  # None: no sets that people call similar, intermediate or far
 
     def without(self, origin: ImageSource) -> "Ruler":
         """Give the ruler without the packaged data set that is being measured, if it is on it."""
@@ -26,14 +32,31 @@ class Ruler(Record):
         return self.model_copy(update={"sets": sets})
 
 
-def find_ruler(folder: Path, weights_sha256: str) -> Ruler | None:
-    """Find the ruler of these weights among `ruler*.json`, None where there is none.
+def find_ruler(folder: Path, weights_sha256: str, image_px: int) -> Ruler | None:
+    """Find the ruler of these weights and the nearest size among `ruler*.json`, or None.
 
     Raises:
         ArtifactError: A ruler is damaged.
     """
-    rulers = (read_record(path, Ruler) for path in sorted(folder.glob("ruler*.json")))
-    return next((ruler for ruler in rulers if ruler.weights_sha256 == weights_sha256), None)
+    rulers = [read_record(path, Ruler) for path in sorted(folder.glob("ruler*.json"))]
+    fitting = [ruler for ruler in rulers if ruler.weights_sha256 == weights_sha256]
+    return nearest_size(fitting, image_px)
+
+
+def find_marks(sets: Sequence[KnownSet]) -> Marks | None:
+    """Set the ends of the domains between the sets that people put into them.
+
+    Each end is the geometric mean of the farthest set on its near side and the nearest one on its
+    far side. None where a domain has no set, or where they overlap.
+    """
+    spans = [
+        [max(known.distance, LEAST_DISTANCE) for known in sets if known.domain == domain]
+        for domain in ("similar", "intermediate", "far")
+    ]
+    if not all(spans) or any(max(near) >= min(beyond) for near, beyond in pairwise(spans)):
+        return None
+    similar, far = (sqrt(max(near) * min(beyond)) for near, beyond in pairwise(spans))
+    return Marks(similar=similar, far=far)
 
 
 def say_similarity(similarity: Similarity) -> str:
@@ -44,10 +67,12 @@ def say_similarity(similarity: Similarity) -> str:
 def _distance_in_words(similarity: Similarity) -> str:
     mmd, shift = similarity.mmd, similarity.shift
     if mmd is not None:
-        place = f", {place_on_ruler(mmd.value, similarity.known)}" if similarity.known else ""
+        best = mmd.matched
+        place = f", {place_on_ruler(best.value, similarity.known)}" if similarity.known else ""
         return (
-            f"Seen by the backbone, the data is at MMD^2 {mmd.value:.3f} "
-            f"({mmd.low:.3f} to {mmd.high:.3f}) from {mmd.source}{place}"
+            f"Seen by the backbone, the data is at MMD^2 {best.value:.3f} "
+            f"({best.low:.3f} to {best.high:.3f}) from the images of {mmd.source} that fit best"
+            f"{place}; that it pictures less than {mmd.source} adds {mmd.narrowness:.3f}"
         )
     if shift is not None:
         return f"Without a source card, the batch-norm layers see a mean shift of {shift.value:.2f}"
@@ -64,15 +89,15 @@ def _gain_in_words(similarity: Similarity) -> str:
 
 
 def place_on_ruler(value: float, sets: Sequence[KnownSet]) -> str:
-    """Say in words between which known sets an MMD^2 lies, such as `between a (0.05) and b (0.12)`.
+    """Say between which known sets a matched MMD^2 lies: `between a (0.05) and b (0.12)`.
 
     Args:
-        value: MMD^2 of the data.
+        value: Matched MMD^2 of the data.
         sets: At least one.
     """
-    ordered = sorted(sets, key=lambda known: (known.mmd, known.name))
-    nearer = [known for known in ordered if known.mmd <= value]
-    farther = [known for known in ordered if known.mmd > value]
+    ordered = sorted(sets, key=lambda known: (known.distance, known.name))
+    nearer = [known for known in ordered if known.distance <= value]
+    farther = [known for known in ordered if known.distance > value]
     if not nearer:
         return f"nearer than {_mark(farther[0])}, the nearest known set"
     if not farther:
@@ -81,4 +106,4 @@ def place_on_ruler(value: float, sets: Sequence[KnownSet]) -> str:
 
 
 def _mark(known: KnownSet) -> str:
-    return f"{known.name} ({known.mmd:.3f})"
+    return f"{known.name} ({known.distance:.3f})"

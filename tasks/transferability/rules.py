@@ -18,11 +18,23 @@ DOMAINS: tuple[Domain, ...] = ("similar", "intermediate", "far")
 
 
 @dataclass(frozen=True, slots=True)
+class RaceWinner:
+    """The arm that won a race and its lowest trained group; `deepest`: every depth took part."""
+
+    arm: Arm
+    cut: int
+    deepest: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """What the rules look at; numbers without their intervals.
 
     `images`: training images. `groups`: layer groups of the backbone. `mmd` and `shift`: None where
-    they could not be measured. `gain`: accuracy of pretrained minus random features.
+    they could not be measured; `mmd` is that to the source images that fit best. `gain`: accuracy
+    of pretrained minus random features. `error`: share of images that frozen features have wrong,
+    by folds; `room`: val accuracy that a model without mistakes would surely add; both None where
+    they were not measured. `winner`: of a race; None where there was none.
     """
 
     images: int
@@ -32,6 +44,9 @@ class Evidence:
     p_value: float | None
     shift: float | None
     gain: float
+    error: float | None = None
+    room: float | None = None
+    winner: RaceWinner | None = None
 
     @property
     def images_per_class(self) -> float:
@@ -64,7 +79,7 @@ def domain_of(evidence: Evidence, params: DecideParams) -> Domain:
 
 
 def domain_by_mmd(evidence: Evidence, params: DecideParams) -> Domain | None:
-    """What the MMD alone says; None where it was not measured."""
+    """What the matched MMD says; None where it was not measured or nothing tells what it means."""
     return _classify(evidence.mmd, params.similar_mmd, params.far_mmd)
 
 
@@ -73,8 +88,10 @@ def domain_by_shift(evidence: Evidence, params: DecideParams) -> Domain | None:
     return _classify(evidence.shift, params.similar_shift, params.far_shift)
 
 
-def _classify(value: float | None, similar: float, far: float) -> Domain | None:
-    if value is None:
+def _classify(
+    value: float | None, similar: float | Literal["auto"], far: float | Literal["auto"]
+) -> Domain | None:
+    if value is None or similar == "auto" or far == "auto":
         return None
     if value < similar:
         return "similar"
@@ -104,9 +121,16 @@ def choose_cuts(arm: Arm, evidence: Evidence, params: DecideParams) -> tuple[int
 
 
 def _depth(evidence: Evidence, params: DecideParams) -> int:
-    """Number of groups to unfreeze, at least 1."""
-    share = depth_share(evidence, params)
-    return min(evidence.groups, max(1, math.ceil(round(share * evidence.groups, 6))))
+    """Number of groups to unfreeze, at least 1.
+
+    A race that fine-tuning won has measured it; where deeper arms did not take part, at least.
+    """
+    share, winner = depth_share(evidence, params), evidence.winner
+    by_rule = min(evidence.groups, max(1, math.ceil(round(share * evidence.groups, 6))))
+    if winner is None or winner.arm != "fine_tune":
+        return by_rule
+    measured = evidence.groups - winner.cut
+    return measured if winner.deepest else max(measured, by_rule)
 
 
 def depth_share(evidence: Evidence, params: DecideParams) -> float:
@@ -137,6 +161,8 @@ def _rules(evidence: Evidence, params: DecideParams) -> Iterator[Rule]:
     yield _mmd_rule(evidence, params)
     yield _shift_rule(evidence, params)
     yield _gain_rule(evidence, params)
+    yield _ceiling_rule(evidence, params)
+    yield _race_rule(evidence)
     yield _scratch_rule(evidence, params)
     yield _frozen_rule(evidence, params)
     yield _far_rule(evidence, params)
@@ -144,27 +170,28 @@ def _rules(evidence: Evidence, params: DecideParams) -> Iterator[Rule]:
 
 
 def _mmd_rule(evidence: Evidence, params: DecideParams) -> Rule:
+    says = domain_by_mmd(evidence, params)
     return Rule(
         name="domain by MMD",
-        statement=f"MMD^2 below {params.similar_mmd:g} is a similar domain, above "
-        f"{params.far_mmd:g} a far one.",
-        inputs={
-            "mmd": evidence.mmd,
-            "p_value": evidence.p_value,
-            "says": domain_by_mmd(evidence, params),
-        },
-        fired=evidence.mmd is not None,
+        statement=f"MMD^2 to the source images that fit best: below {_mark(params.similar_mmd)} "
+        f"the domain is similar, above {_mark(params.far_mmd)} far.",
+        inputs={"mmd": evidence.mmd, "p_value": evidence.p_value, "says": says},
+        fired=says is not None,
         votes_for=None,
     )
+
+
+def _mark(threshold: float | Literal["auto"]) -> str:
+    return "the ruler's mark" if threshold == "auto" else f"{threshold:.3g}"
 
 
 def _shift_rule(evidence: Evidence, params: DecideParams) -> Rule:
     return Rule(
         name="domain by batch-norm shift",
         statement=f"A shift below {params.similar_shift:g} is a similar domain, above "
-        f"{params.far_shift:g} a far one; decides where there is no MMD, else a second opinion.",
+        f"{params.far_shift:g} a far one; decides where MMD tells nothing, else a second opinion.",
         inputs={"shift": evidence.shift, "says": domain_by_shift(evidence, params)},
-        fired=evidence.mmd is None and evidence.shift is not None,
+        fired=domain_by_mmd(evidence, params) is None and evidence.shift is not None,
         votes_for=None,
     )
 
@@ -177,6 +204,39 @@ def _gain_rule(evidence: Evidence, params: DecideParams) -> Rule:
         inputs={"transfer_gain": evidence.gain},
         fired=evidence.gain < params.min_transfer_gain,
         votes_for=None,
+    )
+
+
+def at_ceiling(evidence: Evidence, params: DecideParams) -> bool:
+    """Whether frozen features make hardly a mistake and val could not tell a better model."""
+    if evidence.error is None or evidence.room is None:
+        return False
+    return evidence.error < params.ceiling_error and evidence.room <= 0
+
+
+def _ceiling_rule(evidence: Evidence, params: DecideParams) -> Rule:
+    return Rule(
+        name="frozen at its ceiling",
+        statement="Frozen features suffice where they err on less than "
+        f"{params.ceiling_error:.1%} of the images, and val could not tell even a flawless model "
+        "from them.",
+        inputs={"error_by_folds": evidence.error, "sure_gain_of_a_flawless_model": evidence.room},
+        fired=at_ceiling(evidence, params),
+        votes_for="feature_extraction",
+    )
+
+
+def _race_rule(evidence: Evidence) -> Rule:
+    winner = evidence.winner
+    return Rule(
+        name="the winner of a race",
+        statement="An arm that wins a race on a part of these images, beyond doubt, is taken.",
+        inputs={
+            "winner": winner and winner.arm,
+            "lowest_trained_group": winner and winner.cut,
+        },
+        fired=winner is not None,
+        votes_for=winner and winner.arm,
     )
 
 
@@ -211,7 +271,8 @@ def _far_rule(evidence: Evidence, params: DecideParams) -> Rule:
     domain = domain_of(evidence, params)
     return Rule(
         name="never frozen alone on a far domain",
-        statement="Frozen features alone are never used on a far domain, however few the images.",
+        statement="Below their ceiling, frozen features alone are never used on a far domain, "
+        "however few the images.",
         inputs={"domain": domain},
         fired=domain == "far",
         votes_for="fine_tune",

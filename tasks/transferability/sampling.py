@@ -1,7 +1,5 @@
-"""What extract wrote of the training images, which of them are measured, which are independent."""
+"""What extract wrote of the training images."""
 
-import hashlib
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.artifacts.arrays import read_array, read_tensors, read_tensors_note
-from tasks.artifacts.tables import Manifest, ManifestRow, read_manifest
+from tasks.artifacts.tables import Manifest, read_manifest
 from tasks.errors import ArtifactError
 from tasks.transferability.shift import LayerShift, measure_layer_shifts
 
@@ -74,48 +72,3 @@ def read_target(manifest: Path, features: Path, probe: Path) -> Target:
         )
     layers = measure_layer_shifts(tensors, read_tensors_note(probe))
     return Target(listed, array, rows, random_features, layers)
-
-
-def choose_rows(rows: Sequence[ManifestRow], limit: int, *, seed: int) -> NDArray[np.int64]:
-    """Choose at most `limit` images so that every class keeps its share.
-
-    The order of the images does not matter: an image's turn is its rank by hash within its class,
-    divided by the size of the class. Every class comes once before any comes twice.
-
-    Args:
-        rows: Images of one split, in the manifest's order.
-        limit: Largest number of images, at least 1.
-        seed: The run's seed.
-
-    Returns:
-        Numbers of the chosen images, ascending, int64 (min(limit, N),).
-    """
-    by_class: dict[str, list[tuple[bytes, int]]] = defaultdict(list)
-    for number, row in enumerate(rows):
-        by_class[row.label].append((_hash(row, seed), number))
-    turns = [
-        (rank / len(members), digest, number)
-        for members in by_class.values()
-        for rank, (digest, number) in enumerate(sorted(members))
-    ]
-    chosen = sorted(number for _, _, number in sorted(turns)[:limit])
-    return np.array(chosen, dtype=np.int64)
-
-
-def _hash(row: ManifestRow, seed: int) -> bytes:
-    text = f"{seed}/{row.sha256}/{row.path}"
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
-
-
-def number_groups(groups: Sequence[str]) -> NDArray[np.int64]:
-    """Number the independent units of a sample: its groups, or its images if all share one group.
-
-    Args:
-        groups: The group of every image, (N,).
-
-    Returns:
-        int64 (N,); units are numbered from 0 in the order of their first image.
-    """
-    number: dict[str, int] = {}
-    units = np.array([number.setdefault(group, len(number)) for group in groups], dtype=np.int64)
-    return units if len(number) > 1 else np.arange(len(groups), dtype=np.int64)

@@ -10,23 +10,27 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from tasks.artifacts.arrays import Floats
 from tasks.artifacts.records import Estimate, GroupShift, LayerGroup
 from tasks.errors import ArtifactError
 
-RESAMPLING = 0x5346  # purpose of the random numbers drawn here
 SMALLEST_VARIANCE = 1e-3  # of a channel, as a share of the layer's mean variance
 BATCH_NORM_EPSILON = 1e-5  # what batch norm itself adds to a variance by default
 
 
 @dataclass(frozen=True, slots=True)
 class LayerShift:
-    """Shift of one batch-norm layer; `group` is the number of its layer group."""
+    """Shift of one batch-norm layer; `group` is the number of its layer group.
+
+    `without`: the shift where each part of the images is left out, (P,).
+    """
 
     name: str
     group: int
     value: float
+    without: Sequence[float]
 
 
 def measure_layer_shifts(
@@ -35,8 +39,9 @@ def measure_layer_shifts(
     """Measure the shift of every batch-norm layer, in forward order.
 
     Args:
-        tensors: For layer i `bn.{i:03d}.mean`, `.var` (of its input on the training images),
-            `.running_mean` and `.running_var` (of pretraining), each (channels,).
+        tensors: `parts`, the part of each image; for layer i `bn.{i:03d}.mean`, `.var` (of its
+            input on the training images), `.running_mean` and `.running_var` (of pretraining), each
+            (channels,), `.part_means` and `.part_vars` (parts, channels).
         note: `layers` holds a json list of [layer name, layer group].
 
     Returns:
@@ -48,7 +53,7 @@ def measure_layer_shifts(
     layers = json.loads(note.get("layers", "[]"))
     try:
         return [
-            LayerShift(name, int(group), layer_shift(*_statistics(tensors, number)))
+            _measure(name, int(group), number, tensors)
             for number, (name, group) in enumerate(layers)
         ]
     except KeyError as err:
@@ -57,14 +62,29 @@ def measure_layer_shifts(
         ) from err
 
 
-def _statistics(
-    tensors: Mapping[str, NDArray[np.float32]], number: int
-) -> tuple[Floats, Floats, Floats, Floats]:
-    mean, var, running_mean, running_var = (
-        tensors[f"bn.{number:03d}.{name}"].astype(np.float64)
-        for name in ("mean", "var", "running_mean", "running_var")
+def _measure(
+    name: str, group: int, number: int, tensors: Mapping[str, NDArray[np.float32]]
+) -> LayerShift:
+    mean, var, running_mean, running_var, part_means, part_vars = (
+        tensors[f"bn.{number:03d}.{key}"].astype(np.float64)
+        for key in ("mean", "var", "running_mean", "running_var", "part_means", "part_vars")
     )
-    return mean, var, running_mean, running_var
+    sizes = np.bincount(tensors["parts"].astype(np.int64)).astype(np.float64)
+    without = [
+        layer_shift(*_pool(part_means, part_vars, kept), running_mean, running_var)
+        for kept in sizes * (1 - np.eye(len(sizes)))
+        if kept.any()
+    ]
+    value = layer_shift(mean, var, running_mean, running_var)
+    return LayerShift(name, group, value, without)
+
+
+def _pool(means: Floats, variances: Floats, sizes: Floats) -> tuple[Floats, Floats]:
+    """Mean and variance of several parts together, (channels,) each."""
+    weights = sizes / sizes.sum()
+    mean: Floats = weights @ means
+    variance: Floats = weights @ (variances + (means - mean) ** 2)
+    return mean, variance
 
 
 def layer_shift(mean: Floats, var: Floats, running_mean: Floats, running_var: Floats) -> float:
@@ -103,28 +123,27 @@ def shift_by_group(layers: Sequence[LayerShift], groups: Sequence[LayerGroup]) -
 
 
 def estimate_shift(
-    layers: Sequence[LayerShift], *, confidence: float, resamples: int, seed: int
+    layers: Sequence[LayerShift], *, images: int, confidence: float
 ) -> Estimate | None:
-    """Mean shift over all layers, None where there is none.
+    """Mean shift over all layers with an interval over images, None where there is none.
 
-    The interval comes from a bootstrap of layers and `n` counts layers: it says how much the mean
-    depends on which layers are asked. Images add little, as every statistic is a mean over hundreds
-    of images and all their positions.
+    The interval comes from leaving out each part of the images in turn (jackknife); a group of
+    images lies in one part. Without a second part there is none.
 
     Args:
-        layers: Shifts of all layers.
+        layers: Shifts of all layers, from the same parts.
+        images: On which they were measured.
         confidence: In (0, 1).
-        resamples: Of the bootstrap.
-        seed: The run's seed.
+
+    Source: Efron and Tibshirani 1993, An introduction to the bootstrap, chapter 11.
     """
     if not layers:
         return None
-    values = np.array([layer.value for layer in layers])
-    rng = np.random.default_rng([seed, RESAMPLING])
-    means = values[rng.integers(0, len(values), (resamples, len(values)))].mean(axis=1)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    value = float(values.mean())
-    return Estimate(
-        value=value, low=min(value, float(low)), high=max(value, float(high)), n=len(values)
-    )
+    value = float(np.mean([layer.value for layer in layers]))
+    left_out = np.mean([layer.without for layer in layers], axis=0)
+    count = len(left_out)
+    if count < 2:
+        return Estimate(value=value, low=None, high=None, n=images)
+    error = float(np.sqrt((count - 1) / count * np.sum((left_out - left_out.mean()) ** 2)))
+    half = -error * float(special.stdtrit(count - 1, (1 - confidence) / 2))
+    return Estimate(value=value, low=max(0.0, value - half), high=value + half, n=images)

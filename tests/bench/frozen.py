@@ -17,7 +17,7 @@ from tasks.artifacts.tables import ManifestRow
 from tasks.params import Params
 from tasks.params_file import load_params
 
-MAKERS = ("ingest", "augment", "extract")
+MAKERS = ("ingest", "augment", "select", "extract")
 DONE = "data/extract/backbone.json"
 
 

@@ -37,6 +37,7 @@ COPIED = (
 STAGES = (
     "ingest",
     "augment",
+    "select",
     "extract",
     "audit",
     "similarity",
@@ -45,7 +46,7 @@ STAGES = (
     "finetune",
     "evaluate",
 )
-FROM_FILES = ("augment", "extract")  # stages that turn image files into features
+FROM_FILES = ("augment", "select", "extract")  # stages that turn image files into features
 
 
 @dataclass(frozen=True)

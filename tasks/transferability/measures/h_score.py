@@ -9,8 +9,9 @@ from scipy import sparse, special
 
 from tasks.artifacts.arrays import Floats
 from tasks.artifacts.records import Estimate
+from tasks.artifacts.sampling import number_groups
 from tasks.params import SimilarityParams
-from tasks.transferability.sampling import Sample, number_groups
+from tasks.transferability.sampling import Sample
 
 FOLDS = 20  # of the jackknife
 SMALLEST_SHRINKAGE = 1e-12  # keeps a covariance without full rank invertible

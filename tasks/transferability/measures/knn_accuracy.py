@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.artifacts.records import Estimate
+from tasks.artifacts.sampling import number_groups
 from tasks.params import SimilarityParams
 from tasks.transferability.leave_one_out import estimate_accuracy
-from tasks.transferability.sampling import Sample, number_groups
+from tasks.transferability.sampling import Sample
 
 ROWS_AT_ONCE = 1_000  # compared with all images
 

@@ -8,9 +8,10 @@ from scipy import special
 
 from tasks.artifacts.arrays import Floats
 from tasks.artifacts.records import Estimate
+from tasks.artifacts.sampling import number_groups
 from tasks.params import SimilarityParams
 from tasks.transferability.leave_one_out import Spectrum, decompose
-from tasks.transferability.sampling import Sample, number_groups
+from tasks.transferability.sampling import Sample
 
 RATIO_GRID = np.logspace(-8, 8, 65)  # prior precision / noise precision, times the mean energy
 GOLDEN = (5**0.5 - 1) / 2

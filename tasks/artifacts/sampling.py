@@ -1,0 +1,61 @@
+"""Which images of a split are measured, and which of them are independent."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.artifacts.tables import ManifestRow
+
+TOGETHER = 2  # images of a class that are chosen at once: one alone has nothing to be compared with
+
+
+def choose_rows(rows: Sequence[ManifestRow], limit: int, *, seed: int) -> NDArray[np.int64]:
+    """Choose at most `limit` images so that every class keeps its share.
+
+    The order of the images does not matter: an image's turn is its rank by hash within its class,
+    divided by the size of the class. Two images of every class come before a third of any; where
+    the limit is below that, so many classes as fit come with two images each, in order of hashes.
+    A single image of a class that has more is the last one at most.
+
+    Args:
+        rows: Images of one split, in the manifest's order.
+        limit: Largest number of images, at least 1.
+        seed: The run's seed.
+
+    Returns:
+        Numbers of the chosen images, ascending, int64 (min(limit, N),).
+    """
+    by_class: dict[str, list[tuple[bytes, int]]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        by_class[row.label].append((_hash(row, seed), number))
+    turns = [
+        (0.0, min(members)[0], digest, number)
+        if rank < TOGETHER
+        else (rank / len(members), digest, digest, number)
+        for members in by_class.values()
+        for rank, (digest, number) in enumerate(sorted(members))
+    ]
+    chosen = sorted(number for *_, number in sorted(turns)[:limit])
+    return np.array(chosen, dtype=np.int64)
+
+
+def _hash(row: ManifestRow, seed: int) -> bytes:
+    text = f"{seed}/{row.sha256}/{row.path}"
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+
+
+def number_groups(groups: Sequence[str]) -> NDArray[np.int64]:
+    """Number the independent units of a sample: its groups, or its images if all share one group.
+
+    Args:
+        groups: The group of every image, (N,).
+
+    Returns:
+        int64 (N,); units are numbered from 0 in the order of their first image.
+    """
+    number: dict[str, int] = {}
+    units = np.array([number.setdefault(group, len(number)) for group in groups], dtype=np.int64)
+    return units if len(number) > 1 else np.arange(len(groups), dtype=np.int64)
