@@ -347,6 +347,7 @@ def reason(arm="auto", error=0.1, room=0.05, **what):
     evidence, similarity = measured(**what)
     evidence = replace(evidence, error=error, room=room)
     params = PARAMS.decide.model_copy(update={"arm": arm})
+    params = params.model_copy(update={"similar_mmd": 0.04, "far_mmd": 0.1})
     return find_reason_to_skip(evidence, similarity, NEVER_WRONG, params)
 
 
