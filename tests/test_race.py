@@ -11,7 +11,6 @@ from conftest import ROOT, tells
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
-from test_doubts import PARAMS as MARKED
 from test_doubts import measured
 from tiny_finetune import make_inputs
 from torch import nn
@@ -347,7 +346,8 @@ NEVER_WRONG = Estimate(value=0.0, low=0.0, high=0.01, n=500)
 def reason(arm="auto", error=0.1, room=0.05, **what):
     evidence, similarity = measured(**what)
     evidence = replace(evidence, error=error, room=room)
-    params = MARKED.model_copy(update={"arm": arm})
+    params = PARAMS.decide.model_copy(update={"arm": arm})
+    params = params.model_copy(update={"similar_mmd": 0.04, "far_mmd": 0.1})
     return find_reason_to_skip(evidence, similarity, NEVER_WRONG, params)
 
 

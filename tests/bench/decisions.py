@@ -36,7 +36,7 @@ OUT = Path("docs/benchmarks/decisions")
 PAGE = Path("docs/decisions.md")
 COMMAND = "make bench-decisions BENCH='--set NAME=SOURCE ...'"
 LEVELS = ("10", "50", "200", ALL)
-BEFORE = ("check", "ingest", "augment", "extract", "audit")  # made with the study, or not needed
+BEFORE = ("check", "ingest", "augment", "select", "extract", "audit")  # made, or not needed
 SCRATCH: tuple[CellArm, ...] = ("scratch",)
 TRANSFER = tuple(arm for arm in ARMS if arm not in SCRATCH)
 
@@ -110,7 +110,7 @@ class Bench:
         said = {one.task for one in read_said(self.said) if one.decider == self.options.decider}
         for task in dict.fromkeys(cell.task for cell in read_cells(self.cells)):
             study = Study(self.study_folder(task))
-            if task not in said and study.path("baseline/baseline.json").exists():
+            if task not in said and study.root.exists():
                 self.decide(study, task)
 
     def decide(self, study: Study, task: Task) -> None:
@@ -154,11 +154,8 @@ class Bench:
 
 def decide(study: Study, task: Task, decider: str) -> Said:
     """Run the stages that a decision rests on, and note what it knew and said."""
-    started = time.process_time()
-    for stage in stages_before("decide"):
-        study.run(stage)
-    study.run("decide")
-    seconds = time.process_time() - started
+    took = {stage: study.run(stage) for stage in [*stages_before("decide"), "decide"]}
+    seconds = sum(took.values()) - took.get("baseline", 0.0)
     similarity = read_record(study.path("similarity/similarity.json"), Similarity)
     decision = read_record(study.path("decide/decision.json"), Decision)
     groups = len(read_record(study.path("extract/backbone.json"), BackboneInfo).groups)
@@ -188,7 +185,7 @@ def decide(study: Study, task: Task, decider: str) -> Said:
 
 
 def stages_before(stage: str) -> list[str]:
-    """Stages after extract that a stage depends on, in their order; the baseline is there."""
+    """Stages after extract that a stage depends on, in their order."""
     graph = read_graph()
     made = {out: name for name, one in graph.items() for out in _outs(one)}
     needed: set[str] = set()
@@ -197,7 +194,7 @@ def stages_before(stage: str) -> list[str]:
         found = {made[dep] for dep in graph[open_stages.pop()]["deps"] if dep in made}
         open_stages += sorted(found - needed - set(BEFORE))
         needed |= found
-    return [name for name in graph if name in needed - set(BEFORE) - {"baseline"}]
+    return [name for name in graph if name in needed - set(BEFORE)]
 
 
 def _outs(stage: dict[str, object]) -> list[str]:

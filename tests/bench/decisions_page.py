@@ -1,6 +1,6 @@
 """The page of decisions, written from the cells alone."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from bench.cells import ARMS, Cell, CellArm, Said, Task
@@ -43,13 +43,14 @@ val rolls phases back and chooses what ships, the frozen head or the arm's model
 compared on test. Regret is what that has less than the best arm of the same task, in points of test
 accuracy.
 
-There are {cells} cells of {tasks} tasks (set, images a class, seed) with all four transfer arms;
+There are {cells} cells of {tasks} tasks (set, images a class, seed) with all four transfer arms:
+{parts}.
 {scratch} of them have training from scratch as well. {code}Sets count alike. Intervals are 95 %, by
 bootstrap over sets, those of the same images together; from so few sets they are rough. The best of
 several arms on the same test images is flattered by chance, so that the first regret of every
 strategy is too large; the second one has the best arm chosen on one half of the test images and
-measured on the other, with nothing to flatter, and may be negative. Seconds are processor time of
-one thread.
+measured on the other, with nothing to flatter, and may be negative. A better model that val did not
+ship counts for no arm. Seconds are processor time of one thread.
 """
 
 
@@ -110,8 +111,11 @@ def _deciders(said: Sequence[Said]) -> list[str]:
 def _intro(cells: Sequence[Cell], done: Cells) -> str:
     counted = [cell for cell in cells if cell.task in done]
     codes = len({cell.code for cell in counted})
-    levels = sorted({task[1] for task in done}, key=lambda level: (not level.isdigit(), len(level)))
+    levels = list(dict.fromkeys(task[1] for task in sorted(done, key=lambda task: _place(task)[1])))
+    parts = Counter((task[1], task[2]) for task in done)
+    told = [f"{count} with {level} images, seed {seed}" for (level, seed), count in parts.items()]
     return INTRO.format(
+        parts=", ".join(told),
         sets=len({task[0] for task in done}),
         levels=", ".join(levels),
         px=", ".join(sorted({str(task[3]) for task in done})),

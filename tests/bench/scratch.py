@@ -41,8 +41,9 @@ STAGES = (
     "extract",
     "audit",
     "similarity",
-    "decide",
     "baseline",
+    "race",
+    "decide",
     "finetune",
     "evaluate",
 )
@@ -200,7 +201,7 @@ def run_regraft(copy: Copy, *, seed: int) -> list[Trial]:
             images_per_second=speed,
         )
 
-    before = STAGES[1 : STAGES.index("finetune")]
+    before = STAGES[1 : STAGES.index("baseline") + 1]
     to_features = sum(measured[stage].seconds for stage in FROM_FILES)
     return [
         trial(

@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 
 from tasks.artifacts.arrays import write_array
 from tasks.artifacts.pixels import PixelStore, StoreWriter, store_info
-from tasks.artifacts.records import SPLITS, Split, write_record
+from tasks.artifacts.records import SPLITS, BackboneInfo, Split, read_record, write_record
 from tasks.artifacts.tables import Manifest, ManifestRow, read_manifest, write_manifest
 from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.probe import choose_probe_images, measure_probe, write_probe
@@ -28,11 +28,11 @@ from tasks.params import Params
 from tasks.params_file import load_params
 from tasks.runtime.machine import read_machine
 
-MADE = ("data/ingest", "data/augment", "data/extract", "data/baseline")
+DONE = "data/extract/backbone.json"
+MADE = ("data/ingest", "data/augment", *(f"data/extract/{split}" for split in SPLITS), DONE)
 LINKED = ("data/cards", "data/weights", "constraints.txt")
 INGESTED = ("source.json", "conversion.json")
 ROWS_AT_ONCE = 256
-DONE = "data/extract/backbone.json"
 
 
 @dataclass(frozen=True)
@@ -72,18 +72,18 @@ class Study:
         study = cls.start(pool.copy, subset.rows(pool.rows), root, {"seed": seed})
         for split in SPLITS:
             _copy_split(pool, subset.of(split), split, root)
-        _write_probe(pool, root, study.params)
+        _write_probe(pool.info, root, study.params)
         write_record(root / DONE, pool.info)
         return study
 
     def fork(self, root: Path) -> "Study":
-        """Make a study beside this one that shares what was made up to the baseline.
+        """Make a study beside this one that shares its images, pixels and features.
 
-        Its parameters are those of this checkout, so that rules of today decide on what was made
-        with those of yesterday.
+        Parameters, probe and all that follows are those of this checkout, so that rules of today
+        decide on what was made with those of yesterday.
         """
         shutil.rmtree(root, ignore_errors=True)
-        (root / "data").mkdir(parents=True)
+        (root / "data/extract").mkdir(parents=True)
         for name in MADE:
             (root / name).symlink_to(self.root / name)
         for name in LINKED:
@@ -92,7 +92,9 @@ class Study:
         own = YAML(typ="safe").load(self.root / "params.yaml")
         values = {f"augment.{key}": own["augment"][key] for key in ("image_px", "views", "policy")}
         set_values(root / "params.yaml", {"seed": own["seed"], **values})
-        return Study(root)
+        fork = Study(root)
+        _write_probe(read_record(root / DONE, BackboneInfo), root, fork.params)
+        return fork
 
     @property
     def params(self) -> Params:
@@ -142,12 +144,10 @@ def _copy_split(pool: Pool, images: list[int], split: Split, root: Path) -> None
     write_array(root / f"data/extract/{split}/features.npy", features)
 
 
-def _write_probe(pool: Pool, root: Path, params: Params) -> None:
-    load = partial(
-        load_backbone, pool.info.name, image_px=pool.info.input.image_px, seed=params.seed
-    )
-    images = choose_probe_images(
-        PixelStore.open(root / "data/augment/train"), params.extract, params.seed
-    )
-    probe = measure_probe(load(pool.info.weights), load("random"), images, read_machine())
+def _write_probe(info: BackboneInfo, root: Path, params: Params) -> None:
+    load = partial(load_backbone, info.name, image_px=info.input.image_px, seed=params.seed)
+    store = PixelStore.open(root / "data/augment/train")
+    rows = read_manifest(root / "data/ingest/manifest.csv").of("train")
+    images = choose_probe_images(store, rows, params.extract, params.seed)
+    probe = measure_probe(load(info.weights), load("random"), images, read_machine())
     write_probe(root / "data/extract/probe.safetensors", probe)

@@ -100,7 +100,7 @@ def train_variant(study: Study, set_name: str, name: str) -> Result:
     seconds = study.run("augment")
     if variant.operations:
         change_views(study, variant.operations)
-    seconds += study.run("extract") + study.run("baseline")
+    seconds += sum(study.run(stage) for stage in ("select", "extract", "baseline"))
     info = read_record(study.path("extract/backbone.json"), BackboneInfo)
     cuts = cuts_of(ARM, study, len(info.groups))
     write_record(study.path("decide/decision.json"), force("fine_tune", cuts))
