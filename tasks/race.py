@@ -27,8 +27,7 @@ from tasks.heads.features import read_features
 from tasks.params import DecideParams
 from tasks.racing.costs import Workload, measure_costs
 from tasks.racing.field import Field, choose_field
-from tasks.racing.race import Ground, Means, run_race
-from tasks.racing.words import say_race
+from tasks.racing.race import Ground, Means, run_race, say_race
 from tasks.runtime.device import configure_torch
 from tasks.runtime.entry import Read, StagePaths, Write, read_arguments, run_stage
 from tasks.runtime.machine import read_machine

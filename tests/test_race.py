@@ -31,9 +31,16 @@ from tasks.params_file import load_params
 from tasks.race import find_reason_to_skip
 from tasks.racing.costs import Workload, cost_of_cache, cost_of_phase, measure_costs
 from tasks.racing.field import choose_field, cost_of_race, expected_cost, staying
-from tasks.racing.race import Ground, Lap, Means, confidence_of_each, find_winner, run_race
+from tasks.racing.race import (
+    Ground,
+    Lap,
+    Means,
+    confidence_of_each,
+    find_winner,
+    run_race,
+    say_race,
+)
 from tasks.racing.racers import Track, train_racer
-from tasks.racing.words import say_race
 from tasks.runtime.machine import Machine
 from tasks.training.inputs import Examples
 from tasks.transferability.arms import NamedArm, name_arms

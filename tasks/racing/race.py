@@ -29,7 +29,7 @@ from tasks.racing.racers import Track, train_racer
 from tasks.runtime.machine import Machine
 from tasks.training.feed.rows import Stores
 from tasks.training.inputs import Examples
-from tasks.transferability.arms import NamedArm
+from tasks.transferability.arms import IN_WORDS, NamedArm, say_gain, say_points
 
 log = logging.getLogger(__name__)
 
@@ -247,3 +247,25 @@ def _round_in_words(done: RaceRound) -> str:
         f"on {done.images:,} images, val accuracy and loss: frozen {done.frozen_accuracy:.3f} and "
         f"{done.frozen_loss:.3f}, {racers}"
     )
+
+
+def say_race(race: Race) -> str:
+    """Say in one to three sentences what a race came to."""
+    last, more = race.rounds[-1], race.twice_the_images
+    raced = ", ".join(racer.name for racer in race.rounds[0].racers)
+    where = (
+        f"In a race ({raced}) on {last.images:,} of the training images, judged by "
+        f"{race.val_images:,} of val,"
+    )
+    if race.winner is not None:
+        return (
+            f"{where} {IN_WORDS[race.winner.name]} beat frozen features: {say_gain(race.winner)}."
+        )
+    best = min(last.racers, key=lambda racer: racer.val_loss)
+    said = (
+        f"{where} no arm beat frozen features beyond doubt; {IN_WORDS[best.name]} came nearest: "
+        f"{say_gain(best)}. Fine-tuning gains with more images, so that this does not settle it."
+    )
+    if more is not None and more.low is not None and more.low > 0:
+        said += f" Twice these images did more for frozen features: {say_points(more)} against it."
+    return said
