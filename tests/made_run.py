@@ -140,13 +140,7 @@ VARIANTS = {
         images=(12, 6, 12),
     ),
     "many": Variant(
-        values={
-            "decide.arm": "feature_extraction",
-            "baseline.l2_strengths": [0.1],
-            "backbone.name": "auto",
-            "backbone.weights": "packaged",
-            "select.candidates": ["tf_efficientnet_lite0", "tf_efficientnet_lite1"],
-        },
+        values={"decide.arm": "feature_extraction", "baseline.l2_strengths": [0.1]},
         classes=[f"species {number:03d}" for number in range(120)],
         images=(2, 1, 2),
         untested=1,

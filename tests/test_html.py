@@ -14,6 +14,7 @@ from conftest import HOSTILE, tells
 from made_run import Runs, make_exported, make_provenance
 from PIL import Image
 
+from tasks.artifacts.records import BackboneChoice, BackboneRank, Estimate
 from tasks.errors import ArtifactError
 from tasks.reporting import html
 from tasks.reporting.findings import Findings, SuspectLabels, conclude, read_picture
@@ -90,11 +91,17 @@ def test_the_page_needs_no_network_no_script_and_no_other_file(findings: Finding
 
 
 def test_the_page_says_between_which_backbones_was_chosen(many: Findings) -> None:
-    (row,) = re.findall(r"<tr><th>Chosen between</th>.*?</tr>", render(many))
-    for one in many.choice.ranking:
-        assert f"{one.name} ({100 * one.ridge_accuracy.value:.1f}" in row
-    assert len(many.choice.ranking) == 2
-    assert many.backbone.name == many.choice.name
+    assert "Chosen between" not in render(many)
+    worth = Estimate(value=0.912, low=0.87, high=0.94, n=1000)
+    ranking = [
+        BackboneRank(name=name, ridge_accuracy=worth, gain=None, better=better, logme=worth,
+                     h_score=worth)
+        for name, better in (("cheap", True), ("dear", False))
+    ]  # fmt: skip
+    choice = BackboneChoice(name="cheap", weights="packaged", images=1000, ranking=ranking)
+    page = render(replace(many, choice=choice))
+    (row,) = re.findall(r"<tr><th>Chosen between</th>.*?</tr>", page)
+    assert tells(row, "cheap (91.2", "dear (91.2", "87.0 to 94.0", "1,000")
 
 
 def test_tags_match_and_every_link_of_the_page_leads_somewhere(findings: Findings) -> None:

@@ -114,7 +114,7 @@ def test_dvc_repro_runs_what_a_change_made_stale_and_restores_what_was_there(
     assert "up to date" in project.dvc("status")
     before, rate = project.lock, project.read("params.yaml")
     project.set("finetune.head_lr", 0.0004)
-    assert project.repro() == ["check", "finetune", "evaluate", "report"]
+    assert project.repro() == ["check", "race", "decide", "finetune", "evaluate", "report"]
     assert "0.0004" in project.dvc("params", "diff")
     project.write("params.yaml", rate)
     assert project.repro() == []
