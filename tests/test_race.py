@@ -158,8 +158,8 @@ def winner_of(rng, accuracies, images=300):
 
 def test_a_race_between_equal_arms_names_no_winner():
     rng = np.random.default_rng(1)
-    named = [winner_of(rng, [0.85] * 5) for _ in range(100)]
-    assert sum(winner is not None for winner in named) <= 5
+    named = [winner_of(rng, [0.85] * 5) for _ in range(40)]
+    assert sum(winner is not None for winner in named) <= 3
 
 
 def test_a_better_arm_wins():
