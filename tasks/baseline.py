@@ -20,7 +20,7 @@ from tasks.artifacts.pixels import PixelStore
 from tasks.artifacts.records import Baseline, HeadKind, Split, TriedHead, write_record
 from tasks.artifacts.tables import SuspectRow, read_manifest, write_rows
 from tasks.artifacts.words import name_head
-from tasks.auditing.held_out import Pool, accuracy_in_folds, hold_out
+from tasks.auditing.held_out import Pool, accuracy_in_folds, hold_out, right_in_folds
 from tasks.auditing.suspects import list_suspects, picture_suspects
 from tasks.heads.curve import measure_curve
 from tasks.heads.features import Labeled, read_features
@@ -60,11 +60,15 @@ class Paths(StagePaths):
 
 @dataclass(frozen=True)
 class FrozenBaseline:
-    """The chosen head, its summary and its logits on val, float32 (N_val, C)."""
+    """The chosen head, its summary and its logits on val, float32 (N_val, C).
+
+    `linear_logits` are those of the linear head, None where `baseline.heads` has none.
+    """
 
     head: nn.Module
     summary: Baseline
     val_logits: Logits
+    linear_logits: Logits | None
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,10 @@ def train_baseline(
     tried, chosen = _train(first, train, val, params, classes=classes, seed=seed)
     notes = [*([BALANCED] if train.balanced else []), *chosen.trained.notes]
     strength = chosen.trained.strength
+    best: dict[HeadKind, JudgedHead] = {first: chosen}
     for kind in later:
         more, rival = _train(kind, train, val, params, classes=classes, seed=seed)
-        tried = [*tried, *more]
+        tried, best[kind] = [*tried, *more], rival
         strength = strength or rival.trained.strength
         verdict = judge_change(
             chosen.val_logits,
@@ -132,7 +137,8 @@ def train_baseline(
         l2_strength=strength or _middle(params.l2_strengths),
         room=measure_room(chosen.val_logits, val.judge, confidence=LATER_CONFIDENCE, seed=seed),
     )
-    return FrozenBaseline(chosen.trained.module, summary, chosen.val_logits)
+    linear_logits = best["linear"].val_logits if "linear" in best else None
+    return FrozenBaseline(chosen.trained.module, summary, chosen.val_logits, linear_logits)
 
 
 def _middle(strengths: Sequence[float]) -> float:
@@ -204,10 +210,19 @@ def main(argv: Sequence[str] | None) -> None:
     summary = baseline.summary.model_copy(
         update={
             "folds_accuracy": accuracy_in_folds(
-                held_out, confidence=CONFIDENCE, resamples=RESAMPLES, seed=params.seed
+                held_out,
+                right_in_folds(held_out),
+                confidence=CONFIDENCE,
+                resamples=RESAMPLES,
+                seed=params.seed,
             ),
             "curve": measure_curve(
-                train, val, params.baseline.l2_strengths, classes=classes, seed=params.seed
+                train,
+                val,
+                params.baseline.l2_strengths,
+                classes=classes,
+                seed=params.seed,
+                whole=baseline.linear_logits,
             ),
         }
     )

@@ -1,8 +1,8 @@
 """Choose between training from scratch, frozen features and fine-tuning, and say why.
 
 Reads the numbers of images and classes, the similarity, what frozen features make of the images,
-the race and the backbone's layer groups; writes decision.json with every rule and what it saw, and
-decision.md in words.
+the race and the backbone's layer groups; writes decision.json with every rule and what it saw,
+transfer.json with what fine-tuning does, and decision.md in words.
 """
 
 import logging
@@ -18,6 +18,7 @@ from tasks.artifacts.records import (
     DecisionEvidence,
     Race,
     Similarity,
+    Transfer,
     read_record,
     write_record,
 )
@@ -47,6 +48,7 @@ class Paths(StagePaths):
     baseline: Read
     race: Read
     decision: Write
+    transfer: Write
     words: Write
 
 
@@ -123,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     decision, groups = decide(found, params.decide), found.backbone.groups
     write_record(paths.decision, decision)
+    write_record(paths.transfer, Transfer(arm=decision.arm, phases=decision.phases))
     write_text(paths.words, write_page(decision, groups))
     log.info(
         "%s (domain %s, confidence %s)",

@@ -55,10 +55,10 @@ def finetune(
         workspace: Where checkpoints and activations are kept while it runs.
         processes: Train together, each on its part of every batch; all end with the same model.
     """
-    scratch = inputs.decision.arm == "scratch"
+    scratch = inputs.transfer.arm == "scratch"
     classifier = inputs.start(seed=seed, machine=machine)
     groups = training_groups(classifier)
-    cuts = phase_cuts(inputs.decision, groups)
+    cuts = phase_cuts(inputs.transfer, groups)
     if not cuts:
         return describe(classifier, groups, inputs, None, None, balanced=balanced)
     parts = BackboneParts(
@@ -72,7 +72,7 @@ def finetune(
     )
     examples = inputs.examples(balanced=balanced)
     trainer = Trainer(classifier, groups, examples, params, seed=seed, processes=processes)
-    plan_next = partial(next_phase, inputs.decision, groups, params)
+    plan_next = partial(next_phase, inputs.transfer, groups, params)
     state = trainer.run_phases(plan_next, parts, workspace.open_checkpoints(processes))
     shares = [1.0] if scratch else params.interpolation
     chosen = trainer.choose_weights(state, parts, unfrozen_from=cuts[-1], shares=shares)

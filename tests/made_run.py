@@ -198,10 +198,7 @@ def write_reference(folder: Path, info: BackboneInfo) -> None:
         input=info.input, fit="crop", command="", **weights,
     )  # fmt: skip
     write_card(folder / "card.safetensors", SourceCard(features.astype(np.float32), provenance))
-    known = KnownSet(
-        name="letters", images=500, mmd=0.1, distance=0.1, domain="far", shift=0.1,
-        transfer_gain=0.5,
-    )  # fmt: skip
+    known = KnownSet(name="letters", images=500, mmd=0.1, distance=0.1, domain="far")
     ruler = Ruler(
         image_px=info.input.image_px, source="photographs", provenance="", sets=[known],
         marks=Marks(similar=0.03, far=0.1), **weights,

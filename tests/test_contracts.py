@@ -238,6 +238,11 @@ def test_a_checkpoint_is_of_the_packages_that_training_imports() -> None:
     }
 
 
+def test_words_of_the_decision_do_not_train_again() -> None:
+    deps = GRAPH["finetune"]["deps"]
+    assert [dep for dep in deps if dep.startswith("data/decide/")] == ["data/decide/transfer.json"]
+
+
 def test_check_depends_on_the_whole_of_the_parameters() -> None:
     assert "params.yaml" in GRAPH["check"]["deps"]
     assert listed_keys("check") == set()

@@ -18,6 +18,7 @@ from tasks.artifacts.records import (
     Race,
     Racer,
     RaceRound,
+    Transfer,
     read_record,
     write_record,
 )
@@ -214,12 +215,15 @@ def test_main_writes_decision_and_words(tmp_path):
     names = {
         "manifest": "manifest.csv", "similarity": "similarity.json", "backbone": "backbone.json",
         "baseline": "baseline.json", "race": "race.json",
-        "decision": "out/decision.json", "words": "out/decision.md",
+        "decision": "out/decision.json",
+        "transfer": "out/transfer.json", "words": "out/decision.md",
     }  # fmt: skip
     arguments = [f"--{name}={tmp_path / file}" for name, file in names.items()]
     main([f"--params={ROOT / 'params.yaml'}", *arguments])
     decision = read_record(tmp_path / "out/decision.json", Decision)
     assert decision == decided(images=200)
+    transfer = read_record(tmp_path / "out/transfer.json", Transfer)
+    assert transfer == Transfer(arm=decision.arm, phases=decision.phases)
     page = (tmp_path / "out/decision.md").read_text()
     title, _, answer, *_ = page.splitlines()
     assert title.startswith("# ")

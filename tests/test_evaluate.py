@@ -52,6 +52,8 @@ from tasks.judging.rule import ValSet
 from tasks.judging.statistics import wilson_interval
 from tasks.runtime.device import normalize
 
+pytestmark = pytest.mark.usefixtures("restored_torch")
+
 CLASSES = ['cat, "big"', "dog\nwet", "fox é"]
 SPLIT_IMAGES = {"train": 9, "val": 60, "test": 90}
 SPEC = InputSpec(image_px=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3))
@@ -456,14 +458,6 @@ def project(tmp_path_factory, tiny_params):
         YAML().dump(tiny_params.model_dump(), file)
     run_main(folder, folder / "out")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def torch_as_it_was():
-    threads = torch.get_num_threads()
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
 
 
 def run_main(folder, out, **reads):

@@ -31,6 +31,8 @@ from tasks.params import BackboneParams, Params
 from tasks.runtime.device import normalize
 from tasks.runtime.progress import progress
 
+pytestmark = pytest.mark.usefixtures("restored_torch")
+
 SPLITS = ("train", "val", "test")
 SPEC = InputSpec(image_px=16, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 
@@ -61,15 +63,6 @@ def stores(tmp_path: Path) -> dict[str, PixelStore]:
         split: fill_store(tmp_path / "augment" / split, *counts[split], seed=number)
         for number, split in enumerate(SPLITS)
     }
-
-
-@pytest.fixture(autouse=True)
-def restored_torch():
-    threads = torch.get_num_threads()
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    torch.set_num_threads(threads)
 
 
 def write_params(path: Path, params: Params) -> Path:

@@ -129,7 +129,7 @@ def test_a_phase_changes_exactly_the_groups_that_it_trains(
         inputs.backbone, inputs.baseline, inputs.head, arm="fine_tune", seed=17
     )
     groups = training_groups(classifier)
-    plan = next_phase(inputs.decision, groups, params, [])
+    plan = next_phase(inputs.transfer, groups, params, [])
     assert plan is not None
     parts = BackboneParts(
         classifier, groups, inputs.stores, inputs.backbone.input, MACHINE,
@@ -189,7 +189,7 @@ def test_a_network_without_running_statistics_is_judged_by_its_source_card(
         projection="projection.csv"))  # fmt: skip
     decide.main(arguments(tmp_path, manifest="manifest.csv", similarity="similarity.json",
         backbone="backbone.json", baseline="baseline.json", race="race.json",
-        decision="decision.json", words="decision.md"))  # fmt: skip
+        decision="decision.json", transfer="transfer.json", words="decision.md"))  # fmt: skip
     found = read_record(tmp_path / "similarity.json", Similarity)
     decision = read_record(tmp_path / "decision.json", Decision)
     assert (info.norm, found.shift, found.shift_groups) == ("other", None, [])

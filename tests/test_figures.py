@@ -61,8 +61,7 @@ def mmd(value: float = 0.186) -> Distance:
 
 
 def known(name: str, value: float) -> KnownSet:
-    return KnownSet(name=name, images=500, mmd=1, distance=value, domain=None, shift=None,
-                    transfer_gain=None)  # fmt: skip
+    return KnownSet(name=name, images=500, mmd=1, distance=value, domain=None)
 
 
 def test_the_ruler_orders_data_sets_from_zero_and_marks_this_one() -> None:

@@ -23,7 +23,7 @@ from torch import nn
 
 from tasks import finetune as stage
 from tasks.artifacts.arrays import read_array, read_tensors, write_array, write_tensors
-from tasks.artifacts.records import Arm, Decision, Finetuned, ValSummary, read_record, write_record
+from tasks.artifacts.records import Arm, Finetuned, Transfer, ValSummary, read_record, write_record
 from tasks.artifacts.tables import HistoryRow, read_rows, write_manifest
 from tasks.backbones.catalogue import load_backbone
 from tasks.errors import ArtifactError, EngineError
@@ -70,7 +70,7 @@ def write_inputs(folder: Path, inputs: FinetuneInputs, params: Params) -> list[s
         YAML().dump(params.model_dump(mode="json"), file)
     features = features_of(inputs, inputs.stores.val.rows(inputs.stores.val.clean_rows()))
     write_manifest(folder / "manifest.csv", inputs.manifest)
-    write_record(folder / "decision.json", inputs.decision)
+    write_record(folder / "transfer.json", inputs.transfer)
     write_record(folder / "backbone.json", inputs.backbone)
     write_record(folder / "baseline.json", inputs.baseline)
     write_head(folder / "head.safetensors", inputs.head)
@@ -85,7 +85,7 @@ def arguments_in(folder: Path) -> list[str]:
         f"--manifest={folder / 'manifest.csv'}",
         f"--train={folder / 'train'}",
         f"--val={folder / 'val'}",
-        f"--decision={folder / 'decision.json'}",
+        f"--transfer={folder / 'transfer.json'}",
         f"--backbone={folder / 'backbone.json'}",
         f"--head={folder / 'head.safetensors'}",
         f"--baseline={folder / 'baseline.json'}",
@@ -667,8 +667,8 @@ def test_weights_that_did_not_make_the_features_are_refused(project: Project):
 def test_phases_that_do_not_unfreeze_downwards_are_refused(project: Project, phases: list[int]):
     arguments = project.arguments()
     assert project.inputs is not None
-    decision: Decision = project.inputs.decision.model_copy(update={"phases": phases})
-    write_record(project.root / "in" / "decision.json", decision)
+    transfer = Transfer(arm=project.inputs.transfer.arm, phases=phases)
+    write_record(project.root / "in" / "transfer.json", transfer)
     with pytest.raises(ArtifactError, match=rf"{re.escape(str(phases))}.*falling.*rerun decide"):
         project.run(arguments)
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import tells, with_values
-from tiny_finetune import make_decision, make_info
+from tiny_finetune import make_info
 
 from tasks.artifacts.pixels import PixelStore, StoreWriter, store_info
-from tasks.artifacts.records import SPLITS, Arm, BackboneInfo, InputSpec, Split
+from tasks.artifacts.records import SPLITS, Arm, BackboneInfo, InputSpec, Split, Transfer
 from tasks.artifacts.tables import Manifest, ManifestRow
 from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.engine import TorchEngine
@@ -112,7 +112,7 @@ def learn(
     names = task.manifest.class_names
     baseline = train_baseline(train, val, params.baseline, class_names=names, seed=params.seed)
     inputs = FinetuneInputs(
-        manifest=task.manifest, stores=task.stores, decision=make_decision(arm, list(phases)),
+        manifest=task.manifest, stores=task.stores, transfer=Transfer(arm=arm, phases=list(phases)),
         backbone=info, baseline=baseline.summary, head=baseline.head,
         baseline_logits=baseline.val_logits,
     )  # fmt: skip

@@ -104,7 +104,7 @@ def make_run(
     **kind: object,
 ) -> Run:
     made = inputs or make_inputs(folder / "inputs", **kind)  # type: ignore[arg-type]
-    arm: Arm = made.decision.arm
+    arm: Arm = made.transfer.arm
     classifier = start_classifier(made.backbone, made.baseline, made.head, arm=arm, seed=17)
     groups = training_groups(classifier)
     manifest = made.manifest
@@ -114,7 +114,7 @@ def make_run(
         val=ValSet(manifest.labels("val"), manifest.groups("val"), balanced=balanced),
         classes=3,
     )
-    plans = phases_if_kept(made.decision, groups, params)
+    plans = phases_if_kept(made.transfer, groups, params)
     parts = BackboneParts(
         classifier,
         groups,

@@ -73,7 +73,7 @@ def arguments(root: Path) -> dict[str, list[str]]:
         ],
         "select": [listed, pixels[0], f"--choice={root / 'choice.json'}"],
         "extract": [
-            f"--choice={root / 'choice.json'}", *pixels, *features,
+            listed, f"--choice={root / 'choice.json'}", *pixels, *features,
             f"--test-features={root / 'features' / 'test'}",
             f"--probe={root / 'probe.safetensors'}", f"--backbone={root / 'backbone.json'}",
         ],

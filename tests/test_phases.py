@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 from conftest import with_values
-from tiny_finetune import make_decision, make_inputs, phases_if_kept, record_of
+from tiny_finetune import make_inputs, phases_if_kept, record_of
 
-from tasks.artifacts.records import Arm, Phase
+from tasks.artifacts.records import Arm, Phase, Transfer
 from tasks.heads.classifier import start_classifier
 from tasks.params import Params
 from tasks.training.phases import (
@@ -25,7 +25,7 @@ class Training:
     """Phases planned one after the other; a word says what becomes of each."""
 
     def __init__(self, groups: list[TrainingGroup], params: Params, arm: Arm) -> None:
-        self.decision = make_decision(arm, [0] if arm == "scratch" else CUTS)
+        self.transfer = Transfer(arm=arm, phases=[0] if arm == "scratch" else CUTS)
         self.groups, self.params = groups, params.finetune
 
     def plans_after(self, outcomes: str) -> list[PhasePlan | None]:
@@ -41,7 +41,7 @@ class Training:
         return plans
 
     def next(self, finished: list[Phase]) -> PhasePlan | None:
-        return next_phase(self.decision, self.groups, self.params, finished)
+        return next_phase(self.transfer, self.groups, self.params, finished)
 
 
 @pytest.fixture
@@ -102,4 +102,4 @@ def test_a_repetition_is_as_long_as_the_last_phase(training: Training):
 def test_from_scratch_there_is_one_phase(tmp_path: Path, default_params: Params):
     training = make_training(tmp_path, default_params, arm="scratch")
     assert training.plans_after("b")[-1] is None
-    assert len(phases_if_kept(training.decision, training.groups, training.params)) == 1
+    assert len(phases_if_kept(training.transfer, training.groups, training.params)) == 1

@@ -255,7 +255,7 @@ def test_features_are_the_same_bytes_and_no_part_is_left(compared: Compared):
 
 @pytest.mark.slow
 def test_all_files_are_written_and_no_checkpoint_or_cache_is_left(compared: Compared):
-    assert len(digests(compared.root / "three" / "fine_tune")) == 5
+    assert len(digests(compared.root / "three" / "fine_tune")) == 6
     left = [path for path in (compared.root / "kept").rglob("*") if path.is_file()]
     assert left == []
 

@@ -11,22 +11,9 @@ from tasks.errors import EngineError
 from tasks.runtime.device import configure_torch, find_device, normalize
 from tasks.runtime.machine import Machine
 
+pytestmark = pytest.mark.usefixtures("restored_torch")
+
 SPEC = InputSpec(image_px=4, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-
-
-@pytest.fixture(autouse=True)
-def restored_torch(monkeypatch):
-    """Leave torch as it was for the tests that follow."""
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
-    yield
-    torch.set_num_threads(threads)
-    torch.set_rng_state(state)
-    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-    torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
 def test_normalized_pixels_follow_the_formula_channel_by_channel():

@@ -76,10 +76,7 @@ def test_where_nothing_is_gained_the_interval_holds_zero(default_params):
 
 
 def known(name, mmd, domain=None):
-    return KnownSet(
-        name=name, images=500, mmd=2 * mmd, distance=mmd, domain=domain, shift=0.1,
-        transfer_gain=0.5,
-    )  # fmt: skip
+    return KnownSet(name=name, images=500, mmd=2 * mmd, distance=mmd, domain=domain)
 
 
 SETS = [known("solar cells", 0.19), known("photographs", 0.02), known("letters", 0.14)]

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import tells, with_values
 from pydantic import ValidationError
 from test_extract import fill_store, in_torch, write_params
@@ -19,6 +18,8 @@ from tasks.select import main, say_choice, select
 from tasks.transferability.leave_one_out import classify_by_ridge
 from tasks.transferability.ranking import rank_backbones
 from tasks.transferability.sampling import Sample
+
+pytestmark = pytest.mark.usefixtures("restored_torch")
 
 AUTO = {"backbone.name": "auto", "backbone.weights": "packaged"}
 
@@ -115,12 +116,3 @@ def test_pixels_of_other_images_are_refused(tmp_path, manifest, tiny_params):
 def test_candidates_have_weights_of_their_own(tiny_params, weights):
     with pytest.raises(ValidationError, match=r"name is auto; allowed then: packaged \| hub"):
         with_values(tiny_params, {**AUTO, "backbone.weights": weights})
-
-
-@pytest.fixture(autouse=True)
-def restored_torch():
-    threads = torch.get_num_threads()
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    torch.set_num_threads(threads)

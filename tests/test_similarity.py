@@ -57,8 +57,7 @@ CARD = SourceCard(
 MARKS = Marks(similar=0.01, far=0.1)
 RULER = Ruler(
     backbone="small", weights_sha256="aa", image_px=32, source="photographs", provenance="",
-    sets=[KnownSet(name="letters", images=500, mmd=0.001, distance=0.001, domain="far", shift=0.1,
-                   transfer_gain=0.5)],
+    sets=[KnownSet(name="letters", images=500, mmd=0.001, distance=0.001, domain="far")],
     marks=MARKS,
 )  # fmt: skip
 

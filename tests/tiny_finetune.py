@@ -11,11 +11,11 @@ from tasks.artifacts.records import (
     Arm,
     BackboneInfo,
     Baseline,
-    Decision,
     Estimate,
     InputSpec,
     Phase,
     Split,
+    Transfer,
 )
 from tasks.artifacts.tables import Manifest, ManifestRow
 from tasks.backbones.catalogue import load_backbone
@@ -91,21 +91,6 @@ def make_info(name: str = BACKBONE) -> tuple[BackboneInfo, int]:
     return info, len(info.groups)
 
 
-def make_decision(arm: Arm, phases: list[int]) -> Decision:
-    """A decision without a story."""
-    return Decision(
-        arm=arm,
-        forced=True,
-        recommended=arm,
-        domain="far",
-        confidence="low",
-        phases=phases,
-        rules=[],
-        would_change=[],
-        reasons=[],
-    )
-
-
 def record_of(plan: PhasePlan, *, kept: bool = True, better: bool = False) -> Phase:
     """The record of a phase that took one epoch."""
     return Phase(
@@ -116,11 +101,11 @@ def record_of(plan: PhasePlan, *, kept: bool = True, better: bool = False) -> Ph
 
 
 def phases_if_kept(
-    decision: Decision, groups: Sequence[TrainingGroup], params: FinetuneParams
+    transfer: Transfer, groups: Sequence[TrainingGroup], params: FinetuneParams
 ) -> list[PhasePlan]:
     """The phases that follow each other where each is kept and none is worth a repetition."""
     plans: list[PhasePlan] = []
-    while plan := next_phase(decision, groups, params, [record_of(one) for one in plans]):
+    while plan := next_phase(transfer, groups, params, [record_of(one) for one in plans]):
         plans.append(plan)
     return plans
 
@@ -157,7 +142,7 @@ def make_inputs(
         stores=Stores(
             make_store(folder / "train", "train", views), make_store(folder / "val", "val", 0)
         ),
-        decision=make_decision(arm, default[arm] if phases is None else phases),
+        transfer=Transfer(arm=arm, phases=default[arm] if phases is None else phases),
         backbone=info,
         baseline=baseline,
         head=find_head(head).build(info.feature_dim, 3, hidden=hidden, dropout=dropout).eval(),

@@ -284,15 +284,13 @@ class GroupShift(Record):
 
 
 class KnownSet(Record):
-    """The same measurements of a data set that readers know, as a mark on the ruler."""
+    """The same distance of a data set that readers know, as a mark on the ruler."""
 
     name: str
     images: int
     mmd: float
     distance: float  # matched MMD^2
     domain: Literal["similar", "intermediate", "far"] | None  # as people see it; None: not said
-    shift: float | None  # None: the network has no running statistics, or it was not measured
-    transfer_gain: float | None  # None: the set has no labels, or it was not measured
 
 
 class Similarity(Record):
@@ -462,6 +460,13 @@ class Decision(Record):
     reasons: list[str]  # sentences, most important first
     arms: list[ConsideredArm] = []
     evidence: DecisionEvidence | None = None
+
+
+class Transfer(Record):
+    """What fine-tuning does, and no more of the decision than that (transfer.json)."""
+
+    arm: Arm
+    phases: list[int]  # lowest unfrozen group of each phase, top down; scratch [0]; frozen []
 
 
 # finetune ----------------------------------------------------------------------------------------

@@ -166,14 +166,14 @@ def right_in_folds(held_out: HeldOut) -> Bools:
 
 
 def accuracy_in_folds(
-    held_out: HeldOut, *, confidence: float, resamples: int, seed: int
+    held_out: HeldOut, right: Bools, *, confidence: float, resamples: int, seed: int
 ) -> Estimate | None:
-    """Estimate the accuracy over folds; None where no head may judge an image."""
+    """Estimate the accuracy over folds, of `right_in_folds`; None where no head may judge."""
     judged = np.flatnonzero(held_out.judge >= 0)
     if not len(judged):
         return None
     return accuracy_interval(
-        right_in_folds(held_out)[judged],
+        right[judged],
         [held_out.pool.groups[image] for image in judged],
         confidence=confidence,
         resamples=resamples,
@@ -199,12 +199,12 @@ def compare_with_folds(
     Returns:
         None where no head may judge an image.
     """
+    judged, right = np.flatnonzero(held_out.judge >= 0), right_in_folds(held_out)
     accuracy = accuracy_in_folds(
-        held_out, confidence=params.confidence, resamples=params.bootstrap, seed=seed
+        held_out, right, confidence=params.confidence, resamples=params.bootstrap, seed=seed
     )
     if accuracy is None:
         return None
-    judged, right = np.flatnonzero(held_out.judge >= 0), right_in_folds(held_out)
     groups = held_out.pool.groups
     difference = _difference(right, judged, test, test_right, groups, params.confidence)
     return Folds(

@@ -23,7 +23,13 @@ HALF_AN_ERROR = 0.5  # is added, so that no resample without errors has a logari
 
 
 def measure_curve(
-    train: Labeled, val: Labeled, strengths: Sequence[float], *, classes: int, seed: int
+    train: Labeled,
+    val: Labeled,
+    strengths: Sequence[float],
+    *,
+    classes: int,
+    seed: int,
+    whole: Logits | None = None,
 ) -> LearningCurve:
     """Fit linear heads on nested parts of the training images and judge them on val.
 
@@ -35,17 +41,20 @@ def measure_curve(
         strengths: That are chosen from.
         classes: Number of classes.
         seed: The run's seed.
+        whole: Logits on val, float32 (N_val, C), of the head that learned from all images so, where
+            it has been fitted already.
     """
     turns = nested_turns(train.labels, train.groups, seed=seed)
     parts = [np.flatnonzero(turns < share) for share in SHARES]
     parts = [part for part in parts if len(part) >= LEAST_IMAGES * classes] or parts[-1:]
     clean = val.features[:, 0]
+    fitted = parts if whole is None else parts[:-1]
     logits = [
         choose_linear(train, val, strengths, classes=classes, seed=seed, images=part).chosen.logits(
             clean
         )
-        for part in parts
-    ]
+        for part in fitted
+    ] + ([] if whole is None else [whole])
     return describe_curve([len(part) for part in parts], logits, val.judge, seed=seed)
 
 

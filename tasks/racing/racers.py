@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.artifacts.arrays import Ints, Logits
-from tasks.artifacts.records import BackboneInfo, Baseline
+from tasks.artifacts.records import BackboneInfo, Baseline, Transfer
 from tasks.errors import TrainingError
 from tasks.heads.classifier import start_classifier
 from tasks.params import FinetuneParams
@@ -111,7 +111,7 @@ def train_racer(entry: NamedArm, track: Track, machine: Machine, folder: Path) -
     groups = training_groups(classifier)
     once = {"epochs": 1, "scratch_epochs": 1}  # in which each image is shown several times
     params = track.params.model_copy(update=once)
-    plan = next_phase(entry, groups, params, ())
+    plan = next_phase(Transfer(arm=entry.arm, phases=list(entry.phases)), groups, params, ())
     assert plan is not None
     plan_of_cache = CachePlan(folder, params.cache_gb, [entry.cut])
     parts = BackboneParts(

@@ -9,7 +9,7 @@ from torch import nn
 
 from tasks.artifacts.arrays import Ints, Logits, read_array
 from tasks.artifacts.pixels import PixelStore
-from tasks.artifacts.records import BackboneInfo, Baseline, Decision, read_record
+from tasks.artifacts.records import BackboneInfo, Baseline, Transfer, read_record
 from tasks.artifacts.tables import Manifest, read_manifest
 from tasks.errors import ArtifactError
 from tasks.heads.classifier import Classifier, start_classifier
@@ -45,7 +45,7 @@ class InputPaths(StagePaths):
     manifest: Read
     train: Read
     val: Read
-    decision: Read
+    transfer: Read
     backbone: Read
     head: Read
     baseline: Read
@@ -58,7 +58,7 @@ class FinetuneInputs:
 
     manifest: Manifest
     stores: Stores
-    decision: Decision
+    transfer: Transfer
     backbone: BackboneInfo
     baseline: Baseline
     head: nn.Module
@@ -71,7 +71,7 @@ class FinetuneInputs:
             ArtifactError: The backbone's weights are not those that made the features.
         """
         classifier = start_classifier(
-            self.backbone, self.baseline, self.head, arm=self.decision.arm, seed=seed
+            self.backbone, self.baseline, self.head, arm=self.transfer.arm, seed=seed
         )
         return classifier.to(find_device(machine)).to(memory_format=torch.channels_last)
 
@@ -112,7 +112,7 @@ def read_finetune_inputs(paths: InputPaths) -> FinetuneInputs:
     return FinetuneInputs(
         manifest=manifest,
         stores=stores,
-        decision=read_record(paths.decision, Decision),
+        transfer=read_record(paths.transfer, Transfer),
         backbone=backbone,
         baseline=baseline,
         head=load_head(paths.head, baseline),

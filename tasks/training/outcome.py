@@ -84,7 +84,7 @@ def describe_finetuned(model: FinetunedModel, inputs: FinetuneInputs, *, seed: i
     """Describe a fine-tuned model."""
     baseline, val = inputs.baseline, inputs.examples(balanced=model.class_balanced).val
     return Finetuned(
-        arm=inputs.decision.arm,
+        arm=inputs.transfer.arm,
         backbone=inputs.backbone.name,
         input=inputs.backbone.input,
         head=baseline.head,

@@ -8,13 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import chain
-from typing import Protocol
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase as StoredStatisticsNorm
 from torch.optim import AdamW
 
-from tasks.artifacts.records import Arm, Phase
+from tasks.artifacts.records import Phase, Transfer
 from tasks.backbones.groups import layer_groups, parameter_names
 from tasks.errors import ArtifactError
 from tasks.heads.classifier import BACKBONE, HEAD, Classifier
@@ -173,36 +172,24 @@ class PhasePlan:
     adapt_norm: bool
 
 
-class Transfer(Protocol):
-    """An arm and the lowest unfrozen group of each of its phases, as a decision names them."""
-
-    @property
-    def arm(self) -> Arm:
-        """How to transfer."""
-
-    @property
-    def phases(self) -> Sequence[int]:
-        """Lowest unfrozen group of each phase, falling."""
-
-
-def phase_cuts(decision: Transfer, groups: Sequence[TrainingGroup]) -> list[int]:
+def phase_cuts(transfer: Transfer, groups: Sequence[TrainingGroup]) -> list[int]:
     """Give the lowest trained group of each phase; none where only the head is to be trained.
 
     Args:
-        decision: The arm and the lowest unfrozen group of each phase.
+        transfer: The arm and the lowest unfrozen group of each phase.
         groups: The backbone's groups in forward order, then the head.
 
     Raises:
-        ArtifactError: The decision names a group that the backbone does not have, or a later phase
-            does not unfreeze more than the one before.
+        ArtifactError: It names a group that the backbone does not have, or a later phase does not
+            unfreeze more than the one before.
     """
-    if decision.arm == "feature_extraction":
+    if transfer.arm == "feature_extraction":
         return []
     top = len(groups) - 1
-    cuts = list(decision.phases)
+    cuts = list(transfer.phases)
     if not cuts or not all(0 <= cut <= top for cut in cuts) or cuts != sorted(set(cuts))[::-1]:
         raise ArtifactError(
-            f"decision.json: phases are {cuts}; expected falling numbers of layer groups, from "
+            f"transfer.json: phases are {cuts}; expected falling numbers of layer groups, from "
             f"0 to {top}; rerun decide"
         )
     return cuts
@@ -213,7 +200,7 @@ TRIES = 3  # of the last phase, each at lower rates
 
 
 def next_phase(
-    decision: Transfer,
+    transfer: Transfer,
     groups: Sequence[TrainingGroup],
     params: FinetuneParams,
     finished: Sequence[Phase],
@@ -224,16 +211,16 @@ def next_phase(
     beyond doubt that it paid; rolled back, it is tried again at lower rates.
 
     Args:
-        decision: The arm and the lowest unfrozen group of each phase.
+        transfer: The arm and the lowest unfrozen group of each phase.
         groups: The backbone's groups in forward order, then the head.
         params: The `finetune` block.
         finished: Records of the phases that are over.
 
     Raises:
-        ArtifactError: The decision does not fit the backbone.
+        ArtifactError: The transfer does not fit the backbone.
     """
-    cuts = phase_cuts(decision, groups)
-    scratch = decision.arm == "scratch"
+    cuts = phase_cuts(transfer, groups)
+    scratch = transfer.arm == "scratch"
     last = finished[max(len(cuts) - 1, 0) :]
     if not cuts or (last and (scratch or _is_over(last, params.rounds))):
         return None

@@ -23,7 +23,7 @@ from tasks.artifacts.tables import ManifestRow
 from tasks.backbones.catalogue import Backbone, load_backbone
 from tasks.backbones.engine import make_engine
 from tasks.backbones.groups import PooledFeatures
-from tasks.backbones.probe import Probe, choose_probe_images, measure_probe, sample_pixels
+from tasks.backbones.probe import sample_pixels
 from tasks.backbones.source_cards import SourceCard, find_cards, name_by_size
 from tasks.errors import ArtifactError, DataError
 from tasks.images.decoding.decode import read_clean_view
@@ -33,17 +33,13 @@ from tasks.params_file import load_params
 from tasks.runtime.device import configure_torch
 from tasks.runtime.entry import run_stage
 from tasks.runtime.machine import Machine, read_machine
-from tasks.transferability.leave_one_out import estimate_transfer_gain
 from tasks.transferability.mmd import measure_mmd
 from tasks.transferability.ruler import Ruler, find_marks
 from tasks.transferability.rules import DOMAINS, Domain
-from tasks.transferability.sampling import Sample
-from tasks.transferability.shift import layer_shift
 
 log = logging.getLogger(__name__)
 
 NOISE = 0x4E5A  # purpose of the random numbers drawn here
-FEWEST_OF_A_CLASS = 2  # images; below, leaving one out leaves nothing to learn its class from
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +48,6 @@ class KnownImages:
 
     pixels: Iterator[Pixels]
     rows: Sequence[ManifestRow]
-
-    @property
-    def labels(self) -> list[str]:
-        """The class of each image."""
-        return [row.label for row in self.rows]
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What the backbone makes of a set: features float32 (n, D), and the probe if there is one."""
-
-    features: Features
-    probe: Probe | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +58,6 @@ class Bench:
     machine: Machine
     backbone: Backbone
     card: SourceCard
-    probed: bool
 
 
 def read_set(source: Path, params: Params, *, images: int) -> KnownImages:
@@ -117,8 +99,8 @@ def make_noise(params: Params, *, images: int) -> KnownImages:
     return KnownImages(pixels, rows)
 
 
-def see(known: KnownImages, bench: Bench) -> Seen:
-    """Run backbone and probe over a set, as the extract stage does over training images."""
+def see(known: KnownImages, bench: Bench) -> Features:
+    """Give the features of a set, float32 (n, D), as the extract stage does."""
     params, backbone, machine = bench.params, bench.backbone, bench.machine
     with tempfile.TemporaryDirectory() as folder:
         info = store_info(len(known.rows), views=0, image_px=params.augment.image_px)
@@ -130,62 +112,28 @@ def see(known: KnownImages, bench: Bench) -> Seen:
             PooledFeatures(backbone.model), backbone.input, machine, sample_pixels(store)
         )
         batches = store.batches(store.clean_rows(), params.extract.batch_size)
-        features = np.concatenate([engine(batch)[0] for batch in batches])
-        if not bench.probed:
-            return Seen(features, None)
-        untrained = load_backbone(
-            backbone.name, "random", image_px=params.augment.image_px, seed=params.seed
-        )
-        images = choose_probe_images(store, known.rows, params.extract, params.seed)
-        return Seen(features, measure_probe(backbone, untrained, images, machine))
+        return np.concatenate([engine(batch)[0] for batch in batches])
 
 
 def measure_set(
-    name: str,
-    seen: Seen,
-    source: Features,
-    params: Params,
-    *,
-    labels: Sequence[str] = (),
-    domain: Domain | None,
+    name: str, seen: Features, source: Features, params: Params, *, domain: Domain | None
 ) -> KnownSet:
-    """Measure one set against source features (m, D); `labels` are those of its images, if any."""
+    """Measure one set against the source; `seen` and `source` are features, float32 (n, D)."""
     mmd = measure_mmd(
         source,
-        seen.features,
-        [str(number) for number in range(len(seen.features))],
+        seen,
+        [str(number) for number in range(len(seen))],
         name="",
         params=params.similarity,
         seed=params.seed,
     )
-    shifts = [
-        layer_shift(layer.mean, layer.var, layer.running_mean, layer.running_var)
-        for layer in (seen.probe.layers if seen.probe else ())
-    ]
     return KnownSet(
         name=name,
-        images=len(seen.features),
+        images=len(seen),
         mmd=mmd.value,
         distance=mmd.matched.value,
         domain=domain,
-        shift=float(np.mean(shifts)) if shifts else None,
-        transfer_gain=_gain(labels, seen, params),
     )
-
-
-def _gain(labels: Sequence[str], seen: Seen, params: Params) -> float | None:
-    """Transfer gain on the images of the probe; None where a class is too small to be learned."""
-    if not labels or seen.probe is None:
-        return None
-    rows = seen.probe.rows
-    _, classes, sizes = np.unique(np.array(labels)[rows], return_inverse=True, return_counts=True)
-    if sizes.min() < FEWEST_OF_A_CLASS:
-        return None
-    sample = Sample(seen.features[rows], classes, [str(row) for row in rows])
-    found = estimate_transfer_gain(
-        sample, seen.probe.random_features, params=params.similarity, seed=params.seed
-    )
-    return found.gain.value
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -206,8 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for card in cards:
         sized = _at_size(params, card.image_px)
         backbone = load_backbone(name, weights, image_px=card.image_px, seed=params.seed)
-        bench = Bench(sized, machine, backbone, card, not options.distance_only)
-        ruler = make_ruler(options, bench)
+        ruler = make_ruler(options, Bench(sized, machine, backbone, card))
         out = name_by_size(options.out, card.image_px) if len(cards) > 1 else options.out
         write_record(out, ruler)
         log.info("%s: %d sets, marks %s", out, len(ruler.sets), ruler.marks)
@@ -237,14 +184,12 @@ def _measure_all(options: argparse.Namespace, bench: Bench) -> Iterator[KnownSet
     for domain, argument in _named_sets(options):
         name, folder = _named(argument)
         known = read_set(folder, params, images=options.images)
-        seen = see(known, bench)
-        yield measure_set(name, seen, source, params, labels=known.labels, domain=domain)
+        yield measure_set(name, see(known, bench), source, params, domain=domain)
     if options.noise:
         seen = see(make_noise(params, images=options.images), bench)
         yield measure_set(options.noise, seen, source, params, domain="far")
-    others = Seen(source[1::2], None)
     name = f"other images of {bench.card.name}"
-    yield measure_set(name, others, source[::2], params, domain="similar")
+    yield measure_set(name, source[1::2], source[::2], params, domain="similar")
 
 
 def _named_sets(options: argparse.Namespace) -> Iterator[tuple[Domain | None, str]]:
@@ -268,7 +213,6 @@ def _command(options: argparse.Namespace, backbone: Backbone) -> str:
         flag = [f"--{domain}"] if domain else []
         words += [*flag, f"{_named(argument)[0]}=SOURCE"]
     words += ["--noise", options.noise] if options.noise else []
-    words += ["--distance-only"] if options.distance_only else []
     words += ["--backbone", backbone.name, "--weights", Path(backbone.weights).name]
     return shlex.join([*words, "--images", str(options.images)])
 
@@ -287,9 +231,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
             help=f"the same, of a set that people call {domain}",
         )
     parser.add_argument("--noise", default="", metavar="NAME", help="also measure uniform noise")
-    parser.add_argument(
-        "--distance-only", action="store_true", help="neither batch-norm shift nor transfer gain"
-    )
     parser.add_argument("--images", type=int, default=500, help="images of each set, at most")
     parser.add_argument("--backbone", help="timm name; else that of the parameters")
     parser.add_argument("--weights", help="as backbone.weights; else that of the parameters")

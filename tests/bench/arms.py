@@ -16,9 +16,9 @@ from tasks.artifacts.records import (
     Arm,
     BackboneInfo,
     Baseline,
-    Decision,
     Finetuned,
     Phase,
+    Transfer,
     read_record,
     write_record,
 )
@@ -66,7 +66,7 @@ def train_arm(study: Study, task: Task, arm: CellArm) -> Cell:
     info = read_record(study.path("extract/backbone.json"), BackboneInfo)
     chosen: Arm = "scratch" if arm == "scratch" else "fine_tune"
     cuts = cuts_of(arm, study, len(info.groups))
-    write_record(study.path("decide/decision.json"), force(chosen, cuts))
+    write_record(study.path("decide/transfer.json"), Transfer(arm=chosen, phases=cuts))
     # What a killed run left would save time that is measured.
     shutil.rmtree(study.root / ".regraft", ignore_errors=True)
     with timing_phases() as marks:
@@ -108,21 +108,6 @@ def cuts_of(arm: CellArm, study: Study, groups: int) -> list[int]:
     )
     depths = params.model_copy(update=dict.fromkeys(TABLES, [DEPTHS[arm]] * levels))
     return list(choose_cuts("fine_tune", evidence, depths))
-
-
-def force(arm: Arm, cuts: list[int]) -> Decision:
-    """Write a decision without a story."""
-    return Decision(
-        arm=arm,
-        forced=True,
-        recommended=arm,
-        domain="far",
-        confidence="low",
-        phases=cuts,
-        rules=[],
-        would_change=[],
-        reasons=[],
-    )
 
 
 @contextmanager

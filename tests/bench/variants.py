@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from bench.arms import code_of, cuts_of, force
+from bench.arms import code_of, cuts_of
 from bench.studies import Study
 from PIL import Image
 from torchvision.transforms import v2
@@ -12,7 +12,14 @@ from torchvision.transforms import v2
 from tasks.artifacts.arrays import Logits, read_array
 from tasks.artifacts.files import replacing_folder
 from tasks.artifacts.pixels import PixelStore, StoreWriter
-from tasks.artifacts.records import BackboneInfo, Baseline, Finetuned, read_record, write_record
+from tasks.artifacts.records import (
+    BackboneInfo,
+    Baseline,
+    Finetuned,
+    Transfer,
+    read_record,
+    write_record,
+)
 from tasks.evaluate import run_model
 from tasks.heads.classifier import load_finetuned
 from tasks.judging.rule import ValSet
@@ -103,7 +110,7 @@ def train_variant(study: Study, set_name: str, name: str) -> Result:
     seconds += sum(study.run(stage) for stage in ("select", "extract", "baseline"))
     info = read_record(study.path("extract/backbone.json"), BackboneInfo)
     cuts = cuts_of(ARM, study, len(info.groups))
-    write_record(study.path("decide/decision.json"), force("fine_tune", cuts))
+    write_record(study.path("decide/transfer.json"), Transfer(arm="fine_tune", phases=cuts))
     seconds += study.run("finetune")
     logits = np.array(read_array(study.path("finetune/val_logits.npy")))
     return describe(study, set_name, name, logits, seconds)
