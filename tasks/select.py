@@ -6,33 +6,16 @@ these are compared; nothing of val and test is looked at.
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from tasks.artifacts.arrays import Ints
 from tasks.artifacts.pixels import PixelStore
 from tasks.artifacts.records import BackboneChoice, write_record
-from tasks.artifacts.sampling import choose_rows
 from tasks.artifacts.tables import Manifest, read_manifest
-from tasks.backbones.catalogue import load_backbone
-from tasks.backbones.engine import make_engine
-from tasks.backbones.groups import PooledFeatures
-from tasks.backbones.probe import sample_pixels
-from tasks.errors import ArtifactError
 from tasks.params import AUTO, Params
-from tasks.runtime.device import configure_torch
 from tasks.runtime.entry import Read, StagePaths, Write, read_arguments, run_stage
-from tasks.runtime.machine import read_machine
-from tasks.runtime.progress import progress
-from tasks.transferability.ranking import rank_backbones
-from tasks.transferability.sampling import Sample
 
 log = logging.getLogger(__name__)
-
-BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -56,46 +39,19 @@ def select(manifest: Manifest, store: PixelStore, params: Params) -> BackboneCho
         ArtifactError: The pixels are not those of the manifest's training images.
         WeightsError: The weights of a candidate cannot be had.
     """
-    named, train = params.backbone, manifest.of("train")
+    named = params.backbone
     if named.name != AUTO:
         return BackboneChoice(name=named.name, weights=named.weights, images=0, ranking=[])
-    if store.info.count != len(train):
-        raise ArtifactError(
-            f"{store.folder}: {store.info.count} images, the manifest says {len(train)}; run the "
-            "augment stage again"
-        )
-    rows = choose_rows(train, params.select.images, seed=params.seed)
-    labels, groups = manifest.labels("train")[rows], manifest.groups("train")
-    samples = {
-        name: Sample(features, labels, [groups[row] for row in rows])
-        for name, features in _make_features(store, rows, params)
-    }
-    ranking = rank_backbones(samples, params.similarity, seed=params.seed)
-    chosen = next(one for one in reversed(ranking) if one.better)
-    return BackboneChoice(
-        name=chosen.name, weights=named.weights, images=len(rows), ranking=ranking
+    from tasks.transferability.ranking import choose_backbone  # noqa: PLC0415 (timm takes seconds)
+
+    return choose_backbone(
+        manifest,
+        store,
+        params.select,
+        params.similarity,
+        weights=named.weights,
+        seed=params.seed,
     )
-
-
-def _make_features(
-    store: PixelStore, rows: Ints, params: Params
-) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Yield each candidate and its features of the clean views of some images."""
-    machine = read_machine()
-    configure_torch(machine, params.seed)
-    clean = store.row_of(rows)
-    for name in params.select.candidates:
-        backbone = load_backbone(
-            name, params.backbone.weights, image_px=store.info.image_px, seed=params.seed
-        )
-        module = PooledFeatures(backbone.model)
-        engine = make_engine(module, backbone.input, machine, sample_pixels(store), rows=len(clean))
-        made = []
-        with progress(f"features of {name}", len(clean)) as meter:
-            for pixels in store.batches(clean, BATCH_SIZE):
-                made.append(engine(pixels)[0])
-                meter.advance(len(pixels))
-        yield name, np.concatenate(made)
 
 
 def say_choice(choice: BackboneChoice) -> str:
