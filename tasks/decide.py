@@ -28,8 +28,15 @@ from tasks.runtime.entry import Read, StagePaths, Write, read_arguments, run_sta
 from tasks.transferability.arms import consider_arms
 from tasks.transferability.decision_words import describe_change, describe_plan, explain, write_page
 from tasks.transferability.doubts import assess, find_changes
-from tasks.transferability.evidence import errors_by_folds, gather_evidence, set_marks
-from tasks.transferability.rules import apply_rules, at_ceiling, choose, choose_cuts
+from tasks.transferability.rules import (
+    apply_rules,
+    at_ceiling,
+    choose,
+    choose_cuts,
+    errors_by_folds,
+    gather_evidence,
+    set_marks,
+)
 
 log = logging.getLogger(__name__)
 

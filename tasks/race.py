@@ -25,8 +25,7 @@ from tasks.artifacts.words import ORDERS
 from tasks.backbones.catalogue import create_architecture
 from tasks.heads.features import read_features
 from tasks.params import DecideParams
-from tasks.racing.costs import Workload, measure_costs
-from tasks.racing.field import Field, choose_field
+from tasks.racing.field import Field, Workload, choose_field, measure_costs
 from tasks.racing.race import Ground, Means, run_race, say_race
 from tasks.runtime.device import configure_torch
 from tasks.runtime.entry import Read, StagePaths, Write, read_arguments, run_stage
@@ -34,8 +33,14 @@ from tasks.runtime.machine import read_machine
 from tasks.training.feed.rows import Stores
 from tasks.training.resume.workspace import Workspace
 from tasks.transferability.doubts import assess
-from tasks.transferability.evidence import errors_by_folds, gather_evidence, set_marks
-from tasks.transferability.rules import Evidence, at_ceiling, choose_cuts
+from tasks.transferability.rules import (
+    Evidence,
+    at_ceiling,
+    choose_cuts,
+    errors_by_folds,
+    gather_evidence,
+    set_marks,
+)
 
 log = logging.getLogger(__name__)
 

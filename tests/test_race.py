@@ -29,8 +29,16 @@ from tasks.judging.rule import ValSet
 from tasks.params import FinetuneParams
 from tasks.params_file import load_params
 from tasks.race import find_reason_to_skip
-from tasks.racing.costs import Workload, cost_of_cache, cost_of_phase, measure_costs
-from tasks.racing.field import choose_field, cost_of_race, expected_cost, staying
+from tasks.racing.field import (
+    Workload,
+    choose_field,
+    cost_of_cache,
+    cost_of_phase,
+    cost_of_race,
+    expected_cost,
+    measure_costs,
+    staying,
+)
 from tasks.racing.race import (
     Ground,
     Lap,

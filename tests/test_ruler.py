@@ -5,9 +5,8 @@ from conftest import ROOT, make_origin
 
 from tasks.backbones.source_cards import read_card
 from tasks.params_file import load_params
-from tasks.transferability.evidence import set_marks
 from tasks.transferability.ruler import find_marks, find_ruler
-from tasks.transferability.rules import Evidence, domain_by_mmd
+from tasks.transferability.rules import Evidence, domain_by_mmd, set_marks
 
 CARDS = ROOT / "data" / "cards"
 

@@ -1,4 +1,4 @@
-"""Which images of a split are measured, and which of them are independent."""
+"""Which images are measured, which of them are independent, and nested parts of them."""
 
 import hashlib
 from collections import defaultdict
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.artifacts.arrays import Floats, Ints
 from tasks.artifacts.tables import ManifestRow
 
 TOGETHER = 2  # images of a class that are chosen at once: one alone has nothing to be compared with
@@ -30,7 +31,7 @@ def choose_rows(rows: Sequence[ManifestRow], limit: int, *, seed: int) -> NDArra
     """
     by_class: dict[str, list[tuple[bytes, int]]] = defaultdict(list)
     for number, row in enumerate(rows):
-        by_class[row.label].append((_hash(row, seed), number))
+        by_class[row.label].append((_hash(f"{seed}/{row.sha256}/{row.path}"), number))
     turns = [
         (0.0, min(members)[0], digest, number)
         if rank < TOGETHER
@@ -40,11 +41,6 @@ def choose_rows(rows: Sequence[ManifestRow], limit: int, *, seed: int) -> NDArra
     ]
     chosen = sorted(number for *_, number in sorted(turns)[:limit])
     return np.array(chosen, dtype=np.int64)
-
-
-def _hash(row: ManifestRow, seed: int) -> bytes:
-    text = f"{seed}/{row.sha256}/{row.path}"
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
 def number_groups(groups: Sequence[str]) -> NDArray[np.int64]:
@@ -59,3 +55,33 @@ def number_groups(groups: Sequence[str]) -> NDArray[np.int64]:
     number: dict[str, int] = {}
     units = np.array([number.setdefault(group, len(number)) for group in groups], dtype=np.int64)
     return units if len(number) > 1 else np.arange(len(groups), dtype=np.int64)
+
+
+def nested_turns(labels: Ints, groups: Sequence[str], *, seed: int) -> Floats:
+    """Say from which share of the images on each one takes part.
+
+    The images whose turn is below a share are about that share of the groups of every class, and at
+    least one; a smaller share's images are among those of a larger one. A group comes whole. The
+    order of the images does not matter.
+
+    Args:
+        labels: Class of each image, int64 (N,); a group counts for its lowest one.
+        groups: Group of each image.
+        seed: Other seeds give other parts.
+
+    Returns:
+        float64 (N,), in [0, 1).
+    """
+    names, group_of = np.unique(np.array(groups, dtype=object), return_inverse=True)
+    class_of = np.full(len(names), np.iinfo(np.int64).max)
+    np.minimum.at(class_of, group_of, labels)
+    order = sorted(range(len(names)), key=lambda group: _hash(f"{seed}:part:{names[group]}"))
+    turns = np.empty(len(names))
+    for label in np.unique(class_of):
+        members = [group for group in order if class_of[group] == label]
+        turns[members] = np.arange(len(members)) / len(members)
+    return np.asarray(turns[group_of])
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()

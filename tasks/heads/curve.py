@@ -10,9 +10,9 @@ from scipy import sparse
 
 from tasks.artifacts.arrays import Bools, Floats, Logits
 from tasks.artifacts.records import CurvePoint, Estimate, LearningCurve
+from tasks.artifacts.sampling import nested_turns
 from tasks.heads.features import Labeled
 from tasks.heads.linear import choose_linear
-from tasks.heads.subsets import nested_turns
 from tasks.judging.rule import RESAMPLES, ValSet, judge_change
 from tasks.judging.statistics import GroupBootstrap, accuracy_interval, percentile_interval
 

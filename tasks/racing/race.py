@@ -18,10 +18,10 @@ from tasks.artifacts.records import (
     Racer,
     RaceRound,
 )
+from tasks.artifacts.sampling import nested_turns
 from tasks.artifacts.tables import Manifest
 from tasks.heads.features import Labeled
 from tasks.heads.linear import choose_linear, to_module
-from tasks.heads.subsets import nested_turns
 from tasks.judging.rule import ValSet, judge_change
 from tasks.params import FinetuneParams, RaceParams
 from tasks.racing.field import ROUNDS, VAL_IMAGES, Field, staying

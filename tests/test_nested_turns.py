@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.heads.subsets import nested_turns
+from tasks.artifacts.sampling import nested_turns
 
 
 def drawn(images, classes, groups, seed):
