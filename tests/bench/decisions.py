@@ -220,7 +220,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="trained")
     parser.add_argument("--px", type=int, default=96, help="side of the images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18, 19])
-    parser.add_argument("--decider", default="rules", help="name of the rules that decide")
+    parser.add_argument("--decider", default="today", help="name of the rules that decide")
     parser.add_argument("--decide-only", action="store_true", help="train nothing")
     parser.add_argument("--page", action="store_true", help="write docs/decisions.md and no more")
     parser.add_argument("--scratch", type=Path, default=Path(".regraft/bench"), help="is kept")

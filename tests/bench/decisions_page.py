@@ -51,6 +51,10 @@ several arms on the same test images is flattered by chance, so that the first r
 strategy is too large; the second one has the best arm chosen on one half of the test images and
 measured on the other, with nothing to flatter, and may be negative. A better model that val did not
 ship counts for no arm. Seconds are processor time of one thread.
+
+`today` are the rules of this version; `before` are older ones, which measured the distance with a
+card of 224 px whatever the size of the images, and saw neither folds nor a race. A decider is judged
+on the tasks that it was asked about.
 """
 
 
