@@ -135,7 +135,8 @@ def test_rows_are_read_as_they_were_added_and_the_last_of_a_task_counts(tmp_path
 
 
 def test_a_run_goes_on_with_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    given = ["--set", "a=/a", "--seeds", "17", "--levels", "10", "--out", str(tmp_path)]
+    given = ["--set", "a=/a", "--seeds", "17", "--levels", "10", "--out", str(tmp_path),
+             "--decider", "rules"]  # fmt: skip
     bench = Bench(parse(given))
     append_row(tmp_path / "cells.csv", cell("top", 0.4))
     append_row(tmp_path / "evidence.csv", said("top"))

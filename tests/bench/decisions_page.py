@@ -53,8 +53,8 @@ measured on the other, with nothing to flatter, and may be negative. A better mo
 ship counts for no arm. Seconds are processor time of one thread.
 
 `today` are the rules of this version; `before` are older ones, which measured the distance with a
-card of 224 px whatever the size of the images, and saw neither folds nor a race. A decider is judged
-on the tasks that it was asked about.
+card of 224 px whatever the size of the images, and saw neither folds nor a race. A decider is
+judged on the tasks that it was asked about.
 """
 
 
