@@ -8,10 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
+from functools import cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -52,11 +54,28 @@ def wait_for_file(path: Path) -> int:
     return int(eventually(lambda: path.exists() and path.read_text(), bool))
 
 
-class Server:
-    """A running `python -m flows.serve` of a project."""
+@cache
+def new_database() -> bytes:
+    """A Prefect database without a run, as a server's first start makes it."""
+    with tempfile.TemporaryDirectory() as home:
+        command = ["prefect", "--no-prompt", "server", "database", "upgrade", "--yes"]
+        environment = {**os.environ, "PREFECT_HOME": home}
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+        return (Path(home) / "prefect.db").read_bytes()
 
-    def __init__(self, root: Path, port: int | None = None) -> None:
+
+class Server:
+    """A running `python -m flows.serve` of a project.
+
+    `empty`: it makes its database itself, which takes long; others find a new one.
+    """
+
+    def __init__(self, root: Path, port: int | None = None, *, empty: bool = False) -> None:
         self.root = root
+        database = root / ".regraft/prefect/prefect.db"
+        if not empty and not database.exists():
+            database.parent.mkdir(parents=True, exist_ok=True)
+            database.write_bytes(new_database())
         self.port = port or free_port()
         environment = {**os.environ, "REGRAFT_UI_PORT": str(self.port), "PREFECT_API_KEY": "none"}
         self.process = subprocess.Popen(
@@ -146,6 +165,11 @@ class Server:
             lambda found: len(found) == number and not {"Pending", "Running"} & {*found.values()},
         )
         return states
+
+    def artifacts(self, run: str) -> dict[str, str]:
+        """What a run shows on its page, by key."""
+        made = self.api("artifacts/filter", {"flow_runs": {"id": {"any_": [run]}}})
+        return {artifact["key"]: artifact["data"] for artifact in made}
 
     def stop(self) -> list[psutil.Process]:
         """Stop it, if it lives, and give what is still alive of everything it started."""

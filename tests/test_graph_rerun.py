@@ -186,9 +186,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture(scope="module")
 def ran(project: Project) -> Project:
-    """The same after DVC ran every stage, to the same bytes."""
+    """The same after DVC ran every stage again with other workers, to the same bytes."""
     before = project.lock
-    assert project.repro("--force") == topological(STAGES)
+    assert project.repro("--force", REGRAFT_WORKERS="3") == topological(STAGES)
     assert project.lock == before
     return project
 
@@ -316,27 +316,13 @@ def test_a_change_of_an_image_is_seen(project: Project) -> None:
 
 
 @pytest.mark.slow
-def test_a_parameter_changed_back_is_restored_without_training(ran: Project) -> None:
-    before, params = ran.lock, ran.root / "params.yaml"
-    text = params.read_bytes()
-    ran.put("finetune.head_lr", ran.get("finetune.head_lr") / 2)
-    assert ran.repro() == ["check", "race", "decide", "finetune", "evaluate", "report"]
-    params.write_bytes(text)
-    assert ran.repro() == []
-    assert ran.lock == before
-
-
-@pytest.mark.slow
 def test_one_stage_can_be_rerun_alone(ran: Project) -> None:
     ran.put("evaluate.ece_bins", 4)
     assert ran.repro("--single-item", "evaluate") == ["evaluate"]
 
 
-@pytest.mark.slow
-def test_everything_again_gives_the_same_bytes_with_other_workers(ran: Project) -> None:
-    before = ran.lock
-    assert ran.repro("--force", REGRAFT_WORKERS="3") == topological(STAGES)
-    assert ran.lock == before
+# Those that work long enough to be killed at it; the others write a file or two at their end.
+AT_WORK = ["ingest", "augment", "extract", "audit", "race", "finetune", "evaluate", "report"]
 
 
 def read_plots(page: Path) -> list[dict[str, Any]]:
@@ -375,7 +361,7 @@ def test_metrics_plots_and_experiments_work_unaided(ran: Project) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", AT_WORK)
 def test_a_stage_killed_at_work_runs_again_to_the_same_result(ran: Project, stage: str) -> None:
     before = ran.lock
     seconds = json.loads((ran.root / f".regraft/timings/{stage}.json").read_text())["seconds"]

@@ -1,6 +1,5 @@
 """The flow on a real Prefect server: one task run a stage, and the same dvc.lock as `dvc repro`."""
 
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +22,6 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.settings import PREFECT_HOME, PREFECT_SERVER_ANALYTICS_ENABLED, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
-from test_contracts import STAGES as STAGES_OF_REGRAFT
 from toy import STAGES, ToyProject
 
 from flows.errors import GraphError
@@ -360,27 +358,6 @@ def test_a_stage_can_be_rerun_with_what_follows_or_alone(
     alone, follow = (run_flow(count, rerun, follow=count > 1) for count in (1, 2))
     assert alone.outcomes == {"left": ("Completed", "ran")}
     assert follow.outcomes == {"left": ("Completed", "ran"), "join": ("Cached", "unchanged")}
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_whole_project_has_the_same_lock_by_both_entrances(
-    tmp_path: Path, dvc_state: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain, flow = ToyProject(tmp_path / "plain"), ToyProject(tmp_path / "flow")
-    plain.create_whole()
-    flow.create_whole()
-    plain.dvc("repro")
-    monkeypatch.chdir(flow.root)
-    run = run_flow(len(STAGES_OF_REGRAFT))
-    assert run.outcomes == dict.fromkeys(STAGES_OF_REGRAFT, ("Completed", "ran"))
-    assert flow.lock == plain.lock
-    ran = f"; {len(STAGES_OF_REGRAFT)} ran"
-    assert re.fullmatch(r"shipped .*: [\d.]+ % \[[\d., ]+\].*" + ran, str(run.state.message))
-    assert "on test" in run.artifact("metrics")
-    assert run.artifact("decision")
-    for picture in ("contact-sheet", "confusion"):
-        assert run.artifact(picture).startswith("![](data:image/")
 
 
 def test_prefect_neither_caches_nor_stores() -> None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from conftest import ROOT, TINY, draw_classes
+from conftest import ROOT
 from ruamel.yaml import YAML
 
 SAME_COMMITS = {f"GIT_{role}_DATE": "2026-01-01T00:00:00Z" for role in ("AUTHOR", "COMMITTER")}
@@ -78,24 +78,6 @@ class ToyProject:
         self.write("data/corrections.csv", "path,label,drop\n")
         self.set("ingest.source", "source.txt")
         self.set("finetune.head_lr", 0.0005)  # the tests name values, whatever the default is
-        self._start()
-
-    def create_whole(self) -> None:
-        """Make the real project instead, with tiny parameters and images."""
-        tables = ("data/groups.csv", "data/corrections.csv")
-        for name in ("dvc.yaml", "params.yaml", "constraints.txt", ".dvcignore", *tables):
-            self.write(name, (ROOT / name).read_text())
-        for name in ("tasks", "data/cards", "data/weights"):
-            ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(ROOT / name, self.root / name, ignore=ignored)
-        draw_classes(self.root / "data/raw")
-        for path, value in {**TINY, "ingest.source": "data/raw"}.items():
-            self.set(path, value)
-        self.write(".gitignore", ".regraft/\n/data/raw/\n__pycache__/\n")
-        self._start()
-
-    def _start(self) -> None:
-        """Make it a git and a DVC project with one commit."""
         self.git("init", "--quiet", "--initial-branch=main")
         self.git("config", "user.name", "Toy")
         self.git("config", "user.email", "toy@localhost")
