@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     decision, groups = decide(found, params.decide), found.backbone.groups
     write_record(paths.decision, decision)
     write_record(paths.transfer, Transfer(arm=decision.arm, phases=decision.phases))
-    write_text(paths.words, write_page(decision, groups))
+    write_text(paths.words, write_page(decision, groups, found.similarity.look))
     log.info(
         "%s (domain %s, confidence %s)",
         describe_plan(decision.arm, decision.phases, groups),

@@ -31,6 +31,7 @@ from tasks.artifacts.tables import (
     ConfusionRow,
     HardestRow,
     HistoryRow,
+    LikenessRow,
     PairRow,
     PlaneRow,
     PredictionRow,
@@ -82,6 +83,7 @@ class Paths(StagePaths):
     similarity: Read
     profile: Read
     projection: Read
+    pictures: Read
     decision: Read
     head: Read
     baseline: Read
@@ -166,6 +168,10 @@ def read_findings(paths: Paths, params: Params) -> Findings:
         metrics=read_record(paths.metrics, Metrics),
         layers=read_rows(paths.profile, ShiftRow),
         places=read_rows(paths.projection, PlaneRow),
+        likest=[
+            (row, read_picture(paths.pictures / Path(row.file).name))
+            for row in read_rows(paths.pictures / "index.csv", LikenessRow)
+        ],
         history=read_rows(paths.history, HistoryRow),
         classes=read_rows(paths.classes, ClassRow),
         confusion=count_answers([(row.actual, row.predicted) for row in confusion], health.classes),

@@ -1,7 +1,8 @@
 """Measure how far the training images are from the source and what the frozen features are worth.
 
-Reads clean training features, batch-norm statistics and the source card of the backbone; writes
-similarity.json, the shift of every batch-norm layer and a plane of source and target for the eye.
+Reads clean training features and pixels, batch-norm statistics and the source card of the backbone;
+writes similarity.json, the shift of every batch-norm layer, and for the eye a plane of source and
+target and the pictures most and least like the source.
 """
 
 import logging
@@ -13,9 +14,12 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 from tasks.artifacts.arrays import Features
+from tasks.artifacts.pixels import PixelStore
 from tasks.artifacts.records import (
     BackboneInfo,
+    Conversion,
     ImageSource,
+    Look,
     MmdResult,
     Similarity,
     read_record,
@@ -29,8 +33,10 @@ from tasks.errors import ArtifactError
 from tasks.params import SimilarityParams
 from tasks.runtime.entry import Read, StagePaths, Write, read_arguments, run_stage
 from tasks.transferability.leave_one_out import estimate_transfer_gain
+from tasks.transferability.look import look_at
 from tasks.transferability.measures import registry
 from tasks.transferability.mmd import measure_mmd
+from tasks.transferability.pictures import measure_likeness, see_pixels, write_pictures
 from tasks.transferability.ruler import Ruler, find_ruler, say_similarity
 from tasks.transferability.sampling import Sample, Target, read_target
 from tasks.transferability.shift import estimate_shift, shift_by_group
@@ -47,6 +53,8 @@ class Paths(StagePaths):
 
     manifest: Read
     origin: Read
+    conversion: Read
+    train: Read
     features: Read
     probe: Read
     backbone: Read
@@ -54,6 +62,7 @@ class Paths(StagePaths):
     similarity: Write
     profile: Write
     projection: Write
+    pictures: Write
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +207,21 @@ def project(target: Target, card: SourceCard | None, *, limit: int, seed: int) -
     ]
 
 
+def look(paths: Paths, target: Target, reference: Reference, found: Similarity, seed: int) -> Look:
+    """Look at the pictures, write the nearest and farthest of them, say what was seen.
+
+    Raises:
+        ArtifactError: The pixels are missing, damaged or of another manifest.
+    """
+    store, manifest, card = PixelStore.open(paths.train), target.manifest, reference.card
+    rows = choose_rows(manifest.of("train"), min(found.images, SCORED_IMAGES), seed=seed)
+    sample, conversion = target.sample(rows), read_record(paths.conversion, Conversion)
+    pictured = see_pixels(store, manifest, conversion, limit=found.images, seed=seed)
+    likeness = measure_likeness(sample.features, card.features) if card else np.empty(0)
+    write_pictures(paths.pictures, likeness, rows, manifest, store)
+    return look_at(pictured, sample, manifest.class_names, card=card, head=target.head)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the features, measure them, write what was found."""
     paths, params = read_arguments(
@@ -218,6 +242,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     similarity = measure_similarity(
         target, reference, info, params=params.similarity, seed=params.seed
     )
+    seen = look(paths, target, reference, similarity, params.seed)
     profile = [
         ShiftRow(layer.name, info.groups[layer.group].name, number, layer.value)
         for number, layer in enumerate(target.layers)
@@ -225,8 +250,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     plane = project(target, reference.card, limit=params.similarity.max_images, seed=params.seed)
     write_rows(paths.profile, ShiftRow, profile)
     write_rows(paths.projection, PlaneRow, plane)
-    write_record(paths.similarity, similarity)
+    write_record(paths.similarity, similarity.model_copy(update={"look": seen}))
     log.info("%s", similarity.summary)
+    log.info("%s", seen.words)
     worth = [f"{name} {getattr(similarity, name).value:.3f}" for name in registry.MEASURES]
     log.info("what the features are worth: %s", ", ".join(worth))
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tasks.artifacts.records import Estimate, ImageSource
+from tasks.artifacts.records import Conversion, Estimate, ImageSource
 from tasks.params import Params
 from tasks.params_file import load_params
 
@@ -103,6 +103,12 @@ def make_origin(
     return ImageSource(
         kind=kind, name=name, root=root, package=None, license=None, citation=None, label_rule=None
     )
+
+
+CONVERSION = Conversion(
+    background=(255, 255, 255), integers=(0, 255), floats=(0.0, 1.0), transparent=0, deep=0,
+    profiled=0, notes=[],
+)  # fmt: skip
 
 
 def share(value: float, half: float, n: int = 60) -> Estimate:

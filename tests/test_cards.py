@@ -21,6 +21,7 @@ from tasks.backbones.source_cards import (
 )
 from tasks.errors import ArtifactError, DataError
 from tasks.images.decoding.decode import read_clean_view
+from tasks.images.texture import STATISTICS, measure_textures, tabulate
 from tasks.runtime.device import normalize
 
 ROOT = Path(__file__).parent.parent
@@ -146,6 +147,26 @@ def test_the_command_makes_cards_of_several_sizes(image_folder, tmp_path):
     assert not np.allclose(*(card.features for card in found.values()))
 
 
+def test_a_card_tells_the_texture_of_its_images_unless_they_were_enlarged(image_folder, tmp_path):
+    root, out = image_folder(images=4), tmp_path / "card.safetensors"  # of 40 x 32 px
+    run_main(root, out)
+    views = [
+        read_clean_view(path.read_bytes(), image_px=32, fit="crop", max_pixels=10**6)
+        for path in list_source_images(root)
+    ]
+    assert read_card(out).provenance.textures == tabulate(measure_textures(views))
+    run_main(root, out, "--image-px", "48")
+    assert read_card(out).provenance.textures == {}
+
+
+def test_a_card_without_textures_is_still_read(tmp_path):
+    card, path = make_card(), tmp_path / "c.safetensors"
+    write_card(path, card)
+    old = card.provenance.model_dump_json(exclude={"textures"})
+    write_tensors(path, read_tensors(path), {"card": old})
+    assert read_card(path).provenance == card.provenance
+
+
 def test_the_command_writes_its_provenance_without_paths(image_folder, tmp_path):
     root, out = image_folder(images=3), tmp_path / "card.safetensors"
     run_main(root, out, "--source", "noise", "--license", "cc0")
@@ -212,3 +233,5 @@ def test_committed_cards_belong_to_the_packaged_backbones():
         assert card.provenance.input == backbone.input
         assert card.features.shape == (1000, backbone.feature_dim)
         assert np.isfinite(card.features).all()
+        told = card.provenance.textures
+        assert set(told) == (set(STATISTICS) if card.image_px <= 256 else set())

@@ -14,6 +14,7 @@ from tasks.artifacts.records import (
     InputSpec,
     LayerGroup,
     LearningCurve,
+    Look,
     Marks,
     Race,
     Racer,
@@ -243,6 +244,16 @@ def test_page_of_a_frozen_backbone_has_no_phases():
     page = write_page(decided("feature_extraction"), INFO.groups)
     assert "frozen" in page.splitlines()[2]
     assert "| phase |" not in page
+
+
+def test_the_page_says_how_the_images_look():
+    look = Look(
+        images=9, source=None, gray=1, source_gray=None, even=0, source_even=None, deep=0,
+        texture=[], semantics=None, words="All of them are gray.",
+    )  # fmt: skip
+    page = write_page(decided("feature_extraction"), INFO.groups, look)
+    assert "\nAll of them are gray.\n" in page
+    assert "look like" not in write_page(decided("feature_extraction"), INFO.groups)
 
 
 # what the images themselves say ------------------------------------------------------------------

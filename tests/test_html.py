@@ -14,7 +14,16 @@ from conftest import HOSTILE, tells
 from made_run import Runs, make_exported, make_provenance
 from PIL import Image
 
-from tasks.artifacts.records import BackboneChoice, BackboneRank, Estimate
+from tasks.artifacts.records import (
+    BackboneChoice,
+    BackboneRank,
+    ClassSeen,
+    Estimate,
+    Look,
+    SeenAs,
+    Semantics,
+    TextureRange,
+)
 from tasks.errors import ArtifactError
 from tasks.reporting import html
 from tasks.reporting.findings import Findings, SuspectLabels, conclude, read_picture
@@ -296,7 +305,7 @@ def noise(path: Path, side: int) -> Path:
 
 def embedded(findings: Findings, path: Path) -> Image.Image:
     """Show a picture as contact sheet and give what the page embeds."""
-    shown = replace(findings, sheet=read_picture(path), hardest=[])
+    shown = replace(findings, sheet=read_picture(path), hardest=[], likest=[])
     none = SuspectLabels(0, 0, [])
     page = Page(render(replace(shown, suspects=none, test_suspects=none)))
     (address,) = page.attributes("src")
@@ -332,6 +341,49 @@ def test_figures_take_their_colors_from_the_theme(findings: Findings) -> None:
     drawn = kinds & {"finetuned", "baseline", "majority", "known", "hit", "miss", "val", "train"}
     assert drawn >= {"baseline", "known", "hit"}
     assert all(f".{kind}" in style for kind in drawn)
+
+
+def test_the_look_at_the_images_stands_with_its_pictures(tuned: Findings) -> None:
+    page = Page(render(tuned))
+    look = tuned.similarity.look
+    assert look is not None
+    assert look.words in page.text
+    sides = [row.side for row, _ in tuned.likest]
+    assert sides == ["nearest"] * (len(sides) // 2) + ["farthest"] * (len(sides) // 2)
+    assert sides
+    assert page.attributes("alt").count("Nearest image 1") == 1
+    assert all(row.path in page.text for row, _ in tuned.likest)
+    assert "Within its range" not in page.text  # the card of this run tells no texture
+    assert "Slope of the power spectrum" in page.text
+
+
+def test_what_the_source_looks_like_stands_beside_the_data(tuned: Findings) -> None:
+    texture = TextureRange(
+        name="slope", low=-3.5, median=-3.25, high=-3.125, source_low=-3.0, source_median=-2.5,
+        source_high=-2.0, inside=0.375,
+    )  # fmt: skip
+    seen = ClassSeen(
+        name=HOSTILE, images=7, seen=[SeenAs(name="solar dish", share=0.34)], sure=0.21
+    )
+    semantics = Semantics(
+        head="ImageNet-1k", images=7, classes=[seen], sure=0.21, source_sure=0.79, source_right=0.85
+    )
+    look = Look(
+        images=7, source="photographs", gray=1, source_gray=0.02, even=0, source_even=0.03,
+        deep=0, texture=[texture], semantics=semantics, words="See `a` <b>.",
+    )  # fmt: skip
+    similarity = tuned.similarity.model_copy(update={"look": look})
+    source = render(replace(tuned, similarity=similarity))
+    text = Page(source).text
+    assert "-3.25 (-3.50 to -3.12)" in text
+    assert "-2.50 (-3.00 to -2.00)" in text
+    assert "38 %" in text
+    assert "solar dish 34 %" in text
+    assert "85 % named rightly" in text
+    assert "See <code>a</code> &lt;b&gt;." in source
+    assert HOSTILE not in source
+    bare = tuned.similarity.model_copy(update={"look": None})
+    assert "A look at the images" not in render(replace(tuned, similarity=bare, likest=[]))
 
 
 def test_a_network_without_batch_norm_has_no_shift_profile(tuned: Findings) -> None:

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, make_origin, tells
+from conftest import CONVERSION, ROOT, make_origin, tells
+from test_extract import fill_store
 
 from tasks.artifacts.arrays import write_array, write_tensors
 from tasks.artifacts.records import (
@@ -317,11 +318,15 @@ def stage(tmp_path):
     write_card(tmp_path / "cards/card.safetensors", CARD)
     write_record(tmp_path / "cards/ruler.json", RULER)
     write_record(tmp_path / "source.json", make_origin("known"))
+    write_record(tmp_path / "conversion.json", CONVERSION)
+    fill_store(tmp_path / "pixels", IMAGES, 1)
     names = {
-        "manifest": "manifest.csv", "origin": "source.json", "features": "train",
+        "manifest": "manifest.csv", "origin": "source.json", "conversion": "conversion.json",
+        "train": "pixels", "features": "train",
         "probe": "probe.safetensors", "backbone": "backbone.json", "cards": "cards",
         "similarity": "out/similarity.json",
         "profile": "out/shift_profile.csv", "projection": "out/projection.csv",
+        "pictures": "out/pictures",
     }  # fmt: skip
     arguments = [f"--{name}={tmp_path / file}" for name, file in names.items()]
     return [f"--params={ROOT / 'params.yaml'}", *arguments]
@@ -334,7 +339,9 @@ def test_main_writes_what_it_measured(stage, tmp_path, default_params):
         layers=[LayerShift("stem.bn", 0, 0.25, [0.25] * 2), LayerShift("top.bn", 1, 1.0, [1.0] * 2)]
     )
     card = read_card(tmp_path / "cards/card.safetensors")
-    assert found == measured(default_params.similarity, target, card=card, seed=default_params.seed)
+    plain = measured(default_params.similarity, target, card=card, seed=default_params.seed)
+    assert found.model_copy(update={"look": None}) == plain
+    assert found.look.words
     assert (tmp_path / "out/shift_profile.csv").read_text() == (
         "layer,group,index,shift\nstem.bn,stem,0,0.25\ntop.bn,top,1,1.0\n"
     )
@@ -343,7 +350,8 @@ def test_main_writes_what_it_measured(stage, tmp_path, default_params):
 
 
 def test_same_inputs_give_the_same_bytes(stage, tmp_path):
-    files = [tmp_path / "out" / name for name in ("similarity.json", "projection.csv")]
+    names = ("similarity.json", "projection.csv", "pictures/index.csv", "pictures/farthest_0.jpg")
+    files = [tmp_path / "out" / name for name in names]
     main(stage)
     first = [file.read_bytes() for file in files]
     main(stage)

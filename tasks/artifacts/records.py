@@ -293,6 +293,64 @@ class KnownSet(Record):
     domain: Literal["similar", "intermediate", "far"] | None  # as people see it; None: not said
 
 
+class TextureRange(Record):
+    """One statistic of pictures: 5, 50 and 95 % quantiles of the data, and of the source's images.
+
+    Those of the source are None where its card does not have them.
+    """
+
+    name: str  # of `tasks.images.texture`
+    low: float
+    median: float
+    high: float
+    source_low: float | None
+    source_median: float | None
+    source_high: float | None
+    inside: float | None  # share of the images between low and high of the source
+
+
+class SeenAs(Record):
+    """A class of the source, and the share of images in which its head sees it first."""
+
+    name: str
+    share: float
+
+
+class ClassSeen(Record):
+    """What the source's head sees in the images of one class, the most frequent first."""
+
+    name: str
+    images: int
+    seen: list[SeenAs]
+    sure: float  # median of the highest probability
+
+
+class Semantics(Record):
+    """What the head that the backbone was pretrained with sees in the data."""
+
+    head: str  # what its classes are
+    images: int
+    classes: list[ClassSeen]  # the largest ones, in the order of their names
+    sure: float  # median of the highest probability
+    source_sure: float | None  # the same of the images of the source card
+    source_right: float | None  # share of these that it names rightly, at this size
+
+
+class Look(Record):
+    """How the images look beside those of the source; for a person, nothing chooses by it."""
+
+    images: int  # whose pixels were looked at
+    source: str | None  # name of the card that has the same of its images
+    gray: float  # share of the images without color
+    source_gray: float | None
+    even: float  # share that is mostly even areas, as what is drawn, rendered or cut out
+    source_even: float | None
+    deep: int  # images of all splits with more than 8 bits
+    texture: list[TextureRange]
+    semantics: Semantics | None  # None: the backbone has no head with known classes
+    words: str  # a paragraph
+
+
 class Similarity(Record):
     """How far the data is from the source, and what the features are worth (similarity.json).
 
@@ -316,6 +374,7 @@ class Similarity(Record):
     notes: list[str]
     marks: Marks | None = None  # None: no ruler for these weights and this image size
     known: list[KnownSet] = []  # nearest to the source first; empty: no ruler for these weights
+    look: Look | None = None  # None: measured before there was one
 
 
 # baseline ----------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from tasks.errors import ArtifactError
 
 PREFIX = "prefix"  # in the metadata of a mapping, each key of which is a column of the table
 Repeated = Annotated[str, AfterValidator(sys.intern)]  # one string for all rows that share it
+Side = Literal["nearest", "farthest"]  # of the source
 Ratio = Annotated[float | None, BeforeValidator(lambda cell: None if cell == "" else cell)]
 
 
@@ -128,6 +129,20 @@ class PlaneRow:
     y: float
     set: Literal["source", "target"]
     label: str  # empty for the source
+
+
+@dataclass(frozen=True, slots=True)
+class LikenessRow:
+    """A training image that is most or least like the source (pictures/index.csv).
+
+    `likeness` is its mean cosine with the images of the source card that are most like it.
+    """
+
+    file: str  # JPEG beside the table
+    path: str
+    label: str
+    side: Side
+    likeness: float
 
 
 @dataclass(frozen=True)

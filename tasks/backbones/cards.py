@@ -10,17 +10,20 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from tasks.artifacts.arrays import Pixels
+from tasks.artifacts.arrays import Floats, Pixels
 from tasks.artifacts.records import Fit
 from tasks.artifacts.words import first_of
 from tasks.backbones.catalogue import Backbone, load_backbone
 from tasks.backbones.engine import make_engine
 from tasks.backbones.groups import PooledFeatures
+from tasks.backbones.probe import find_source_head
 from tasks.backbones.source_cards import CardOrigin, SourceCard, name_by_size, write_card
 from tasks.errors import DataError, ImageError
 from tasks.images.decoding.decode import read_clean_view
 from tasks.images.decoding.formats import SUFFIXES
+from tasks.images.texture import measure_texture, tabulate
 from tasks.params import Params
 from tasks.params_file import load_params
 from tasks.runtime.device import configure_torch
@@ -157,7 +160,10 @@ def make_card(
         max_pixels=params.ingest.max_pixels,
         workers=machine.decode_workers,
     )
-    features = extract_source_features(backbone, views, len(files), machine)
+    textures: list[Floats] = []
+    features = extract_source_features(backbone, _watched(views, textures), len(files), machine)
+    head = find_source_head(backbone)
+    keys = [path.parent.name for path in files]
     provenance = CardOrigin(
         name=options.name,
         source=options.source,
@@ -169,8 +175,26 @@ def make_card(
         input=backbone.input,
         fit=options.fit,
         command=_command(backbone, options),
+        textures={} if _are_enlarged(files, image_px) else tabulate(np.array(textures)),
+        head_accuracy=head.accuracy(features, keys) if head else None,
     )
     return SourceCard(features, provenance)
+
+
+def _are_enlarged(files: Sequence[Path], image_px: int) -> bool:
+    """Whether most images are smaller than the card's: enlarged, none has its own texture."""
+    sides = []
+    for path in files:
+        with Image.open(path) as image:
+            sides.append(min(image.size))
+    return float(np.median(sides)) < image_px
+
+
+def _watched(views: Iterator[Pixels], textures: list[Floats]) -> Iterator[Pixels]:
+    """Yield images and note what they look like."""
+    for view in views:
+        textures.append(measure_texture(view))
+        yield view
 
 
 def _command(backbone: Backbone, options: argparse.Namespace) -> str:

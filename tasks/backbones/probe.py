@@ -12,6 +12,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from timm.data import ImageNetInfo, infer_imagenet_subset
+from torch import nn
 
 from tasks.artifacts.arrays import Array, Ints, Pixels, write_tensors
 from tasks.artifacts.pixels import PixelStore
@@ -20,8 +22,9 @@ from tasks.artifacts.sampling import choose_rows, number_groups
 from tasks.artifacts.tables import ManifestRow
 from tasks.backbones.catalogue import Backbone
 from tasks.backbones.engine import make_engine
-from tasks.backbones.groups import PooledFeatures
+from tasks.backbones.groups import PooledFeatures, untyped
 from tasks.backbones.normalization import LayerInputs, fit_running_statistics, measure_inputs
+from tasks.backbones.source_head import SourceHead
 from tasks.params import ExtractParams
 from tasks.runtime.device import find_device, normalize
 from tasks.runtime.machine import Machine
@@ -81,12 +84,14 @@ class Probe:
         parts: The part of each of them, of which `layers` hold what they see: (n,).
         random_features: float32 (n, D) of the same architecture with random weights.
         layers: Inputs of the batch-norm layers in forward order; empty where there are none.
+        head: The classifier of the pretraining; None where its classes have no known names.
     """
 
     rows: Ints
     parts: Ints
     random_features: NDArray[np.float32]
     layers: list[LayerInputs]
+    head: SourceHead | None
 
 
 def choose_probe_images(
@@ -141,13 +146,46 @@ def measure_probe(
         module = PooledFeatures(untrained.model.cpu())
         engine = make_engine(module, untrained.input, machine, sample_pixels(images.store))
         features = [engine(pixels)[0] for pixels in _metered(images.pixels(), meter)]
-    return Probe(images.rows, images.parts, np.concatenate(features), layers)
+    return Probe(
+        images.rows, images.parts, np.concatenate(features), layers, find_source_head(backbone)
+    )
 
 
 def _metered(batches: Iterable[Images], meter: Meter) -> Iterator[Images]:
     for batch in batches:
         yield batch
         meter.advance(len(batch))
+
+
+def find_source_head(backbone: Backbone) -> SourceHead | None:
+    """Take the classifier of the pretraining off a backbone, with ImageNet's names of its classes.
+
+    None where there is none, where it is not one linear layer on the pooled features (tried on one
+    image), or where the names are not known: a file's classes may be anything, those of packaged
+    and downloaded weights are ImageNet's where timm has a list of that many.
+    """
+    model = untyped(backbone.model)
+    classifier = model.get_classifier()
+    subset = infer_imagenet_subset(model) if isinstance(classifier, nn.Linear) else None
+    if subset is None or backbone.weights not in ("packaged", "hub"):
+        return None
+    side = backbone.input.image_px
+    image = torch.rand((1, 3, side, side), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        image = image.to(classifier.weight.device)
+        alone, whole = classifier(PooledFeatures(model)(image)), model(image)
+    if not torch.allclose(alone, whole, rtol=1e-3, atol=1e-3 * float(whole.abs().max())):
+        return None
+    info = ImageNetInfo(subset)
+    bias = torch.zeros(len(whole[0])) if classifier.bias is None else classifier.bias
+    return SourceHead(
+        weight=classifier.weight.detach().float().cpu().numpy(),
+        bias=bias.detach().float().cpu().numpy(),
+        # Of several names of a class the first one is the usual one.
+        names=[info.index_to_description(i).split(",")[0] for i in range(len(whole[0]))],
+        keys=info.label_names(),
+        source=subset.replace("imagenet", "ImageNet"),
+    )
 
 
 def sample_pixels(store: PixelStore) -> Pixels:
@@ -157,7 +195,10 @@ def sample_pixels(store: PixelStore) -> Pixels:
 
 
 def write_probe(path: Path, probe: Probe) -> None:
-    """Write the probe as safetensors; the note `layers` lists [layer name, layer group]."""
+    """Write the probe as safetensors.
+
+    The note `layers` lists [layer name, layer group], `head` names the classes of the source head.
+    """
     tensors: dict[str, Array] = {
         "rows": probe.rows,
         "parts": probe.parts,
@@ -167,4 +208,9 @@ def write_probe(path: Path, probe: Probe) -> None:
         for key in ("mean", "var", "running_mean", "running_var", "part_means", "part_vars"):
             tensors[f"bn.{number:03d}.{key}"] = getattr(layer, key).astype(np.float32)
     names = [[layer.name, layer.group] for layer in probe.layers]
-    write_tensors(path, tensors, {"layers": json.dumps(names)})
+    note = {"layers": json.dumps(names)}
+    if probe.head is not None:
+        tensors |= {"head.weight": probe.head.weight, "head.bias": probe.head.bias}
+        told = {key: getattr(probe.head, key) for key in ("source", "names", "keys")}
+        note["head"] = json.dumps(told)
+    write_tensors(path, tensors, note)

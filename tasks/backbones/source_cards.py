@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from tasks.artifacts.arrays import read_tensors, read_tensors_note, write_tensors
 from tasks.artifacts.records import Fit, InputSpec, Record
@@ -34,6 +34,12 @@ class CardOrigin(Record):
     input: InputSpec
     fit: Fit
     command: str
+    # Quantiles of `tasks.images.texture` over the images; empty in cards that were made before, and
+    # where most images are smaller than `input.image_px`.
+    textures: dict[str, list[float]] = Field(default_factory=dict)
+    # Share of the images whose class the head of the pretraining names; None where the folders of
+    # the images are not called as its classes.
+    head_accuracy: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

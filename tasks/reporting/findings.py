@@ -28,6 +28,7 @@ from tasks.artifacts.tables import (
     ClassRow,
     HardestRow,
     HistoryRow,
+    LikenessRow,
     PairRow,
     PlaneRow,
     ReliabilityRow,
@@ -86,6 +87,7 @@ class Findings:
     Attributes:
         title: Of the report.
         confidence: Of the intervals of the test results, in (0, 1).
+        likest: The training images that are most and least like the source.
         confusion: Of the shipped model on test, int64 (C, C), rows are labels.
         hardest: The test images that the shipped model finds hardest.
         sheet: The augmented views.
@@ -109,6 +111,7 @@ class Findings:
     metrics: Metrics
     layers: list[ShiftRow]
     places: list[PlaneRow]
+    likest: list[tuple[LikenessRow, Picture]]
     history: list[HistoryRow]
     classes: list[ClassRow]
     confusion: NDArray[np.int64]

@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 from PIL import Image, UnidentifiedImageError
 
 from tasks.artifacts.records import Health, Scores
-from tasks.artifacts.tables import HistoryRow, SuspectRow
+from tasks.artifacts.tables import HistoryRow, LikenessRow, SuspectRow
 from tasks.artifacts.words import FROZEN
 from tasks.errors import ArtifactError
 from tasks.reporting.card import loading_code
@@ -42,6 +42,7 @@ from tasks.reporting.results import (
     gains,
     measure_rows,
     reliability,
+    texture_rows,
     weakest,
 )
 from tasks.reporting.svg import Drawing
@@ -50,6 +51,7 @@ from tasks.reporting.text import sentence
 SHEET_BYTES = 1_200_000  # of the embedded contact sheet, at most
 HARDEST_BYTES = 2_000_000  # of all embedded hardest images together
 PAIR_BYTES = 60_000  # of each embedded pair of twins
+LIKEST_BYTES = 30_000  # of each embedded picture near to or far from the source
 SUSPECTS_BYTES = 1_000_000  # of the embedded suspects of train and val, and of those of test
 SMALLEST_PX = 48
 TABLE_CLASSES = 500  # rows of the table of classes
@@ -79,6 +81,8 @@ def render_report(findings: Findings, exported: Exported, provenance: Provenance
         sheet=_embed(findings.sheet, SHEET_BYTES),
         hardest=[(row, _embed(picture, share)) for row, picture in findings.hardest],
         pairs=[(row, _embed(picture, PAIR_BYTES)) for row, picture in findings.pairs],
+        ends=_embed_ends(findings),
+        textures=texture_rows(findings.similarity.look),
         suspects=_embed_suspects(findings.suspects),
         test_suspects=_embed_suspects(findings.test_suspects),
         shipped_name=name_shipped(findings),
@@ -152,6 +156,14 @@ def _score_rows(findings: Findings) -> list[tuple[str, Scores]]:
     if findings.metrics.finetuned:
         rows.append((findings.tuned_name, findings.metrics.finetuned))
     return rows
+
+
+def _embed_ends(findings: Findings) -> dict[str, list[tuple[LikenessRow, dict[str, Any]]]]:
+    """Embed the pictures by the side that they are on, the nearest first."""
+    return {
+        side: [(row, _embed(picture, LIKEST_BYTES)) for row, picture in members]
+        for side, members in groupby(findings.likest, key=lambda shown: shown[0].side)
+    }
 
 
 def _embed_suspects(suspects: SuspectLabels) -> list[tuple[SuspectRow, dict[str, Any]]]:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from tasks.artifacts.arrays import read_array
-from tasks.artifacts.records import Difference, Estimate, Metrics, Scores, Similarity
+from tasks.artifacts.records import Difference, Estimate, Look, Metrics, Scores, Similarity
 from tasks.artifacts.tables import ClassRow, ReliabilityRow, SuspectRow, read_rows
 from tasks.artifacts.words import FROZEN, shortened
 from tasks.errors import ArtifactError
@@ -218,6 +218,45 @@ def measure_rows(similarity: Similarity) -> Iterator[MeasureRow]:
             yield MeasureRow(name, remark, percent(estimate.value), percent_interval(estimate))
         else:
             yield MeasureRow(name, remark, amount(estimate.value), amount_interval(estimate))
+
+
+TEXTURES = {  # statistic of a picture -> name and remark
+    "slope": ("Slope of the power spectrum", "0: white noise; about -2: photographs"),
+    "entropy": ("Local entropy, bits", "of 16 px blocks, at most 5"),
+    "sharpness": ("Sharpness", "Laplacian over contrast; 4.5: white noise"),
+    "chroma": ("Chroma", "largest minus smallest channel, of 255"),
+    "even": ("Even areas", "share of neighboring pixels that are the same"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TextureRow:
+    """A row of the table: what is measured, median and range of data and source, share inside."""
+
+    name: str
+    remark: str
+    data: str
+    source: str
+    inside: str
+
+
+def texture_rows(look: Look | None) -> list[TextureRow]:
+    """Write the statistics of the pictures; of the source where its card has them."""
+    return [
+        TextureRow(
+            *TEXTURES.get(one.name, (one.name, "")),
+            data=_spread(one.median, one.low, one.high),
+            source=_spread(one.source_median, one.source_low, one.source_high),
+            inside="" if one.inside is None else percent(one.inside, 0),
+        )
+        for one in (look.texture if look else [])
+    ]
+
+
+def _spread(median: float | None, low: float | None, high: float | None) -> str:
+    if median is None or low is None or high is None:
+        return ""
+    return f"{median:.2f} ({low:.2f} to {high:.2f})"
 
 
 JPEG_QUALITY = 90

@@ -9,6 +9,7 @@ from tasks.artifacts.records import (
     Estimate,
     LayerGroup,
     LearningCurve,
+    Look,
     Rule,
     Similarity,
 )
@@ -141,8 +142,8 @@ def _interval(low: float | None, high: float | None, scale: float = 1) -> str:
     return f" ({scale * low:.{digits}f} to {scale * high:.{digits}f})"
 
 
-def write_page(decision: Decision, groups: Sequence[LayerGroup]) -> str:
-    """Write decision.md."""
+def write_page(decision: Decision, groups: Sequence[LayerGroup], look: Look | None = None) -> str:
+    """Write decision.md; `look` is what the images look like, for the reader alone."""
     plan = describe_plan(decision.arm, decision.phases, groups)
     return "\n".join(
         [
@@ -154,6 +155,7 @@ def write_page(decision: Decision, groups: Sequence[LayerGroup]) -> str:
             "",
             *_phases_table(decision, groups),
             *_arms_table(decision),
+            *(["## What the images look like", "", look.words, ""] if look else []),
             "## What each rule saw",
             "",
             "The first rule that fires and votes decides.",

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from tasks.artifacts.arrays import read_array, read_tensors, read_tensors_note
 from tasks.artifacts.tables import Manifest, read_manifest
+from tasks.backbones.source_head import SourceHead, read_source_head
 from tasks.errors import ArtifactError
 from tasks.transferability.shift import LayerShift, measure_layer_shifts
 
@@ -32,6 +33,7 @@ class Target:
         probe_rows: int64 (n,), the images that also have random features.
         random_features: float32 (n, D), of the same architecture with random weights.
         layers: Shift of every batch-norm layer in forward order; empty where there is none.
+        head: The classifier of the pretraining; None where its classes have no known names.
     """
 
     manifest: Manifest
@@ -39,6 +41,7 @@ class Target:
     probe_rows: NDArray[np.int64]
     random_features: NDArray[np.float32]
     layers: Sequence[LayerShift]
+    head: SourceHead | None = None
 
     def sample(self, rows: NDArray[np.int64]) -> Sample:
         """Clean features, labels and groups of some images."""
@@ -70,5 +73,6 @@ def read_target(manifest: Path, features: Path, probe: Path) -> Target:
             f"{probe}: {len(rows)} images but random features of {len(random_features)} rows, or "
             f"images beyond the {images} training images; rerun extract"
         )
-    layers = measure_layer_shifts(tensors, read_tensors_note(probe))
-    return Target(listed, array, rows, random_features, layers)
+    note = read_tensors_note(probe)
+    layers, head = measure_layer_shifts(tensors, note), read_source_head(tensors, note)
+    return Target(listed, array, rows, random_features, layers, head)
