@@ -35,6 +35,7 @@ RANKS = [
     {"backbones"},
     {"judging"},
     {"heads"},
+    {"delivery"},
     {"auditing", "transferability", "training", "evaluation", "reporting"},
     {"racing"},
     set(STAGES),
@@ -259,10 +260,10 @@ def test_every_value_is_read_somewhere_in_the_code_that_computes() -> None:
     assert set(leaf_paths()) - everywhere - templated - registered == set()
 
 
-def test_only_evaluate_and_audit_read_what_was_made_of_the_test_images() -> None:
+def test_only_what_reports_reads_what_was_made_of_the_test_images() -> None:
     made_of_test = {"data/augment/test", "data/extract/test"}
     readers = {stage for stage in STAGES if made_of_test & set(GRAPH[stage]["deps"])}
-    assert readers == {"extract", "audit", "evaluate"}
+    assert readers == {"extract", "audit", "evaluate", "report"}  # report: are the files as torch
     assert "data/augment/test" in GRAPH["extract"]["deps"]  # once, to make the features
 
 
