@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks import delivery
-from tasks.artifacts.arrays import read_tensors, write_tensors
+from tasks.artifacts.arrays import write_tensors
 from tasks.artifacts.files import hash_file, replacing_folder, write_text
 from tasks.artifacts.records import (
     Calibration,
@@ -36,12 +36,12 @@ from tasks.artifacts.records import (
     Fit,
     InputSpec,
     OnnxFile,
-    read_json,
     write_json,
     write_record,
 )
 from tasks.delivery.folder import FORMAT, SUMS, hash_files
 from tasks.delivery.onnx_files import AnswerNetwork, Samples, write_onnx_files
+from tasks.delivery.with_torch import load_exported_head
 from tasks.errors import ArtifactError
 from tasks.reporting.text import count, plural, size
 
@@ -278,19 +278,6 @@ def _describe_head(layers: nn.Sequential) -> dict[str, Any]:
     }
 
 
-def _load_head(folder: Path) -> nn.Module:
-    """Build the head that head.json describes, as `tasks.reporting.card` prints it."""
-    form, arrays = read_json(folder / "head.json"), read_tensors(folder / "head.safetensors")
-    layers = nn.Sequential(
-        OrderedDict(
-            (layer["name"], getattr(nn, layer["kind"])(**layer["arguments"]))
-            for layer in form["layers"]
-        )
-    )
-    layers.load_state_dict({name: torch.from_numpy(arrays[name].copy()) for name in arrays})
-    return layers.eval()
-
-
 def _arguments(layer: nn.Module) -> dict[str, Any]:
     """Give the numbers and switches that a layer was built with; torch.nn keeps them by name."""
     names = inspect.signature(type(layer)).parameters
@@ -334,7 +321,7 @@ def _check(folder: Path, shipped: ShippedModel, *, whole: bool) -> float:
     images = _sample(shipped.input)
     outputs = _run(model, images)
     with torch.inference_mode():
-        found = outputs if whole else _load_head(folder)(outputs)
+        found = outputs if whole else load_exported_head(folder)(outputs)
     difference = _difference(shipped.logits(images), found)
     if difference is None:
         raise ArtifactError(
