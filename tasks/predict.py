@@ -24,7 +24,7 @@ from tasks.artifacts.tables import AnswerRow
 from tasks.artifacts.words import plural
 from tasks.delivery.answer_file import AnswerFile
 from tasks.delivery.folder import DeliveredModel, read_delivered
-from tasks.delivery.inputs import Inputs, list_inputs
+from tasks.delivery.inputs import InputFiles, list_inputs
 from tasks.delivery.onnx_answers import LOGITS, WHOLE, OnnxAnswers
 from tasks.errors import DataError, ImageError
 from tasks.images.decoding.decode import read_clean_view
@@ -64,7 +64,12 @@ class Arguments:
 
 
 def predict(
-    inputs: Inputs, model: DeliveredModel, engine: Answering, answers: AnswerFile, *, workers: int
+    inputs: InputFiles,
+    model: DeliveredModel,
+    engine: Answering,
+    answers: AnswerFile,
+    *,
+    workers: int,
 ) -> int:
     """Write an answer for every input that has none yet; give how many those were.
 
@@ -80,7 +85,7 @@ def predict(
         files = map(inputs.path, left)
         read = map_in_order(partial(read_pixels, model=model), files, workers=workers)
         for batch in _batches(zip(left, read, strict=True), BATCH_SIZE):
-            answers.append(classify(batch, model, engine))
+            answers.append(classify(batch, model, engine, answers.classes))
             meter.advance(len(batch))
     return len(left)
 
@@ -101,9 +106,19 @@ def read_pixels(file: Path, *, model: DeliveredModel) -> Pixels | ImageError:
 
 
 def classify(
-    batch: Sequence[tuple[str, Pixels | ImageError]], model: DeliveredModel, engine: Answering
+    batch: Sequence[tuple[str, Pixels | ImageError]],
+    model: DeliveredModel,
+    engine: Answering,
+    classes: Sequence[str],
 ) -> list[AnswerRow]:
-    """Give the rows of a batch of names with their pixels, or with why there are none."""
+    """Give the rows of a batch.
+
+    Args:
+        batch: Names with their pixels, or with why there are none.
+        model: Classes and calibration.
+        engine: Runs the model.
+        classes: All classes where rows are to tell the probability of each, else none.
+    """
     sound = [pixels for _, pixels in batch if not isinstance(pixels, ImageError)]
     logits = engine(np.stack(sound))[LOGITS] if sound else np.empty((0, len(model.classes)))
     log_p = log_probabilities(logits, model.calibration.temperature)
@@ -111,13 +126,13 @@ def classify(
     rows = []
     for name, pixels in batch:
         if isinstance(pixels, ImageError):
-            nothing = dict.fromkeys(model.classes)
+            nothing = dict.fromkeys(classes)
             rows.append(AnswerRow(name, "", None, str(pixels), model.name, nothing))
             continue
         best, probabilities = next(answered)
-        of_class = dict(zip(model.classes, probabilities.tolist(), strict=True))
-        predicted = model.classes[best]
-        rows.append(AnswerRow(name, predicted, max(of_class.values()), "", model.name, of_class))
+        of_class = dict(zip(classes, probabilities.tolist(), strict=False))
+        largest, predicted = float(probabilities.max()), model.classes[best]
+        rows.append(AnswerRow(name, predicted, largest, "", model.name, of_class))
     return rows
 
 

@@ -308,6 +308,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     told = report(findings, exported, provenance)
     write_text(paths.report, told.page)
     write_text(paths.card, told.card)
+    for words in exported.words:
+        log.info("%s", words)
     log.info(
         "report at %s, model in %s (%s, loads with timm%s)",
         paths.report,

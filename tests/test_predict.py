@@ -233,9 +233,8 @@ def test_other_answers_do_not_depend_on_the_bad_files_between_them(
 SLOW = """\
 import sys, time
 from tasks import predict
-from tasks.delivery.answer_file import AnswerFile
-answer_file.SECONDS_BETWEEN_WRITES = answer_file.SHARE_OF_TIME = 1e-9
-answer_file.SHARE_OF_TIME = 1e9
+from tasks.delivery import answer_file
+answer_file.SECONDS_BETWEEN_WRITES, answer_file.SHARE_OF_TIME = 1e-9, 1e9
 classify = predict.classify
 def slow(*arguments):
     time.sleep(0.3)

@@ -275,10 +275,10 @@ def write_rows(path: Path, kind: type[Row], rows: Iterable[Row], keys: Sequence[
     Floats have full precision, booleans are 0 or 1, None is an empty cell, and names that are not
     UTF-8 are their bytes.
     """
-    write_bytes(path, render_rows(kind, rows, keys).encode("utf-8", "surrogateescape"))
+    write_bytes(path, table_text(kind, rows, keys).encode("utf-8", "surrogateescape"))
 
 
-def render_rows(
+def table_text(
     kind: type[Row], rows: Iterable[Row], keys: Sequence[str] = (), *, header: bool = True
 ) -> str:
     """Give the text of a table as `write_rows` writes it, without its header where asked."""

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from tasks.artifacts.files import replacing_file
-from tasks.artifacts.tables import AnswerRow, cells_of, columns_of, render_rows
+from tasks.artifacts.tables import AnswerRow, cells_of, columns_of, table_text
 from tasks.errors import ArtifactError
 
 SUFFIXES = (".csv", ".jsonl")
@@ -33,6 +33,7 @@ class AnswerFile:
         model: Name of the model.
 
     Attributes:
+        classes: As given.
         done: How often the table has an answer for each path.
         errors: Rows with an error.
 
@@ -45,14 +46,14 @@ class AnswerFile:
         if path.suffix.lower() not in SUFFIXES:
             raise ArtifactError(f"{path}: answers are written as {' or '.join(SUFFIXES)}")
         self.path, self.errors, self.done = path, 0, Counter[str]()
-        self._classes, self._columns = classes, columns_of(AnswerRow, classes)
+        self.classes, self._columns = classes, columns_of(AnswerRow, classes)
         self._is_csv = path.suffix.lower() == ".csv"
         self._waiting: list[str] = []
         self._next_write = time.monotonic() + SECONDS_BETWEEN_WRITES
         if path.exists():
             self._read(model)
         else:
-            self._waiting = [render_rows(AnswerRow, [], classes)] if self._is_csv else []
+            self._waiting = [table_text(AnswerRow, [], classes)] if self._is_csv else []
             self._write()
 
     def __enter__(self) -> Self:
@@ -76,8 +77,8 @@ class AnswerFile:
 
     def _render(self, rows: Sequence[AnswerRow]) -> str:
         if self._is_csv:
-            return render_rows(AnswerRow, rows, self._classes, header=False)
-        cells = (zip(self._columns, cells_of(row, self._classes), strict=True) for row in rows)
+            return table_text(AnswerRow, rows, self.classes, header=False)
+        cells = (zip(self._columns, cells_of(row, self.classes), strict=True) for row in rows)
         return "".join(f"{json.dumps(dict(pairs))}\n" for pairs in cells)
 
     def _write(self) -> None:

@@ -1,5 +1,6 @@
 """Reading the exported folder: is it whole, of this version, and how does it want its images."""
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ FORMAT = 2  # of regraft.json; another one was written by another version of Reg
 SUMS = "SHA256SUMS"
 LINE = re.compile(r"([0-9a-f]{64})  ([^/]+)")
 NAME_DIGITS = 12  # of the sha256 by which tables name a model
+ANSWERING = (".safetensors", "  labels.txt", "  calibration.json")  # files that answers come from
 
 
 class _Preprocessing(BaseModel):
@@ -44,7 +46,7 @@ class DeliveredModel:
 
     Attributes:
         folder: Where it lies.
-        name: The first digits of the sha256 over all of its files.
+        name: The first digits of a sha256 over what answers depend on.
         classes: Class names by logit.
         calibration: How logits become probabilities.
         conversion: How an image of any mode becomes 8-bit sRGB.
@@ -101,7 +103,7 @@ def read_delivered(folder: Path) -> DeliveredModel:
     known = about.preprocessing
     return DeliveredModel(
         folder=folder,
-        name=hash_file(folder / SUMS)[:NAME_DIGITS],
+        name=_name(folder, known),
         classes=about.classes,
         calibration=read_record(folder / "calibration.json", Calibration),
         conversion=Conversion(
@@ -118,6 +120,13 @@ def read_delivered(folder: Path) -> DeliveredModel:
         max_pixels=about.limits.max_pixels,
         min_side_px=about.limits.min_side_px,
     )
+
+
+def _name(folder: Path, known: _Preprocessing) -> str:
+    """Name a model by weights, classes, calibration and preprocessing, whatever the engine."""
+    lines = read_bytes(folder / SUMS).decode().splitlines()
+    parts = [line for line in lines if line.endswith(ANSWERING)] + [known.model_dump_json()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:NAME_DIGITS]
 
 
 def _find_changed(folder: Path) -> Iterator[str]:

@@ -15,7 +15,7 @@ STDIN = "-"
 
 
 @dataclass(frozen=True)
-class Inputs:
+class InputFiles:
     """Image files, one an answer.
 
     Attributes:
@@ -31,7 +31,7 @@ class Inputs:
         return self.root / name
 
 
-def list_inputs(source: str) -> Inputs:
+def list_inputs(source: str) -> InputFiles:
     """List the files of a source without opening them.
 
     Args:
@@ -43,11 +43,13 @@ def list_inputs(source: str) -> Inputs:
         DataError: There is no such source, or it names no file.
     """
     if source == STDIN:
-        return _refuse_empty(Inputs(Path(), _read_stdin()), "stdin: no path on it")
+        return _refuse_empty(InputFiles(Path(), _read_stdin()), "stdin: no path on it")
     path, shown = Path(source), printable(source)
     if path.is_dir():
         names = sorted(files_below(path, most=None))
-        return _refuse_empty(Inputs(path, names), f"{shown}: no images in this folder or below it")
+        return _refuse_empty(
+            InputFiles(path, names), f"{shown}: no images in this folder or below it"
+        )
     if not path.exists():
         raise DataError(
             f"{shown}: no such file or folder; name a folder of images, a csv with a column path, "
@@ -56,16 +58,16 @@ def list_inputs(source: str) -> Inputs:
     if path.suffix.lower() == ".csv":
         lines = read_lines(path, required=("path",), optional=(), others=True)
         names = [line.cells["path"] for line in lines]
-        return _refuse_empty(Inputs(path.parent, names), f"{shown}: no rows below its header")
+        return _refuse_empty(InputFiles(path.parent, names), f"{shown}: no rows below its header")
     if path.suffix.lower() in SUFFIXES:
-        return Inputs(path.parent, [path.name])
+        return InputFiles(path.parent, [path.name])
     raise DataError(
         f"{shown}: unknown kind of source; allowed: a folder, a .csv with a column path, an image, "
         "or - for a list on stdin"
     )
 
 
-def _refuse_empty(inputs: Inputs, words: str) -> Inputs:
+def _refuse_empty(inputs: InputFiles, words: str) -> InputFiles:
     if not inputs.names:
         raise DataError(words)
     return inputs
