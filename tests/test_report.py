@@ -141,12 +141,18 @@ def test_another_process_gives_the_same_bytes(
     tuned: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/none")  # without git: the checkout may change while this runs
+    monkeypatch.setenv("REGRAFT_THREADS", "1")
     first = written(report(tuned))
     subprocess.run(
         [sys.executable, "-m", "tasks.report", *tuned.arguments("report")],
         check=True,
         cwd=ROOT,
-        env={"PATH": "/none", "PYTHONHASHSEED": "7", "REGRAFT_SCRATCH": str(tmp_path)},
+        env={
+            "PATH": "/none",
+            "PYTHONHASHSEED": "7",
+            "REGRAFT_SCRATCH": str(tmp_path),
+            "REGRAFT_THREADS": "1",
+        },
         capture_output=True,
     )
     assert written(tuned.paths) == first

@@ -649,7 +649,7 @@ class OnnxFile(Record):
     answers_that_differ: int | None = None  # on test, from torch's
     val_images: int = 0
     val_accuracy: float | None = None
-    val_accuracy_lost: float | None = None  # against torch in float32
+    val_accuracy_lost: float | None = None  # of integers, against model.onnx
 
 
 R = TypeVar("R", bound=Record)

@@ -17,7 +17,7 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from torch import Tensor, nn
 
-from tasks.artifacts.arrays import Features, Ints, Pixels
+from tasks.artifacts.arrays import Ints, Pixels
 from tasks.artifacts.files import write_bytes
 from tasks.artifacts.pixels import PixelStore
 from tasks.artifacts.records import InputSpec, OnnxFile, Split
@@ -104,13 +104,7 @@ def write_onnx_files(
     Returns:
         Of model.onnx and of model_int8.onnx.
     """
-    torch_engine = TorchEngine(answers, spec, torch.device("cpu"))
-    chosen: dict[Split, Ints] = {
-        "val": samples.choose("val", COMPARED),
-        "test": samples.choose("test", COMPARED),
-    }
-    labels = samples.manifest.labels("val")[chosen["val"]]
-    trial = _Trial(samples, chosen, labels, torch_engine)
+    trial = _Trial(samples, TorchEngine(answers, spec, torch.device("cpu")))
     try:
         whole = _write_whole(folder / WHOLE, answers, spec, trial)
     except Exception as err:  # exporter and runtime raise errors of many kinds
@@ -118,48 +112,42 @@ def write_onnx_files(
         reason = f"onnxruntime cannot run this network ({first_line(err)})"
         refused = OnnxFile(shipped=False, reason=reason)
         return refused, refused
-    return whole, _write_small(folder, trial)
+    return whole, _write_small(folder, trial, whole)
 
 
 class _Trial:
-    """What torch says about the images, and how another engine compares."""
+    """What torch says about the test images, and how another engine compares."""
 
-    def __init__(
-        self, samples: Samples, chosen: dict[Split, Ints], labels: Ints, reference: Engine
-    ) -> None:
-        self.samples, self._chosen, self._labels = samples, chosen, labels
-        self._val, self._test = self._probabilities(reference, "val"), self._outputs(reference)
+    def __init__(self, samples: Samples, reference: Engine) -> None:
+        self.samples = samples
+        self._val, self._test = samples.choose("val", COMPARED), samples.choose("test", COMPARED)
+        self._expected = self._answer(reference)
 
-    def _probabilities(self, engine: Engine, split: Split) -> Features:
-        batches = self.samples.batches(split, self._chosen[split])
-        return np.concatenate([engine(batch)[0] for batch in batches])
-
-    def _outputs(self, engine: Engine) -> Outputs:
-        found = [engine(batch) for batch in self.samples.batches("test", self._chosen["test"])]
+    def _answer(self, engine: Engine) -> Outputs:
+        found = [engine(batch) for batch in self.samples.batches("test", self._test)]
         return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+
+    def _accuracy(self, engine: Engine) -> float:
+        batches = self.samples.batches("val", self._val)
+        found = np.concatenate([engine(batch)[0].argmax(axis=1) for batch in batches])
+        return float(np.mean(found == self.samples.manifest.labels("val")[self._val]))
 
     def compare(self, file: Path, *, weight_bits: int) -> tuple[OnnxFile, float]:
         """Measure a file; give its record and its largest relative difference of any output."""
         engine = OnnxAnswers(file, self.samples.threads)
-        found, val = self._outputs(engine), self._probabilities(engine, "val")
-        accuracy, expected = _accuracy(val, self._labels), _accuracy(self._val, self._labels)
+        found, expected = self._answer(engine), self._expected
         record = OnnxFile(
             shipped=True,
             reason="",
             bytes=file.stat().st_size,
             weight_bits=weight_bits,
             test_images=len(found[0]),
-            largest_difference=float(f"{np.abs(found[0] - self._test[0]).max():.1e}"),
-            answers_that_differ=int(np.sum(found[2].argmax(1) != self._test[2].argmax(1))),
-            val_images=len(val),
-            val_accuracy=accuracy,
-            val_accuracy_lost=expected - accuracy,
+            largest_difference=float(f"{np.abs(found[0] - expected[0]).max():.1e}"),
+            answers_that_differ=int(np.sum(found[2].argmax(1) != expected[2].argmax(1))),
+            val_images=len(self._val),
+            val_accuracy=self._accuracy(engine),
         )
-        return record, difference(found, self._test)
-
-
-def _accuracy(probabilities: Features, labels: Ints) -> float:
-    return float(np.mean(probabilities.argmax(axis=1) == labels))
+        return record, difference(found, expected)
 
 
 def _write_whole(file: Path, answers: AnswerNetwork, spec: InputSpec, trial: _Trial) -> OnnxFile:
@@ -183,7 +171,7 @@ def _shape(spec: InputSpec) -> tuple[int, int, int, int]:
 # integers ----------------------------------------------------------------------------------------
 
 
-def _write_small(folder: Path, trial: _Trial) -> OnnxFile:
+def _write_small(folder: Path, trial: _Trial, whole: OnnxFile) -> OnnxFile:
     """Write model_int8.onnx if val loses little by it.
 
     Weights of 7 bits come first: processors without VNNI add products of 8 bits up in too few.
@@ -196,8 +184,9 @@ def _write_small(folder: Path, trial: _Trial) -> OnnxFile:
         except Exception as err:  # quantizer and runtime raise errors of many kinds
             (folder / SMALL).unlink(missing_ok=True)
             return OnnxFile(shipped=False, reason=f"it cannot be made ({first_line(err)})")
-        assert record.val_accuracy_lost is not None
-        if record.val_accuracy_lost <= INT8_LOSS:
+        lost = (whole.val_accuracy or 0.0) - (record.val_accuracy or 0.0)
+        record = record.model_copy(update={"val_accuracy_lost": lost})
+        if lost <= INT8_LOSS:
             return record.model_copy(update={"reason": _say_kept(record)})
         tried.append(record)
     (folder / SMALL).unlink()
