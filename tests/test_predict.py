@@ -313,6 +313,36 @@ def test_a_path_that_stands_twice_has_two_rows_also_when_it_is_gone_on_with(
     assert [row["path"] for row in ask(delivered, table, "out.csv")].count("000.png") == 3
 
 
+def test_what_was_answered_before_an_interrupt_is_written(
+    delivered: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = predict.read_pixels
+
+    def interrupt(file: Path, **options: Any) -> Any:
+        if file.name == "068.png":  # the last one, in the third batch
+            raise KeyboardInterrupt
+        return read(file, **options)
+
+    monkeypatch.setattr(predict, "read_pixels", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        ask(delivered, folder, "out.csv")
+    rows = rows_of(Path("out.csv"))
+    assert rows
+    assert len(rows) % BATCH_SIZE == 0
+    monkeypatch.setattr(predict, "read_pixels", read)
+    again = ask(delivered, folder, "out.csv")
+    assert again[: len(rows)] == rows
+    assert len(again) == IMAGES
+
+
+def test_two_commands_do_not_write_one_table(delivered: Run, folder: Path) -> None:
+    name = read_delivered(delivered.paths.export).name
+    told = r"^out\.csv: another command is writing it; wait"
+    with AnswerFile(Path("out.csv"), [], name), pytest.raises(ArtifactError, match=told):
+        ask(delivered, folder, "out.csv")
+    assert len(ask(delivered, folder, "out.csv")) == IMAGES
+
+
 def test_memory_does_not_grow_with_the_number_of_images(
     delivered: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -414,5 +444,9 @@ def test_torch_is_not_imported_where_onnxruntime_does(delivered: Run, folder: Pa
 @pytest.mark.parametrize("text", ["[1]\n", "no json\n", '{"path": "x"}\n', "\xff\n"])
 def test_lines_that_are_no_answers_are_told(text: str, tmp_path: Path) -> None:
     (tmp_path / "out.jsonl").write_text(text, "latin-1")
-    with pytest.raises(ArtifactError, match="no table of such answers"):
-        AnswerFile(tmp_path / "out.jsonl", [], "m")
+    with (
+        pytest.raises(ArtifactError, match="no table of such answers"),
+        AnswerFile(tmp_path / "out.jsonl", [], "m"),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]

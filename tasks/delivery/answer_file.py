@@ -6,11 +6,13 @@ it takes.
 """
 
 import csv
+import fcntl
 import json
 import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -27,6 +29,8 @@ SHARE_OF_TIME = 0.05  # that writing may take
 class AnswerFile:
     """Takes answers; use as a context manager, which writes what waits when it is left.
 
+    Only one process at a time can be in it.
+
     Args:
         path: The table, .csv or .jsonl; one that is there is gone on with.
         classes: Whose probabilities the rows have; may be none.
@@ -38,25 +42,29 @@ class AnswerFile:
         errors: Rows with an error.
 
     Raises:
-        ArtifactError: The suffix is another one, the folder cannot be written, or the file that is
-            there has other columns or answers of another model.
+        ArtifactError: The suffix is another one, the folder cannot be written, another process is
+            at it, or the file that is there has other columns or answers of another model.
     """
 
     def __init__(self, path: Path, classes: Sequence[str], model: str) -> None:
         if path.suffix.lower() not in SUFFIXES:
             raise ArtifactError(f"{path}: answers are written as {' or '.join(SUFFIXES)}")
         self.path, self.errors, self.done = path, 0, Counter[str]()
+        self._model, self._held = model, ExitStack()
         self.classes, self._columns = classes, columns_of(AnswerRow, classes)
         self._is_csv = path.suffix.lower() == ".csv"
         self._waiting: list[str] = []
         self._next_write = time.monotonic() + SECONDS_BETWEEN_WRITES
-        if path.exists():
-            self._read(model)
-        else:
-            self._waiting = [table_text(AnswerRow, [], classes)] if self._is_csv else []
-            self._write()
 
     def __enter__(self) -> Self:
+        with ExitStack() as held:
+            held.enter_context(_holding(self.path))
+            if self.path.exists():
+                self._read()
+            else:
+                self._waiting = [table_text(AnswerRow, [], self.classes)] if self._is_csv else []
+                self._write()
+            self._held = held.pop_all()
         return self
 
     def __exit__(
@@ -65,8 +73,9 @@ class AnswerFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._waiting:
-            self._write()
+        with self._held:
+            if self._waiting:
+                self._write()
 
     def append(self, rows: Sequence[AnswerRow]) -> None:
         """Take rows; they are on the disk some seconds later."""
@@ -93,14 +102,14 @@ class AnswerFile:
         pause = max(SECONDS_BETWEEN_WRITES, (now - started) / SHARE_OF_TIME)
         self._next_write = now + pause
 
-    def _read(self, model: str) -> None:
+    def _read(self) -> None:
         """Find out what is there; raises ArtifactError where it is of something else."""
         try:
             for path, error, name in self._rows():
-                if name != model:
+                if name != self._model:
                     raise ArtifactError(
-                        f"{self.path}: holds answers of model {name}, this one is {model}; name "
-                        "another file, or remove that one"
+                        f"{self.path}: holds answers of model {name}, this one is {self._model}; "
+                        "name another file, or remove that one"
                     )
                 self.done[path] += 1
                 self.errors += bool(error)
@@ -135,3 +144,25 @@ class AnswerFile:
             raise ValueError(
                 f"its columns are {','.join(columns[:8])}, not {','.join(self._columns[:8])}"
             )
+
+
+@contextmanager
+def _holding(path: Path) -> Iterator[None]:
+    """Keep other processes from a table while the block runs; a kill frees it too."""
+    lock = path.parent / f".{path.name}.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("wb")
+    except OSError as err:
+        raise ArtifactError(f"{path}: cannot be written ({err.strerror})") from err
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            raise ArtifactError(
+                f"{path}: another command is writing it; wait for its end or name another file"
+            ) from err
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
