@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from tasks.artifacts.files import write_text
+from tasks.artifacts.files import hash_file, write_text
+from tasks.artifacts.pixels import PixelStore
 from tasks.artifacts.records import (
     Audit,
     AugmentPolicy,
     BackboneChoice,
     BackboneInfo,
     Baseline,
+    Calibration,
     Conversion,
     Decision,
     Finetuned,
@@ -24,6 +26,7 @@ from tasks.artifacts.records import (
     ImageSource,
     Metrics,
     Similarity,
+    Split,
     read_record,
 )
 from tasks.artifacts.tables import (
@@ -37,9 +40,11 @@ from tasks.artifacts.tables import (
     PredictionRow,
     ReliabilityRow,
     ShiftRow,
+    read_manifest,
     read_rows,
 )
 from tasks.backbones.catalogue import load_backbone
+from tasks.delivery.onnx_files import Samples
 from tasks.errors import ArtifactError, WeightsError
 from tasks.heads.classifier import load_finetuned
 from tasks.heads.registry import load_head
@@ -51,7 +56,6 @@ from tasks.reporting.findings import Findings, read_picture
 from tasks.reporting.html import render_report
 from tasks.reporting.provenance import (
     Provenance,
-    hash_file,
     installed_versions,
     list_params,
     read_code_state,
@@ -78,6 +82,9 @@ class Paths(StagePaths):
     manifest: Read
     sheet: Read
     policy: Read
+    train: Read
+    val: Read
+    test: Read
     choice: Read
     backbone: Read
     similarity: Read
@@ -126,7 +133,6 @@ def report(findings: Findings, exported: Exported, provenance: Provenance) -> Re
 def tell_about(findings: Findings, provenance: Provenance) -> dict[str, Any]:
     """Give the facts of regraft.json beside architecture, classes and preprocessing."""
     return {
-        "temperature": findings.shipped.temperature,
         "shipped": findings.metrics.shipped,
         "metrics": findings.shipped.model_dump(mode="json"),
         "licenses": {
@@ -231,7 +237,26 @@ def read_provenance(paths: Paths, params: Params) -> Provenance:
     )
 
 
-def load_shipped(paths: Paths, findings: Findings, *, seed: int) -> ShippedModel:
+def open_samples(paths: Paths, params: Params) -> Samples:
+    """Open the images that the ONNX files are measured with.
+
+    Raises:
+        ArtifactError: A store or the manifest is missing or damaged, or they are of different runs.
+    """
+    manifest = read_manifest(paths.manifest)
+    folders: dict[Split, Path] = {"train": paths.train, "val": paths.val, "test": paths.test}
+    stores = {split: PixelStore.open(folder) for split, folder in folders.items()}
+    for split, store in stores.items():
+        listed = len(manifest.of(split))
+        if store.info.count != listed:
+            raise ArtifactError(
+                f"{store.folder}: {store.info.count} images, but {paths.manifest} lists {listed}; "
+                "run the augment stage again"
+            )
+    return Samples(stores, manifest, params.seed, read_machine().compute_threads)
+
+
+def load_shipped(paths: Paths, findings: Findings, params: Params) -> ShippedModel:
     """Build the model that ships.
 
     Where nothing was fine-tuned, model.safetensors is the frozen backbone with the baseline's head.
@@ -241,7 +266,7 @@ def load_shipped(paths: Paths, findings: Findings, *, seed: int) -> ShippedModel
         ArtifactError: A file is missing or damaged.
         WeightsError: The pretrained weights cannot be had, or are not those that made the features.
     """
-    backbone, head = _modules(paths, findings, seed=seed)
+    backbone, head = _modules(paths, findings, seed=params.seed)
     return ShippedModel(
         name=findings.backbone.name,
         backbone=backbone,
@@ -250,6 +275,15 @@ def load_shipped(paths: Paths, findings: Findings, *, seed: int) -> ShippedModel
         fit=findings.policy.fit,
         conversion=read_record(paths.conversion, Conversion),
         classes=findings.health.classes,
+        calibration=Calibration(
+            temperature=findings.shipped.temperature,
+            fitted_on="val",
+            images=findings.health.split_counts["val"],
+        ),
+        limits={
+            "max_pixels": params.ingest.max_pixels,
+            "min_side_px": params.ingest.min_side_px,
+        },
     )
 
 
@@ -274,11 +308,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     paths, params = read_arguments(Paths, "report", __doc__ or "", argv)
     configure_torch(read_machine(), params.seed)
     findings, provenance = read_findings(paths, params), read_provenance(paths, params)
-    shipped = load_shipped(paths, findings, seed=params.seed)
-    exported = export_model(paths.export, shipped, tell_about(findings, provenance))
+    shipped = load_shipped(paths, findings, params)
+    about = tell_about(findings, provenance)
+    exported = export_model(paths.export, shipped, about, open_samples(paths, params))
     told = report(findings, exported, provenance)
     write_text(paths.report, told.page)
     write_text(paths.card, told.card)
+    for words in exported.words:
+        log.info("%s", words)
     log.info(
         "report at %s, model in %s (%s, loads with timm%s)",
         paths.report,

@@ -35,9 +35,10 @@ RANKS = [
     {"backbones"},
     {"judging"},
     {"heads"},
+    {"delivery"},
     {"auditing", "transferability", "training", "evaluation", "reporting"},
     {"racing"},
-    set(STAGES),
+    {*STAGES, "predict"},
 ]
 # What a registry imports by name: modules of its own folder.
 REGISTERED = {
@@ -179,10 +180,10 @@ def code_deps(stage: str) -> set[str]:
 ALL_MODULES = sorted(p for p in (ROOT / "tasks").rglob("*.py") if p.name != "__init__.py")
 
 
-def test_stages_of_the_graph_are_the_modules_at_the_top_of_tasks() -> None:
+def test_the_modules_at_the_top_of_tasks_are_the_stages_and_what_a_user_calls() -> None:
     parts = set().union(*RANKS[:-1])
     top = {path.stem for path in (ROOT / "tasks").glob("*.py")} - parts - {"__init__"}
-    assert top == set(STAGES)
+    assert top == {*STAGES, "predict"}
 
 
 @pytest.mark.parametrize("path", ALL_MODULES, ids=module_name)
@@ -264,10 +265,10 @@ def test_every_value_is_read_somewhere_in_the_code_that_computes() -> None:
     assert set(leaf_paths()) - everywhere - templated - registered == set()
 
 
-def test_only_evaluate_and_audit_read_what_was_made_of_the_test_images() -> None:
+def test_only_what_reports_reads_what_was_made_of_the_test_images() -> None:
     made_of_test = {"data/augment/test", "data/extract/test"}
     readers = {stage for stage in STAGES if made_of_test & set(GRAPH[stage]["deps"])}
-    assert readers == {"extract", "audit", "evaluate"}
+    assert readers == {"extract", "audit", "evaluate", "report"}  # report: are the files as torch
     assert "data/augment/test" in GRAPH["extract"]["deps"]  # once, to make the features
 
 

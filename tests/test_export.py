@@ -12,7 +12,8 @@ from PIL import Image
 from test_conversion import deep_png, make_profile
 from torch import nn
 
-from tasks.artifacts.records import Conversion, Fit, HeadKind, InputSpec
+from tasks.artifacts.files import hash_file
+from tasks.artifacts.records import Calibration, Conversion, Fit, HeadKind, InputSpec
 from tasks.backbones.catalogue import create_architecture
 from tasks.errors import ArtifactError
 from tasks.heads.registry import find_head
@@ -21,7 +22,6 @@ from tasks.images.decoding.decode import clean_view, decode_image, frame_image
 from tasks.reporting import export
 from tasks.reporting.card import loading_code
 from tasks.reporting.export import Exported, ShippedModel, export_model
-from tasks.reporting.provenance import hash_file
 
 CLASSES = ["cat", "dog", "<b>fox</b>"]
 SIDE = 32
@@ -37,8 +37,19 @@ def spoil(module: nn.Module) -> None:
             tensor.mul_(values) if name.endswith("weight") else tensor.add_(values * 0.1)
 
 
+LIMITS = {"max_pixels": 10_000_000, "min_side_px": 8}
+
+
+def calibration(temperature: float = 1.0) -> Calibration:
+    return Calibration(temperature=temperature, fitted_on="val", images=20)
+
+
 def shipped_model(
-    name: str, head: Any = "linear", fit: Fit = "squash", conversion: Conversion = PLAIN
+    name: str,
+    head: Any = "linear",
+    fit: Fit = "squash",
+    conversion: Conversion = PLAIN,
+    temperature: float = 1.0,
 ) -> ShippedModel:
     torch.manual_seed(3)
     backbone = create_architecture(name, image_px=SIDE)
@@ -48,7 +59,8 @@ def shipped_model(
     built = find_head(head).build(feature_dim, len(CLASSES), hidden=8, dropout=0.3)
     spoil(built)
     spec = InputSpec(image_px=SIDE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
-    return ShippedModel(name, backbone, built.eval(), spec, fit, conversion, CLASSES)
+    known = calibration(temperature)
+    return ShippedModel(name, backbone, built.eval(), spec, fit, conversion, CLASSES, known, LIMITS)
 
 
 def images(count: int = 5) -> torch.Tensor:
@@ -75,9 +87,12 @@ def test_a_head_of_its_own_lies_beside_the_backbone(tmp_path: Path) -> None:
     exported = export_model(tmp_path / "model", shipped, {})
     assert not exported.whole
     assert [name for name, _ in exported.files] == [
+        "SHA256SUMS",
+        "calibration.json",
         "config.json",
         "head.json",
         "head.safetensors",
+        "labels.txt",
         "model.safetensors",
         "regraft.json",
     ]
@@ -100,7 +115,15 @@ def distilled() -> ShippedModel:
     backbone = create_architecture(name, image_px=SIDE)
     spec = InputSpec(image_px=SIDE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     return ShippedModel(
-        name, backbone, nn.Linear(192, 3).eval(), spec, "squash", settle_conversion([]), CLASSES
+        name,
+        backbone,
+        nn.Linear(192, 3).eval(),
+        spec,
+        "squash",
+        PLAIN,
+        CLASSES,
+        calibration(),
+        LIMITS,
     )
 
 
@@ -120,8 +143,8 @@ def run_as_printed(
 def test_the_printed_code_classifies_as_the_pipeline_does(
     head: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shipped = shipped_model("test_efficientnet", head)
-    exported = export_model(tmp_path / "model", shipped, {"temperature": 1.7})
+    shipped = shipped_model("test_efficientnet", head, temperature=1.7)
+    exported = export_model(tmp_path / "model", shipped, {})
     noise = np.random.default_rng(5).integers(0, 255, (40, 48, 3), dtype=np.uint8)
     picture = Image.fromarray(noise)
     picture.save(tmp_path / "image.png")
@@ -140,7 +163,7 @@ def test_the_printed_code_turns_and_whitens_as_the_pipeline_does(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shipped = shipped_model("test_efficientnet")
-    exported = export_model(tmp_path / "model", shipped, {"temperature": 1.0})
+    exported = export_model(tmp_path / "model", shipped, {})
     # Dark above and clear: neither the picture as it lies nor black behind it looks the same.
     values = np.full((40, 48, 4), (30, 200, 90, 255), dtype=np.uint8)
     values[:20, :, :3], values[:, 24:, 3] = 5, 0
@@ -201,7 +224,7 @@ def test_the_printed_code_converts_as_the_set_was(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shipped = shipped_model("test_efficientnet", conversion=SETS[name])
-    exported = export_model(tmp_path / "model", shipped, {"temperature": 1.0})
+    exported = export_model(tmp_path / "model", shipped, {})
     write_picture(tmp_path / name)
     known = decode_image((tmp_path / name).read_bytes(), max_pixels=10_000, conversion=SETS[name])
     pixels = clean_view(frame_image(known.image, image_px=SIDE, fit="squash"), SIDE)
@@ -245,10 +268,11 @@ def test_config_tells_classes_and_preprocessing(tmp_path: Path) -> None:
 
 
 def test_regraft_json_tells_what_timm_has_no_place_for(tmp_path: Path) -> None:
-    export_model(tmp_path / "model", shipped_model("test_resnet"), {"temperature": 1.3})
+    export_model(tmp_path / "model", shipped_model("test_resnet", temperature=1.3), {"x": 7})
     about = json.loads((tmp_path / "model" / "regraft.json").read_text())
     assert about["classes"] == CLASSES
     assert about["temperature"] == 1.3
+    assert about["x"] == 7
     assert about["preprocessing"]["fit"] == "squash"
     assert about["preprocessing"]["image_px"] == SIDE
     assert about["preprocessing"]["background"] == [255, 255, 255]

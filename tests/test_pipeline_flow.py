@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import tells
+from conftest import ROOT, draw_classes, tells
 from prefect import Flow, flow
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
@@ -22,13 +22,17 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.settings import PREFECT_HOME, PREFECT_SERVER_ANALYTICS_ENABLED, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
+from test_delivery import make_samples
+from test_export import shipped_model
 from toy import STAGES, ToyProject
 
 from flows.errors import GraphError
 from flows.overrides import ParamsOverrides
 from flows.pipeline import pipeline
+from flows.predict import predict_images
 from flows.run import Wish, run_stages, stage_task
 from flows.stages.runner import Outcome
+from tasks.reporting.export import export_model
 
 pytest_plugins = ["toy_fixtures"]
 pytestmark = pytest.mark.filterwarnings(
@@ -364,3 +368,47 @@ def test_prefect_neither_caches_nor_stores() -> None:
     assert pipeline.persist_result is False
     assert stage_task.persist_result is False
     assert stage_task.cache_policy == NO_CACHE
+
+
+# the flow `predict` ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def delivered(toy: ToyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ToyProject:
+    """A project with an exported model and some images, one of them bad."""
+    samples = make_samples(tmp_path / "stores")
+    export_model(toy.root / "data/report/model", shipped_model("test_efficientnet"), {}, samples)
+    draw_classes(toy.root / "new", images=3)
+    (toy.root / "new/bad.png").touch()
+    monkeypatch.chdir(toy.root)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return toy
+
+
+def test_the_flow_classifies_what_is_new_and_says_how_much(delivered: ToyProject) -> None:
+    run = run_flow(0, predict_images, source="new", out="out.csv")
+    assert run.state.name == "Completed"
+    lines = delivered.read("out.csv").splitlines()
+    assert len(lines) == 11
+    assert tells(str(run.state.message), "10 rows in out.csv, 10 of them new", "1 file could not")
+    run = run_flow(0, predict_images, source="new", out="out.csv", on_bad="fail")
+    assert run.state.name == "Failed"
+    assert tells(str(run.state.message), "1 file could not be used; out.csv says why")
+    assert delivered.read("out.csv").splitlines() == lines
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"source": "-"}, "a flow has no stdin"),
+        ({"source": "--model"}, "--model: no such file or folder"),
+        ({"source": "new", "model": "elsewhere"}, "elsewhere: holds no exported model"),
+    ],
+)
+def test_a_mistake_in_what_to_classify_is_the_state_of_the_run(
+    given: dict[str, str], told: str, delivered: ToyProject
+) -> None:
+    run = run_flow(0, predict_images, **{"out": "out.csv", **given})
+    assert run.state.name == "Failed"
+    assert told in str(run.state.message)
+    assert "\n" not in str(run.state.message)

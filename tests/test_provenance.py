@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from tasks.artifacts.files import hash_file
 from tasks.errors import ArtifactError
 from tasks.params import Params
 from tasks.params_file import leaf_paths
@@ -15,7 +16,6 @@ from tasks.reporting import provenance
 from tasks.reporting.provenance import (
     CodeState,
     Provenance,
-    hash_file,
     installed_versions,
     list_params,
     read_code_state,

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import HOSTILE, ROOT
+from conftest import HOSTILE, ROOT, with_values
 from made_run import Run, Runs
 
+from tasks.artifacts.files import hash_file
 from tasks.artifacts.records import (
     BackboneInfo,
     Baseline,
@@ -35,7 +36,6 @@ from tasks.errors import ArtifactError, WeightsError
 from tasks.heads.classifier import load_finetuned
 from tasks.heads.registry import load_head
 from tasks.report import Paths, load_shipped, main
-from tasks.reporting.provenance import hash_file
 from tasks.training.outcome import write_history
 from tasks.training.phases import TrainingGroup
 
@@ -102,7 +102,7 @@ def test_where_nothing_was_fine_tuned_the_saved_model_is_enough(runs: Runs, tmp_
     info = read_record(frozen.paths.backbone, BackboneInfo)
     lost = info.model_copy(update={"weights": str(tmp_path / "gone.safetensors")})
     write_record(frozen.paths.backbone, lost)
-    shipped = load_shipped(frozen.paths, frozen.findings, seed=17)
+    shipped = load_shipped(frozen.paths, frozen.findings, frozen.params)
     backbone = load_backbone(info.name, info.weights, image_px=32, seed=17).model
     with torch.inference_mode():
         torch.testing.assert_close(shipped.backbone(images()), backbone(images()))
@@ -111,7 +111,7 @@ def test_where_nothing_was_fine_tuned_the_saved_model_is_enough(runs: Runs, tmp_
 def test_other_pretrained_weights_than_those_of_the_features_are_refused(runs: Runs) -> None:
     run = runs("rejected")
     with pytest.raises(WeightsError, match=run.findings.backbone.weights_sha256):
-        load_shipped(run.paths, run.findings, seed=18)
+        load_shipped(run.paths, run.findings, with_values(run.params, {"seed": 18}))
 
 
 def test_the_model_folder_tells_temperature_metrics_and_origin(tuned: Run) -> None:
@@ -125,15 +125,15 @@ def test_the_model_folder_tells_temperature_metrics_and_origin(tuned: Run) -> No
     assert about["licenses"]["data"] == tuned.findings.origin.license
 
 
-@pytest.mark.parametrize(("variant", "files"), [("fine-tuned", 5), ("scratch", 7)])
+@pytest.mark.parametrize(("variant", "own"), [("fine-tuned", set()), ("scratch", {"head.json"})])
 def test_the_same_inputs_give_the_same_bytes(
-    variant: str, files: int, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    variant: str, own: set[str], runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = runs(variant).copy(tmp_path)
     monkeypatch.setenv("PATH", "/none")  # without git: the checkout may change while this runs
     first = written(report(run))
     assert written(report(run)) == first
-    assert len(first) == files
+    assert {"report.html", "model.safetensors", "model.onnx", "SHA256SUMS", *own} <= set(first)
 
 
 @pytest.mark.slow
@@ -141,12 +141,18 @@ def test_another_process_gives_the_same_bytes(
     tuned: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/none")  # without git: the checkout may change while this runs
+    monkeypatch.setenv("REGRAFT_THREADS", "1")
     first = written(report(tuned))
     subprocess.run(
         [sys.executable, "-m", "tasks.report", *tuned.arguments("report")],
         check=True,
         cwd=ROOT,
-        env={"PATH": "/none", "PYTHONHASHSEED": "7", "REGRAFT_SCRATCH": str(tmp_path)},
+        env={
+            "PATH": "/none",
+            "PYTHONHASHSEED": "7",
+            "REGRAFT_SCRATCH": str(tmp_path),
+            "REGRAFT_THREADS": "1",
+        },
         capture_output=True,
     )
     assert written(tuned.paths) == first

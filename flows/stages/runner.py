@@ -20,6 +20,7 @@ from flows.stages import guard
 from flows.stages.locks import Say
 
 GUARD = Path(guard.__file__)
+DVC = ("-m", "dvc", "--wait-for-lock")
 BUSY_SECONDS = 2 * 60 * 60.0  # how long a stage waits for a dvc process that holds its files
 END_SECONDS = guard.GRACE_SECONDS + 5.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 15.0
@@ -105,7 +106,7 @@ class Runner:
             locks: More locks to be held until the stage has ended.
             busy_seconds: How long to wait for other processes.
         """
-        words = ["repro", "--single-item", *(["--force"] if force else []), name]
+        words = [*DVC, "repro", "--single-item", *(["--force"] if force else []), name]
         give_up = time.monotonic() + busy_seconds
         pause = FIRST_PAUSE_SECONDS
         while not self._is_stopped():
@@ -133,11 +134,31 @@ class Runner:
         Raises:
             GraphError: dvc refused; the message is its own.
         """
-        status, lines = self._stream(arguments, lambda line: None, {}, ())
+        status, lines = self._stream([*DVC, *arguments], lambda line: None, {}, ())
         if status != 0:
             said = " ".join(lines[-5:])
             raise GraphError(f"dvc {arguments[0]} at {self.root} failed: {said}")
         return "\n".join(lines)
+
+    def call(
+        self, module: str, arguments: Sequence[str], say: Say, *, locks: Sequence[int] = ()
+    ) -> Outcome:
+        """Run what is no stage, `python -m tasks.<module>`, and tell `say` every line.
+
+        Args:
+            module: Its name.
+            arguments: Of its command line.
+            say: Takes the lines.
+            locks: More locks to be held until it has ended.
+        """
+        command = ["-m", f"tasks.{module}", *arguments]
+        status, lines = self._stream(command, say, {}, locks)
+        if self._is_stopped():
+            return Outcome("stopped", "the run was stopped")
+        if status != 0:
+            return read_outcome(module, status, lines)
+        last = next((line for line in reversed(lines) if line.strip()), "done")
+        return Outcome("ran", last.removeprefix(f"{module}: "))
 
     def stop(self) -> None:
         """End all running stages and start no more; returns when nothing of them is left."""
@@ -154,10 +175,9 @@ class Runner:
     def _stream(
         self, words: Sequence[str], say: Say, settings: Mapping[str, str], locks: Sequence[int]
     ) -> tuple[int, list[str]]:
-        """Run a dvc command; tell every line as it comes; give exit status and all lines."""
-        command = [sys.executable, "-m", "dvc", "--wait-for-lock", *words]
+        """Run a Python command; tell every line as it comes; give exit status and all lines."""
         lines: list[str] = []
-        with self._guarded(command, settings, locks) as process:
+        with self._guarded([sys.executable, *words], settings, locks) as process:
             assert process.stdout is not None
             for line in process.stdout:  # universal newlines: a progress bar's \r ends a line too
                 text = line.rstrip()

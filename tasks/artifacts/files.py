@@ -3,6 +3,7 @@
 Whoever is killed at any moment leaves the old file or folder or the new one, never a mix.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -115,6 +116,21 @@ def read_bytes(path: Path) -> bytes:
     """
     try:
         return path.read_bytes()
+    except OSError as err:
+        raise ArtifactError(
+            f"{path}: cannot be read ({err.strerror}); run the stage that writes it"
+        ) from err
+
+
+def hash_file(path: Path) -> str:
+    """Give the sha256 of a file.
+
+    Raises:
+        ArtifactError: The file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as err:
         raise ArtifactError(
             f"{path}: cannot be read ({err.strerror}); run the stage that writes it"

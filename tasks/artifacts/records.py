@@ -685,6 +685,37 @@ class Metrics(Record):
 Fit = Literal["squash", "crop", "pad"]
 
 
+# report ------------------------------------------------------------------------------------------
+
+
+class Calibration(Record):
+    """What makes the probabilities of the exported model true (model/calibration.json).
+
+    The keys that are null are not measured yet.
+    """
+
+    temperature: float  # probabilities are softmax(logits / temperature)
+    fitted_on: Split
+    images: int
+    conformal: dict[str, float] | None = None  # coverage -> largest score of a class in the set
+    in_domain: float | None = None  # largest distance of features that is still in the domain
+
+
+class OnnxFile(Record):
+    """What was measured of an ONNX file of the exported model (in model/regraft.json)."""
+
+    shipped: bool
+    reason: str  # in a sentence
+    bytes: int | None = None
+    weight_bits: int | None = None  # 32, or 8 or 7 where weights and activations are integers
+    test_images: int = 0
+    largest_difference: float | None = None  # of a probability on test, to torch in float32
+    answers_that_differ: int | None = None  # on test, from torch's
+    val_images: int = 0
+    val_accuracy: float | None = None
+    val_accuracy_lost: float | None = None  # of integers, against model.onnx
+
+
 R = TypeVar("R", bound=Record)
 
 

@@ -232,6 +232,21 @@ class HardestRow:
     loss: float
 
 
+@dataclass(frozen=True)
+class AnswerRow:
+    """What the exported model says about one image file (the table of `tasks.predict`).
+
+    Where there is an error, all that would be an answer is empty.
+    """
+
+    path: str
+    predicted: str
+    probability: Ratio  # calibrated, of the predicted class
+    error: str
+    model: str  # the first digits of a sha256 over its files
+    probabilities: Mapping[str, float | None] = field(metadata={PREFIX: "p_"})
+
+
 @dataclass(frozen=True, slots=True)
 class SuspectRow:
     """An image whose label is probably wrong (suspects.csv), the most suspicious first.
@@ -275,18 +290,27 @@ def write_rows(path: Path, kind: type[Row], rows: Iterable[Row], keys: Sequence[
     Floats have full precision, booleans are 0 or 1, None is an empty cell, and names that are not
     UTF-8 are their bytes.
     """
+    write_bytes(path, table_text(kind, rows, keys).encode("utf-8", "surrogateescape"))
+
+
+def table_text(
+    kind: type[Row], rows: Iterable[Row], keys: Sequence[str] = (), *, header: bool = True
+) -> str:
+    """Give the text of a table as `write_rows` writes it, without its header where asked."""
     text = io.StringIO()
     plain = csv.writer(text, lineterminator="\n")
     quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    plain.writerow(columns_of(kind, keys))
+    if header:
+        plain.writerow(columns_of(kind, keys))
     for row in rows:  # readers end a row at a carriage return that the plain writer does not quote
-        cells = list(_cells(row, keys))
+        cells = list(cells_of(row, keys))
         returns = any("\r" in cell for cell in cells if isinstance(cell, str))
         (quoted if returns else plain).writerow(cells)
-    write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
+    return text.getvalue()
 
 
-def _cells(row: "DataclassInstance", keys: Sequence[str]) -> Iterator[Any]:
+def cells_of(row: "DataclassInstance", keys: Sequence[str] = ()) -> Iterator[Any]:
+    """Give the values of a row in the order of its columns; booleans are 0 or 1."""
     for one in fields(row):
         value = getattr(row, one.name)
         if PREFIX in one.metadata:

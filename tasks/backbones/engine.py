@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -18,6 +17,7 @@ from torch import nn
 from tasks.artifacts.arrays import Pixels
 from tasks.artifacts.records import InputSpec
 from tasks.backbones.onnx_export import export_onnx
+from tasks.backbones.session import start_session
 from tasks.errors import EngineError, first_line
 from tasks.runtime.device import find_device, normalize, single_thread
 from tasks.runtime.machine import Machine
@@ -279,19 +279,9 @@ class _OnnxEngine:
             input_name="pixels",
             output_names=[f"output_{number}" for number in range(len(expected))],
         )
-        self._session = _start_session(blob, threads)
+        self._session = start_session(blob, threads)
         self.parity: float | None = difference(self(checked), expected)
         refuse_difference(self.parity, TOLERANCE)
 
     def __call__(self, pixels: Pixels) -> Outputs:
         return tuple(self._session.run(None, {"pixels": np.ascontiguousarray(pixels)}))
-
-
-def _start_session(blob: bytes, threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.use_deterministic_compute = True
-    # Idle threads sleep: spinning takes the cores from whatever else this machine does.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3  # errors only
-    return onnxruntime.InferenceSession(blob, options, providers=["CPUExecutionProvider"])

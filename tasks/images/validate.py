@@ -161,7 +161,7 @@ def _open(
 ) -> _Opened:
     sha256 = None
     try:
-        content = _read(file)
+        content = read_whole(file)
         sha256 = hashlib.sha256(content).hexdigest()
         decoded = decode_image(
             content,
@@ -190,8 +190,12 @@ def _open(
     return _Opened(listed, sha256, image, "")
 
 
-def _read(file: Path) -> bytes:
-    """Read a regular file whole; raises ImageError with the reason if it is none."""
+def read_whole(file: Path) -> bytes:
+    """Read a regular file whole.
+
+    Raises:
+        ImageError: It is none, is missing, too large or cannot be read.
+    """
     try:
         found = file.stat()
         reason = why_not_regular(found.st_mode)

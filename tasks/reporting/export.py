@@ -1,12 +1,20 @@
-"""The model to deploy: a folder that timm loads with `local-dir:`, without any code of Regraft.
+"""The model to deploy: a folder that needs no code of Regraft, for timm and for onnxruntime.
 
 config.json, model.safetensors   timm's format: architecture, preprocessing, class names, weights
 head.json, head.safetensors      only where the head is more than timm's linear classifier
+model.onnx                       uint8 pixels to calibrated probabilities, features and logits
+model_int8.onnx                  the same in integers, where accuracy on val stays
+labels.txt                       class names, in the order of the probabilities
+calibration.json                 temperature
+predict.py                       classifies files with onnxruntime, Pillow and numpy alone
 regraft.json                     class names, temperature, preprocessing with the conversion of
-                                 transparency and deep values to 8-bit sRGB, test results
+                                 transparency and deep values to 8-bit sRGB, test results, and what
+                                 was measured of the ONNX files
+SHA256SUMS                       of all files, for `sha256sum --check`
 """
 
 import inspect
+import shutil
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -19,15 +27,29 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from tasks.artifacts.arrays import read_tensors, write_tensors
-from tasks.artifacts.files import replacing_folder
-from tasks.artifacts.records import Conversion, Fit, InputSpec, read_json, write_json
+from tasks import delivery
+from tasks.artifacts.arrays import write_tensors
+from tasks.artifacts.files import hash_file, replacing_folder, write_text
+from tasks.artifacts.records import (
+    Calibration,
+    Conversion,
+    Fit,
+    InputSpec,
+    OnnxFile,
+    write_json,
+    write_record,
+)
+from tasks.delivery.folder import FORMAT, SUMS, hash_files
+from tasks.delivery.onnx_files import AnswerNetwork, Samples, write_onnx_files
+from tasks.delivery.with_torch import load_exported_head
 from tasks.errors import ArtifactError
-from tasks.reporting.provenance import hash_file
+from tasks.reporting.text import count, plural, size
 
 SAMPLE = 0x45585054  # purpose of the random numbers drawn here
 SAMPLE_IMAGES = 2
 TOLERANCE = 1e-4  # of the largest logit; bit-equal where timm runs the same kernels
+
+ALONE = Path(str(delivery.__file__)).with_name("alone.py")  # becomes predict.py
 
 CROP_MODES: Mapping[Fit, str] = {"squash": "squash", "crop": "center", "pad": "border"}
 CARRIED = ("fixed_input_size", "pool_size", "first_conv", "classifier")
@@ -45,6 +67,8 @@ class ShippedModel:
         fit: How an image becomes square.
         conversion: How an image of any mode becomes 8-bit sRGB.
         classes: Class names by logit.
+        calibration: How logits become probabilities.
+        limits: What makes an image file a bad one: `max_pixels` and `min_side_px`.
     """
 
     name: str
@@ -54,6 +78,8 @@ class ShippedModel:
     fit: Fit
     conversion: Conversion
     classes: Sequence[str]
+    calibration: Calibration
+    limits: Mapping[str, int]
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
@@ -71,26 +97,62 @@ class Exported:
         files: Name and size in bytes of every file.
         sha256: Of model.safetensors.
         difference: Largest difference of a logit between the pipeline's model and the reloaded one.
+        onnx: What was measured of model.onnx.
+        int8: The same of model_int8.onnx.
     """
 
     whole: bool
     files: tuple[tuple[str, int], ...]
     sha256: str
     difference: float
+    onnx: OnnxFile
+    int8: OnnxFile
 
     @property
     def size(self) -> int:
         """Bytes of the weights."""
         return sum(size for name, size in self.files if name.endswith(".safetensors"))
 
+    @property
+    def words(self) -> list[str]:
+        """What the ONNX files are and how they differ from torch, a sentence each."""
+        if not self.onnx.shipped:
+            return [f"There is no model.onnx: {self.onnx.reason}."]
+        whole = (
+            f"model.onnx takes pixels, with normalization inside, and gives calibrated "
+            f"probabilities and features; {_say_parity(self.onnx)}."
+        )
+        if not self.int8.shipped:
+            return [whole, f"There is no model_int8.onnx: {self.int8.reason}."]
+        return [
+            whole,
+            f"model_int8.onnx ({size(self.int8.bytes or 0)}) does so in integers: "
+            f"{self.int8.reason}; {_say_parity(self.int8)}.",
+        ]
 
-def export_model(folder: Path, shipped: ShippedModel, about: Mapping[str, Any]) -> Exported:
+
+def _say_parity(file: OnnxFile) -> str:
+    differ = file.answers_that_differ or 0
+    return (
+        f"on {plural(file.test_images, 'test image')} {count(differ)} "
+        f"{'answer differs' if differ == 1 else 'answers differ'} from torch's, a probability by "
+        f"{file.largest_difference:.1g} at most"
+    )
+
+
+NOT_MADE = OnnxFile(shipped=False, reason="no images were given to measure it with")
+
+
+def export_model(
+    folder: Path, shipped: ShippedModel, about: Mapping[str, Any], samples: Samples | None = None
+) -> Exported:
     """Write the folder and load it again to see that it gives the same logits.
 
     Args:
         folder: Replaced whole.
         shipped: The model.
         about: Facts that regraft.json tells beside classes and preprocessing.
+        samples: Images that the ONNX files are measured with; None leaves these files out.
 
     Raises:
         ArtifactError: The folder cannot be written, or what timm loads from it is another model.
@@ -100,15 +162,34 @@ def export_model(folder: Path, shipped: ShippedModel, about: Mapping[str, Any]) 
         model, classes = whole or shipped.backbone, len(shipped.classes) if whole else 0
         write_tensors(temporary / "model.safetensors", _arrays(model))
         write_json(temporary / "config.json", _timm_config(shipped, model, classes))
-        write_json(temporary / "regraft.json", _about(shipped, about, whole=whole is not None))
         if whole is None:
             layers = _in_a_row(shipped.head)
             write_tensors(temporary / "head.safetensors", _arrays(layers))
             write_json(temporary / "head.json", _describe_head(layers))
         difference = _check(temporary, shipped, whole=whole is not None)
+        onnx, int8 = _write_for_onnxruntime(temporary, shipped, samples)
+        measured = {"onnx": onnx.model_dump(mode="json"), "int8": int8.model_dump(mode="json")}
+        told = _about(shipped, {**measured, **about}, whole=whole is not None)
+        write_json(temporary / "regraft.json", told)
+        write_text(temporary / SUMS, hash_files(temporary))
         sizes = tuple((file.name, file.stat().st_size) for file in sorted(temporary.iterdir()))
         sha256 = hash_file(temporary / "model.safetensors")
-    return Exported(whole is not None, sizes, sha256, difference)
+    return Exported(whole is not None, sizes, sha256, difference, onnx, int8)
+
+
+def _write_for_onnxruntime(
+    folder: Path, shipped: ShippedModel, samples: Samples | None
+) -> tuple[OnnxFile, OnnxFile]:
+    """Write what is needed to classify without timm."""
+    write_text(folder / "labels.txt", "".join(f"{name}\n" for name in shipped.classes))
+    write_record(folder / "calibration.json", shipped.calibration)
+    if samples is None:
+        return NOT_MADE, NOT_MADE
+    answers = AnswerNetwork(shipped.backbone, shipped.head, shipped.calibration.temperature)
+    onnx, int8 = write_onnx_files(folder, answers, shipped.input, samples)
+    if onnx.shipped:
+        shutil.copyfile(ALONE, folder / "predict.py")
+    return onnx, int8
 
 
 def _with_classifier(shipped: ShippedModel) -> nn.Module | None:
@@ -197,19 +278,6 @@ def _describe_head(layers: nn.Sequential) -> dict[str, Any]:
     }
 
 
-def _load_head(folder: Path) -> nn.Module:
-    """Build the head that head.json describes, as `tasks.reporting.card` prints it."""
-    form, arrays = read_json(folder / "head.json"), read_tensors(folder / "head.safetensors")
-    layers = nn.Sequential(
-        OrderedDict(
-            (layer["name"], getattr(nn, layer["kind"])(**layer["arguments"]))
-            for layer in form["layers"]
-        )
-    )
-    layers.load_state_dict({name: torch.from_numpy(arrays[name].copy()) for name in arrays})
-    return layers.eval()
-
-
 def _arguments(layer: nn.Module) -> dict[str, Any]:
     """Give the numbers and switches that a layer was built with; torch.nn keeps them by name."""
     names = inspect.signature(type(layer)).parameters
@@ -219,10 +287,12 @@ def _arguments(layer: nn.Module) -> dict[str, Any]:
 
 def _about(shipped: ShippedModel, about: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
     return {
-        "format": 1,
+        "format": FORMAT,
         "architecture": shipped.name,
         "head": "in model.safetensors" if whole else "in head.safetensors",
         "classes": list(shipped.classes),
+        "temperature": shipped.calibration.temperature,
+        "limits": dict(shipped.limits),
         "preprocessing": {
             "color": "sRGB, from the profile of the image if it has one",
             "background": list(shipped.conversion.background),
@@ -251,7 +321,7 @@ def _check(folder: Path, shipped: ShippedModel, *, whole: bool) -> float:
     images = _sample(shipped.input)
     outputs = _run(model, images)
     with torch.inference_mode():
-        found = outputs if whole else _load_head(folder)(outputs)
+        found = outputs if whole else load_exported_head(folder)(outputs)
     difference = _difference(shipped.logits(images), found)
     if difference is None:
         raise ArtifactError(

@@ -14,8 +14,6 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from tasks.errors import ArtifactError
-
 # What decides a result; artifacts and dvc.lock change while the pipeline runs.
 CODE = (
     "tasks",
@@ -137,21 +135,6 @@ def _hash_changes(root: Path, changed: tuple[str, ...]) -> str:
         whole.update(name.encode("utf-8", "surrogateescape") + b"\0")
         whole.update(hashlib.sha256(content).digest())
     return whole.hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    """Give the sha256 of a file.
-
-    Raises:
-        ArtifactError: The file cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as err:
-        raise ArtifactError(
-            f"{path}: cannot be read ({err.strerror}); run the stage that writes it"
-        ) from err
 
 
 def installed_versions() -> tuple[tuple[str, str], ...]:

@@ -257,13 +257,27 @@ def clean_view(frame: Frame, image_px: int) -> Pixels:
     return np.asarray(view)
 
 
-def read_clean_view(content: bytes, *, image_px: int, fit: Fit, max_pixels: int) -> Pixels:
+def read_clean_view(
+    content: bytes,
+    *,
+    image_px: int,
+    fit: Fit,
+    max_pixels: int,
+    min_side_px: int = 1,
+    conversion: Conversion | None = None,
+) -> Pixels:
     """Decode an image file and give its clean view: uint8 (image_px, image_px, 3).
 
     Raises:
         ImageError: The file cannot be used.
     """
-    decoded = decode_image(content, max_pixels=max_pixels, draft_px=draft_side(image_px))
+    decoded = decode_image(
+        content,
+        max_pixels=max_pixels,
+        min_side_px=min_side_px,
+        draft_px=draft_side(image_px),
+        conversion=conversion,
+    )
     return clean_view(frame_image(decoded.image, image_px=image_px, fit=fit), image_px)
 
 

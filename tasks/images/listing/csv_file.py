@@ -33,11 +33,13 @@ class Line:
     cells: dict[str, str]
 
 
-def read_lines(path: Path, *, required: Sequence[str], optional: Sequence[str]) -> list[Line]:
+def read_lines(
+    path: Path, *, required: Sequence[str], optional: Sequence[str], others: bool = False
+) -> list[Line]:
     """Read a csv file with a header; blank lines are skipped, a byte order mark too.
 
     Names of columns are taken in any case and without the spaces around them; cells stand as they
-    are.
+    are. Where `others` is true, columns beside these are passed over.
 
     Raises:
         DataError: The file cannot be read, or its columns or a row are not as they must be.
@@ -48,7 +50,10 @@ def read_lines(path: Path, *, required: Sequence[str], optional: Sequence[str]) 
     try:
         header = next(reader, [])
         names = [name.strip().lower() for name in header]
-        wrong = _why_not_header(path, header, names, required, optional)
+        known = others and all(names.count(name) == 1 for name in required)
+        beside = [name for name in names if others and re.fullmatch(r"[\w ]+", name)]
+        allowed = dict.fromkeys([*optional, *(name for name in beside if name not in required)])
+        wrong = "" if known else _why_not_header(path, header, names, required, list(allowed))
         if wrong:
             raise DataError(f"{path}:1: {wrong}")
         return list(_lines(path, reader, names))

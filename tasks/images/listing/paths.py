@@ -240,8 +240,13 @@ def _end_of(path: str, files: dict[str, str]) -> str | None:
     return next((files[end] for end in ends if end in files), None)
 
 
-def files_below(root: Path) -> list[str]:
-    """List the files below a folder that may be images, relative to it; links are not followed."""
+def files_below(root: Path, *, most: int | None = MOST_FILES) -> list[str]:
+    """List the files below a folder that may be images, relative to it; links are not followed.
+
+    Args:
+        root: The folder.
+        most: So many files end the search; None: none do.
+    """
     found: list[str] = []
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not why_ignored(name, folder=True))
@@ -251,6 +256,6 @@ def files_below(root: Path) -> list[str]:
             for name in sorted(files)
             if not why_ignored(name)
         )
-        if len(found) > MOST_FILES:
+        if most is not None and len(found) > most:
             break
     return found

@@ -1,0 +1,76 @@
+"""The flow `predict`: the exported model on a folder of images, also on a schedule."""
+
+# No `from __future__ import annotations`: Prefect could not build the parameters of a served run.
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed, Failed
+
+from flows.artifacts import StageProgress
+from flows.recovery import settle_run
+from flows.stages.graph import find_root
+from flows.stages.locks import hold_lane
+from flows.stages.runner import Outcome, Runner
+from tasks.delivery.inputs import STDIN
+from tasks.errors import DataError, RegraftError
+from tasks.predict import MODEL, OnBad
+from tasks.runtime.machine import read_machine
+
+
+@flow(name="predict", persist_result=False, on_crashed=[settle_run], on_cancellation=[settle_run])
+def predict_images(
+    source: str,
+    out: str,
+    model: str = str(MODEL),
+    on_bad: OnBad = "row",
+    probabilities: bool = False,
+) -> State[Any]:
+    """Classify images as `python -m tasks.predict` does; what the table has is not done again.
+
+    Args:
+        source: A folder of images, or a csv with a column path. Paths are relative to the project.
+        out: The table to write, .csv or .jsonl; one that is there is gone on with.
+        model: The folder of the exported model.
+        on_bad: What files that cannot be read mean: only a row with the error (row), or also that
+            the run has failed (fail), once all others are done.
+        probabilities: Whether the table has a column for each class.
+    """
+    options = ["--model", model, "--on-bad", on_bad, *["--probabilities"] * probabilities]
+    try:
+        if source == STDIN:
+            raise DataError("source is '-', but a flow has no stdin; name a folder or a csv")
+        outcome = _run(find_root(Path.cwd()), [*options, "--", source, out])
+    except RegraftError as err:
+        outcome = Outcome("failed", str(err))
+    if outcome.kind == "stopped":
+        return Cancelled(message=outcome.message)
+    if outcome.kind == "failed":
+        return Failed(message=outcome.message)
+    return Completed(message=outcome.message)
+
+
+def _run(root: Path, words: list[str]) -> Outcome:
+    """Run the command on a lane of the machine, with its progress on the run's page."""
+    log, progress, runner = get_run_logger(), StageProgress("predict"), Runner(root)
+
+    def say(line: str) -> None:
+        log.log(logging.ERROR if " stopped: " in line else logging.INFO, "%s", line)
+        progress.read(line)
+
+    def wait(holder: str) -> None:
+        say(f"waiting: the machine is busy with {holder}")
+
+    try:
+        with hold_lane(root, f"{flow_run.name}, predict", read_machine(), wait) as lane:
+            outcome = runner.call("predict", words, say, locks=[lane.descriptor])
+    except BaseException:
+        runner.stop()
+        raise
+    if outcome.kind == "ran":
+        progress.finish()
+    return outcome

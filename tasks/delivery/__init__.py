@@ -1,0 +1,1 @@
+"""The model's life after training: its ONNX files, what was measured of them, and their use."""

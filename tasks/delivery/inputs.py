@@ -1,0 +1,78 @@
+"""Which images a user asks about: a folder, a csv of paths, a list on stdin, or one file."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.artifacts.words import printable
+from tasks.errors import DataError
+from tasks.images.decoding.formats import SUFFIXES
+from tasks.images.listing.csv_file import read_lines
+from tasks.images.listing.paths import files_below
+
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class InputFiles:
+    """Image files, one an answer.
+
+    Attributes:
+        root: What their names are relative to.
+        names: As answers name them; one that stands twice is asked about twice.
+    """
+
+    root: Path
+    names: Sequence[str]
+
+    def path(self, name: str) -> Path:
+        """Give where the file of a name lies."""
+        return self.root / name
+
+
+def list_inputs(source: str) -> InputFiles:
+    """List the files of a source without opening them.
+
+    Args:
+        source: A folder, of which all files at any depth count that are images by their names or
+            may be; a csv with a column `path`, relative to its folder; `-` for paths on stdin, one
+            a line or separated by zero bytes; or an image file.
+
+    Raises:
+        DataError: There is no such source, or it names no file.
+    """
+    if source == STDIN:
+        return _refuse_empty(InputFiles(Path(), _read_stdin()), "stdin: no path on it")
+    path, shown = Path(source), printable(source)
+    if path.is_dir():
+        names = sorted(files_below(path, most=None))
+        return _refuse_empty(
+            InputFiles(path, names), f"{shown}: no images in this folder or below it"
+        )
+    if not path.exists():
+        raise DataError(
+            f"{shown}: no such file or folder; name a folder of images, a csv with a column path, "
+            "or - for a list on stdin"
+        )
+    if path.suffix.lower() == ".csv":
+        lines = read_lines(path, required=("path",), optional=(), others=True)
+        names = [line.cells["path"] for line in lines]
+        return _refuse_empty(InputFiles(path.parent, names), f"{shown}: no rows below its header")
+    if path.suffix.lower() in SUFFIXES:
+        return InputFiles(path.parent, [path.name])
+    raise DataError(
+        f"{shown}: unknown kind of source; allowed: a folder, a .csv with a column path, an image, "
+        "or - for a list on stdin"
+    )
+
+
+def _refuse_empty(inputs: InputFiles, words: str) -> InputFiles:
+    if not inputs.names:
+        raise DataError(words)
+    return inputs
+
+
+def _read_stdin() -> list[str]:
+    text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
+    return [name for name in text.split("\0" if "\0" in text else "\n") if name]

@@ -1,0 +1,64 @@
+"""Runs an exported model in torch, from what timm loads: on a GPU, or without an ONNX file."""
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from tasks.artifacts.arrays import Pixels, read_tensors
+from tasks.artifacts.records import InputSpec, read_json
+from tasks.backbones.engine import Engine, make_engine
+from tasks.delivery.folder import DeliveredModel
+from tasks.delivery.onnx_files import AnswerNetwork
+from tasks.errors import ArtifactError
+from tasks.runtime.machine import Machine
+
+
+def load_exported_head(folder: Path) -> nn.Module:
+    """Build the head that head.json describes, as `tasks.reporting.card` prints it."""
+    form, arrays = read_json(folder / "head.json"), read_tensors(folder / "head.safetensors")
+    layers = nn.Sequential(
+        OrderedDict(
+            (layer["name"], getattr(nn, layer["kind"])(**layer["arguments"]))
+            for layer in form["layers"]
+        )
+    )
+    layers.load_state_dict({name: torch.from_numpy(arrays[name].copy()) for name in arrays})
+    return layers.eval()
+
+
+def make_torch_answers(
+    model: DeliveredModel, machine: Machine, sample: Pixels, *, rows: int
+) -> Engine:
+    """Make the engine of a model for this machine, as for frozen networks.
+
+    Args:
+        model: The exported model.
+        machine: Device, threads and engine.
+        sample: uint8 (n, R, R, 3), some images.
+        rows: Images that it will run over.
+
+    Raises:
+        ArtifactError: timm cannot load the folder.
+        EngineError: REGRAFT_ENGINE forces an engine that cannot run the network, or the device
+            asked for is missing.
+    """
+    try:
+        backbone: Any = timm.create_model(f"local-dir:{model.folder}", pretrained=True).eval()
+    except RuntimeError as err:
+        reason = " ".join(str(err).split())[:200]
+        raise ArtifactError(
+            f"{model.folder}: timm {timm.__version__} cannot load it ({reason})"
+        ) from err
+    if (model.folder / "head.json").is_file():
+        head = load_exported_head(model.folder)
+    else:
+        head = backbone.get_classifier()
+        backbone.reset_classifier(0)
+    config = backbone.pretrained_cfg
+    spec = InputSpec(image_px=model.image_px, mean=config["mean"], std=config["std"])
+    answers = AnswerNetwork(backbone, head, model.calibration.temperature).eval()
+    return make_engine(answers, spec, machine, sample, rows=rows)

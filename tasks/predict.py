@@ -1,0 +1,219 @@
+"""Names the class of image files by the exported model: a row an image, also for one that is bad.
+
+python -m tasks.predict SOURCE OUT. Files are read as those of training were, with the decoder,
+conversion and fit that the model carries. What stands in OUT already is not done again.
+"""
+
+import argparse
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Literal, Protocol, TypeVar, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.artifacts.arrays import Pixels
+from tasks.artifacts.tables import AnswerRow
+from tasks.artifacts.words import plural
+from tasks.delivery.answer_file import AnswerFile
+from tasks.delivery.folder import DeliveredModel, read_delivered
+from tasks.delivery.inputs import InputFiles, list_inputs
+from tasks.delivery.onnx_answers import LOGITS, WHOLE, OnnxAnswers
+from tasks.errors import DataError, ImageError
+from tasks.images.decoding.decode import read_clean_view
+from tasks.images.validate import read_whole
+from tasks.judging.metrics import log_probabilities
+from tasks.runtime.entry import run_stage
+from tasks.runtime.machine import Machine, read_machine
+from tasks.runtime.parallel import map_in_order
+from tasks.runtime.progress import progress
+
+log = logging.getLogger(__name__)
+
+MODEL = Path("data/report/model")
+BATCH_SIZE = 32
+NVIDIA = Path("/dev/nvidiactl")  # is there where a driver is
+
+OnBad = Literal["row", "fail"]
+Item = TypeVar("Item")
+
+
+class Answering(Protocol):
+    """Runs the model on uint8 (N, R, R, 3) and gives probabilities, features and logits."""
+
+    def __call__(self, pixels: Pixels) -> tuple[NDArray[np.float32], ...]:
+        """Give (N, C), (N, D) and (N, C)."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the user asks for."""
+
+    source: str
+    out: Path
+    model: Path
+    on_bad: OnBad
+    probabilities: bool
+
+
+def predict(
+    inputs: InputFiles,
+    model: DeliveredModel,
+    engine: Answering,
+    answers: AnswerFile,
+    *,
+    workers: int,
+) -> int:
+    """Write an answer for every input that has none yet; give how many those were.
+
+    Args:
+        inputs: The files.
+        model: How they are read and what their classes are.
+        engine: Runs the model.
+        answers: Where the rows go.
+        workers: Threads that read files; memory holds some batches, however many files there are.
+    """
+    left = list(_without(inputs.names, answers.done))
+    with progress("predict", len(left)) as meter:
+        files = map(inputs.path, left)
+        read = map_in_order(partial(read_pixels, model=model), files, workers=workers)
+        for batch in _batches(zip(left, read, strict=True), BATCH_SIZE):
+            answers.append(classify(batch, model, engine, answers.classes))
+            meter.advance(len(batch))
+    return len(left)
+
+
+def read_pixels(file: Path, *, model: DeliveredModel) -> Pixels | ImageError:
+    """Read a file as training read its images: uint8 (R, R, 3), or why it cannot be used."""
+    try:
+        return read_clean_view(
+            read_whole(file),
+            image_px=model.image_px,
+            fit=model.fit,
+            max_pixels=model.max_pixels,
+            min_side_px=model.min_side_px,
+            conversion=model.conversion,
+        )
+    except ImageError as err:
+        return err
+
+
+def classify(
+    batch: Sequence[tuple[str, Pixels | ImageError]],
+    model: DeliveredModel,
+    engine: Answering,
+    classes: Sequence[str],
+) -> list[AnswerRow]:
+    """Give the rows of a batch.
+
+    Args:
+        batch: Names with their pixels, or with why there are none.
+        model: Classes and calibration.
+        engine: Runs the model.
+        classes: All classes where rows are to tell the probability of each, else none.
+    """
+    sound = [pixels for _, pixels in batch if not isinstance(pixels, ImageError)]
+    logits = engine(np.stack(sound))[LOGITS] if sound else np.empty((0, len(model.classes)))
+    log_p = log_probabilities(logits, model.calibration.temperature)
+    answered = iter(zip(np.argmax(logits, axis=1), np.exp(log_p), strict=True))
+    rows = []
+    for name, pixels in batch:
+        if isinstance(pixels, ImageError):
+            nothing = dict.fromkeys(classes)
+            rows.append(AnswerRow(name, "", None, str(pixels), model.name, nothing))
+            continue
+        best, probabilities = next(answered)
+        of_class = dict(zip(classes, probabilities.tolist(), strict=False))
+        largest, predicted = float(probabilities.max()), model.classes[best]
+        rows.append(AnswerRow(name, predicted, largest, "", model.name, of_class))
+    return rows
+
+
+def open_engine(model: DeliveredModel, machine: Machine, *, rows: int) -> Answering:
+    """Choose what runs the model: onnxruntime on a CPU, torch on a GPU or where ONNX cannot.
+
+    Raises:
+        ArtifactError: timm cannot load the folder.
+        EngineError: REGRAFT_ENGINE or REGRAFT_DEVICE asks for what cannot be had.
+    """
+    on_cpu = machine.device == "cpu" or (machine.device == "auto" and not NVIDIA.exists())
+    plain = machine.engine in {"auto", "onnxruntime"}
+    if on_cpu and plain and (model.folder / WHOLE).is_file():
+        return OnnxAnswers(model.folder / WHOLE, machine.compute_threads)
+    from tasks.delivery.with_torch import make_torch_answers  # noqa: PLC0415 - takes seconds
+
+    shape = (BATCH_SIZE, model.image_px, model.image_px, 3)
+    sample = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return make_torch_answers(model, machine, sample, rows=rows)
+
+
+def _without(names: Sequence[str], done: Counter[str]) -> Iterator[str]:
+    """Leave out as many of each name as are done."""
+    left = done.copy()
+    for name in names:
+        if left[name] > 0:
+            left[name] -= 1
+        else:
+            yield name
+
+
+def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    while batch := list(islice(items, size)):
+        yield batch
+
+
+def read_command(argv: Sequence[str] | None) -> Arguments:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tasks.predict", description=__doc__)
+    parser.add_argument(
+        "source", help="folder of images, csv with a column path, image, or - for paths on stdin"
+    )
+    parser.add_argument("out", type=Path, help="table to write, .csv or .jsonl")
+    parser.add_argument("--model", type=Path, default=MODEL, help=f"exported model ({MODEL})")
+    parser.add_argument(
+        "--on-bad",
+        choices=get_args(OnBad),
+        default="row",
+        help="bad files: only a row with the error (row), or also exit status 1 (fail)",
+    )
+    parser.add_argument("--probabilities", action="store_true", help="also a column for each class")
+    return Arguments(**vars(parser.parse_args(argv)))
+
+
+def main(argv: Sequence[str] | None) -> None:
+    """Read the model and the source, write the answers.
+
+    Raises:
+        DataError: Files were bad and the policy is `fail`; all answers are written by then.
+    """
+    asked, machine = read_command(argv), read_machine()
+    model = read_delivered(asked.model)
+    inputs = list_inputs(asked.source)
+    classes = model.classes if asked.probabilities else []
+    started = time.monotonic()
+    with AnswerFile(asked.out, classes, model.name) as answers:
+        engine = open_engine(model, machine, rows=len(inputs.names))
+        new = predict(inputs, model, engine, answers, workers=machine.decode_workers)
+    words = f"{plural(answers.errors, 'file')} could not be used; {asked.out} says why"
+    if answers.errors and asked.on_bad == "fail":
+        raise DataError(words)
+    log.info(
+        "%s in %s, %d of them new, %.0f a second, model %s%s",
+        plural(answers.done.total() + new, "row"),
+        asked.out,
+        new,
+        new / max(time.monotonic() - started, 1e-9),
+        model.name,
+        f"; {words}" if answers.errors else "",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("predict", main))
