@@ -520,3 +520,7 @@ def worker_elsewhere(
             yield worker
         finally:
             worker.terminate()
+            try:
+                worker.wait(60)
+            except subprocess.TimeoutExpired:  # its way to the server may hang; not ours to prove
+                worker.kill()
