@@ -430,6 +430,17 @@ def test_the_stage_writes_a_head_that_gives_the_logits_it_wrote(tmp_path: Path):
     assert summary.classes == NAMES
 
 
+def test_the_curve_ends_with_the_linear_head_where_the_mlp_is_chosen(tmp_path: Path):
+    inputs = write_inputs(tmp_path / "in", make_ring(300), make_ring(80, seed=1))
+    stage.main(inputs + outputs(tmp_path / "out"))
+    summary = read_record(tmp_path / "out" / "baseline.json", Baseline)
+    assert summary.head == "mlp"
+    assert summary.curve is not None
+    last = summary.curve.points[-1]
+    linear = [(one.val_accuracy, one.val_loss) for one in summary.candidates if one.head == "linear"]
+    assert (last.val_accuracy.value, last.val_loss) in linear
+
+
 def test_planted_labels_are_listed_with_their_pictures(tmp_path: Path):
     train, val = make_labeled(90, noise=0.3), make_labeled(30, seed=1, noise=0.3)
     right = {"train": train.labels.copy(), "val": val.labels.copy()}

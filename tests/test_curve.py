@@ -41,6 +41,7 @@ def test_points_are_those_of_heads_fitted_on_the_parts_alone():
     before, after = (point.val_accuracy.value for point in curve.points[-2:])
     assert curve.last_step.value == pytest.approx(after - before)
     assert measure_curve(train, val, STRENGTHS, classes=3, seed=17) == curve
+    assert measure_curve(train, val, STRENGTHS, classes=3, seed=17, whole=logits) == curve
 
 
 def test_parts_with_hardly_an_image_a_class_are_left_out():

@@ -75,11 +75,12 @@ def nested_turns(labels: Ints, groups: Sequence[str], *, seed: int) -> Floats:
     names, group_of = np.unique(np.array(groups, dtype=object), return_inverse=True)
     class_of = np.full(len(names), np.iinfo(np.int64).max)
     np.minimum.at(class_of, group_of, labels)
-    order = sorted(range(len(names)), key=lambda group: _hash(f"{seed}:part:{names[group]}"))
+    by_hash = sorted(range(len(names)), key=lambda group: _hash(f"{seed}:part:{names[group]}"))
+    order = np.array(by_hash)[np.argsort(class_of[by_hash], kind="stable")]
+    sizes = np.bincount(class_of)
+    rank = np.arange(len(names)) - (np.cumsum(sizes) - sizes)[class_of[order]]
     turns = np.empty(len(names))
-    for label in np.unique(class_of):
-        members = [group for group in order if class_of[group] == label]
-        turns[members] = np.arange(len(members)) / len(members)
+    turns[order] = rank / sizes[class_of[order]]
     return np.asarray(turns[group_of])
 
 
