@@ -392,7 +392,7 @@ def write_inputs(folder: Path, train: Labeled, val: Labeled) -> list[str]:
         info = store_info(len(data.labels), views=0, image_px=8)
         with StoreWriter(folder / split, info) as store:
             for number in range(len(data.labels)):
-                store.append(np.full((1, 8, 8, 3), number, np.uint8))
+                store.append(np.full((1, 8, 8, 3), number % 256, np.uint8))
     return [
         f"--params={ROOT / 'params.yaml'}",
         f"--manifest={folder / 'manifest.csv'}",
@@ -437,7 +437,9 @@ def test_the_curve_ends_with_the_linear_head_where_the_mlp_is_chosen(tmp_path: P
     assert summary.head == "mlp"
     assert summary.curve is not None
     last = summary.curve.points[-1]
-    linear = [(one.val_accuracy, one.val_loss) for one in summary.candidates if one.head == "linear"]
+    linear = [
+        (one.val_accuracy, one.val_loss) for one in summary.candidates if one.head == "linear"
+    ]
     assert (last.val_accuracy.value, last.val_loss) in linear
 
 
