@@ -12,11 +12,15 @@ AHEAD = 4  # calls begun or finished for each worker before the first of them is
 
 
 def map_in_order(
-    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    workers: int,
+    ahead: int = AHEAD,
 ) -> Iterator[Result]:
     """Call a function on every item in `workers` threads and yield the results in items' order.
 
-    At most `AHEAD` calls a worker are begun before their turn, so that memory does not grow with
+    At most `ahead` calls a worker are begun before their turn, so that memory does not grow with
     the number of items. An exception of a call is raised at its turn; calls not yet begun are
     dropped.
     """
@@ -25,7 +29,7 @@ def map_in_order(
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) >= AHEAD * workers:
+                if len(waiting) >= ahead * workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
