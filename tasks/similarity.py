@@ -13,11 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.decomposition import PCA
 
-from tasks.artifacts.arrays import Features
+from tasks.artifacts.arrays import Features, Ints
 from tasks.artifacts.pixels import PixelStore
 from tasks.artifacts.records import (
+    AugmentPolicy,
     BackboneInfo,
     Conversion,
+    Fit,
     ImageSource,
     Look,
     MmdResult,
@@ -26,7 +28,7 @@ from tasks.artifacts.records import (
     write_record,
 )
 from tasks.artifacts.sampling import choose_rows
-from tasks.artifacts.tables import PlaneRow, ShiftRow, write_rows
+from tasks.artifacts.tables import Manifest, PlaneRow, ShiftRow, write_rows
 from tasks.artifacts.words import listed
 from tasks.backbones.source_cards import SourceCard, find_cards, nearest_size
 from tasks.errors import ArtifactError
@@ -36,7 +38,12 @@ from tasks.transferability.leave_one_out import estimate_transfer_gain
 from tasks.transferability.look import look_at
 from tasks.transferability.measures import registry
 from tasks.transferability.mmd import measure_mmd
-from tasks.transferability.pictures import measure_likeness, see_pixels, write_pictures
+from tasks.transferability.pictures import (
+    LOOKED_IMAGES,
+    measure_likeness,
+    see_pixels,
+    write_pictures,
+)
 from tasks.transferability.ruler import Ruler, find_ruler, say_similarity
 from tasks.transferability.sampling import Sample, Target, read_target
 from tasks.transferability.shift import estimate_shift, shift_by_group
@@ -54,6 +61,7 @@ class Paths(StagePaths):
     manifest: Read
     origin: Read
     conversion: Read
+    policy: Read
     train: Read
     features: Read
     probe: Read
@@ -78,10 +86,36 @@ class Reference:
     sizes: Sequence[int]
 
 
+@dataclass(frozen=True, slots=True)
+class UsedImages:
+    """Numbers of training images, ascending, each class by its share; each part of the one before.
+
+    `measured` are all that are used, `scored` those of the scores and of the pictures, `shown` are
+    on the plane, of `looked` the pixels are looked at.
+    """
+
+    measured: Ints
+    scored: Ints
+    shown: Ints
+    looked: Ints
+
+
+def choose_used(manifest: Manifest, limit: int, *, seed: int) -> UsedImages:
+    """Choose training images, at most `limit`."""
+    train = manifest.of("train")
+    rows, parts = np.arange(len(train)), []
+    for most in (limit, SCORED_IMAGES, SHOWN_IMAGES, LOOKED_IMAGES):
+        if most < len(rows):
+            rows = rows[choose_rows([train[row] for row in rows], most, seed=seed)]
+        parts.append(rows)
+    return UsedImages(*parts)
+
+
 def measure_similarity(
     target: Target,
     reference: Reference,
     info: BackboneInfo,
+    chosen: UsedImages,
     *,
     params: SimilarityParams,
     seed: int,
@@ -91,19 +125,15 @@ def measure_similarity(
     Raises:
         ArtifactError: The features do not fit the backbone or the card, or are not finite.
     """
-    rows = choose_rows(target.manifest.of("train"), params.max_images, seed=seed)
-    scored = choose_rows(
-        target.manifest.of("train"), min(params.max_images, SCORED_IMAGES), seed=seed
-    )
-    sample = target.sample(rows)
+    sample = target.sample(chosen.measured)
     _check_features(sample.features, info)
     mmd = _compare(sample, reference.card, params=params, seed=seed)
-    measures = registry.estimate_measures(target.sample(scored), params=params, seed=seed)
+    measures = registry.estimate_measures(target.sample(chosen.scored), params=params, seed=seed)
     gain = estimate_transfer_gain(
         target.sample(target.probe_rows), target.random_features, params=params, seed=seed
     )
     similarity = Similarity(
-        images=len(rows),
+        images=len(sample.groups),
         mmd=mmd,
         shift=estimate_shift(
             target.layers, images=len(target.probe_rows), confidence=params.confidence
@@ -112,7 +142,7 @@ def measure_similarity(
         random_ridge_accuracy=gain.random_accuracy,
         transfer_gain=gain.gain,
         summary="",
-        notes=list(_notes(target, reference, info, len(rows))),
+        notes=list(_notes(target, reference, info, len(sample.groups))),
         marks=reference.ruler.marks if reference.ruler else None,
         known=reference.ruler.sets if reference.ruler else [],
         **measures,
@@ -192,10 +222,9 @@ def _notes_on_reference(reference: Reference, info: BackboneInfo) -> Iterator[st
         )
 
 
-def project(target: Target, card: SourceCard | None, *, limit: int, seed: int) -> list[PlaneRow]:
+def project(target: Target, card: SourceCard | None, rows: Ints) -> list[PlaneRow]:
     """Place images on the plane of their two leading principal components, the source first."""
     train = target.manifest.of("train")
-    rows = choose_rows(train, min(limit, SHOWN_IMAGES), seed=seed)
     shown = np.asarray(target.features[rows, 0])
     source = np.empty((0, shown.shape[1]), np.float32) if card is None else card.features
     both = np.concatenate([source, shown]).astype(np.float64)
@@ -207,18 +236,19 @@ def project(target: Target, card: SourceCard | None, *, limit: int, seed: int) -
     ]
 
 
-def look(paths: Paths, target: Target, reference: Reference, found: Similarity, seed: int) -> Look:
+def look(
+    paths: Paths, target: Target, card: SourceCard | None, chosen: UsedImages, fit: Fit
+) -> Look:
     """Look at the pictures, write the nearest and farthest of them, say what was seen.
 
     Raises:
         ArtifactError: The pixels are missing, damaged or of another manifest.
     """
-    store, manifest, card = PixelStore.open(paths.train), target.manifest, reference.card
-    rows = choose_rows(manifest.of("train"), min(found.images, SCORED_IMAGES), seed=seed)
-    sample, conversion = target.sample(rows), read_record(paths.conversion, Conversion)
-    pictured = see_pixels(store, manifest, conversion, limit=found.images, seed=seed)
+    store, manifest = PixelStore.open(paths.train), target.manifest
+    sample, conversion = target.sample(chosen.scored), read_record(paths.conversion, Conversion)
+    pictured = see_pixels(store, manifest, conversion, chosen.looked, fit=fit)
     likeness = measure_likeness(sample.features, card.features) if card else np.empty(0)
-    write_pictures(paths.pictures, likeness, rows, manifest, store)
+    write_pictures(paths.pictures, likeness, chosen.scored, manifest, store)
     return look_at(pictured, sample, manifest.class_names, card=card, head=target.head)
 
 
@@ -239,15 +269,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         ruler=ruler and ruler.without(read_record(paths.origin, ImageSource)),
         sizes=sorted(card.image_px for card in cards),
     )
+    chosen = choose_used(target.manifest, params.similarity.max_images, seed=params.seed)
     similarity = measure_similarity(
-        target, reference, info, params=params.similarity, seed=params.seed
+        target, reference, info, chosen, params=params.similarity, seed=params.seed
     )
-    seen = look(paths, target, reference, similarity, params.seed)
+    seen = look(paths, target, reference.card, chosen, read_record(paths.policy, AugmentPolicy).fit)
     profile = [
         ShiftRow(layer.name, info.groups[layer.group].name, number, layer.value)
         for number, layer in enumerate(target.layers)
     ]
-    plane = project(target, reference.card, limit=params.similarity.max_images, seed=params.seed)
+    plane = project(target, reference.card, chosen.shown)
     write_rows(paths.profile, ShiftRow, profile)
     write_rows(paths.projection, PlaneRow, plane)
     write_record(paths.similarity, similarity.model_copy(update={"look": seen}))

@@ -21,7 +21,14 @@ from tasks.backbones.source_cards import (
 )
 from tasks.errors import ArtifactError, DataError
 from tasks.images.decoding.decode import read_clean_view
-from tasks.images.texture import STATISTICS, measure_textures, tabulate
+from tasks.images.texture import (
+    STATISTICS,
+    gray_share,
+    measure_textures,
+    mostly_even_share,
+    tabulate,
+    unpadded,
+)
 from tasks.runtime.device import normalize
 
 ROOT = Path(__file__).parent.parent
@@ -154,9 +161,51 @@ def test_a_card_tells_the_texture_of_its_images_unless_they_were_enlarged(image_
         read_clean_view(path.read_bytes(), image_px=32, fit="crop", max_pixels=10**6)
         for path in list_source_images(root)
     ]
-    assert read_card(out).provenance.textures == tabulate(measure_textures(views))
+    textures, found = measure_textures(views), read_card(out).provenance
+    assert found.textures == tabulate(textures)
+    assert (found.gray, found.even) == (gray_share(textures), mostly_even_share(textures))
     run_main(root, out, "--image-px", "48")
-    assert read_card(out).provenance.textures == {}
+    found = read_card(out).provenance
+    assert found.textures == {}
+    assert found.gray is found.even is None
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fit", "told"),
+    [
+        ([32, 40, 40], "crop", True),  # the median counts, not the smallest
+        ([32, 32, 40], "crop", False),
+        ([(90, 34)] * 3, "crop", False),  # the shorter side counts
+        ([(90, 36)] * 3, "pad", True),  # the longer one where it fills the square
+    ],
+)
+def test_most_images_must_fill_the_size_of_a_card_that_tells_texture(tmp_path, sizes, fit, told):
+    (tmp_path / "raw").mkdir()
+    rng = np.random.default_rng(3)
+    for number, size in enumerate(sizes):
+        width, height = (size, size) if isinstance(size, int) else size
+        noise = rng.integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"raw/{number}.png")
+    run_main(tmp_path / "raw", tmp_path / "c", "--image-px", "36" if fit == "crop" else "90",
+             "--fit", fit)  # fmt: skip
+    found = read_card(tmp_path / "c").provenance
+    assert bool(found.textures) == told
+    if fit == "pad":
+        views = [
+            read_clean_view(path.read_bytes(), image_px=90, fit="pad", max_pixels=10**6)
+            for path in list_source_images(tmp_path / "raw")
+        ]
+        assert found.textures == tabulate(measure_textures(unpadded(v, 90, 36) for v in views))
+
+
+@pytest.mark.parametrize("values", [[0.5] * 20, [0.5] * 22, [0.5] * 20 + [0.4]])
+def test_a_card_with_another_table_is_named(tmp_path, values):
+    card, path = make_card(), tmp_path / "c.safetensors"
+    write_card(path, card)
+    broken = card.provenance.model_copy(update={"textures": {"even": values}})
+    write_tensors(path, read_tensors(path), {"card": broken.model_dump_json()})
+    with pytest.raises(ArtifactError, match=r"c\.safetensors: is no source card .*21 ascending"):
+        read_card(path)
 
 
 def test_a_card_without_textures_is_still_read(tmp_path):

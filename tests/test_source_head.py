@@ -33,6 +33,27 @@ def test_the_head_says_what_the_whole_network_says(packaged):
     assert (head.keys[0], head.keys[207]) == ("n01440764", "n02099601")
 
 
+def test_every_class_has_a_name_of_its_own(packaged):
+    names = find_source_head(packaged).names
+    assert len({name.lower() for name in names}) == 1000
+    assert names[264] == "Cardigan, Cardigan Welsh corgi"
+    assert names[639] == "maillot, tank suit"
+    assert names[134] == "crane: large long-necked wading bird of marshes\N{HORIZONTAL ELLIPSIS}"
+    assert names[517].startswith("crane: lifts and moves heavy objects")
+
+
+@pytest.mark.parametrize("rows", [5, 0])
+def test_answers_in_blocks_are_those_of_the_whole(packaged, monkeypatch, rows):
+    head = find_source_head(packaged)
+    features = np.random.default_rng(2).normal(size=(rows, head.weight.shape[1]))
+    features = features.astype(np.float32)
+    whole = head.probabilities(features)
+    monkeypatch.setattr("tasks.artifacts.arrays.ROWS_AT_ONCE", 2)
+    seen, sure = head.answers(features)
+    np.testing.assert_array_equal(seen, whole.argmax(axis=1))
+    np.testing.assert_allclose(sure, whole.max(axis=1), rtol=1e-5)
+
+
 def test_a_head_is_read_as_the_probe_holds_it(packaged, tmp_path):
     head, rows = find_source_head(packaged), np.arange(2)
     write_probe(tmp_path / "p", Probe(rows, rows, np.zeros((2, 3), np.float32), [], head))

@@ -5,7 +5,7 @@ Same content, same bytes.
 
 import json
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,14 @@ Logits = NDArray[np.float32]  # (N, C)
 
 # Of safetensors, in the order in which its files hold them.
 DTYPES = ("U64", "I64", "F64", "F32", "U32", "I32", "F16", "U16", "I16", "I8", "U8", "BOOL")
+
+ROWS_AT_ONCE = 1_000  # of features, of each of which there is a number for many others
+
+
+def blocks_of(features: Features) -> Iterator[Features]:
+    """Give rows in order, `ROWS_AT_ONCE` at a time; no rows are one block."""
+    for start in range(0, max(len(features), 1), ROWS_AT_ONCE):
+        yield features[start : start + ROWS_AT_ONCE]
 
 
 def write_array(path: Path, array: Array) -> None:

@@ -331,15 +331,21 @@ class Semantics(Record):
     head: str  # what its classes are
     images: int
     classes: list[ClassSeen]  # the largest ones, in the order of their names
+    classes_total: int  # of all these images
     sure: float  # median of the highest probability
+    source: str | None  # name of the source card; None: there is none
+    source_px: int | None  # side of its images, pixels
     source_sure: float | None  # the same of the images of the source card
-    source_right: float | None  # share of these that it names rightly, at this size
+    source_right: float | None  # share of these that it names rightly, at their size
 
 
 class Look(Record):
     """How the images look beside those of the source; for a person, nothing chooses by it."""
 
     images: int  # whose pixels were looked at
+    left_out: int  # further ones, of whose padded pictures too little is left
+    classes: int  # of these images
+    classes_total: int  # of all training images
     source: str | None  # name of the card that has the same of its images
     gray: float  # share of the images without color
     source_gray: float | None

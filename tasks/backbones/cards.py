@@ -23,7 +23,14 @@ from tasks.backbones.source_cards import CardOrigin, SourceCard, name_by_size, w
 from tasks.errors import DataError, ImageError
 from tasks.images.decoding.decode import read_clean_view
 from tasks.images.decoding.formats import SUFFIXES
-from tasks.images.texture import measure_texture, tabulate
+from tasks.images.texture import (
+    STATISTICS,
+    gray_share,
+    measure_texture,
+    mostly_even_share,
+    tabulate,
+    unpadded,
+)
 from tasks.params import Params
 from tasks.params_file import load_params
 from tasks.runtime.device import configure_torch
@@ -160,8 +167,11 @@ def make_card(
         max_pixels=params.ingest.max_pixels,
         workers=machine.decode_workers,
     )
-    textures: list[Floats] = []
-    features = extract_source_features(backbone, _watched(views, textures), len(files), machine)
+    looked: list[Floats] = []
+    watched = _watched(views, files, options.fit, looked)
+    features = extract_source_features(backbone, watched, len(files), machine)
+    own = [] if _are_enlarged(files, image_px, options.fit) else looked
+    textures = np.reshape(own, (-1, len(STATISTICS)))
     head = find_source_head(backbone)
     keys = [path.parent.name for path in files]
     provenance = CardOrigin(
@@ -175,25 +185,33 @@ def make_card(
         input=backbone.input,
         fit=options.fit,
         command=_command(backbone, options),
-        textures={} if _are_enlarged(files, image_px) else tabulate(np.array(textures)),
+        textures=tabulate(textures),
+        gray=gray_share(textures) if len(own) else None,
+        even=mostly_even_share(textures) if len(own) else None,
         head_accuracy=head.accuracy(features, keys) if head else None,
     )
     return SourceCard(features, provenance)
 
 
-def _are_enlarged(files: Sequence[Path], image_px: int) -> bool:
+def _size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def _are_enlarged(files: Sequence[Path], image_px: int, fit: Fit) -> bool:
     """Whether most images are smaller than the card's: enlarged, none has its own texture."""
-    sides = []
-    for path in files:
-        with Image.open(path) as image:
-            sides.append(min(image.size))
-    return float(np.median(sides)) < image_px
+    filling = max if fit == "pad" else min  # the side that fills the square
+    return float(np.median([filling(_size(path)) for path in files])) < image_px
 
 
-def _watched(views: Iterator[Pixels], textures: list[Floats]) -> Iterator[Pixels]:
-    """Yield images and note what they look like."""
-    for view in views:
-        textures.append(measure_texture(view))
+def _watched(
+    views: Iterator[Pixels], files: Sequence[Path], fit: Fit, looked: list[Floats]
+) -> Iterator[Pixels]:
+    """Yield images and note what they look like, of padded ones what was not padded."""
+    for path, view in zip(files, views, strict=True):
+        shown = unpadded(view, *_size(path)) if fit == "pad" else view
+        if shown is not None:
+            looked.append(measure_texture(shown))
         yield view
 
 

@@ -4,6 +4,8 @@ Similarity is judged from it, so that no later stage has to run the backbone aga
 """
 
 import json
+import textwrap
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,7 @@ PROBE_PURPOSE = 0x9B0B  # tells the random numbers that choose probe images from
 SAMPLE_IMAGES = 8  # on which an engine is compared with torch
 MOST_WORKERS = 4  # batches in memory at a time are several times as many
 PARTS = 20  # at most, each left out in turn for the interval of the shift
+LONGEST_MEANING = 50  # characters of a class whose names alone do not tell it
 FITTED_IMAGES = 128  # that set the running statistics of the untrained network
 Images = TypeVar("Images", Pixels, torch.Tensor)
 
@@ -181,11 +184,27 @@ def find_source_head(backbone: Backbone) -> SourceHead | None:
     return SourceHead(
         weight=classifier.weight.detach().float().cpu().numpy(),
         bias=bias.detach().float().cpu().numpy(),
-        # Of several names of a class the first one is the usual one.
-        names=[info.index_to_description(i).split(",")[0] for i in range(len(whole[0]))],
+        names=_name_classes(info, len(whole[0])),
         keys=info.label_names(),
         source=subset.replace("imagenet", "ImageNet"),
     )
+
+
+def _name_classes(info: ImageNetInfo, count: int) -> list[str]:
+    """Name each class by its first name, the usual one.
+
+    Where another class has it too, by all its names; where that has these, by what it means.
+    """
+    detailed = [info.index_to_description(i, detailed=True) for i in range(count)]
+    whole = [info.index_to_description(i) for i in range(count)]
+    first = [names.split(",")[0] for names in whole]
+    firsts, wholes = (Counter(map(str.lower, names)) for names in (first, whole))
+    return [
+        short if firsts[short.lower()] == 1
+        else names if wholes[names.lower()] == 1
+        else textwrap.shorten(meaning, LONGEST_MEANING, placeholder="\N{HORIZONTAL ELLIPSIS}")
+        for short, names, meaning in zip(first, whole, detailed, strict=True)
+    ]  # fmt: skip
 
 
 def sample_pixels(store: PixelStore) -> Pixels:

@@ -11,13 +11,14 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from tasks.artifacts.arrays import read_tensors, read_tensors_note, write_tensors
 from tasks.artifacts.records import Fit, InputSpec, Record
 from tasks.errors import ArtifactError
 
 STEPS = 256  # that a stored feature can take
+QUANTILES = 21  # of a statistic of the images
 LARGEST_FACTOR = 1.25  # between two image sizes whose features are compared
 
 
@@ -37,9 +38,20 @@ class CardOrigin(Record):
     # Quantiles of `tasks.images.texture` over the images; empty in cards that were made before, and
     # where most images are smaller than `input.image_px`.
     textures: dict[str, list[float]] = Field(default_factory=dict)
+    # Shares of these images without color, and of mostly even ones; None where `textures` is empty.
+    gray: float | None = None
+    even: float | None = None
     # Share of the images whose class the head of the pretraining names; None where the folders of
     # the images are not called as its classes.
     head_accuracy: float | None = None
+
+    @field_validator("textures")
+    @classmethod
+    def _are_quantiles(cls, textures: dict[str, list[float]]) -> dict[str, list[float]]:
+        for name, values in textures.items():
+            if len(values) != QUANTILES or values != sorted(values):
+                raise ValueError(f"{name} of its images needs {QUANTILES} ascending values")
+        return textures
 
 
 @dataclass(frozen=True, slots=True)

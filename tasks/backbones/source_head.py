@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from tasks.artifacts.arrays import Array, Features
+from tasks.artifacts.arrays import Array, Features, Floats, Ints, blocks_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,19 @@ class SourceHead:
         said: NDArray[np.float32] = softmax(features @ self.weight.T + self.bias, axis=1)
         return said
 
+    def answers(self, features: Features) -> tuple[Ints, Floats]:
+        """The class that it sees in each image (N, D), and its probability: (N,) both."""
+        said = map(self.probabilities, blocks_of(features))
+        best = [(block.argmax(axis=1), block.max(axis=1)) for block in said]
+        seen, sure = (np.concatenate(column) for column in zip(*best, strict=True))
+        return seen.astype(np.int64), sure.astype(np.float64)
+
     def accuracy(self, features: Features, keys: Sequence[str]) -> float | None:
         """Share of the images (N, D) whose class it names; None where one has no such key."""
         index = {key: number for number, key in enumerate(self.keys)}
         if not set(keys) <= index.keys():
             return None
-        seen = self.probabilities(features).argmax(axis=1)
+        seen, _ = self.answers(features)
         return float(np.mean(seen == np.array([index[key] for key in keys])))
 
 

@@ -3,7 +3,8 @@
 Of packed pixels, so that new data and the images of a source card are measured alike.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable
 from functools import cache
 
 import numpy as np
@@ -15,7 +16,8 @@ STEPS = np.linspace(0, 1, 21)  # of the quantiles that are kept of a set
 GRAY = 2.0  # chroma below which a picture is gray
 MOSTLY_EVEN = 0.45  # even share from which on it is mostly even (docs/benchmarks/look.md)
 
-LUMA = (0.299, 0.587, 0.114)
+LUMA = (299, 587, 114)  # thousandths, so that grays stay whole numbers
+LEAST_PX = 32  # side of a picture; below, its spectrum is noise
 LOWEST_CYCLES = 4  # an image; below, the window and single objects tell more than the texture
 FINEST = 3  # pixels a cycle; above, resizing tells more than the picture
 BLOCK_PX, GRAYS = 16, 32  # of the local entropy, at most log2(32) = 5 bits
@@ -35,17 +37,18 @@ def measure_texture(pixels: Pixels) -> Floats:
 
     Returns:
         float64 (5,). slope: exponent of the power spectrum, 0 of white noise, about -2 of
-        photographs, NaN of one gray. entropy: bits, mean of blocks of 16 px. sharpness: standard
-        deviation of the Laplacian over that of the gray values, 4.5 of white noise, NaN of one
-        gray. chroma: largest minus smallest channel, mean, in [0, 255]. even: share of neighboring
-        pixels that are the same in every channel, in [0, 1].
+        photographs, NaN of one gray and below 32 px. entropy: bits, of 32 steps of gray, mean of
+        blocks of 16 px. sharpness: standard deviation of the Laplacian over that of the gray
+        values, 4.5 of white noise, NaN of one gray. chroma: largest minus smallest channel, mean,
+        in [0, 255]. even: share of neighboring pixels that are the same in every channel, in
+        [0, 1].
     """
-    gray = pixels @ np.array(LUMA)
+    gray = pixels @ np.array(LUMA) / 1000
     spread = float(gray.std())
     varied = spread > 1e-6
     return np.array(
         [
-            spectrum_slope(gray) if varied else np.nan,
+            spectrum_slope(gray) if varied and len(gray) >= LEAST_PX else np.nan,
             local_entropy(gray),
             float(_laplacian(gray).std()) / spread if varied else np.nan,
             float(np.ptp(pixels, axis=2).mean()),
@@ -60,7 +63,7 @@ def spectrum_slope(gray: Floats) -> float:
     Power is averaged over rings of one cycle an image; octaves weigh the same.
 
     Args:
-        gray: float64 (R, R), of more than one value.
+        gray: float64 (R, R), R >= 32, of more than one value.
 
     Source: Field 1987, Relations between the statistics of natural images and the response
     properties of cortical cells (power falls as the frequency to about -2 in photographs).
@@ -71,7 +74,7 @@ def spectrum_slope(gray: Floats) -> float:
     power = np.abs(np.fft.rfft2(centered)) ** 2
     rings = _rings(side)
     sums = np.bincount(rings.ravel(), power.ravel())
-    cycles = np.arange(LOWEST_CYCLES, max(side // FINEST, LOWEST_CYCLES + 2))
+    cycles = np.arange(LOWEST_CYCLES, side // FINEST)
     mean = sums[cycles] / np.bincount(rings.ravel())[cycles]
     logs = np.log(np.maximum(mean, np.finfo(np.float64).tiny))
     slope = np.polyfit(np.log(cycles), logs, 1, w=cycles**-0.5)[0]
@@ -87,7 +90,7 @@ def _rings(side: int) -> Ints:
 
 
 def local_entropy(gray: Floats) -> float:
-    """Shannon entropy of the gray values of a block, bits, mean over blocks; in [0, 5].
+    """Shannon entropy of 32 steps of gray in a block, bits, mean over blocks; in [0, 5].
 
     Args:
         gray: float64 (R, R), in [0, 255]; what is over beyond whole blocks is left out.
@@ -98,7 +101,7 @@ def local_entropy(gray: Floats) -> float:
     flat = blocks.reshape(count * count, -1) + GRAYS * np.arange(count * count)[:, None]
     shares = np.bincount(flat.ravel(), minlength=GRAYS * count * count) / BLOCK_PX**2
     some = shares[shares > 0]
-    return float(-(some * np.log2(some)).sum() / count**2)
+    return float((some * np.log2(1 / some)).sum() / count**2)
 
 
 def _laplacian(gray: Floats) -> Floats:
@@ -130,6 +133,31 @@ def tabulate(textures: Floats) -> dict[str, list[float]]:
     }
 
 
-def share_above(table: Mapping[str, Sequence[float]], statistic: str, value: float) -> float:
-    """Share of the pictures of a table whose statistic is above a value, linear between steps."""
-    return float(1 - np.interp(value, table[statistic], STEPS, left=0, right=1))
+def gray_share(textures: Floats) -> float:
+    """Share of the pictures (N, 5) without color; 0 of none."""
+    chroma = textures[:, STATISTICS.index("chroma")]
+    return float(np.mean(chroma < GRAY)) if len(chroma) else 0.0
+
+
+def mostly_even_share(textures: Floats) -> float:
+    """Share of the pictures (N, 5) that are mostly even; 0 of none."""
+    even = textures[:, STATISTICS.index("even")]
+    return float(np.mean(even >= MOSTLY_EVEN)) if len(even) else 0.0
+
+
+def unpadded(pixels: Pixels, width: int, height: int) -> Pixels | None:
+    """Cut the square in the middle out of a picture that was padded, so that no padding is in it.
+
+    Args:
+        pixels: uint8 (R, R, 3), all of a picture with padding at two of its sides.
+        width: Of the picture before.
+        height: The same, or the other way around.
+
+    Returns:
+        The square as high and wide as the picture's shorter side; None below `LEAST_PX`.
+    """
+    edge = len(pixels) * (1 - min(width, height) / max(width, height)) / 2
+    # Two pixels more: where padding ends, resizing mixes it with the picture.
+    start = math.ceil(edge) + 2 if width != height else 0
+    side = len(pixels) - 2 * start
+    return pixels[start : start + side, start : start + side] if side >= LEAST_PX else None

@@ -4,22 +4,31 @@ For a person, as every guide of transfer learning asks for one: nothing chooses 
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.artifacts.arrays import Features, Floats, Ints
+from tasks.artifacts.arrays import Floats, Ints
 from tasks.artifacts.records import ClassSeen, Look, SeenAs, Semantics, TextureRange
+from tasks.artifacts.words import listed, plural, shortened
 from tasks.backbones.source_cards import SourceCard
 from tasks.backbones.source_head import SourceHead
-from tasks.images.texture import GRAY, MOSTLY_EVEN, STATISTICS, share_above
-from tasks.transferability.look_words import say_look
+from tasks.images.texture import LEAST_PX, STATISTICS, gray_share, mostly_even_share
 from tasks.transferability.sampling import Sample
 
 LOW, MEDIAN, HIGH = 1, 10, 19  # of a card's 21 quantiles: 5, 50 and 95 %
 MOST_CLASSES, MOST_SEEN = 30, 3  # that are told
-ROWS_AT_ONCE = 1_000
+MOST, FEW = 0.5, 0.1  # of the images
+SHOWN_CLASSES, LONGEST_NAME = 4, 30
+FAR_LESS_SURE, LESS_SURE = 0.6, 0.85  # of the sureness on the card's images, below which it is so
+POOR = 0.6  # of the card's images rightly named, below which the head's words mean little
+# statistic -> what it is called; what is said where the data lies below, and above the source
+TEXTURES = {
+    "slope": ("slope of the spectrum", "are coarser", "are finer or noisier"),
+    "entropy": ("local entropy", "show less local detail", "show more local detail"),
+    "sharpness": ("sharpness", "are softer", "are sharper"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +37,14 @@ class Pictured:
 
     Attributes:
         textures: Of the images that were looked at, float64 (N, 5), see `measure_texture`.
+        left_out: Further images, of whose padded pictures too little is left.
+        classes: Of both, counted.
         deep: Images of all splits with more than 8 bits.
     """
 
     textures: Floats
+    left_out: int
+    classes: int
     deep: int
 
 
@@ -53,17 +66,19 @@ def look_at(
         head: None where the backbone has no head with known classes.
     """
     told = card.provenance.textures if card else {}
-    source = told if set(STATISTICS) <= told.keys() else {}
-    _, _, _, chroma, even = pictured.textures.T
+    source = card if card and set(STATISTICS) <= told.keys() else None
     look = Look(
-        images=len(chroma),
-        source=card.name if card and source else None,
-        gray=float(np.mean(chroma < GRAY)),
-        source_gray=1 - share_above(source, "chroma", GRAY) if source else None,
-        even=float(np.mean(even >= MOSTLY_EVEN)),
-        source_even=share_above(source, "even", MOSTLY_EVEN) if source else None,
+        images=len(pictured.textures),
+        left_out=pictured.left_out,
+        classes=pictured.classes,
+        classes_total=len(class_names),
+        source=source.name if source else None,
+        gray=gray_share(pictured.textures),
+        source_gray=source.provenance.gray if source else None,
+        even=mostly_even_share(pictured.textures),
+        source_even=source.provenance.even if source else None,
         deep=pictured.deep,
-        texture=compare_textures(pictured.textures, source),
+        texture=compare_textures(pictured.textures, told if source else {}),
         semantics=name_seen(sample, class_names, head, card) if head else None,
         words="",
     )
@@ -100,7 +115,7 @@ def name_seen(
 
     Of more than `MOST_CLASSES` classes the largest ones are told.
     """
-    seen, sure = _answers(sample.features, head)
+    seen, sure = head.answers(sample.features)
     sizes = Counter(sample.labels.tolist())
     largest = sorted(sizes, key=lambda label: (-sizes[label], label))[:MOST_CLASSES]
     return Semantics(
@@ -111,21 +126,13 @@ def name_seen(
                         sure[sample.labels == label], head)
             for label in sorted(largest)
         ],
+        classes_total=len(sizes),
         sure=float(np.median(sure)),
-        source_sure=float(np.median(_answers(card.features, head)[1])) if card else None,
+        source=card.name if card else None,
+        source_px=card.image_px if card else None,
+        source_sure=float(np.median(head.answers(card.features)[1])) if card else None,
         source_right=card.provenance.head_accuracy if card else None,
     )  # fmt: skip
-
-
-def _answers(features: Features, head: SourceHead) -> tuple[Ints, Floats]:
-    """The class that the head sees in each image, and its probability: (N,) both."""
-    said = [
-        head.probabilities(features[start : start + ROWS_AT_ONCE])
-        for start in range(0, len(features), ROWS_AT_ONCE)
-    ]
-    seen = np.concatenate([part.argmax(axis=1) for part in said]).astype(np.int64)
-    sure = np.concatenate([part.max(axis=1) for part in said]).astype(np.float64)
-    return seen, sure
 
 
 def _name_class(name: str, seen: Ints, sure: Floats, head: SourceHead) -> ClassSeen:
@@ -137,3 +144,116 @@ def _name_class(name: str, seen: Ints, sure: Floats, head: SourceHead) -> ClassS
         seen=[SeenAs(name=head.names[one], share=counts[one] / len(seen)) for one in first],
         sure=float(np.median(sure)),
     )
+
+
+# in words ----------------------------------------------------------------------------------------
+
+
+def say_look(look: Look) -> str:
+    """Say how the images look, and how those of the source do where that is known."""
+    pixels = [*_say_color(look), *_say_texture(look)] if look.images else []
+    return " ".join([*_say_looked(look), *pixels, *_say_seen(look.semantics)])
+
+
+def _say_looked(look: Look) -> Iterator[str]:
+    some = look.classes < look.classes_total
+    classes = f" of {look.classes:,} of the {look.classes_total:,} classes" if some else ""
+    left_out = (
+        f"; left out: {plural(look.left_out, 'image')}, of which padding leaves less than "
+        f"{LEAST_PX} px"
+        if look.left_out
+        else ""
+    )
+    depth = f"; in all splits, with more than 8 bits: {look.deep:,}" if look.deep else ""
+    yield f"Looked at: {plural(look.images, 'training image')}{classes}{left_out}{depth}."
+
+
+def _say_color(look: Look) -> Iterator[str]:
+    known = look.source_gray is not None
+    beside = f" (of {_named(look.source)}: {_share(look.source_gray)})" if known else ""
+    yield f"Gray: {_share(look.gray)}{beside}."
+    known = look.source_even is not None
+    beside = f" (of {_named(look.source)}: {_share(look.source_even)})" if known else ""
+    if look.even >= MOST:
+        what = "They look drawn, flatly rendered or cut out"
+    elif look.even <= FEW:
+        what = "They look photographic, not drawn or cut out"
+    else:
+        what = "Some look drawn, flatly rendered or cut out"
+    yield f"{what}; of mostly even areas: {_share(look.even)}{beside}."
+
+
+def _say_texture(look: Look) -> Iterator[str]:
+    compared = [one for one in look.texture if one.inside is not None and one.name in TEXTURES]
+    if not compared:
+        yield "Their texture was not compared: no source card tells that of its images."
+        return
+    outside = [one for one in compared if (one.inside or 0.0) < MOST]
+    within = [TEXTURES[one.name][0] for one in compared if one not in outside]
+    source = _named(look.source)
+    for one in outside:
+        yield (
+            f"They {_compare(one)} than {source}: {TEXTURES[one.name][0]} "
+            f"{one.median:z.2f}, there {one.source_median:z.2f} (90%: {one.source_low:z.2f} to "
+            f"{one.source_high:z.2f}, where {_share(one.inside)} of these lie)."
+        )
+    if within:
+        verb = "lies" if len(within) == 1 else "lie"
+        what = listed(within)
+        yield f"{what[0].upper()}{what[1:]} {verb} in the range of {source}."
+
+
+def _compare(one: TextureRange) -> str:
+    _, below, above = TEXTURES[one.name]
+    if one.source_low is not None and one.median < one.source_low:
+        return below
+    if one.source_high is not None and one.median > one.source_high:
+        return above
+    return "vary more"
+
+
+def _say_seen(semantics: Semantics | None) -> Iterator[str]:
+    if semantics is None:
+        yield (
+            "What the source's head sees was not measured: the backbone has no head with known "
+            "classes."
+        )
+        return
+    largest = sorted(semantics.classes, key=lambda one: -one.images)[:SHOWN_CLASSES]
+    more = semantics.classes_total - len(largest)
+    rest = f"; and so on for {plural(more, 'more class', 'more classes')}" if more > 0 else ""
+    shown = "; ".join(_say_class(one) for one in largest)
+    yield f"The head of {semantics.head} sees {shown}{rest}."
+    yield f"{_say_sureness(semantics)}."
+
+
+def _say_sureness(semantics: Semantics) -> str:
+    own, sure, right = semantics.source_sure, semantics.sure, semantics.source_right
+    if own is None:
+        return f"The median of its top probability is {sure:.2f}"
+    there = f"the images of {_named(semantics.source)} at {semantics.source_px} px"
+    if right is not None and right < POOR:
+        return f"Its words mean little: of {there} it names {_share(right)} rightly"
+    how = "about as sure as" if sure >= LESS_SURE * own else "less sure than"
+    how = "far less sure than" if sure < FAR_LESS_SURE * own else how
+    of_right = "" if right is None else f", where it names {_share(right)} rightly"
+    return f"It is {how} on {there}: median top probability {sure:.2f}, there {own:.2f}{of_right}"
+
+
+def _say_class(one: ClassSeen) -> str:
+    seen = ", ".join(f"{found.name} {_share(found.share)}" for found in one.seen)
+    return f"in `{_named(one.name)}` {seen}"
+
+
+def _named(name: str | None) -> str:
+    """Write any name so that neither marks nor length of it break a paragraph."""
+    return shortened(name or "", LONGEST_NAME).replace("`", "") or "?"
+
+
+def _share(value: float | None) -> str:
+    """Write a share so that all and none are only what they are."""
+    share = value or 0.0
+    text = f"{share:.0%}"
+    if text == "100%" and share < 1:
+        return "more than 99%"
+    return "less than 1%" if text == "0%" and share > 0 else text

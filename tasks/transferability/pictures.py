@@ -1,40 +1,39 @@
 """Pictures of the data: what their pixels show, which are most and least like the source."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from sklearn.preprocessing import normalize
 
-from tasks.artifacts.arrays import Features, Floats, Ints
+from tasks.artifacts.arrays import Features, Floats, Ints, Pixels, blocks_of
 from tasks.artifacts.files import replacing_folder
 from tasks.artifacts.pixels import PixelStore
-from tasks.artifacts.records import Conversion
-from tasks.artifacts.sampling import choose_rows
-from tasks.artifacts.tables import LikenessRow, Manifest, Side, write_rows
+from tasks.artifacts.records import Conversion, Fit
+from tasks.artifacts.sampling import number_groups
+from tasks.artifacts.tables import LikenessRow, Manifest, ManifestRow, Side, write_rows
 from tasks.errors import ArtifactError
-from tasks.images.texture import measure_textures
+from tasks.images.texture import measure_textures, unpadded
 from tasks.transferability.look import Pictured
 
 LOOKED_IMAGES = 512  # at most, whose pixels are looked at
 NEIGHBORS = 5  # images of the source that an image is compared with
 SHOWN = 6  # most like the source, and as many least like it
-ROWS_AT_ONCE = 1_000
 SIDES: tuple[Side, ...] = ("nearest", "farthest")
 
 
 def see_pixels(
-    store: PixelStore, manifest: Manifest, conversion: Conversion, *, limit: int, seed: int
+    store: PixelStore, manifest: Manifest, conversion: Conversion, rows: Ints, *, fit: Fit
 ) -> Pictured:
-    """Look at the clean pixels of some training images, each class by its share.
+    """Look at the clean pixels of some training images, of padded ones at what was not padded.
 
     Args:
         store: Packed training pixels.
-        manifest: Tells the labels.
+        manifest: Tells the sizes and labels.
         conversion: Tells how deep the files were.
-        limit: Largest number of images, of at most `LOOKED_IMAGES`.
-        seed: The run's seed.
+        rows: Numbers of the images.
+        fit: How they became square.
 
     Raises:
         ArtifactError: The pixels are of another manifest.
@@ -45,11 +44,22 @@ def see_pixels(
             f"{store.folder}: {store.info.count} images, the manifest lists {len(train)} for "
             "training; run the augment stage again"
         )
-    rows = choose_rows(train, min(limit, LOOKED_IMAGES), seed=seed)
+    textures = measure_textures(_shown_pixels(store, [train[row] for row in rows], rows, fit))
     return Pictured(
-        textures=measure_textures(batch[0] for batch in store.batches(store.row_of(rows), 1)),
+        textures=textures,
+        left_out=len(rows) - len(textures),
+        classes=len({train[row].label for row in rows}),
         deep=conversion.deep,
     )
+
+
+def _shown_pixels(
+    store: PixelStore, images: Sequence[ManifestRow], rows: Ints, fit: Fit
+) -> Iterator[Pixels]:
+    for image, batch in zip(images, store.batches(store.row_of(rows), 1), strict=True):
+        shown = unpadded(batch[0], image.width, image.height) if fit == "pad" else batch[0]
+        if shown is not None:
+            yield shown
 
 
 def measure_likeness(features: Features, source: Features) -> Floats:
@@ -60,24 +70,24 @@ def measure_likeness(features: Features, source: Features) -> Floats:
 
     Args:
         features: (N, D).
-        source: Of the card, (m, D), m >= `NEIGHBORS`.
+        source: Of the card, (m, D); of fewer than `NEIGHBORS` all are taken.
 
     Returns:
         float64 (N,), in [-1, 1].
     """
     center = source.mean(axis=0, dtype=np.float64)
     x = normalize(source - center)
-    parts = [
-        normalize(features[start : start + ROWS_AT_ONCE] - center) @ x.T
-        for start in range(0, len(features), ROWS_AT_ONCE)
-    ]
-    most = [np.sort(part, axis=1)[:, -NEIGHBORS:].mean(axis=1) for part in parts]
+    count = min(NEIGHBORS, len(x))
+    parts = (normalize(block - center) @ x.T for block in blocks_of(features))
+    most = [np.partition(part, -count, axis=1)[:, -count:].mean(axis=1) for part in parts]
     likeness: Floats = np.concatenate(most)
     return likeness
 
 
 def choose_ends(likeness: Floats, groups: Sequence[str], most: int) -> tuple[list[int], list[int]]:
     """Number the images that are most and least like the source, one of each group.
+
+    Where all share one group, each image stands for itself.
 
     Args:
         likeness: (N,).
@@ -88,16 +98,17 @@ def choose_ends(likeness: Floats, groups: Sequence[str], most: int) -> tuple[lis
         The nearest and the farthest, the outermost first; none is in both.
     """
     order = np.argsort(-likeness, kind="stable").tolist()
-    nearest, farthest = (_one_a_group(one, groups) for one in (order, order[::-1]))
+    units = number_groups(groups).tolist()
+    nearest, farthest = (_one_a_unit(one, units) for one in (order, order[::-1]))
     near = nearest[: min(most, len(nearest) // 2)]
-    taken = {groups[row] for row in near}
-    return near, [row for row in farthest if groups[row] not in taken][: len(near)]
+    taken = {units[row] for row in near}
+    return near, [row for row in farthest if units[row] not in taken][: len(near)]
 
 
-def _one_a_group(order: Sequence[int], groups: Sequence[str]) -> list[int]:
-    first: dict[str, int] = {}
+def _one_a_unit(order: Sequence[int], units: Sequence[int]) -> list[int]:
+    first: dict[int, int] = {}
     for row in order:
-        first.setdefault(groups[row], row)
+        first.setdefault(units[row], row)
     return list(first.values())
 
 
