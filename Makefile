@@ -6,6 +6,10 @@ PYTHON ?= python3
 VENV := .venv
 BENCH_VENV := .venv-bench
 BIN := $(VENV)/bin
+# An environment that is a link, as of `regraft new`, is that of another checkout, which installs it.
+LINKED := $(shell test -L $(VENV) && echo yes)
+INSTALLED := $(if $(LINKED),,$(VENV)/.installed)
+INSTALLED_DEV := $(if $(LINKED),,$(VENV)/.installed-dev)
 # Test files share a few processes, each computing in one thread; a test that measures has its own.
 PYTEST := OMP_NUM_THREADS=1 REGRAFT_THREADS=1 pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -22,37 +26,33 @@ help: ## show this help
 	@echo "  REGRAFT_ENGINE     auto | onnxruntime | compiled | torch: what runs frozen networks"
 	@echo "  REGRAFT_SCRATCH    folder of checkpoints and cached activations (.regraft)"
 
-run: repository environment $(VENV)/.installed ## set up and run the pipeline (dvc repro); prints where report and model are
-	@python -m tasks.check --paths data/check/paths.json
-	@dvc repro
-	@echo
-	@echo "Report:  $(CURDIR)/data/report/report.html"
-	@echo "Model:   $(CURDIR)/data/report/model  (timm.create_model(\"local-dir:...\"))"
+run: repository environment $(INSTALLED) ## set up and run the pipeline (dvc repro); prints where report and model are
+	@python -m flows.cli run
 
-test: environment $(VENV)/.installed-dev ## set up and run the tests
+test: environment $(INSTALLED_DEV) ## set up and run the tests
 	@$(PYTEST)
 
-coverage: $(VENV)/.installed-dev ## the same, with the lines that no test reaches (half as long again)
+coverage: $(INSTALLED_DEV) ## the same, with the lines that no test reaches (half as long again)
 	@$(PYTEST) --cov=tasks --cov-report=term-missing:skip-covered
 
-slow: $(VENV)/.installed-dev ## run the longer tests
+slow: $(INSTALLED_DEV) ## run the longer tests
 	@$(PYTEST) -m "slow and not gpu and not browser"
 
-browser: $(VENV)/.installed-dev ## run the tests that need chromium (Debian: apt-get install chromium)
+browser: $(INSTALLED_DEV) ## run the tests that need chromium (Debian: apt-get install chromium)
 	@$(PYTEST) -m browser
 
-check: $(VENV)/.installed-dev ## ruff, ruff format, mypy --strict
+check: $(INSTALLED_DEV) ## ruff, ruff format, mypy --strict
 	@ruff check .
 	@ruff format --check .
 	@mypy
 
-ui: repository environment $(VENV)/.installed ## serve the flows on a Prefect server at 127.0.0.1
+ui: repository environment $(INSTALLED) ## serve the flows on a Prefect server at 127.0.0.1
 	@python -m flows.serve
 
-bench: $(VENV)/.installed $(BENCH_VENV)/.installed ## compare with other libraries (BENCH=--help for options); writes docs/benchmarks.md
+bench: $(INSTALLED) $(BENCH_VENV)/.installed ## compare with other libraries (BENCH=--help for options); writes docs/benchmarks.md
 	@PYTHONPATH=tests python -m bench $(BENCH)
 
-bench-decisions: $(VENV)/.installed ## try every way to transfer on many sets, a night (BENCH=--help for options)
+bench-decisions: $(INSTALLED) ## try every way to transfer on many sets, a night (BENCH=--help for options)
 	@PYTHONPATH=tests python -m bench.decisions $(BENCH)
 
 clean: ## remove environments, caches, checkpoints, Prefect's history; data, results, DVC's cache stay
@@ -65,6 +65,9 @@ repository:
 		echo "or, to do without experiments, write [core] and below it no_scm = true into .dvc/config.local"; exit 1; }
 
 environment:
+	@test ! -L $(VENV) || test -e $(BIN)/dvc || { \
+		echo "$(VENV) leads to an environment that is not there. For one of this project's own, type:"; \
+		echo "  rm $(VENV) && make $(or $(MAKECMDGOALS),run)"; exit 1; }
 	@test ! -e $(BIN)/dvc || $(BIN)/dvc --version > /dev/null 2>&1 || { \
 		echo "$(VENV) was made for another place or another Python and does not work here. Type:"; \
 		echo "  rm -r $(VENV) && make $(or $(MAKECMDGOALS),run)"; exit 1; }

@@ -25,6 +25,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.sorting import ArtifactSort
 from prefect.runtime import deployment, flow_run, task_run
 
+from flows.durations import in_time
 from flows.serve import REPORTS_URL
 from flows.stages.graph import locked_outs
 from tasks.artifacts.files import read_bytes
@@ -324,14 +325,6 @@ class StageProgress:
             return
         with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
             client.update_artifact(self._id, ArtifactUpdate(data=percent, description=words))
-
-
-def in_time(seconds: float) -> str:
-    """Write a duration for people: "40 s", "7 min", "2 h 5 min"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 # sending -----------------------------------------------------------------------------------------

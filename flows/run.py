@@ -6,7 +6,6 @@ experiment.
 
 # No `from __future__ import annotations`: Prefect could not build the parameters of a served run.
 
-import json
 import logging
 import os
 import time
@@ -26,15 +25,16 @@ from prefect.states import Cancelled, Completed, Failed, Running
 from flows.artifacts import (
     StageProgress,
     StageReport,
-    in_time,
     publish_results,
     publish_stages,
     read_metrics,
 )
 from flows.assets import asset_key, emit_asset
+from flows.durations import in_time, last_seconds
 from flows.errors import GraphError
 from flows.stages import isolation
 from flows.stages.graph import (
+    GUARD,
     Stage,
     all_upstream,
     choose_stages,
@@ -58,7 +58,6 @@ GIT_REMOTE = "REGRAFT_GIT_REMOTE"  # where set, results go to it and to the DVC 
 TWINS = Path(".regraft/twins")  # a lock for each computation that is going on
 BLOCKING = {"Failed", "Skipped", "Cancelled"}
 TELLS_TEST = "evaluate"  # the stage whose numbers are those of test
-GUARD = "check"  # the stage that looks at params.yaml: nothing works on its results
 RETRY_SECONDS = [30.0, 120.0]
 SHOWN_REASONS = 4  # in the log; the table of stages has all of them
 
@@ -405,7 +404,7 @@ def _level(line: str) -> int:
 def _summary(home: Path, root: Path, reports: Sequence[StageReport], wish: Wish) -> str:
     """Write "shipped fine-tuned: 86.6 % [...], +3.3 over frozen; 3 ran, 6 cached, 7 min saved"."""
     cached = [report.stage for report in reports if report.outcome == "Cached"]
-    saved = sum(_last_seconds(home, stage) for stage in cached)
+    saved = sum(last_seconds(home, stage) or 0.0 for stage in cached)
     counts = [(len(reports) - len(cached), "ran"), (len(cached), "cached")]
     words = [f"{number} {word}" for number, word in counts if number]
     if saved >= 1:
@@ -413,13 +412,3 @@ def _summary(home: Path, root: Path, reports: Sequence[StageReport], wish: Wish)
     found = read_metrics(root) if "evaluate" in {report.stage for report in reports} else None
     say = headline_on_val if wish.test_is_hidden else headline
     return "; ".join([*([say(*found)] if found else []), ", ".join(words)])
-
-
-def _last_seconds(home: Path, stage: str) -> float:
-    """Give how long a stage took when it ran last on this machine; 0 where nobody knows."""
-    try:
-        path = home / read_machine().scratch / f"timings/{stage}.json"
-        timing = json.loads(path.read_bytes())
-        return float(timing["seconds"])
-    except (OSError, ValueError, KeyError):
-        return 0.0

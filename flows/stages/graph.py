@@ -35,10 +35,12 @@ from tasks.check import check
 from tasks.params_file import load_params
 
 GRAPH_FILE, LOCK_FILE = "dvc.yaml", "dvc.lock"
+GUARD = "check"  # the stage that looks at params.yaml: nothing works on its results
 NO_GIT = (
     "Run `git init`, `git add --all` and `git commit` there; or, to do without experiments, "
     "write no_scm = true below [core] into .dvc/config.local"
 )
+WORKSPACE_STATE = "workspace"  # DVC's word for the files as they are
 UNSET = "unset"  # of a value that params.yaml or dvc.lock lacks
 _ONE_AT_A_TIME = threading.RLock()  # DVC's objects are not made for threads
 
@@ -184,22 +186,39 @@ def restore(root: Path, name: str, *, pull: bool = False) -> bool:
         GraphError: Another process holds the files; the message is DVC's own.
     """
     with _open(root) as repo, repo.lock:
-        repo.stage_cache = _RunCache(repo)
-        probe = _find(repo, name)
-        try:
-            probe.save_deps()
-            for out in probe.outs:
-                out.hash_info = HashInfo()  # else dvc.lock's outs count as those of these deps
-            if pull:
-                repo.stage_cache.pull_outs(probe)
-            repo.stage_cache.restore(probe, dry=True)
-        except (DvcException, OSError):  # RunCacheNotFoundError, or a dep is missing
+        if not _is_in_run_cache(repo, name, pull=pull):
             return False
         repo._reset()  # the probe has other hashes by now
         with repo.scm_context(quiet=True):
             node = _find(repo, name)
             node.reproduce()
             node.dump(update_pipeline=False)
+    return True
+
+
+def is_remembered(root: Path, name: str) -> bool:
+    """Tell whether `restore` would bring the outs of a stage; changes nothing.
+
+    Raises:
+        GraphError: The project cannot be read, or has no such stage.
+    """
+    with _open(root) as repo, repo.lock:
+        return _is_in_run_cache(repo, name, pull=False)
+
+
+def _is_in_run_cache(repo: Repo, name: str, *, pull: bool) -> bool:
+    """Tell whether DVC has what a stage makes of its inputs; leaves other hashes in the repo."""
+    repo.stage_cache = _RunCache(repo)
+    probe = _find(repo, name)
+    try:
+        probe.save_deps()
+        for out in probe.outs:
+            out.hash_info = HashInfo()  # else dvc.lock's outs count as those of these deps
+        if pull:
+            repo.stage_cache.pull_outs(probe)
+        repo.stage_cache.restore(probe, dry=True)
+    except (DvcException, OSError):  # RunCacheNotFoundError, or a dep is missing
+        return False
     return True
 
 
@@ -268,6 +287,26 @@ def cache_folder(root: Path) -> Path:
         return Path(repo.cache.local_cache_dir)
 
 
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Where a project keeps what stages make, and how it comes from there into the project."""
+
+    cache: Path
+    links: tuple[str, ...]  # the kinds that DVC tries, in their order
+    remotes: tuple[str, ...]
+
+
+def storage_of(root: Path) -> Storage:
+    """Tell where a project keeps what stages make.
+
+    Raises:
+        GraphError: The project or its settings cannot be read; the message is DVC's own.
+    """
+    with _open(root) as repo:
+        links = repo.config["cache"].get("type") or ["reflink", "copy"]  # DVC's own default
+        return Storage(Path(repo.cache.local_cache_dir), tuple(links), tuple(repo.config["remote"]))
+
+
 def locked_stages(root: Path) -> list[str]:
     """Names of the stages that dvc.lock holds, in its order."""
     return list(_locked(root))
@@ -315,6 +354,57 @@ def made_paths(root: Path) -> set[str]:
     """Every path that some stage or .dvc file of the project makes, relative to the root."""
     with _open(root) as repo:
         return {_relative(out.fs_path, root) for out in repo.index.outs}
+
+
+Changes = dict[str, tuple[Any, Any]]  # key path -> a value in two states, None where it has none
+
+
+def diff_params(root: Path, one: str, other: str) -> Changes:
+    """Tell which parameters differ between two states of the project, as `dvc params diff`.
+
+    A state is a commit, branch, tag or experiment, or `workspace` for the files as they are.
+
+    Raises:
+        GraphError: There is no such state, or it cannot be read; the message is DVC's own.
+    """
+    with _open(root) as repo:
+        return _changes(repo.params.diff(one, other))
+
+
+def diff_metrics(root: Path, one: str, other: str) -> Changes:
+    """Give the metrics of two states, as `dvc metrics diff --all`; what differs and what does not.
+
+    Raises:
+        GraphError: As `diff_params`.
+    """
+    with _open(root) as repo:
+        return _changes(repo.metrics.diff(one, other, all=True))
+
+
+def _changes(told: dict[str, Any]) -> Changes:
+    return {
+        key: (change["old"], change["new"])
+        for _, keys in sorted(told.get("diff", {}).items())
+        for key, change in sorted(keys.items())
+    }
+
+
+def files_at(root: Path, state: str, paths: Collection[str]) -> dict[str, Path]:
+    """Find outs of a state: path in the project -> file in DVC's cache, which may lack it.
+
+    Raises:
+        GraphError: As `diff_params`.
+    """
+    if state == WORKSPACE_STATE:
+        return {path: root / path for path in paths}
+    with _open(root) as repo, repo.switch(state):
+        top = Path(repo.root_dir)
+        outs = {_relative(out.fs_path, top): out for out in repo.index.outs if out.hash_info}
+        return {
+            path: Path(outs[path].cache.oid_to_path(outs[path].hash_info.value))
+            for path in paths
+            if path in outs
+        }
 
 
 @contextmanager

@@ -195,7 +195,7 @@ class Runner:
         process = subprocess.Popen(
             [sys.executable, str(GUARD), *command],
             cwd=self.root,
-            env=_environment({**self._settings, **settings}),
+            env=stage_environment({**self._settings, **settings}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -268,18 +268,23 @@ def _left_over(lines: Sequence[str]) -> str | None:
 
     DVC looks whether a process of that number lives, and would wait for it without end.
     """
-    for pid, command in _blockers(lines):
-        try:
-            now = psutil.Process(pid).cmdline()
-        except psutil.Error:
-            continue
-        program, *words = command.split(" ")
-        if not all(any(word in own for own in now) for word in words or [Path(program).stem]):
-            return (
-                f"names process {pid} ({command}), a number that belongs to {' '.join(now)!r} by "
-                "now; what held the lock has died"
-            )
-    return None
+    found = (holder_has_died(pid, command) for pid, command in _blockers(lines))
+    return next(filter(None, found), None)
+
+
+def holder_has_died(pid: int, command: str) -> str | None:
+    """Say that the number of a process that held a lock is another one's by now; else None."""
+    try:
+        now = psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return None
+    program, *words = command.split(" ")
+    if all(any(word in own for own in now) for word in words or [Path(program).stem]):
+        return None
+    return (
+        f"names process {pid} ({command}), a number that belongs to {' '.join(now)!r} by now; what "
+        "held the lock has died"
+    )
 
 
 def _let_go(process: subprocess.Popen[str]) -> None:
@@ -297,8 +302,8 @@ def _end(process: subprocess.Popen[str]) -> None:
         process.wait()
 
 
-def _environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """Environment of a stage: the `python` of dvc.yaml is this one, and its lines come at once."""
+def stage_environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """Make a stage's environment: `python` in dvc.yaml is this one, and its lines come at once."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     own = {"PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "true"}
     return {**os.environ, **own, **settings}

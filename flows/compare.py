@@ -1,0 +1,190 @@
+"""Two states of a project beside each other: commits, experiments or the files as they are.
+
+What differs in params.yaml and in the metrics is DVC's own answer; the intervals are paired by
+image, as those of a sweep and of a report are.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flows.stages.graph import Changes, diff_metrics, diff_params, files_at
+from tasks.artifacts.arrays import read_array
+from tasks.artifacts.records import read_json
+from tasks.artifacts.tables import Manifest, PredictionRow, read_manifest, read_rows
+from tasks.artifacts.words import listed, plural
+from tasks.errors import ArtifactError
+from tasks.evaluation.comparison import read_answers
+from tasks.judging.statistics import paired_accuracy_interval
+from tasks.params import Params
+from tasks.params_file import load_params
+
+MANIFEST = "data/ingest/manifest.csv"
+METRICS, PREDICTIONS = "data/evaluate/metrics.json", "data/evaluate/predictions.csv"
+VAL_LOGITS = {
+    "finetuned": "data/finetune/val_logits.npy",
+    "baseline": "data/baseline/val_logits.npy",
+}
+NEEDED = (MANIFEST, METRICS, PREDICTIONS, *VAL_LOGITS.values())
+SPLITS = {"val": "val, which chooses", "test": "test"}
+ABSENT = "-"
+
+Image = tuple[str, str, str]  # path, content and label: what tells one judged image from the others
+
+
+@dataclass(frozen=True, slots=True)
+class Rightness:
+    """Whether the shipped model of one state was right about each image of a split.
+
+    Attributes:
+        right: By image.
+        groups: By image.
+    """
+
+    right: Mapping[Image, bool]
+    groups: Mapping[Image, str]
+
+
+def compare_states(root: Path, one: str, other: str) -> Iterator[str]:
+    """Tell what differs between two states and what it did, a line each.
+
+    Args:
+        root: The project.
+        one: A commit, branch, tag or experiment, or `workspace` for the files as they are.
+        other: What it is compared with; differences are this one minus the first.
+
+    Raises:
+        GraphError: There is no such state, or DVC cannot read it.
+    """
+    params = load_params(root / "params.yaml")
+    names = (one, other)
+    yield from _differences("params", diff_params(root, one, other), names)
+    metrics = diff_metrics(root, one, other)
+    yield from _differences("metrics", metrics, names)
+    files = [files_at(root, state, NEEDED) for state in names]
+    for split, read in (("val", _on_val), ("test", _on_test)):
+        where = f"accuracy on {SPLITS[split]}"
+        sides, lacking = _read_sides(read, names, files)
+        if lacking:
+            yield f"{where}: {_alone(metrics, split, names)}; not paired by image: {lacking}"
+        else:
+            yield f"{where}: {_say_pair(names, sides, params)}"
+
+
+def _read_sides(
+    read: Callable[[Mapping[str, Path]], Rightness],
+    names: tuple[str, str],
+    files: Sequence[Mapping[str, Path]],
+) -> tuple[list[Rightness], str]:
+    """Read what each state was right about; say what lacks for that."""
+    sides: list[Rightness] = []
+    lacking: dict[str, list[str]] = {}  # what lacks -> the states that lack it
+    for state, found in zip(names, files, strict=True):
+        try:
+            sides.append(read(found))
+        except ArtifactError as err:
+            lacking.setdefault(str(err), []).append(state)
+    return sides, "; ".join(f"of {listed(who)} {what}" for what, who in lacking.items())
+
+
+def _differences(what: str, changes: Changes, names: tuple[str, str]) -> Iterator[str]:
+    """Write the values that differ as a table, those of val before those of test."""
+    rows = [(key, _show(old), _show(new)) for key, (old, new) in changes.items() if old != new]
+    if not rows:
+        yield f"{what}: no difference"
+        return
+    rows = [(what, *names), *sorted(rows, key=lambda row: (not row[0].startswith("val"), row[0]))]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        padded = [f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)]
+        yield "  ".join(padded).rstrip()
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return ABSENT
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+# what each state was right about -----------------------------------------------------------------
+
+
+def _on_val(files: Mapping[str, Path]) -> Rightness:
+    """Judge the val images by the logits of the model that was shipped."""
+    manifest = read_manifest(_file(files, MANIFEST))
+    shipped = read_json(_file(files, METRICS))["shipped"]  # of whatever version the others are
+    logits = np.array(read_array(_file(files, VAL_LOGITS[shipped])), dtype=np.float32)
+    right = read_answers(manifest, logits).right
+    images = _images(manifest, "val")
+    answered = zip(images.values(), right.tolist(), strict=True)
+    return Rightness(dict(answered), _groups(manifest))
+
+
+def _on_test(files: Mapping[str, Path]) -> Rightness:
+    """Judge the test images by what evaluate wrote of each."""
+    manifest = read_manifest(_file(files, MANIFEST))
+    rows = read_rows(_file(files, PREDICTIONS), PredictionRow)
+    images = _images(manifest, "test")
+    return Rightness(
+        {images[row.path]: row.correct for row in rows if row.path in images}, _groups(manifest)
+    )
+
+
+def _file(files: Mapping[str, Path], path: str) -> Path:
+    found = files.get(path)
+    if found is None or not found.is_file():
+        raise ArtifactError(f"{path} is not in DVC's cache here (`dvc pull`, or run it again)")
+    return found
+
+
+def _images(manifest: Manifest, split: str) -> dict[str, Image]:
+    rows = [row for row in manifest.rows if row.split == split]
+    return {row.path: (row.path, row.sha256, row.label) for row in rows}
+
+
+def _groups(manifest: Manifest) -> dict[Image, str]:
+    return {(row.path, row.sha256, row.label): row.group for row in manifest.rows}
+
+
+# the two beside each other -----------------------------------------------------------------------
+
+
+def _say_pair(names: tuple[str, str], sides: Sequence[Rightness], params: Params) -> str:
+    """Say the accuracies and their difference on the images that both states judged."""
+    one, other = sides
+    shared = [image for image in one.right if image in other.right]
+    if not shared:
+        return f"{names[0]} and {names[1]} have no image in common"
+    before, after = (np.array([side.right[image] for image in shared]) for side in sides)
+    gain = paired_accuracy_interval(
+        before,
+        after,
+        [other.groups[image] for image in shared],
+        confidence=params.evaluate.confidence,
+        resamples=params.evaluate.bootstrap,
+        seed=params.seed,
+    )
+    assert gain.low is not None
+    assert gain.high is not None
+    number = max(len(one.right), len(other.right))
+    images = plural(len(shared), "image") + f" of {number:,}" * (len(shared) < number)
+    return (
+        f"{100 * before.mean():.1f} -> {100 * after.mean():.1f} %, {100 * gain.value:+.1f} points "
+        f"[{100 * gain.low:.1f}, {100 * gain.high:.1f}], {100 * params.evaluate.confidence:g} % "
+        f"interval paired by image; {images} that both have: {np.sum(after & ~before)} right only "
+        f"in {names[1]}, {np.sum(before & ~after)} only in {names[0]}"
+    )
+
+
+def _alone(metrics: Changes, split: str, names: tuple[str, str]) -> str:
+    """Say the accuracy of each state by itself, with its own interval where metrics have one."""
+    parts = [metrics.get(f"{split}_accuracy{end}", (None, None)) for end in ("", "_low", "_high")]
+    said = []
+    for name, (value, low, high) in zip(names, zip(*parts, strict=True), strict=True):
+        share = ABSENT if value is None else f"{100 * value:.1f} %"
+        bounds = "" if low is None or high is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
+        said.append(f"{name} {share}{bounds}")
+    return ", ".join(said)
