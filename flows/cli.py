@@ -144,7 +144,7 @@ def plan_verb(stages: Stages = None) -> None:
     STAGE: only these, with what they need.
     """
     root = _enter_project()
-    from flows.plan import plan_run  # noqa: PLC0415 - DVC takes seconds
+    from flows.commands.plan import plan_run  # noqa: PLC0415 - DVC takes seconds
 
     for line in plan_run(root, stages or []):
         typer.echo(line)
@@ -182,7 +182,7 @@ def compare_verb(
 ) -> None:
     """Say what differs between two states, and what it did."""
     root = _enter_project()
-    from flows.compare import compare_states  # noqa: PLC0415 - DVC takes seconds
+    from flows.commands.compare import compare_states  # noqa: PLC0415 - DVC takes seconds
 
     for line in compare_states(root, one, other):
         typer.echo(line)
@@ -203,7 +203,7 @@ def sweep_verb(
 ) -> None:
     """Try values, backbones and seeds on the running server."""
     root = _enter_project()
-    from flows.start_sweep import start_sweep  # noqa: PLC0415 - DVC takes seconds
+    from flows.commands.start_sweep import start_sweep  # noqa: PLC0415 - DVC takes seconds
 
     for line in start_sweep(root, settings or [], backbones, seeds):
         typer.echo(line)
@@ -213,7 +213,7 @@ def sweep_verb(
 def doctor_verb() -> None:
     """Look for what may go wrong here, each with its fix."""
     root = _enter_project()
-    from flows.doctor import examine  # noqa: PLC0415 - DVC and torch take seconds
+    from flows.commands.doctor import examine  # noqa: PLC0415 - DVC and torch take seconds
 
     levels = set()
     for finding in examine(root):
@@ -241,7 +241,7 @@ def new_verb(
     ] = None,
 ) -> None:
     """Make a project for other images; it shares this environment."""
-    from flows.new_project import VIEWS, choose_views, make_project  # noqa: PLC0415 - seconds
+    from flows.commands.new_project import VIEWS, choose_views, make_project  # noqa: PLC0415 - seconds
 
     if views is None and sys.stdin.isatty():
         typer.echo("Which changes to an image leave its label as it is?")

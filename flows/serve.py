@@ -21,7 +21,7 @@ from urllib.error import URLError
 import psutil
 
 from flows.errors import ServerError
-from flows.reports import serving_reports
+from flows.serving.reports import serving_reports
 from flows.stages.graph import cache_folder
 from flows.stages.runner import GUARD
 from tasks.errors import RegraftError
@@ -77,7 +77,13 @@ def serve(root: Path, port: int) -> None:
     log.info("Starting the Prefect server ...")
     start = ["server", "start", "--host", HOST, "--port", str(port)]
     server_command = [sys.executable, "-m", "prefect", *start]
-    runner_command = [sys.executable, "-W", f"ignore:{NOT_AWAITED}", "-m", "flows.deployment"]
+    runner_command = [
+        sys.executable,
+        "-W",
+        f"ignore:{NOT_AWAITED}",
+        "-m",
+        "flows.serving.deployment",
+    ]
     server_log = home / "server.log"
     files = (server_log, home / "prefect.db")
     with (

@@ -11,7 +11,7 @@ import pytest
 from served import DEPLOYMENT, Server, eventually
 from toy import ToyProject
 
-from flows.automations import BLOCK, FAILED, MISSED
+from flows.serving.automations import BLOCK, FAILED, MISSED
 
 pytest_plugins = ["toy_fixtures"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -18,9 +18,9 @@ from conftest import ROOT, draw_classes, tells
 from test_cli import regraft
 from toy import ToyProject
 
-from flows.doctor import check_disk, check_git, check_locks, check_storage, check_versions
-from flows.finding import Finding
-from flows.server_health import check_schedules, check_server, check_settings
+from flows.commands.doctor import check_disk, check_git, check_locks, check_storage, check_versions
+from flows.commands.finding import Finding
+from flows.commands.server_health import check_schedules, check_server, check_settings
 from flows.stages.locks import WORKSPACE, hold
 from tasks.params import Params
 from tasks.runtime.machine import Machine

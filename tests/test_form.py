@@ -8,8 +8,8 @@ from prefect import Flow
 from test_overrides import leaves
 
 from flows import stage as stage_module
-from flows.form import with_values
 from flows.pipeline import pipeline
+from flows.serving.form import with_values
 from flows.stage import STAGES
 from tasks.params import Params
 from tasks.params_file import leaf_paths

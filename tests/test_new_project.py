@@ -16,7 +16,7 @@ from PIL import Image
 from test_cli import said, stopped
 from toy import ToyProject
 
-from flows.new_project import FirstLook, card_sizes, choose_values, look_first
+from flows.commands.new_project import FirstLook, card_sizes, choose_values, look_first
 from tasks.images.listing.sources import list_images
 from tasks.params import Params
 from tasks.params_file import load_params

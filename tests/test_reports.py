@@ -8,7 +8,7 @@ from urllib.error import HTTPError
 import pytest
 from served import free_port
 
-from flows.reports import serving_reports
+from flows.serving.reports import serving_reports
 
 PAGE = "ab" + "c" * 30
 OTHER = "de" + "f" * 30

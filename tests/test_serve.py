@@ -16,7 +16,6 @@ from prefect.schedules import Schedule
 from served import DEPLOYMENT, Server, eventually, free_port, wait_for_file
 from toy import STAGES, ToyProject
 
-from flows.deployment import read_specifications
 from flows.errors import ServerError
 from flows.pipeline import pipeline
 from flows.serve import (
@@ -26,6 +25,7 @@ from flows.serve import (
     read_port,
     serve,
 )
+from flows.serving.deployment import read_specifications
 from flows.stage import STAGES as STAGES_OF
 
 pytest_plugins = ["toy_fixtures"]
@@ -307,7 +307,7 @@ def test_nothing_outlives_a_guard_that_is_killed(toy: ToyProject, served: Server
     start_sleeping_run(served, toy)
     family = psutil.Process(served.process.pid).children(recursive=True)
     guards = [one for one in family if any(word.endswith("guard.py") for word in one.cmdline())]
-    runner = next(one for one in guards if "flows.deployment" in one.cmdline())
+    runner = next(one for one in guards if "flows.serving.deployment" in one.cmdline())
     kill(runner)
     assert served.process.wait(90) == 1
     assert psutil.wait_procs(family, 30)[1] == []

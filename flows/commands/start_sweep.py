@@ -11,9 +11,9 @@ from urllib.error import HTTPError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from flows.commands.server_health import ask, owner_of
 from flows.errors import GraphError, ServerError
 from flows.serve import HOST, read_port
-from flows.server_health import ask, owner_of
 from flows.stages.isolation import check_values
 from tasks.artifacts.words import plural
 

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from flows.commands.finding import Finding
 from flows.errors import ServerError
-from flows.finding import Finding
 from flows.serve import HOST, read_port
 from tasks.artifacts.words import plural
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
 
+from flows.commands.finding import Finding
+from flows.commands.server_health import check_server, check_settings
 from flows.errors import GraphError
-from flows.finding import Finding
-from flows.server_health import check_server, check_settings
 from flows.stages.graph import storage_of
 from flows.stages.isolation import kept_clones
 from flows.stages.locks import WORKSPACE, holder_of, visible_gpus

@@ -19,10 +19,10 @@ from prefect.runner import Runner
 from prefect.schedules import Schedule
 from ruamel.yaml import YAML
 
-from flows.automations import offer_automations
-from flows.form import keep_forms_true
 from flows.recovery import recover
 from flows.serve import READY
+from flows.serving.automations import offer_automations
+from flows.serving.form import keep_forms_true
 
 log = logging.getLogger(f"flows.{Path(__file__).stem}")  # run by python -m it is called __main__
 

@@ -1,0 +1,1 @@
+"""What the command line does beyond what flows and stages do already."""

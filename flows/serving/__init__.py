@@ -1,0 +1,1 @@
+"""What `make ui` serves: deployments with their forms, automations, reports."""
