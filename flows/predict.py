@@ -32,6 +32,9 @@ def predict_images(
 ) -> State[Any]:
     """Classify images as `python -m tasks.predict` does; what the table has is not done again.
 
+    That goes by names: a file that was replaced keeps its answer until its row is removed. Rows
+    with an error are removed, and their files tried again.
+
     Args:
         source: A folder of images, or a csv with a column path. Paths are relative to the project.
         out: The table to write, .csv or .jsonl; one that is there is gone on with.

@@ -1,7 +1,7 @@
 """Names the class of image files by the exported model: a row an image, also for one that is bad.
 
 python -m tasks.predict SOURCE OUT. Files are read as those of training were, with the decoder,
-conversion and fit that the model carries. What stands in OUT already is not done again.
+conversion and fit that the model carries. Names that have an answer in OUT are not done again.
 """
 
 import argparse
@@ -14,23 +14,22 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tasks.artifacts.arrays import Pixels
 from tasks.artifacts.tables import AnswerRow
-from tasks.artifacts.words import plural
+from tasks.artifacts.words import plural, printable
 from tasks.delivery.answer_file import AnswerFile
 from tasks.delivery.folder import DeliveredModel, read_delivered
 from tasks.delivery.inputs import InputFiles, list_inputs
-from tasks.delivery.onnx_answers import LOGITS, WHOLE, OnnxAnswers
-from tasks.errors import DataError, ImageError
+from tasks.delivery.onnx_answers import LOGITS, WHOLE, Answers, OnnxAnswers
+from tasks.errors import ArtifactError, DataError, ImageError, first_line
 from tasks.images.decoding.decode import read_clean_view
 from tasks.images.validate import read_whole
 from tasks.judging.metrics import log_probabilities
-from tasks.runtime.entry import run_stage
+from tasks.runtime.entry import LACKING, run_stage
 from tasks.runtime.machine import Machine, read_machine
 from tasks.runtime.parallel import map_in_order
 from tasks.runtime.progress import progress
@@ -43,13 +42,6 @@ NVIDIA = Path("/dev/nvidiactl")  # is there where a driver is
 
 OnBad = Literal["row", "fail"]
 Item = TypeVar("Item")
-
-
-class Answering(Protocol):
-    """Runs the model on uint8 (N, R, R, 3) and gives probabilities, features and logits."""
-
-    def __call__(self, pixels: Pixels) -> tuple[NDArray[np.float32], ...]:
-        """Give (N, C), (N, D) and (N, C)."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +58,7 @@ class Arguments:
 def predict(
     inputs: InputFiles,
     model: DeliveredModel,
-    engine: Answering,
+    engine: Answers,
     answers: AnswerFile,
     *,
     workers: int,
@@ -91,7 +83,11 @@ def predict(
 
 
 def read_pixels(file: Path, *, model: DeliveredModel) -> Pixels | ImageError:
-    """Read a file as training read its images: uint8 (R, R, 3), or why it cannot be used."""
+    """Read a file as training read its images: uint8 (R, R, 3), or why it cannot be used.
+
+    Raises:
+        DataError: The machine, not the file, is at fault, and that may pass.
+    """
     try:
         return read_clean_view(
             read_whole(file),
@@ -102,13 +98,15 @@ def read_pixels(file: Path, *, model: DeliveredModel) -> Pixels | ImageError:
             conversion=model.conversion,
         )
     except ImageError as err:
+        if getattr(err.__cause__, "errno", None) in LACKING:
+            raise DataError(f"{printable(str(file))}: {err}") from err
         return err
 
 
 def classify(
     batch: Sequence[tuple[str, Pixels | ImageError]],
     model: DeliveredModel,
-    engine: Answering,
+    engine: Answers,
     classes: Sequence[str],
 ) -> list[AnswerRow]:
     """Give the rows of a batch.
@@ -136,17 +134,22 @@ def classify(
     return rows
 
 
-def open_engine(model: DeliveredModel, machine: Machine, *, rows: int) -> Answering:
+def open_engine(model: DeliveredModel, machine: Machine, *, rows: int) -> Answers:
     """Choose what runs the model: onnxruntime on a CPU, torch on a GPU or where ONNX cannot.
 
     Raises:
-        ArtifactError: timm cannot load the folder.
+        ArtifactError: onnxruntime cannot load model.onnx, or timm the folder.
         EngineError: REGRAFT_ENGINE or REGRAFT_DEVICE asks for what cannot be had.
     """
     on_cpu = machine.device == "cpu" or (machine.device == "auto" and not NVIDIA.exists())
     plain = machine.engine in {"auto", "onnxruntime"}
     if on_cpu and plain and (model.folder / WHOLE).is_file():
-        return OnnxAnswers(model.folder / WHOLE, machine.compute_threads)
+        try:
+            return OnnxAnswers(model.folder / WHOLE, machine.compute_threads)
+        except Exception as err:  # onnxruntime raises errors of many kinds
+            raise ArtifactError(
+                f"{model.folder / WHOLE}: onnxruntime cannot load it ({first_line(err)})"
+            ) from err
     from tasks.delivery.with_torch import make_torch_answers  # noqa: PLC0415 - takes seconds
 
     shape = (BATCH_SIZE, model.image_px, model.image_px, 3)

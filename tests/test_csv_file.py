@@ -107,3 +107,9 @@ def test_a_row_tells_its_line_also_after_cells_of_several_lines(tmp_path: Path) 
     (tmp_path / "t.csv").write_text('path,label\n"a\nb.png",x\n\nc.png,y\n')
     lines = read_lines(tmp_path / "t.csv", required=("path", "label"), optional=())
     assert [line.number for line in lines] == [3, 5]
+
+
+def test_cells_of_other_columns_are_not_kept(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path,note\na.png,long\n")
+    (line,) = read_lines(tmp_path / "t.csv", required=("path",), optional=(), others=True)
+    assert line.cells == {"path": "a.png"}

@@ -1,6 +1,9 @@
 """The exported model without torch: ONNX files that answer as torch does, a script beside them."""
 
+import csv
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +27,7 @@ from test_extract import fill_store
 from torch import nn
 
 from tasks.artifacts.pixels import PixelStore
-from tasks.artifacts.records import SPLITS, Conversion, Fit, Metrics, Split, read_record
+from tasks.artifacts.records import SPLITS, Conversion, Fit, Metrics, OnnxFile, Split, read_record
 from tasks.artifacts.tables import Manifest, ManifestRow, PredictionRow, read_rows
 from tasks.backbones.engine import TorchEngine
 from tasks.delivery import onnx_files
@@ -138,6 +141,16 @@ def test_the_sums_are_those_of_sha256sum_and_a_changed_file_is_told(
         read_delivered(folder)
 
 
+def test_shortened_sums_are_told(reported: Run, tmp_path: Path) -> None:
+    folder = reported.copy(tmp_path).paths.export
+    lines = (folder / "SHA256SUMS").read_text().splitlines(keepends=True)
+    for dropped in ["", *(line for line in lines if not line.endswith(("int8.onnx\n", ".py\n")))]:
+        left = [line for line in lines if dropped and line != dropped]
+        (folder / "SHA256SUMS").write_text("".join(left))
+        with pytest.raises(ArtifactError, match="SHA256SUMS is damaged; copy the folder again, or"):
+            read_delivered(folder)
+
+
 def test_a_folder_without_a_model_or_of_another_version_is_told(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"holds no exported model; `make run` makes one"):
         read_delivered(tmp_path)
@@ -152,7 +165,8 @@ def test_a_folder_without_a_model_or_of_another_version_is_told(tmp_path: Path) 
 def read_as_the_script(folder: Path, path: Path, conversion: Conversion, fit: Fit) -> Any:
     """Pixels as the shipped script reads them; it is run here, where it can be looked into."""
     known = {**conversion.model_dump(mode="json"), "image_px": SIDE, "fit": fit}
-    (folder / "regraft.json").write_text(json.dumps({"preprocessing": known}))
+    about = {"preprocessing": known, "limits": {"max_pixels": 10**6, "min_side_px": 8}}
+    (folder / "regraft.json").write_text(json.dumps(about))
     (folder / "labels.txt").touch()
     names: dict[str, Any] = {"__file__": str(folder / "predict.py"), "__name__": "script"}
     code = (ROOT / "tasks/delivery/alone.py").read_text(encoding="utf-8")
@@ -197,6 +211,47 @@ def test_the_script_reads_large_and_turned_files_as_training_did(
     )
 
 
+@pytest.mark.parametrize("turn", [6, 8])
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "I;16"])
+def test_the_script_turns_tiffs_as_training_did(mode: str, turn: int, tmp_path: Path) -> None:
+    rng, exif = np.random.default_rng(5), Image.Exif()
+    exif[0x0112] = turn
+    if mode == "I;16":
+        picture = Image.fromarray(rng.integers(0, 1 << 16, (40, 64), np.uint16))
+    else:
+        picture = Image.fromarray(rng.integers(0, 255, (40, 64, 3), np.uint8)).convert(mode)
+    picture.save(tmp_path / "turned.tif", exif=exif)
+    np.testing.assert_array_equal(
+        read_as_the_script(tmp_path, tmp_path / "turned.tif", PLAIN, "squash"),
+        read_as_training(tmp_path / "turned.tif", PLAIN, "squash"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("nan.tif", "NaN"),
+        ("lab.tif", "mode LAB"),
+        ("small.png", "7 x 90 pixels are too few"),
+        ("large.png", "1001 x 1000 pixels are too many"),
+        ("pipe.png", "no regular file"),
+        ("none.png", "no regular file"),
+    ],
+)
+def test_the_script_refuses_what_training_refuses(name: str, told: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    if name == "nan.tif":
+        Image.fromarray(np.full((40, 40), np.nan, np.float32)).save(file)
+    elif name == "lab.tif":
+        Image.new("RGB", (40, 40), "red").convert("LAB").save(file)
+    elif name == "pipe.png":
+        os.mkfifo(file)
+    elif name != "none.png":
+        Image.new("L", (7, 90) if name == "small.png" else (1001, 1000)).save(file)
+    with pytest.raises(ValueError, match=told):
+        read_as_the_script(tmp_path, file, PLAIN, "squash")
+
+
 def read_as_training(path: Path, conversion: Conversion, fit: Fit) -> Any:
     decoded = decode_image(
         path.read_bytes(),
@@ -223,6 +278,26 @@ def test_the_script_goes_on_after_what_it_does_not_read(reported: Run, tmp_path:
     assert second.startswith(b"text.jpg\t\t\tcannot identify image file")
     assert b"caf\xe9.png\t" in third
     assert third.split(b"\t")[1] in {b"defective", b"functional"}
+
+
+def test_the_script_writes_a_row_for_any_name_and_tells_its_use(
+    reported: Run, tmp_path: Path
+) -> None:
+    names = ["a\tb.png", "c\nd.png"]
+    script = [sys.executable, str(reported.paths.export / "predict.py")]
+    done = subprocess.run([*script, *names], capture_output=True, text=True, check=True)
+    rows = list(csv.reader(io.StringIO(done.stdout, newline=""), delimiter="\t"))
+    assert [row[0] for row in rows] == names
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "python predict.py IMAGE" in done.stderr
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write) as closed:
+        done = subprocess.run(
+            [*script, *names], stdout=closed, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.stderr == ""
 
 
 # the ONNX files ----------------------------------------------------------------------------------
@@ -281,6 +356,38 @@ def test_integers_are_shipped_with_what_they_cost(tmp_path: Path) -> None:
     assert small.bytes < (tmp_path / "model.onnx").stat().st_size
     assert small.largest_difference is not None
     assert 0 < small.largest_difference < 1
+
+
+def test_integers_may_lose_as_much_as_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = OnnxFile(shipped=True, reason="", weight_bits=7, val_accuracy=0.925)
+
+    class Trial:
+        samples = None
+
+        def compare(self, file: Path, *, weight_bits: int) -> Any:
+            return record, 0.0
+
+    monkeypatch.setattr(onnx_files, "_quantize", lambda *_, **__: None)
+    trial: Any = Trial()
+    whole = record.model_copy(update={"val_accuracy": 0.93})
+    assert onnx_files._write_small(tmp_path, trial, whole).val_accuracy_lost == 0.005
+
+
+@pytest.mark.parametrize("error", [ArtifactError, MemoryError])
+@pytest.mark.parametrize("place", ["export_onnx", "quantize_static"])
+def test_a_fault_of_the_machine_is_none_of_the_network(
+    place: str, error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error("full")
+
+    shipped = shipped_model("test_efficientnet")
+    model = AnswerNetwork(shipped.backbone, shipped.head, 1.0).eval()
+    monkeypatch.setattr(onnx_files, place, fail)
+    with pytest.raises(error, match="full"):
+        write_onnx_files(tmp_path, model, shipped.input, make_samples(tmp_path / "stores"))
 
 
 class Forked(nn.Module):

@@ -1,6 +1,7 @@
 """Answers to a user's own files: as evaluate gives them, whole after a kill, an error a row."""
 
 import csv
+import errno
 import io
 import json
 import logging
@@ -19,11 +20,13 @@ from conftest import ROOT, draw_image, tells
 from made_run import Run, Runs
 
 from tasks import evaluate, predict
+from tasks.artifacts import files
 from tasks.artifacts.pixels import PixelStore
 from tasks.artifacts.records import Conversion, read_record
-from tasks.artifacts.tables import PredictionRow, read_manifest, read_rows
+from tasks.artifacts.tables import AnswerRow, PredictionRow, read_manifest, read_rows
+from tasks.delivery import answer_file
 from tasks.delivery.answer_file import AnswerFile
-from tasks.delivery.folder import read_delivered
+from tasks.delivery.folder import SUMS, hash_files, read_delivered
 from tasks.errors import ArtifactError, DataError
 from tasks.predict import BATCH_SIZE, main, read_pixels
 from tasks.report import main as report
@@ -120,7 +123,7 @@ def test_a_folder_gives_a_row_for_every_image_at_any_depth(delivered: Run, folde
     names = [row["path"] for row in rows]
     assert names == sorted(names)
     assert len(names) == IMAGES
-    assert "a/b/002.png" in names
+    assert f"{folder}/a/b/002.png" in names
     assert {row["predicted"] for row in rows} == {"defective", "functional"}
 
 
@@ -147,9 +150,35 @@ def test_paths_come_on_stdin(
     assert rows[0] == rows[3]
 
 
+def test_paths_on_stdin_may_have_the_line_ends_of_windows(
+    delivered: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "000.png").rename(folder / "odd.png\r")
+    stdin = io.TextIOWrapper(io.BytesIO(b"images/a/001.png\r\nimages/odd.png\r\n\r\n"))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    rows = ask(delivered, "-", "out.jsonl.csv")
+    assert [row["path"] for row in rows] == ["images/a/001.png", "images/odd.png\r"]
+    assert [row["error"] for row in rows] == ["", ""]
+
+
+def test_files_of_the_same_name_in_two_folders_have_a_row_each(
+    delivered: Run, folder: Path
+) -> None:
+    shutil.copytree(folder / "a", "other")
+    ask(delivered, "images/a", "out.csv")
+    ask(delivered, "other", "out.csv")
+    names = {row["path"] for row in ask(delivered, "images/a/001.png", "out.csv")}
+    assert {"images/a/001.png", "other/001.png"} <= names
+    assert (
+        len(names)
+        == len(rows_of(Path("out.csv")))
+        == 2 * sum(len(found) for _, _, found in os.walk("other"))
+    )
+
+
 def test_one_image_is_a_source(delivered: Run, folder: Path) -> None:
     [row] = ask(delivered, folder / "a/001.png", "out.csv")
-    assert row["path"] == "001.png"
+    assert row["path"] == f"{folder}/a/001.png"
 
 
 def test_names_that_are_no_text_come_back_as_their_bytes(delivered: Run, folder: Path) -> None:
@@ -157,6 +186,7 @@ def test_names_that_are_no_text_come_back_as_their_bytes(delivered: Run, folder:
     for name in odd:
         draw_image(0, 3).save(folder / os.fsdecode(name))
     rows = ask(delivered, folder, "out.csv")
+    odd = [os.fsencode(folder) + b"/" + name for name in odd]
     names = {os.fsencode(row["path"]) for row in rows if not row["error"]}
     assert set(odd) <= names
     main([str(folder), "out.jsonl", "--model", str(delivered.paths.export)])
@@ -189,7 +219,7 @@ def test_bad_files_are_rows_that_say_why(
     caplog.set_level(logging.INFO, logger="tasks")
     rows = ask(delivered, spoiled, "out.csv", "--probabilities")
     assert len(rows) == IMAGES + 6
-    bad = {row["path"]: row for row in rows if row["error"]}
+    bad = {Path(row["path"]).name: row for row in rows if row["error"]}
     assert set(bad) == {
         f"{name}.{end}" for name, end in zip(
             ["empty", "text", "half", "small", "pipe", "lost"],
@@ -213,6 +243,38 @@ def test_the_policy_sets_the_exit_status_after_all_rows_are_written(
     assert len(rows_of(Path("out.csv"))) == IMAGES + 6
     with pytest.raises(DataError, match="6 files could not be used"):  # nothing is new
         ask(delivered, spoiled, "out.csv", "--on-bad", "fail")
+
+
+def test_bad_files_are_tried_again(delivered: Run, spoiled: Path) -> None:
+    first = ask(delivered, spoiled, "out.csv")
+    draw_image(0, 1).save(spoiled / "half.png")
+    (spoiled / "lost.png").unlink()
+    rows = ask(delivered, spoiled, "out.csv")
+    sound = [row for row in first if not row["error"]]
+    assert rows[: len(sound)] == sound
+    names = {Path(row["path"]).name: row["error"] for row in rows[len(sound) :]}
+    assert set(names) == {"empty.png", "text.jpg", "half.png", "small.png", "pipe.png"}
+    assert not names["half.png"]
+
+
+def test_a_fault_of_the_machine_is_no_row(
+    delivered: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Path.read_bytes
+
+    def fail(file: Path) -> bytes:
+        if file.name == "068.png":  # the last one, in the third batch
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        with pytest.raises(
+            DataError, match=r"^\S+068\.png: cannot be read \(Input/output error\)$"
+        ):
+            ask(delivered, folder, "out.csv")
+    assert {row["error"] for row in rows_of(Path("out.csv"))} == {""}
+    assert len(ask(delivered, folder, "out.csv")) == IMAGES
 
 
 def test_other_answers_do_not_depend_on_the_bad_files_between_them(
@@ -293,7 +355,7 @@ def test_what_is_there_is_not_done_again_and_new_files_are_added(
     draw_image(1, 99).save(folder / "000a.png")
     rows = ask(delivered, folder, "out.csv")
     assert rows[:-1] == first
-    assert rows[-1]["path"] == "000a.png"
+    assert rows[-1]["path"] == f"{folder}/000a.png"
     written = Path("out.csv").stat().st_mtime_ns
     assert ask(delivered, folder, "out.csv") == rows
     assert Path("out.csv").stat().st_mtime_ns == written
@@ -335,6 +397,83 @@ def test_what_was_answered_before_an_interrupt_is_written(
     assert len(again) == IMAGES
 
 
+def answer(name: str, error: str = "") -> AnswerRow:
+    found = ("", None) if error else ("x", 0.5)
+    return AnswerRow(name, *found, error, "m", {})
+
+
+def write_answers(out: Path, *rows: AnswerRow) -> list[str]:
+    """Give the lines of the table after rows were appended."""
+    with AnswerFile(out, [], "m") as answers:
+        answers.append(rows)
+    return out.read_text().splitlines()
+
+
+@pytest.mark.parametrize("out", [Path("out.csv"), Path("out.jsonl")])
+def test_a_table_whose_last_line_has_no_end_is_gone_on_with(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    expected = write_answers(out, answer("a"), answer("b"), answer("c"))
+    for kept in range(1, len(expected)):
+        out.write_text("\n".join(expected[:kept]))
+        names = "abc"[kept - len(expected) :]
+        assert write_answers(out, *map(answer, names)) == expected
+    out.write_text(
+        "\n".join([*write_answers(out), *write_answers(Path(f"2{out}"), answer("d", "!"))[-1:]])
+    )
+    assert write_answers(out) == expected
+
+
+def test_an_interrupt_once_rows_are_in_place_does_not_write_them_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.csv"
+    write_answers(out, answer("a"))
+    sync = files._sync
+
+    def interrupt(path: Path) -> None:
+        monkeypatch.setattr(files, "_sync", sync)
+        raise KeyboardInterrupt
+
+    with AnswerFile(out, [], "m") as answers:
+        answers.append([answer("b")])
+        monkeypatch.setattr(
+            files, "_sync", lambda path: interrupt(path) if path.is_dir() else sync(path)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            answers._write()
+    assert [line[0] for line in out.read_text().splitlines()[1:]] == ["a", "b"]
+
+
+def test_a_lock_that_was_removed_meanwhile_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = answer_file.fcntl.flock
+
+    def late(file: Any, how: int) -> None:
+        (tmp_path / ".out.csv.lock").unlink()  # as its holder does at its end
+        lock(file, how)
+
+    monkeypatch.setattr(answer_file.fcntl, "flock", late)
+    with pytest.raises(ArtifactError, match="another command is writing it"):
+        write_answers(tmp_path / "out.csv")
+
+
+def test_a_link_stays_one_and_a_table_keeps_its_rights(tmp_path: Path) -> None:
+    real, link = tmp_path / "real/out.csv", tmp_path / "out.csv"
+    write_answers(real, answer("a"), answer("b", "!"))
+    real.chmod(0o640)
+    link.symlink_to(real)
+    told = f"^{link}: another command is writing it"
+    with AnswerFile(real, [], "m"), pytest.raises(ArtifactError, match=told):
+        write_answers(link)
+    assert len(write_answers(link, answer("c"))) == 3
+    assert link.is_symlink()
+    assert real.stat().st_mode & 0o777 == 0o640
+    assert list(tmp_path.glob("**/.*")) == []
+
+
 def test_two_commands_do_not_write_one_table(delivered: Run, folder: Path) -> None:
     name = read_delivered(delivered.paths.export).name
     told = r"^out\.csv: another command is writing it; wait"
@@ -373,6 +512,9 @@ def test_memory_does_not_grow_with_the_number_of_images(
 @pytest.mark.parametrize(
     ("source", "out", "told"),
     [
+        ("", "out.csv", r"^source is empty; name a folder, a csv or an image$"),
+        (300 * "x", "out.csv", r"^x{100}: cannot be read \(File name too long\)$"),
+        ("images", 300 * "x" + ".csv", r"^x+\.csv: cannot be written \(File name too long\)$"),
         ("nowhere", "out.csv", r"^nowhere: no such file or folder; name a folder"),
         ("empty", "out.csv", r"^empty: no images in this folder or below it$"),
         (
@@ -402,6 +544,44 @@ def test_a_mistake_is_one_line(
     assert Path("labels.csv").read_text() == "file,label\nx.png,y\n"
 
 
+def test_a_folder_that_cannot_be_read_is_told(
+    delivered: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("images/a"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"^images/a: cannot be read \(Permission denied\)$"):
+        ask(delivered, "images", "out.csv")
+
+
+def test_an_onnx_file_that_cannot_be_loaded_is_told(delivered: Run, folder: Path) -> None:
+    copy = shutil.copytree(delivered.paths.export, folder.parent / "copied")
+    (copy / "model.onnx").write_text("no graph")
+    (copy / SUMS).write_text(hash_files(copy))
+    with pytest.raises(ArtifactError, match=r"model\.onnx: onnxruntime cannot load it") as caught:
+        main([str(folder), "out.csv", "--model", str(copy)])
+    assert "\n" not in str(caught.value)
+
+
+def test_other_columns_of_probabilities_are_told_by_the_option(
+    delivered: Run, folder: Path
+) -> None:
+    for out in ("out.csv", "out.jsonl"):
+        options = [str(folder / "000.png"), out, "--model", str(delivered.paths.export)]
+        main(options)
+        with pytest.raises(ArtifactError, match=r"ask without --probabilities; or"):
+            main([*options, "--probabilities"])
+        Path(out).unlink()
+        main([*options, "--probabilities"])
+        with pytest.raises(ArtifactError, match=r"ask with --probabilities; or"):
+            main(options)
+
+
 def test_answers_of_another_model_are_not_mixed(delivered: Run, folder: Path) -> None:
     ask(delivered, folder, "out.csv")
     text = Path("out.csv").read_text()
@@ -409,7 +589,7 @@ def test_answers_of_another_model_are_not_mixed(delivered: Run, folder: Path) ->
     Path("out.csv").write_text(text.replace(name, "0123456789ab"))
     with pytest.raises(ArtifactError, match=f"holds answers of model 0123456789ab, .* is {name}"):
         ask(delivered, folder, "out.csv")
-    with pytest.raises(ArtifactError, match="no table of such answers"):
+    with pytest.raises(ArtifactError, match="holds answers of model 0123456789ab"):
         ask(delivered, folder, "out.csv", "--probabilities")
 
 
@@ -441,7 +621,10 @@ def test_torch_is_not_imported_where_onnxruntime_does(delivered: Run, folder: Pa
     )
 
 
-@pytest.mark.parametrize("text", ["[1]\n", "no json\n", '{"path": "x"}\n', "\xff\n"])
+NO_NAME = '{"path": ["x"], "predicted": "", "probability": 1, "error": "", "model": "m"}\n'
+
+
+@pytest.mark.parametrize("text", ["[1]\n", "no json\n", '{"path": "x"}\n', "\xff\n", NO_NAME])
 def test_lines_that_are_no_answers_are_told(text: str, tmp_path: Path) -> None:
     (tmp_path / "out.jsonl").write_text(text, "latin-1")
     with (

@@ -1,12 +1,14 @@
 """Classify images: python predict.py IMAGE ...  It needs onnxruntime, Pillow and numpy alone.
 
-Prints path, class, probability and error, separated by tabs. Sound files give the pixels that
-training saw, but 16-bit colors are refused, and damage is found only where Pillow finds it:
-`python -m tasks.predict` reads those as training did.
+Prints path, class, probability and error, separated by tabs, names with tabs or line ends quoted as
+in csv. Sound files give the pixels that training saw, but 16-bit colors are refused, and damage is
+found only where Pillow finds it: `python -m tasks.predict` reads those as training did.
 """
 
+import csv
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -15,22 +17,39 @@ import onnxruntime
 from PIL import Image, ImageCms, ImageOps
 
 HERE = Path(__file__).parent
-KNOWN = json.loads((HERE / "regraft.json").read_text(encoding="utf-8"))["preprocessing"]
+ABOUT = json.loads((HERE / "regraft.json").read_text(encoding="utf-8"))
+KNOWN, LIMITS = ABOUT["preprocessing"], ABOUT["limits"]
 LABELS = (HERE / "labels.txt").read_text(encoding="utf-8").splitlines()
 SIDE, FORMATS = KNOWN["image_px"], ["JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF"]
+Image.MAX_IMAGE_PIXELS = None  # the limits of training count
+
+
+def open_upright(path: str) -> Image.Image:
+    """Give an image file upright, if training would have taken it."""
+    if not Path(path).is_file():
+        raise ValueError("no regular file")
+    with Image.open(io.BytesIO(Path(path).read_bytes()), formats=FORMATS) as file:
+        if min(file.size) < LIMITS["min_side_px"]:
+            raise ValueError(f"{file.width} x {file.height} pixels are too few")
+        if file.width * file.height > LIMITS["max_pixels"]:
+            raise ValueError(f"{file.width} x {file.height} pixels are too many")
+        if file.mode == "LAB":
+            raise ValueError("colors of mode LAB are not read")
+        if any("RGB" in str(tile.args) and ";16" in str(tile.args) for tile in file.tile):
+            raise ValueError("16-bit colors are not read here")
+        file.draft(None, (2 * SIDE, 2 * SIDE))
+        return ImageOps.exif_transpose(file)
 
 
 def read_image(path: str) -> Image.Image:
     """Give an image file upright and in 8-bit sRGB."""
-    with Image.open(path, formats=FORMATS) as file:
-        if any("RGB" in str(tile.args) and ";16" in str(tile.args) for tile in file.tile):
-            raise ValueError("16-bit colors are not read here")
-        file.draft(None, (2 * SIDE, 2 * SIDE))
-        image = ImageOps.exif_transpose(file)
+    image = open_upright(path)
     profile, alpha = image.info.get("icc_profile"), None
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         black, white = KNOWN["floats" if image.mode == "F" else "integers"]
         values = (np.asarray(image).astype(np.float64) - black) * (255 / ((white - black) or 1))
+        if not np.isfinite(values).all():
+            raise ValueError("holds NaN or infinite values")
         image = Image.fromarray(np.rint(values.clip(0, 255)).astype(np.uint8))
     elif image.has_transparency_data:
         alpha = image.convert("RGBA").getchannel("A")
@@ -84,19 +103,26 @@ def make_square(image: Image.Image) -> np.ndarray:
 
 def main(paths: list[str]) -> None:
     """Classify the images one by one."""
+    if not paths:
+        sys.exit(__doc__)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files may be no text
+    write = csv.writer(sys.stdout, delimiter="\t", lineterminator="\n").writerow
     session = onnxruntime.InferenceSession(HERE / "model.onnx", providers=["CPUExecutionProvider"])
     for path in paths:
         try:
             pixels = make_square(read_image(path))
         except Exception as err:  # on damaged files Pillow raises a dozen kinds
-            print(path, "", "", err, sep="\t")
+            write([path, "", "", err])
             continue
         probabilities = session.run(["probabilities"], {"pixels": pixels[None]})[0][0]
         best = int(probabilities.argmax())
-        print(path, LABELS[best], f"{probabilities[best]:.6f}", "", sep="\t")
+        write([path, LABELS[best], f"{probabilities[best]:.6f}", ""])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

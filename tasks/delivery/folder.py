@@ -16,6 +16,8 @@ FORMAT = 2  # of regraft.json; another one was written by another version of Reg
 SUMS = "SHA256SUMS"
 LINE = re.compile(r"([0-9a-f]{64})  ([^/]+)")
 NAME_DIGITS = 12  # of the sha256 by which tables name a model
+NEEDED = ("regraft.json", "labels.txt", "calibration.json", "config.json", "model.safetensors")
+AT_TIMES = ("head.json", "head.safetensors", "model.onnx")  # needed where they are there
 ANSWERING = (".safetensors", "  labels.txt", "  calibration.json")  # files that answers come from
 
 
@@ -94,7 +96,7 @@ def read_delivered(folder: Path) -> DeliveredModel:
         )
     wrong = next(_find_changed(folder), None)
     if wrong:
-        raise ArtifactError(f"{folder}: {wrong}; copy the folder again, or dvc repro -f report")
+        raise ArtifactError(f"{folder}: {wrong}; copy the folder again, or dvc repro report")
     try:
         about = _About.model_validate(told)
     except ValidationError as err:
@@ -131,11 +133,16 @@ def _name(folder: Path, known: _Preprocessing) -> str:
 
 def _find_changed(folder: Path) -> Iterator[str]:
     """Say which files are not those that were exported."""
+    unlisted = {*NEEDED, *(name for name in AT_TIMES if (folder / name).is_file())}
     for line in read_bytes(folder / SUMS).decode("utf-8", "replace").splitlines():
         found = LINE.fullmatch(line)
         if found is None:
             yield f"{SUMS} is damaged"
-        elif not (folder / found[2]).is_file():
+            continue
+        unlisted.discard(found[2])
+        if not (folder / found[2]).is_file():
             yield f"{found[2]} is missing"
         elif hash_file(folder / found[2]) != found[1]:
             yield f"{found[2]} is not the file that was exported (sha256)"
+    if unlisted:
+        yield f"{SUMS} is damaged"

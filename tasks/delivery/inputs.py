@@ -1,5 +1,6 @@
 """Which images a user asks about: a folder, a csv of paths, a list on stdin, or one file."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,21 +37,28 @@ def list_inputs(source: str) -> InputFiles:
 
     Args:
         source: A folder, of which all files at any depth count that are images by their names or
-            may be; a csv with a column `path`, relative to its folder; `-` for paths on stdin, one
-            a line or separated by zero bytes; or an image file.
+            may be, named as below the folder as it is given; a csv with a column `path`, relative
+            to its folder; `-` for paths on stdin, one a line or separated by zero bytes; or an
+            image file.
 
     Raises:
-        DataError: There is no such source, or it names no file.
+        DataError: There is no such source, it cannot be read, or it names no file.
     """
+    if not source:
+        raise DataError("source is empty; name a folder, a csv or an image")
     if source == STDIN:
         return _refuse_empty(InputFiles(Path(), _read_stdin()), "stdin: no path on it")
     path, shown = Path(source), printable(source)
-    if path.is_dir():
-        names = sorted(files_below(path, most=None))
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except OSError as err:
+        raise DataError(f"{shown[:100]}: cannot be read ({err.strerror})") from err
+    if is_folder:
+        names = sorted(str(path / name) for name in files_below(path, most=None))
         return _refuse_empty(
-            InputFiles(path, names), f"{shown}: no images in this folder or below it"
+            InputFiles(Path(), names), f"{shown}: no images in this folder or below it"
         )
-    if not path.exists():
+    if not exists:
         raise DataError(
             f"{shown}: no such file or folder; name a folder of images, a csv with a column path, "
             "or - for a list on stdin"
@@ -60,7 +68,7 @@ def list_inputs(source: str) -> InputFiles:
         names = [line.cells["path"] for line in lines]
         return _refuse_empty(InputFiles(path.parent, names), f"{shown}: no rows below its header")
     if path.suffix.lower() in SUFFIXES:
-        return InputFiles(path.parent, [path.name])
+        return InputFiles(Path(), [str(path)])
     raise DataError(
         f"{shown}: unknown kind of source; allowed: a folder, a .csv with a column path, an image, "
         "or - for a list on stdin"
@@ -75,4 +83,11 @@ def _refuse_empty(inputs: InputFiles, words: str) -> InputFiles:
 
 def _read_stdin() -> list[str]:
     text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
-    return [name for name in text.split("\0" if "\0" in text else "\n") if name]
+    if "\0" in text:
+        return [name for name in text.split("\0") if name]
+    return [name for name in map(_without_return, text.split("\n")) if name]
+
+
+def _without_return(line: str) -> str:
+    """Cut the line end of Windows off, unless a file is named so."""
+    return line[:-1] if line.endswith("\r") and not os.path.lexists(line) else line

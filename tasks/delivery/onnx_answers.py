@@ -1,5 +1,6 @@
 """Runs an exported ONNX file, as an engine; torch is not needed, which takes seconds to import."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from tasks.backbones.session import start_session
 WHOLE = "model.onnx"
 INPUT, OUTPUTS = "pixels", ("probabilities", "features", "logits")
 LOGITS = OUTPUTS.index("logits")
+Answers = Callable[[Pixels], tuple[NDArray[np.float32], ...]]  # whatever runs such a model
 
 
 class OnnxAnswers:
@@ -22,8 +24,6 @@ class OnnxAnswers:
     """
 
     def __init__(self, file: Path, threads: int) -> None:
-        self.name = "onnxruntime"
-        self.parity: float | None = None
         self._session = start_session(file, threads)
 
     def __call__(self, pixels: Pixels) -> tuple[NDArray[np.float32], ...]:

@@ -26,7 +26,6 @@ from tasks.artifacts.tables import Manifest
 from tasks.backbones.engine import (
     TOLERANCE,
     TRACED_ROWS,
-    Engine,
     FromPixels,
     Outputs,
     TorchEngine,
@@ -34,8 +33,8 @@ from tasks.backbones.engine import (
     refuse_difference,
 )
 from tasks.backbones.onnx_export import export_onnx
-from tasks.delivery.onnx_answers import INPUT, OUTPUTS, WHOLE, OnnxAnswers
-from tasks.errors import first_line
+from tasks.delivery.onnx_answers import INPUT, OUTPUTS, WHOLE, Answers, OnnxAnswers
+from tasks.errors import ArtifactError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -103,10 +102,15 @@ def write_onnx_files(
 
     Returns:
         Of model.onnx and of model_int8.onnx.
+
+    Raises:
+        ArtifactError: The disk is full, or a store cannot be read.
     """
     trial = _Trial(samples, TorchEngine(answers, spec, torch.device("cpu")))
     try:
         whole = _write_whole(folder / WHOLE, answers, spec, trial)
+    except (ArtifactError, MemoryError):  # of the machine
+        raise
     except Exception as err:  # exporter and runtime raise errors of many kinds
         (folder / WHOLE).unlink(missing_ok=True)
         reason = f"onnxruntime cannot run this network ({first_line(err)})"
@@ -118,16 +122,16 @@ def write_onnx_files(
 class _Trial:
     """What torch says about the test images, and how another engine compares."""
 
-    def __init__(self, samples: Samples, reference: Engine) -> None:
+    def __init__(self, samples: Samples, reference: Answers) -> None:
         self.samples = samples
         self._val, self._test = samples.choose("val", COMPARED), samples.choose("test", COMPARED)
         self._expected = self._answer(reference)
 
-    def _answer(self, engine: Engine) -> Outputs:
+    def _answer(self, engine: Answers) -> Outputs:
         found = [engine(batch) for batch in self.samples.batches("test", self._test)]
         return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
 
-    def _accuracy(self, engine: Engine) -> float:
+    def _accuracy(self, engine: Answers) -> float:
         batches = self.samples.batches("val", self._val)
         found = np.concatenate([engine(batch)[0].argmax(axis=1) for batch in batches])
         return float(np.mean(found == self.samples.manifest.labels("val")[self._val]))
@@ -153,7 +157,8 @@ class _Trial:
 def _write_whole(file: Path, answers: AnswerNetwork, spec: InputSpec, trial: _Trial) -> OnnxFile:
     """Write model.onnx; raises what stands in the way, EngineError where it answers otherwise."""
     images = trial.samples.choose("train", TRACED_ROWS)
-    example = np.resize(next(trial.samples.batches("train", images)), _shape(spec))
+    shape = (TRACED_ROWS, spec.image_px, spec.image_px, 3)
+    example = np.resize(next(trial.samples.batches("train", images)), shape)
     module = FromPixels(answers, spec)
     write_bytes(
         file,
@@ -162,10 +167,6 @@ def _write_whole(file: Path, answers: AnswerNetwork, spec: InputSpec, trial: _Tr
     record, largest = trial.compare(file, weight_bits=32)
     refuse_difference(largest, TOLERANCE)
     return record.model_copy(update={"reason": "it answers as torch does"})
-
-
-def _shape(spec: InputSpec) -> tuple[int, int, int, int]:
-    return TRACED_ROWS, spec.image_px, spec.image_px, 3
 
 
 # integers ----------------------------------------------------------------------------------------
@@ -181,10 +182,12 @@ def _write_small(folder: Path, trial: _Trial, whole: OnnxFile) -> OnnxFile:
         try:
             _quantize(folder, trial.samples, weight_bits=bits)
             record, _ = trial.compare(folder / SMALL, weight_bits=bits)
+        except (ArtifactError, MemoryError):
+            raise
         except Exception as err:  # quantizer and runtime raise errors of many kinds
             (folder / SMALL).unlink(missing_ok=True)
             return OnnxFile(shipped=False, reason=f"it cannot be made ({first_line(err)})")
-        lost = (whole.val_accuracy or 0.0) - (record.val_accuracy or 0.0)
+        lost = round((whole.val_accuracy or 0.0) - (record.val_accuracy or 0.0), 9)
         record = record.model_copy(update={"val_accuracy_lost": lost})
         if lost <= INT8_LOSS:
             return record.model_copy(update={"reason": _say_kept(record)})

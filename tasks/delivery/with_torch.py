@@ -17,7 +17,24 @@ from tasks.errors import ArtifactError
 from tasks.runtime.machine import Machine
 
 
-def load_exported_head(folder: Path) -> nn.Module:
+def load_exported(folder: Path, name: str) -> tuple[Any, nn.Module | None]:
+    """Load an exported folder: what timm makes of it, and the head where that lies apart.
+
+    Raises:
+        ArtifactError: timm cannot; the message calls the folder by `name`.
+    """
+    try:
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    except RuntimeError as err:
+        reason = " ".join(str(err).split())[:200]
+        raise ArtifactError(
+            f"timm {timm.__version__} cannot load {name} ({reason}); use the version of "
+            "constraints.txt"
+        ) from err
+    return model, _load_head(folder) if (folder / "head.json").is_file() else None
+
+
+def _load_head(folder: Path) -> nn.Module:
     """Build the head that head.json describes, as `tasks.reporting.card` prints it."""
     form, arrays = read_json(folder / "head.json"), read_tensors(folder / "head.safetensors")
     layers = nn.Sequential(
@@ -46,16 +63,8 @@ def make_torch_answers(
         EngineError: REGRAFT_ENGINE forces an engine that cannot run the network, or the device
             asked for is missing.
     """
-    try:
-        backbone: Any = timm.create_model(f"local-dir:{model.folder}", pretrained=True).eval()
-    except RuntimeError as err:
-        reason = " ".join(str(err).split())[:200]
-        raise ArtifactError(
-            f"{model.folder}: timm {timm.__version__} cannot load it ({reason})"
-        ) from err
-    if (model.folder / "head.json").is_file():
-        head = load_exported_head(model.folder)
-    else:
+    backbone, head = load_exported(model.folder, str(model.folder))
+    if head is None:
         head = backbone.get_classifier()
         backbone.reset_classifier(0)
     config = backbone.pretrained_cfg

@@ -41,7 +41,7 @@ from tasks.artifacts.records import (
 )
 from tasks.delivery.folder import FORMAT, SUMS, hash_files
 from tasks.delivery.onnx_files import AnswerNetwork, Samples, write_onnx_files
-from tasks.delivery.with_torch import load_exported_head
+from tasks.delivery.with_torch import load_exported
 from tasks.errors import ArtifactError
 from tasks.reporting.text import count, plural, size
 
@@ -166,7 +166,7 @@ def export_model(
             layers = _in_a_row(shipped.head)
             write_tensors(temporary / "head.safetensors", _arrays(layers))
             write_json(temporary / "head.json", _describe_head(layers))
-        difference = _check(temporary, shipped, whole=whole is not None)
+        difference = _check(temporary, shipped)
         onnx, int8 = _write_for_onnxruntime(temporary, shipped, samples)
         measured = {"onnx": onnx.model_dump(mode="json"), "int8": int8.model_dump(mode="json")}
         told = _about(shipped, {**measured, **about}, whole=whole is not None)
@@ -308,20 +308,11 @@ def _about(shipped: ShippedModel, about: Mapping[str, Any], *, whole: bool) -> d
     }
 
 
-def _check(folder: Path, shipped: ShippedModel, *, whole: bool) -> float:
+def _check(folder: Path, shipped: ShippedModel) -> float:
     """Load the folder with timm alone and compare the logits."""
-    try:
-        model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    except RuntimeError as err:
-        reason = " ".join(str(err).split())[:200]
-        raise ArtifactError(
-            f"timm {timm.__version__} cannot load the exported {shipped.name} ({reason}); nothing"
-            " was exported. Use the timm version of constraints.txt"
-        ) from err
+    model, head = load_exported(folder, f"the exported {shipped.name}")
     images = _sample(shipped.input)
-    outputs = _run(model, images)
-    with torch.inference_mode():
-        found = outputs if whole else load_exported_head(folder)(outputs)
+    found = _run(model if head is None else nn.Sequential(model, head), images)
     difference = _difference(shipped.logits(images), found)
     if difference is None:
         raise ArtifactError(

@@ -404,5 +404,5 @@ def _of_code(code: CodeState) -> Iterator[Alert]:
             "Written before its commit",
             f"{plural(len(code.changed), 'file')} of code, parameters, groups or corrections "
             f"differed from commit {code.commit[:12]} when this was written. Once they are "
-            "committed, `dvc repro -f report` names their commit here.",
+            "committed, `dvc repro -f -s report` names their commit here.",
         )

@@ -4,7 +4,7 @@ import csv
 import io
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def read_lines(
         wrong = "" if known else _why_not_header(path, header, names, required, list(allowed))
         if wrong:
             raise DataError(f"{path}:1: {wrong}")
-        return list(_lines(path, reader, names))
+        return list(_lines(path, reader, names, {*required, *optional}))
     except csv.Error as err:
         raise DataError(f"{path}:{_explain(err, text, reader.line_num)}") from err
 
@@ -161,7 +161,9 @@ def _explain_columns(
         yield f"Twice: {listed(twice)}."
 
 
-def _lines(path: Path, reader: Iterator[list[str]], header: Sequence[str]) -> Iterator[Line]:
+def _lines(
+    path: Path, reader: Iterator[list[str]], header: Sequence[str], wanted: Collection[str]
+) -> Iterator[Line]:
     number = 1
     for row in reader:
         number += 1 + sum(cell.count("\n") for cell in row)
@@ -173,7 +175,8 @@ def _lines(path: Path, reader: Iterator[list[str]], header: Sequence[str]) -> It
                 f"({','.join(header)}); "
                 'a cell that holds a comma stands in quotes ("a,b")'
             )
-        yield Line(number, dict(zip(header, row, strict=True)))
+        cells = zip(header, row, strict=True)
+        yield Line(number, {name: cell for name, cell in cells if name in wanted})
 
 
 def _explain(err: csv.Error, text: str, line: int) -> str:

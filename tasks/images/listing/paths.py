@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from tasks.artifacts.words import shortened
+from tasks.artifacts.words import printable, shortened
+from tasks.errors import DataError
 from tasks.images.listing.names import why_ignored
 
 MOST_FILES = 2_000_000  # that are looked at for rewrites
@@ -246,9 +247,12 @@ def files_below(root: Path, *, most: int | None = MOST_FILES) -> list[str]:
     Args:
         root: The folder.
         most: So many files end the search; None: none do.
+
+    Raises:
+        DataError: A folder cannot be read.
     """
     found: list[str] = []
-    for folder, folders, files in os.walk(root):
+    for folder, folders, files in os.walk(root, onerror=_refuse):
         folders[:] = sorted(name for name in folders if not why_ignored(name, folder=True))
         below = os.path.relpath(folder, root)
         found += (
@@ -259,3 +263,7 @@ def files_below(root: Path, *, most: int | None = MOST_FILES) -> list[str]:
         if most is not None and len(found) > most:
             break
     return found
+
+
+def _refuse(err: OSError) -> None:
+    raise DataError(f"{printable(str(err.filename))}: cannot be read ({err.strerror})") from err
