@@ -31,7 +31,7 @@ from tasks.images.validate import read_whole
 from tasks.judging.metrics import log_probabilities
 from tasks.runtime.entry import LACKING, run_stage
 from tasks.runtime.machine import Machine, read_machine
-from tasks.runtime.parallel import map_in_order
+from tasks.runtime.parallel import AHEAD, map_in_order
 from tasks.runtime.progress import progress
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,10 @@ def predict(
     left = list(_without(inputs.names, answers.done))
     with progress("predict", len(left)) as meter:
         files = map(inputs.path, left)
-        read = map_in_order(partial(read_pixels, model=model), files, workers=workers)
+        ahead = max(
+            AHEAD, BATCH_SIZE // workers
+        )  # a batch is read while the one before is computed
+        read = map_in_order(partial(read_pixels, model=model), files, workers=workers, ahead=ahead)
         for batch in _batches(zip(left, read, strict=True), BATCH_SIZE):
             answers.append(classify(batch, model, engine, answers.classes))
             meter.advance(len(batch))
