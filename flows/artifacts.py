@@ -25,7 +25,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.sorting import ArtifactSort
 from prefect.runtime import deployment, flow_run, task_run
 
-from flows.commands.durations import in_time
+from flows.durations import in_time
 from flows.serve import REPORTS_URL
 from flows.stages.graph import locked_outs
 from tasks.artifacts.files import read_bytes

@@ -30,7 +30,7 @@ from flows.artifacts import (
     read_metrics,
 )
 from flows.assets import asset_key, emit_asset
-from flows.commands.durations import in_time, last_seconds
+from flows.durations import in_time, last_seconds
 from flows.errors import GraphError
 from flows.stages import isolation
 from flows.stages.graph import (

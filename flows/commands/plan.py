@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.commands.durations import in_time, last_seconds
+from flows.durations import in_time, last_seconds
 from flows.stages.graph import GUARD, Stage, all_upstream, choose_stages, is_remembered, read_state
 from tasks.artifacts.words import listed, plural
 
