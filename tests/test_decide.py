@@ -195,7 +195,7 @@ def test_forced_fine_tuning_unfreezes_a_group_where_the_rules_would_none():
 def test_what_would_change_the_answer_is_said_in_words():
     facts = (
         ("4,001 training images or more", "top 6 of 8"),
-        ("40 training images or fewer", "top 2 of 8"),
+        ("40 training images or fewer", "top 4 of 8", "one phase"),
         ("MMD^2", "below 0.04", "top 2 of 8"),
     )
     for sentence, told in zip(decided().would_change, facts, strict=True):

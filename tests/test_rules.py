@@ -34,7 +34,7 @@ CASES = {
     "few, in between": ({"images": 150}, "intermediate", "fine_tune", (7,)),
     "some, in between": ({"images": 1000}, "intermediate", "fine_tune", (6,)),
     "more, in between": ({"images": 5000}, "intermediate", "fine_tune", (6, 4)),
-    "few and far": ({"images": 100, "mmd": 0.2}, "far", "fine_tune", (6,)),
+    "few and far": ({"images": 100, "mmd": 0.2}, "far", "fine_tune", (4,)),
     "solar cells": ({"images": 1557, "classes": 2, "mmd": 0.186}, "far", "fine_tune", (6, 4)),
     "many and far": ({"images": 300_000, "mmd": 0.2}, "far", "fine_tune", (6, 4, 0)),
     "huge, far, no gain": (
