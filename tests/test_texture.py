@@ -46,8 +46,8 @@ def test_the_slope_of_a_known_spectrum_is_found(slope, side):
 
 
 def test_a_picture_whose_edges_do_not_meet_has_its_slope_too():
-    parts = [of_slope(-3.0, 256, seed)[:128, :128] for seed in range(20)]
-    assert np.mean([spectrum_slope(part) for part in parts]) == pytest.approx(-3, abs=0.25)
+    parts = [of_slope(-4.0, 256, seed)[:128, :128] for seed in range(20)]
+    assert np.mean([spectrum_slope(part) for part in parts]) == pytest.approx(-4, abs=0.25)
 
 
 def test_small_pictures_have_no_slope():
