@@ -50,6 +50,11 @@ INFO = BackboneInfo(
     parity=None,
 )
 
+LOOK = Look(
+    images=9, left_out=0, classes=2, classes_total=2, source=None, gray=1, source_gray=None, even=0,
+    source_even=None, deep=0, texture=[], semantics=None, words="All of them are gray.",
+)  # fmt: skip
+
 
 def estimate(low, value, high, n=400):
     return Estimate(value=value, low=low, high=high, n=n)
@@ -208,7 +213,7 @@ def test_main_writes_decision_and_words(tmp_path):
         for i in range(240)
     ]
     write_manifest(tmp_path / "manifest.csv", Manifest(rows))
-    similarity = measured()[1].model_copy(update={"marks": MARKS})
+    similarity = measured()[1].model_copy(update={"marks": MARKS, "look": LOOK})
     write_record(tmp_path / "similarity.json", similarity)
     write_record(tmp_path / "backbone.json", INFO)
     write_record(tmp_path / "baseline.json", found_by_baseline())
@@ -229,6 +234,7 @@ def test_main_writes_decision_and_words(tmp_path):
     title, _, answer, *_ = page.splitlines()
     assert title.startswith("# ")
     assert tells(answer, "Fine-tune", "top 4 of 8", "from blocks.3")
+    assert f"\n{LOOK.words}\n" in page
     assert "| 1 | blocks.5 to blocks.6, head |" in page
     assert "| 2 | blocks.3 to blocks.6, head |" in page
     assert all(f"| {rule.name} |" in page for rule in decision.rules)
@@ -247,11 +253,7 @@ def test_page_of_a_frozen_backbone_has_no_phases():
 
 
 def test_the_page_says_how_the_images_look():
-    look = Look(
-        images=9, source=None, gray=1, source_gray=None, even=0, source_even=None, deep=0,
-        texture=[], semantics=None, words="All of them are gray.",
-    )  # fmt: skip
-    page = write_page(decided("feature_extraction"), INFO.groups, look)
+    page = write_page(decided("feature_extraction"), INFO.groups, LOOK)
     assert "\nAll of them are gray.\n" in page
     assert "look like" not in write_page(decided("feature_extraction"), INFO.groups)
 

@@ -366,11 +366,13 @@ def test_what_the_source_looks_like_stands_beside_the_data(tuned: Findings) -> N
         name=HOSTILE, images=7, seen=[SeenAs(name="solar dish", share=0.34)], sure=0.21
     )
     semantics = Semantics(
-        head="ImageNet-1k", images=7, classes=[seen], sure=0.21, source_sure=0.79, source_right=0.85
-    )
+        head="ImageNet-1k", images=7, classes=[seen], classes_total=2, sure=0.21,
+        source="photographs", source_px=160, source_sure=0.79, source_right=0.85,
+    )  # fmt: skip
     look = Look(
-        images=7, source="photographs", gray=1, source_gray=0.02, even=0, source_even=0.03,
-        deep=0, texture=[texture], semantics=semantics, words="See `a` <b>.",
+        images=7, left_out=0, classes=2, classes_total=2, source="photographs",
+        gray=1, source_gray=0.02, even=0, source_even=0.03, deep=0,
+        texture=[texture], semantics=semantics, words="See `a` <b>.",
     )  # fmt: skip
     similarity = tuned.similarity.model_copy(update={"look": look})
     source = render(replace(tuned, similarity=similarity))
@@ -379,7 +381,9 @@ def test_what_the_source_looks_like_stands_beside_the_data(tuned: Findings) -> N
     assert "-2.50 (-3.00 to -2.00)" in text
     assert "38 %" in text
     assert "solar dish 34 %" in text
+    assert "the images of photographs at 160 px" in text
     assert "85 % named rightly" in text
+    assert "the 1 largest" in text
     assert "See <code>a</code> &lt;b&gt;." in source
     assert HOSTILE not in source
     bare = tuned.similarity.model_copy(update={"look": None})

@@ -1,5 +1,7 @@
 import json
 import sys
+from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +11,7 @@ from test_extract import fill_store
 
 from tasks.artifacts.arrays import write_array, write_tensors
 from tasks.artifacts.records import (
+    AugmentPolicy,
     BackboneInfo,
     Estimate,
     InputSpec,
@@ -25,7 +28,7 @@ from tasks.artifacts.tables import Manifest, ManifestRow, PlaneRow, read_rows, w
 from tasks.backbones.source_cards import CardOrigin, SourceCard, read_card, write_card
 from tasks.errors import ArtifactError
 from tasks.reporting.results import WORDS, MeasureRow, measure_rows
-from tasks.similarity import Reference, main, measure_similarity, project
+from tasks.similarity import Reference, choose_used, main, measure_similarity, project
 from tasks.transferability import leave_one_out
 from tasks.transferability.measures import registry, ridge_accuracy
 from tasks.transferability.mmd import measure_mmd
@@ -102,7 +105,9 @@ def params(tiny_params):
 
 def measured(params, target=None, card=CARD, ruler=RULER, seed=3):
     reference = Reference(card=card, ruler=ruler, sizes=[224, 384])
-    return measure_similarity(target or target_of(), reference, INFO, params=params, seed=seed)
+    target = target or target_of()
+    chosen = choose_used(target.manifest, params.max_images, seed=seed)
+    return measure_similarity(target, reference, INFO, chosen, params=params, seed=seed)
 
 
 # what is measured --------------------------------------------------------------------------------
@@ -186,6 +191,29 @@ def test_scores_use_fewer_images_than_the_mmd_of_a_huge_set(params, monkeypatch)
     found = measured(params)
     assert (found.mmd.n, found.logme.n, found.knn_accuracy.n) == (IMAGES, 30, 30)
     assert any("measured on 30 of these images" in note for note in found.notes)
+
+
+def test_images_are_chosen_once_each_part_of_the_one_before():
+    chosen = choose_used(manifest_of(6000), 5500, seed=3)
+    parts = [chosen.measured, chosen.scored, chosen.shown, chosen.looked]
+    assert [len(rows) for rows in parts] == [5500, 5000, 2000, 512]
+    assert all(set(part) < set(whole) for whole, part in pairwise(parts))
+    assert all(rows.tolist() == sorted(rows) for rows in parts)
+    expected = choose_rows(manifest_of(6000).of("train"), 5500, seed=3)
+    np.testing.assert_array_equal(chosen.measured, expected)
+    assert np.bincount(chosen.looked % 3).min() == 170  # each class by its share
+    few = choose_used(manifest_of(), 1000, seed=3)
+    assert few.measured.tolist() == few.looked.tolist() == list(range(IMAGES))
+
+
+def test_of_padded_images_only_what_was_not_padded_is_looked_at(stage, tmp_path):
+    policy = read_record(tmp_path / "policy.json", AugmentPolicy)
+    write_record(tmp_path / "policy.json", policy.model_copy(update={"fit": "pad"}))
+    rows = [replace(row, width=64) for row in manifest_of().rows]
+    write_manifest(tmp_path / "manifest.csv", Manifest([*rows[:-1], replace(rows[-1], width=32)]))
+    main(stage)
+    look = read_record(tmp_path / "out/similarity.json", Similarity).look
+    assert (look.images, look.left_out) == (1, IMAGES - 1)
 
 
 def test_groups_reach_every_score(params, monkeypatch):
@@ -275,18 +303,19 @@ def test_features_that_are_not_finite_are_an_error(params):
 
 
 def test_plane_shows_source_and_target():
-    points = project(target_of(), CARD, limit=60, seed=3)
+    rows = np.arange(30, IMAGES)
+    points = project(target_of(), CARD, rows)
     sets = [point.set for point in points]
     assert sets == ["source"] * 40 + ["target"] * 60
     assert {point.label for point in points if point.set == "target"} == {"a", "b", "c"}
     assert np.mean([[point.x, point.y] for point in points], axis=0) == pytest.approx(
         [0, 0], abs=1e-9
     )
-    assert len(project(target_of(), None, limit=60, seed=3)) == 60
+    assert len(project(target_of(), None, rows)) == 60
 
 
 def test_plane_holds_the_directions_of_largest_variance():
-    points = project(target_of(), None, limit=IMAGES, seed=3)
+    points = project(target_of(), None, np.arange(IMAGES))
     features = target_of().features[:, 0].astype(np.float64)
     singular = np.linalg.svd(features - features.mean(axis=0), compute_uv=False)
     plane = np.array([[point.x, point.y] for point in points])
@@ -319,10 +348,14 @@ def stage(tmp_path):
     write_record(tmp_path / "cards/ruler.json", RULER)
     write_record(tmp_path / "source.json", make_origin("known"))
     write_record(tmp_path / "conversion.json", CONVERSION)
+    policy = AugmentPolicy(
+        policy="none", ranges={}, views=1, image_px=32, fit="crop", images={}, bytes={}, notes=[]
+    )
+    write_record(tmp_path / "policy.json", policy)
     fill_store(tmp_path / "pixels", IMAGES, 1)
     names = {
         "manifest": "manifest.csv", "origin": "source.json", "conversion": "conversion.json",
-        "train": "pixels", "features": "train",
+        "policy": "policy.json", "train": "pixels", "features": "train",
         "probe": "probe.safetensors", "backbone": "backbone.json", "cards": "cards",
         "similarity": "out/similarity.json",
         "profile": "out/shift_profile.csv", "projection": "out/projection.csv",
@@ -342,6 +375,7 @@ def test_main_writes_what_it_measured(stage, tmp_path, default_params):
     plain = measured(default_params.similarity, target, card=card, seed=default_params.seed)
     assert found.model_copy(update={"look": None}) == plain
     assert found.look.words
+    assert (found.look.images, found.look.left_out) == (IMAGES, 0)
     assert (tmp_path / "out/shift_profile.csv").read_text() == (
         "layer,group,index,shift\nstem.bn,stem,0,0.25\ntop.bn,top,1,1.0\n"
     )

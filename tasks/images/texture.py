@@ -156,8 +156,10 @@ def unpadded(pixels: Pixels, width: int, height: int) -> Pixels | None:
     Returns:
         The square as high and wide as the picture's shorter side; None below `LEAST_PX`.
     """
+    if width == height:
+        return pixels
     edge = len(pixels) * (1 - min(width, height) / max(width, height)) / 2
     # Two pixels more: where padding ends, resizing mixes it with the picture.
-    start = math.ceil(edge) + 2 if width != height else 0
+    start = math.ceil(edge) + 2
     side = len(pixels) - 2 * start
     return pixels[start : start + side, start : start + side] if side >= LEAST_PX else None

@@ -222,7 +222,7 @@ def measure_rows(similarity: Similarity) -> Iterator[MeasureRow]:
 
 TEXTURES = {  # statistic of a picture -> name and remark
     "slope": ("Slope of the power spectrum", "0: white noise; about -2: photographs"),
-    "entropy": ("Local entropy, bits", "of 16 px blocks, at most 5"),
+    "entropy": ("Local entropy, bits", "of 32 steps of gray in blocks of 16 px, at most 5"),
     "sharpness": ("Sharpness", "Laplacian over contrast; 4.5: white noise"),
     "chroma": ("Chroma", "largest minus smallest channel, of 255"),
     "even": ("Even areas", "share of neighboring pixels that are the same"),

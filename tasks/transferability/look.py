@@ -39,12 +39,14 @@ class Pictured:
         textures: Of the images that were looked at, float64 (N, 5), see `measure_texture`.
         left_out: Further images, of whose padded pictures too little is left.
         classes: Of both, counted.
+        classes_total: Of all training images.
         deep: Images of all splits with more than 8 bits.
     """
 
     textures: Floats
     left_out: int
     classes: int
+    classes_total: int
     deep: int
 
 
@@ -71,7 +73,7 @@ def look_at(
         images=len(pictured.textures),
         left_out=pictured.left_out,
         classes=pictured.classes,
-        classes_total=len(class_names),
+        classes_total=pictured.classes_total,
         source=source.name if source else None,
         gray=gray_share(pictured.textures),
         source_gray=source.provenance.gray if source else None,

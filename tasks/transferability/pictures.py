@@ -49,6 +49,7 @@ def see_pixels(
         textures=textures,
         left_out=len(rows) - len(textures),
         classes=len({train[row].label for row in rows}),
+        classes_total=len({row.label for row in train}),
         deep=conversion.deep,
     )
 
