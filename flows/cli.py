@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -115,14 +116,21 @@ def run_verb(stages: Stages = None) -> None:
 def _call(words: Sequence[str]) -> int:
     """Run Python with some words in the terminal and give its exit status.
 
-    Ctrl-C reaches it by itself, and it decides what to finish first; SIGTERM is passed on.
+    Ctrl-C reaches it by itself, and it decides what to finish first. SIGTERM is passed on to the
+    stage that it runs, since `dvc` would leave that one running.
     """
+    import psutil  # noqa: PLC0415 - as the next
+
     from flows.stages.runner import stage_environment  # noqa: PLC0415 - half a second
 
     process = subprocess.Popen([sys.executable, *words], env=stage_environment({}))
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        process.send_signal(number)
+        with suppress(psutil.NoSuchProcess):
+            command = psutil.Process(process.pid)
+            for one in command.children(recursive=True) or [command]:
+                with suppress(psutil.NoSuchProcess):
+                    one.send_signal(number)
 
     before = [signal.signal(signal.SIGTERM, pass_on), signal.signal(signal.SIGINT, _let_it_end)]
     try:

@@ -122,7 +122,10 @@ def test_a_stage_that_fails_fails_the_run(fresh_toy: ToyProject) -> None:
     assert "right stopped: no bins" in text
 
 
-def test_ctrl_c_lets_the_stage_end_and_leaves_nothing(fresh_toy: ToyProject) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_lets_the_stage_end_and_leaves_nothing(
+    fresh_toy: ToyProject, number: signal.Signals
+) -> None:
     fresh_toy.write("fetch.sleep", "60")
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "run"],
@@ -133,7 +136,10 @@ def test_ctrl_c_lets_the_stage_end_and_leaves_nothing(fresh_toy: ToyProject) -> 
         start_new_session=True,
     )
     stage = wait_for_file(fresh_toy.root / "fetch.pid")
-    os.killpg(process.pid, signal.SIGINT)
+    if number == signal.SIGINT:  # a terminal sends it to all
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     assert process.wait(60) != 0
     assert not psutil.pid_exists(stage)
 
