@@ -284,3 +284,4 @@ def test_committed_cards_belong_to_the_packaged_backbones():
         assert np.isfinite(card.features).all()
         told = card.provenance.textures
         assert set(told) == (set(STATISTICS) if card.image_px <= 256 else set())
+        assert (card.provenance.gray is None) == (card.provenance.even is None) == (not told)

@@ -24,7 +24,14 @@ from tasks.artifacts.records import (
     write_record,
 )
 from tasks.artifacts.sampling import choose_rows
-from tasks.artifacts.tables import Manifest, ManifestRow, PlaneRow, read_rows, write_manifest
+from tasks.artifacts.tables import (
+    LikenessRow,
+    Manifest,
+    ManifestRow,
+    PlaneRow,
+    read_rows,
+    write_manifest,
+)
 from tasks.backbones.source_cards import CardOrigin, SourceCard, read_card, write_card
 from tasks.errors import ArtifactError
 from tasks.reporting.results import WORDS, MeasureRow, measure_rows
@@ -376,6 +383,8 @@ def test_main_writes_what_it_measured(stage, tmp_path, default_params):
     assert found.model_copy(update={"look": None}) == plain
     assert found.look.words
     assert (found.look.images, found.look.left_out) == (IMAGES, 0)
+    pictures = read_rows(tmp_path / "out/pictures/index.csv", LikenessRow)
+    assert [row.side for row in pictures] == ["nearest"] * 6 + ["farthest"] * 6
     assert (tmp_path / "out/shift_profile.csv").read_text() == (
         "layer,group,index,shift\nstem.bn,stem,0,0.25\ntop.bn,top,1,1.0\n"
     )
