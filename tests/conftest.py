@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tasks.artifacts.records import Conversion, Estimate, ImageSource
+from tasks.artifacts.records import AugmentPolicy, Conversion, Estimate, ImageSource
 from tasks.params import Params
 from tasks.params_file import load_params
 
@@ -105,6 +105,9 @@ def make_origin(
     )
 
 
+POLICY = AugmentPolicy(
+    policy="none", ranges={}, views=1, image_px=32, fit="crop", images={}, bytes={}, notes=[]
+)
 CONVERSION = Conversion(
     background=(255, 255, 255), integers=(0, 255), floats=(0.0, 1.0), transparent=0, deep=0,
     profiled=0, notes=[],

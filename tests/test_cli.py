@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -134,6 +135,8 @@ def test_a_stopped_run_lets_the_stage_end_and_leaves_nothing(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        # What a shell starts in the background ignores Ctrl-C, these tests perhaps too.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
     )
     stage = wait_for_file(fresh_toy.root / "fetch.pid")
     if number == signal.SIGINT:  # a terminal sends it to all
@@ -209,6 +212,7 @@ def test_predict_passes_on_what_it_is_given(tmp_path: Path) -> None:
     assert tells(said(tmp_path, "predict", "--help"), "--probabilities", "source out")
 
 
+@pytest.mark.slow
 def test_card_passes_on_what_it_is_given(toy: ToyProject) -> None:
     (toy.root / "none").mkdir()
     words = ["card", "--images", "none", "--name", "none", "--out", "card.safetensors"]

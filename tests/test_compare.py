@@ -24,6 +24,7 @@ from tasks.judging.statistics import paired_accuracy_interval
 from tasks.params_file import load_params
 
 pytest_plugins = ["toy_fixtures"]
+pytestmark = pytest.mark.slow
 
 IMAGES = 20  # of each split
 FILES = (

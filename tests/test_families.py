@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CONVERSION, make_origin, tells, with_values
+from conftest import CONVERSION, POLICY, make_origin, tells, with_values
 from ruamel.yaml import YAML
 from test_decide import NO_RACE, found_by_baseline
 from test_extract import fill_store, write_choice
@@ -183,8 +183,10 @@ def test_a_network_without_running_statistics_is_judged_by_its_source_card(
         write_record(tmp_path / "cards" / "ruler.json", ruler)
     write_record(tmp_path / "source.json", make_origin())
     write_record(tmp_path / "conversion.json", CONVERSION)
+    write_record(tmp_path / "policy.json", POLICY)
     similarity.main(arguments(tmp_path, manifest="manifest.csv", origin="source.json",
-        conversion="conversion.json", train="pixels/train", features="train", pictures="pictures",
+        conversion="conversion.json", policy="policy.json",
+        train="pixels/train", features="train", pictures="pictures",
         probe="probe.safetensors", backbone="backbone.json", cards="cards",
         similarity="similarity.json", profile="profile.csv",
         projection="projection.csv"))  # fmt: skip

@@ -274,7 +274,14 @@ def test_what_editors_leave_beside_code_and_images_is_not_seen(project: Project)
         (project.root / path).unlink()
 
 
-@pytest.mark.parametrize("name", ['$(touch PWNED) "b" `touch PWNED` set$2', "-n", "${seed}"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        '$(touch PWNED) "b" `touch PWNED` set$2',
+        pytest.param("-n", marks=pytest.mark.slow),
+        pytest.param("${seed}", marks=pytest.mark.slow),
+    ],
+)
 def test_no_shell_reads_the_name_of_a_folder(project: Project, name: str) -> None:
     shutil.copytree(project.root / "data/raw", project.root / "data" / name)
     project.put("ingest.source", f"data/{name}")

@@ -6,12 +6,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import CONVERSION, ROOT, make_origin, tells
+from conftest import CONVERSION, POLICY, ROOT, make_origin, tells
 from test_extract import fill_store
 
 from tasks.artifacts.arrays import write_array, write_tensors
 from tasks.artifacts.records import (
-    AugmentPolicy,
     BackboneInfo,
     Estimate,
     InputSpec,
@@ -214,8 +213,7 @@ def test_images_are_chosen_once_each_part_of_the_one_before():
 
 
 def test_of_padded_images_only_what_was_not_padded_is_looked_at(stage, tmp_path):
-    policy = read_record(tmp_path / "policy.json", AugmentPolicy)
-    write_record(tmp_path / "policy.json", policy.model_copy(update={"fit": "pad"}))
+    write_record(tmp_path / "policy.json", POLICY.model_copy(update={"fit": "pad"}))
     rows = [replace(row, width=64) for row in manifest_of().rows]
     write_manifest(tmp_path / "manifest.csv", Manifest([*rows[:-1], replace(rows[-1], width=32)]))
     main(stage)
@@ -355,10 +353,7 @@ def stage(tmp_path):
     write_record(tmp_path / "cards/ruler.json", RULER)
     write_record(tmp_path / "source.json", make_origin("known"))
     write_record(tmp_path / "conversion.json", CONVERSION)
-    policy = AugmentPolicy(
-        policy="none", ranges={}, views=1, image_px=32, fit="crop", images={}, bytes={}, notes=[]
-    )
-    write_record(tmp_path / "policy.json", policy)
+    write_record(tmp_path / "policy.json", POLICY)
     fill_store(tmp_path / "pixels", IMAGES, 1)
     names = {
         "manifest": "manifest.csv", "origin": "source.json", "conversion": "conversion.json",
