@@ -288,7 +288,7 @@ def test_the_lines_of_readme_lead_to_answers_as_they_stand(tmp_path: Path) -> No
     assert tells(done.stdout, f"Report:  {project}/data/report/report.html")
     with (project / "answers.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["path"] for row in rows] == ["0.png", "1.png", "2.png"]
+    assert [Path(row["path"]).name for row in rows] == ["0.png", "1.png", "2.png"]
     assert {row["predicted"] for row in rows} <= {"cat", "dog", "fox"}
     assert not [row["error"] for row in rows if row["error"]]
     assert (project / "data/report/report.html").read_text().count("shells")

@@ -22,6 +22,7 @@ from tasks.artifacts.arrays import write_array
 from tasks.artifacts.pixels import PixelStore, StoreWriter, store_info
 from tasks.artifacts.records import SPLITS, BackboneInfo, Split, read_record, write_record
 from tasks.artifacts.tables import Manifest, ManifestRow, read_manifest, write_manifest
+from tasks.augment import describe_policy
 from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.probe import choose_probe_images, measure_probe, write_probe
 from tasks.params import Params
@@ -72,6 +73,8 @@ class Study:
         study = cls.start(pool.copy, subset.rows(pool.rows), root, {"seed": seed})
         for split in SPLITS:
             _copy_split(pool, subset.of(split), split, root)
+        policy = describe_policy(study.manifest, study.params.augment)
+        write_record(root / "data/augment/policy.json", policy)
         _write_probe(pool.info, root, study.params)
         write_record(root / DONE, pool.info)
         return study
