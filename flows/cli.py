@@ -10,21 +10,26 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.errors import GraphError
 from tasks.errors import RegraftError
 
+if TYPE_CHECKING:
+    import psutil
+
 MADE_OF = ("dvc.yaml", "params.yaml")  # what tells the folder of a project
 CHECK = ("-m", "tasks.check", "--paths", "data/check/paths.json")
 REPORT, MODEL = Path("data/report/report.html"), Path("data/report/model")
 FAILED = 1
+PAUSE_SECONDS = 0.05
 PASSED_ON = {
     "allow_extra_args": True,
     "ignore_unknown_options": True,
@@ -124,6 +129,7 @@ def _call(words: Sequence[str]) -> int:
     from flows.stages.runner import stage_environment  # noqa: PLC0415 - half a second
 
     process = subprocess.Popen([sys.executable, *words], env=stage_environment({}))
+    told: list[psutil.Process] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         with suppress(psutil.NoSuchProcess):
@@ -131,14 +137,28 @@ def _call(words: Sequence[str]) -> int:
             for one in command.children(recursive=True) or [command]:
                 with suppress(psutil.NoSuchProcess):
                     one.send_signal(number)
+                    told.append(one)
 
     before = [signal.signal(signal.SIGTERM, pass_on), signal.signal(signal.SIGINT, _let_it_end)]
     try:
         status = process.wait()
+        # A shell between `dvc` and a stage dies at once, while the stage may be saving its work.
+        while any(_is_at_work(one) for one in told):
+            time.sleep(PAUSE_SECONDS)
     finally:
         signal.signal(signal.SIGTERM, before[0])
         signal.signal(signal.SIGINT, before[1])
     return status if status >= 0 else 128 - status
+
+
+def _is_at_work(process: "psutil.Process") -> bool:
+    """Tell whether a process goes on; one that only waits for its parent to notice does not."""
+    import psutil  # noqa: PLC0415 - as in _call
+
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _let_it_end(number: int, frame: FrameType | None) -> None:
