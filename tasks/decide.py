@@ -111,7 +111,7 @@ def decide(found: Measured, params: DecideParams) -> Decision:
     if assessment.confidence == "low":
         reasons.append(ADVICE)
     return decision.model_copy(
-        update={"reasons": reasons, "arms": consider_arms(decision, race, len(info.groups))}
+        update={"reasons": reasons, "arms": consider_arms(decision, race, info.groups)}
     )
 
 

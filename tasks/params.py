@@ -219,7 +219,7 @@ class DecideParams(Block):
         "above frozen_max_images_per_class; the last level has no end.",
     )
     depth_similar: list[float] = Field(
-        description="Share of the backbone's groups unfrozen in a similar domain, one a level."
+        description="Share of the backbone's blocks unfrozen in a similar domain, one a level."
     )
     depth_intermediate: list[float] = Field(
         description="The same in an intermediate domain; nowhere less than in a similar one."

@@ -90,7 +90,7 @@ def plan_race(
     costs = measure_costs(create_architecture(info.name, image_px=info.input.image_px))
     work = Workload(evidence.images, stores.train.info.views, stores.val.info.count, 0, 0)
     cuts = choose_cuts("fine_tune", evidence, decide)
-    return choose_field(costs, cuts, work, means.params, means.tuning)
+    return choose_field(info.groups, costs, cuts, work, means.params, means.tuning)
 
 
 def race_or_skip(

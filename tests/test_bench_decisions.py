@@ -28,7 +28,7 @@ from tasks.artifacts.tables import ManifestRow
 from tasks.params import Params
 from tasks.training.phases import PhasePlan
 
-ARMS: tuple[CellArm, ...] = ("frozen", "top", "half", "all")
+ARMS: tuple[CellArm, ...] = ("frozen", "top", "most", "all")
 
 
 def cell(arm: CellArm, accuracy: float, **values: object) -> Cell:
@@ -126,9 +126,9 @@ def test_corrupted_images_have_few_levels_and_noise():
 
 
 def test_rows_are_read_as_they_were_added_and_the_last_of_a_task_counts(tmp_path: Path):
-    for one in (cell("top", 0.4), cell("half", 0.5), cell("top", 0.6)):
+    for one in (cell("top", 0.4), cell("most", 0.5), cell("top", 0.6)):
         append_row(tmp_path / "cells.csv", one)
-    assert read_cells(tmp_path / "cells.csv") == [cell("top", 0.6), cell("half", 0.5)]
+    assert read_cells(tmp_path / "cells.csv") == [cell("top", 0.6), cell("most", 0.5)]
     append_row(tmp_path / "evidence.csv", said("top", mmd=None))
     assert read_said(tmp_path / "evidence.csv") == [said("top", mmd=None)]
     assert read_cells(tmp_path / "none.csv") == []
@@ -145,10 +145,10 @@ def test_a_run_goes_on_with_what_is_missing(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(Bench, "train", lambda _, study, task, arm: trained.append((task, arm)))
     assert bench.run() == 0
     task = ("a", "10", 17, 96)
-    assert trained == [(task, arm) for arm in ("frozen", "half", "all", "scratch")]
+    assert trained == [(task, arm) for arm in ("frozen", "most", "all", "scratch")]
     trained.clear()
-    assert Bench(parse([*given, "--arms", "top", "half"])).run() == 0
-    assert trained == [(task, "half")]
+    assert Bench(parse([*given, "--arms", "top", "most"])).run() == 0
+    assert trained == [(task, "most")]
 
 
 def test_what_fails_does_not_stop_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -166,10 +166,11 @@ def test_few_images_of_all_sets_come_first_and_scratch_late():
 
 
 def test_a_depth_is_looked_up_at_the_nearest_arm():
-    assert nearest_arm("feature_extraction", [], 8) == "frozen"
-    assert nearest_arm("scratch", [0], 8) == "scratch"
-    assert [nearest_arm("fine_tune", [7, cut], 8) for cut in (7, 6, 5, 4, 2, 1, 0)] == [
-        "top", "top", "top", "half", "half", "all", "all",
+    blocks = [1, 1, 2, 2, 3, 3, 4, 1]
+    assert nearest_arm("feature_extraction", [], blocks) == "frozen"
+    assert nearest_arm("scratch", [0], blocks) == "scratch"
+    assert [nearest_arm("fine_tune", [7, cut], blocks) for cut in (7, 6, 5, 4, 2, 1, 0)] == [
+        "top", "top", "top", "most", "all", "all", "all",
     ]  # fmt: skip
 
 
@@ -220,7 +221,7 @@ def test_the_regret_by_halves_has_no_luck_in_it():
 
 
 def test_the_time_of_an_arm_holds_that_of_the_head_and_what_was_lost():
-    outcome = judge_choice(arms_of(0.6, 0.7, 0.65, 0.5), constant("half"))
+    outcome = judge_choice(arms_of(0.6, 0.7, 0.65, 0.5), constant("most"))
     assert (outcome.seconds, outcome.lost) == (20.0, 6.0)
     frozen = judge_choice(arms_of(0.6, 0.7, 0.65, 0.5, phases=""), constant("frozen"))
     assert (frozen.seconds, frozen.lost) == (10.0, 0.0)
@@ -230,8 +231,8 @@ def test_only_tasks_whose_transfer_arms_are_all_there_count():
     cells = cells_of({"a": (0.6, 0.7, 0.65, 0.5)})
     assert len(complete(cells)) == 2
     assert list(complete(cells[1:])) == [("a", "10", 18, 96)]
-    choices = follow(complete(cells), [said("half"), said("scratch", seed=18)], "rules")
-    assert choices == {("a", "10", 17, 96): {"half": 1.0}}
+    choices = follow(complete(cells), [said("most"), said("scratch", seed=18)], "rules")
+    assert choices == {("a", "10", 17, 96): {"most": 1.0}}
 
 
 def test_sets_count_alike_however_many_tasks_they_have():
@@ -277,9 +278,9 @@ def test_a_loss_is_explained_by_val_or_by_depth():
         explain_loss(arms, "all")
         == "val (15 images) shipped the arm's model, the worse one on test"
     )
-    assert explain_loss(arms, "half") == "too deep"
+    assert explain_loss(arms, "most") == "too deep"
     arms["scratch"] = cell("scratch", 0.9)
-    assert explain_loss(arms, "half") == "nothing was worth transferring"
+    assert explain_loss(arms, "most") == "nothing was worth transferring"
 
 
 def test_the_page_holds_regrets_confidence_and_losses():
@@ -288,7 +289,7 @@ def test_the_page_holds_regrets_confidence_and_losses():
     page = write_page(cells, known, "make bench-decisions")
     assert "24 cells of 6 tasks" in page
     assert "| rules | 6 | 6.7 [0.0, 10.0] |" in page
-    assert "| always the top quarter | 6 | 0.0 [0.0, 0.0] |" in page
+    assert "| always the top third | 6 | 0.0 [0.0, 0.0] |" in page
     assert "| rules | high | 6 | 2 | 6.7 |" in page
     assert "| a | 10 | 17 | frozen, 60.0 | top, 70.0 | 10.0 | 0.300 | 0.40 | too shallow |" in page
 

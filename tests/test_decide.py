@@ -31,9 +31,10 @@ from tasks.transferability.decision_words import write_page
 PARAMS = load_params(ROOT / "params.yaml").decide
 MARKS = Marks(similar=0.04, far=0.1)
 
-SIZES = {
-    "stem": 1_000, "blocks.0": 1_000, "blocks.1": 17_000, "blocks.2": 46_000,
-    "blocks.3": 235_000, "blocks.4": 500_000, "blocks.5": 1_200_000, "blocks.6": 2_000_000,
+SIZES = {  # parameters and blocks
+    "stem": (1_000, 1), "blocks.0": (1_000, 1), "blocks.1": (17_000, 2), "blocks.2": (46_000, 2),
+    "blocks.3": (235_000, 3), "blocks.4": (500_000, 3), "blocks.5": (1_200_000, 4),
+    "blocks.6": (2_000_000, 1),
 }  # fmt: skip
 
 INFO = BackboneInfo(
@@ -43,7 +44,10 @@ INFO = BackboneInfo(
     weights_license=None,
     weights_source=None,
     input=InputSpec(image_px=32, mean=(0, 0, 0), std=(1, 1, 1)),
-    groups=[LayerGroup(name=name, parameters=size) for name, size in SIZES.items()],
+    groups=[
+        LayerGroup(name=name, parameters=size, blocks=blocks)
+        for name, (size, blocks) in SIZES.items()
+    ],
     feature_dim=8,
     norm="batch",
     engine="torch",
@@ -91,7 +95,7 @@ def found_by_baseline(right=(0.8, 0.84, 0.88), folds=(0.82, 0.84, 0.86), room=(0
     )
 
 
-def make_race(name="half", cut=4, arm="fine_tune", *, wins=True, alone=False):
+def make_race(name="most", cut=4, arm="fine_tune", *, wins=True, alone=False):
     racer = Racer(
         name=name, arm=arm, cut=cut, val_accuracy=0.88, val_loss=0.3, better=wins, worse=False,
         accuracy_gain=estimate(0.01, 0.04, 0.07), loss_change=estimate(-0.1, -0.05, -0.01),
@@ -331,7 +335,7 @@ def test_the_rules_may_go_deeper_than_a_winner_that_no_deeper_arm_raced_with():
     assert by_rule == [6, 4]
     assert decided(**unsure, race=make_race("top", 6)).phases == [6]
     assert decided(**unsure, race=make_race("top", 6, alone=True)).phases == by_rule
-    assert decided(**unsure, race=make_race("half", 2, alone=True)).phases == [6, 5, 2]
+    assert decided(**unsure, race=make_race("most", 2, alone=True)).phases == [6, 5, 2]
 
 
 def test_from_scratch_is_taken_where_it_wins():
@@ -349,7 +353,7 @@ def test_a_race_without_a_winner_leaves_the_choice_to_the_rules_and_the_doubt():
 
 
 @pytest.mark.parametrize(
-    ("arm", "name"), [("scratch", "scratch"), ("feature_extraction", "frozen"), ("auto", "half")]
+    ("arm", "name"), [("scratch", "scratch"), ("feature_extraction", "frozen"), ("auto", "most")]
 )
 def test_one_arm_is_marked_as_chosen(arm, name):
     assert [one.name for one in decided(arm).arms if one.chosen] == [name]

@@ -43,7 +43,7 @@ def measured(mmd=(0.17, 0.18, 0.19), shift=(0.4, 0.45, 0.5), gain=(0.2, 0.3, 0.4
     evidence = Evidence(
         images=1557,
         classes=2,
-        groups=8,
+        blocks=(1,) * 8,
         mmd=mmd and mmd[1],
         p_value=p_value if mmd else None,
         shift=shift and shift[1],
@@ -120,7 +120,7 @@ cases = st.builds(
     Evidence,
     images=st.integers(50, 10**6),
     classes=st.integers(2, 50),
-    groups=st.integers(1, 14),
+    blocks=st.lists(st.integers(1, 9), min_size=1, max_size=14).map(tuple),
     mmd=st.none() | st.floats(0, 0.5),
     p_value=st.just(0.01),
     shift=st.none() | st.floats(0, 1),

@@ -56,6 +56,7 @@ def test_groups_of_the_default_backbone_are_named_by_its_blocks():
         "stem",
         *(f"blocks.{number}" for number in range(7)),
     ]
+    assert [group.blocks for group in layer_groups(model)] == [1, 1, 2, 2, 3, 3, 4, 1]
     assert group_numbers(model)["conv_head.weight"] == 7
     assert group_numbers(model)["bn2.running_mean"] == 7
 

@@ -18,6 +18,7 @@ from torch import nn
 from tasks.artifacts.records import (
     Decision,
     Estimate,
+    LayerGroup,
     Race,
     Similarity,
     read_record,
@@ -54,8 +55,9 @@ from tasks.training.inputs import Examples
 from tasks.transferability.arms import NamedArm, name_arms
 
 PARAMS = load_params(ROOT / "params.yaml")
+GROUPS = [LayerGroup(name=str(one), parameters=1, blocks=1) for one in range(8)]
 COSTS = [0.1, 0.1, 0.2, 0.2, 0.2, 0.1, 0.05, 0.05]
-TOP, HALF = NamedArm("top", "fine_tune", 6), NamedArm("half", "fine_tune", 4)
+TOP, MOST = NamedArm("top", "fine_tune", 6), NamedArm("most", "fine_tune", 4)
 
 
 # costs -------------------------------------------------------------------------------------------
@@ -101,7 +103,7 @@ def test_a_backward_pass_costs_two_forward_passes():
 def fields(images, share, cuts=(4,), val=100):
     work = Workload(images, 2, val, 0, 0)
     race = PARAMS.race.model_copy(update={"share": share, "min_images": 100})
-    return choose_field(COSTS, cuts, work, race, PARAMS.finetune), work
+    return choose_field(GROUPS, COSTS, cuts, work, race, PARAMS.finetune), work
 
 
 @settings(max_examples=100, deadline=None)
@@ -127,7 +129,7 @@ def test_more_images_let_more_arms_race():
     raced = [fields(images, 0.15)[0] for images in numbers]
     names = [[one.name for one in field.entries] if field else [] for field in raced]
     assert names[0] == []
-    assert names[-1] == ["top", "half", "all", "scratch"]
+    assert names[-1] == ["top", "most", "all", "scratch"]
     assert [len(one) for one in names] == sorted(len(one) for one in names)
     assert all(one == names[-1][: len(one)] for one in names)
 
@@ -137,8 +139,8 @@ def test_half_of_the_racers_stay():
 
 
 def test_arms_go_from_the_cheapest_to_the_dearest():
-    assert [(one.name, one.phases) for one in name_arms(8)] == [
-        ("frozen", []), ("top", [6]), ("half", [4]), ("all", [0]), ("scratch", [0]),
+    assert [(one.name, one.phases) for one in name_arms(GROUPS)] == [
+        ("frozen", []), ("top", [5]), ("most", [3]), ("all", [0]), ("scratch", [0]),
     ]  # fmt: skip
 
 
@@ -158,7 +160,7 @@ def winner_of(rng, accuracies, images=300):
     val = ValSet(labels, [str(i) for i in range(images)])
     shared = rng.normal(0, 1, images)
     frozen, *others = (drawn_answers(rng, labels, one, shared) for one in accuracies)
-    arms = name_arms(8)[1 : 1 + len(others)]
+    arms = name_arms(GROUPS)[1 : 1 + len(others)]
     lap = Lap(np.arange(0), frozen, dict(zip(arms, others, strict=True)))
     confidence = confidence_of_each(PARAMS.race, len(arms))
     return find_winner(lap, val, confidence=confidence, seed=17)
@@ -173,7 +175,7 @@ def test_a_race_between_equal_arms_names_no_winner():
 def test_a_better_arm_wins():
     rng = np.random.default_rng(2)
     named = [winner_of(rng, [0.8, 0.8, 0.9]) for _ in range(20)]
-    assert sum(winner is not None and winner.name == "half" for winner in named) >= 18
+    assert sum(winner is not None and winner.name == "most" for winner in named) >= 18
 
 
 def test_of_two_arms_that_are_as_much_better_the_cheaper_one_wins():
@@ -219,7 +221,7 @@ def make_means(folder: Path, **changed) -> Means:
 
 
 def make_field(ground: Ground, names, images: int):
-    entries = [one for one in name_arms(len(ground.backbone.groups)) if one.name in names]
+    entries = [one for one in name_arms(ground.backbone.groups) if one.name in names]
     return replace(fields(100_000, 0.15)[0], entries=entries, images=images)
 
 
@@ -229,10 +231,10 @@ def ground(tmp_path_factory):
 
 
 def test_rounds_double_the_images_and_halve_the_arms(ground, tmp_path):
-    field = make_field(ground, ["top", "half", "all", "scratch"], 9)
+    field = make_field(ground, ["top", "most", "all", "scratch"], 9)
     race = run_race(ground, field, make_means(tmp_path))
     first, second = race.rounds
-    assert [racer.name for racer in first.racers] == ["top", "half", "all", "scratch"]
+    assert [racer.name for racer in first.racers] == ["top", "most", "all", "scratch"]
     assert (first.images, second.images) == (9, 18)
     best = sorted(first.racers, key=lambda racer: racer.val_loss)[:2]
     assert {racer.name for racer in second.racers} == {racer.name for racer in best}
@@ -241,7 +243,7 @@ def test_rounds_double_the_images_and_halve_the_arms(ground, tmp_path):
 
 
 def test_the_same_race_again_is_the_same(ground, tmp_path):
-    field = make_field(ground, ["top", "half"], 9)
+    field = make_field(ground, ["top", "most"], 9)
     first, again = (run_race(ground, field, make_means(tmp_path)) for _ in range(2))
     assert first == again
 
@@ -266,7 +268,7 @@ def test_a_racer_shows_every_image_of_its_part_as_often_as_there_are_epochs(
         Examples(labels, ["a"] * 9, ground.val.judge, 3), 4, tuning(), 17,
     )  # fmt: skip
     before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
-    train_racer(name_arms(len(ground.backbone.groups))[1], track, Machine(engine="torch"), tmp_path)
+    train_racer(name_arms(ground.backbone.groups)[1], track, Machine(engine="torch"), tmp_path)
     rows = np.concatenate([rows for rows, _ in seen])
     shown = rows // 2 % 9  # one augmented view
     assert np.bincount(shown).tolist() == [4] * 9
@@ -293,7 +295,7 @@ def test_a_race_that_all_lose_at_once_ends_after_the_first_round(ground, tmp_pat
     right = 9 * np.eye(3, dtype=np.float32)[ground.val.labels]
     monkeypatch.setattr(Ground, "frozen", lambda self, images: (nn.Linear(1, 3), right))
     monkeypatch.setattr(module, "train_racer", lambda *_: -right)
-    race = run_race(ground, make_field(ground, ["top", "half"], 9), make_means(tmp_path))
+    race = run_race(ground, make_field(ground, ["top", "most"], 9), make_means(tmp_path))
     assert len(race.rounds) == 1
     assert race.winner is None
     assert tells(say_race(race), "no arm beat frozen features", "9 of the training images")
@@ -305,9 +307,9 @@ def test_a_winner_is_told_with_its_gain(ground, tmp_path, monkeypatch):
     right = 9 * np.eye(3, dtype=np.float32)[ground.val.labels]
     monkeypatch.setattr(Ground, "frozen", lambda self, images: (nn.Linear(1, 3), -right))
     monkeypatch.setattr(module, "train_racer", lambda *_: right)
-    race = run_race(ground, make_field(ground, ["top", "half"], 9), make_means(tmp_path))
+    race = run_race(ground, make_field(ground, ["top", "most"], 9), make_means(tmp_path))
     assert race.winner.name == "top"
-    assert tells(say_race(race), "top quarter", "beat frozen features", "+100.0 points")
+    assert tells(say_race(race), "top third", "beat frozen features", "+100.0 points")
 
 
 # the stage ---------------------------------------------------------------------------------------

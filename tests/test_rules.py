@@ -1,4 +1,5 @@
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 from conftest import ROOT
@@ -6,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.params_file import load_params
+from tasks.transferability.arms import count_groups
 from tasks.transferability.rules import (
     DOMAINS,
     Evidence,
@@ -21,8 +23,11 @@ PARAMS = load_params(ROOT / "params.yaml").decide.model_copy(
 DEPTH_OF_ARM = {"feature_extraction": 0, "fine_tune": 1, "scratch": 2}
 
 
-def evidence(images=1000, classes=10, groups=8, mmd=0.08, shift=0.2, gain=0.3, p_value=0.002):
-    return Evidence(images, classes, groups, mmd, p_value, shift, gain)
+LITE0 = (1, 1, 2, 2, 3, 3, 4, 1)  # blocks of its layer groups
+
+
+def evidence(images=1000, classes=10, blocks=LITE0, mmd=0.08, shift=0.2, gain=0.3, p_value=0.002):
+    return Evidence(images, classes, blocks, mmd, p_value, shift, gain)
 
 
 CASES = {
@@ -56,9 +61,9 @@ CASES = {
     "exactly at the limits": (
         {"images": 200, "mmd": 0.04}, "intermediate", "fine_tune", (7,),
     ),
-    "one group only": ({"mmd": 0.2, "groups": 1}, "far", "fine_tune", (0,)),
-    "fourteen groups": ({"mmd": 0.2, "groups": 14}, "far", "fine_tune", (12, 10, 7)),
-    "five groups": ({"images": 50_000, "mmd": 0.2, "groups": 5}, "far", "fine_tune", (3, 1)),
+    "one group only": ({"mmd": 0.2, "blocks": (5,)}, "far", "fine_tune", (0,)),
+    "a vision transformer": ({"mmd": 0.2, "blocks": (1,) * 13}, "far", "fine_tune", (10, 8, 4)),
+    "ConvNeXt's stages": ({"mmd": 0.2, "blocks": (1, 3, 3, 9, 4)}, "far", "fine_tune", (3,)),
 }  # fmt: skip
 
 
@@ -96,12 +101,24 @@ cases = st.builds(
     Evidence,
     images=st.integers(1, 10**7),
     classes=st.integers(2, 1000),
-    groups=st.integers(1, 40),
+    blocks=st.lists(st.integers(1, 9), min_size=1, max_size=40).map(tuple),
     mmd=st.none() | st.floats(-0.01, 2),
     p_value=st.none() | st.floats(0.002, 1),
     shift=st.none() | st.floats(0, 5),
     gain=st.floats(-1, 1),
 )
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    share=st.fractions(0, 1, max_denominator=20),
+    blocks=st.lists(st.integers(1, 9), min_size=1, max_size=20),
+)
+def test_as_many_groups_as_hold_the_nearest_share_of_the_blocks(share, blocks):
+    found = count_groups(float(share), blocks)
+    total = sum(blocks)
+    off = [abs(Fraction(sum(blocks[-n:]), total) - share) for n in range(1, len(blocks) + 1)]
+    assert found == off.index(min(off)) + 1
 
 
 def depth(case):

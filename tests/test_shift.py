@@ -90,7 +90,7 @@ def test_missing_tensors_are_an_error():
 
 def test_groups_get_the_mean_of_their_layers():
     layers = [LayerShift("a", 0, 1.0, []), LayerShift("b", 2, 2.0, []), LayerShift("c", 2, 4.0, [])]
-    groups = [LayerGroup(name=name, parameters=1) for name in ("stem", "plain", "top")]
+    groups = [LayerGroup(name=name, parameters=1, blocks=1) for name in ("stem", "plain", "top")]
     found = shift_by_group(layers, groups)
     assert [(item.group, item.value) for item in found] == [("stem", 1.0), ("top", 3.0)]
 

@@ -51,7 +51,7 @@ INFO = BackboneInfo(
     weights_license=None,
     weights_source=None,
     input=SPEC,
-    groups=[LayerGroup(name=name, parameters=10) for name in ("stem", "top")],
+    groups=[LayerGroup(name=name, parameters=10, blocks=1) for name in ("stem", "top")],
     feature_dim=D,
     norm="batch",
     engine="torch",

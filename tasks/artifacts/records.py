@@ -153,6 +153,7 @@ class LayerGroup(Record):
 
     name: str
     parameters: int
+    blocks: int  # residual blocks, transformer layers: what timm groups at its finest
 
 
 class BackboneRank(Record):
@@ -440,7 +441,7 @@ class Baseline(Record):
 class Racer(Record):
     """An arm after a round, against frozen features that learned from the same images."""
 
-    name: str  # top, half, all (of the layer groups), scratch
+    name: str  # top, most, all (of the blocks), scratch
     arm: Arm
     cut: int  # lowest trained layer group
     val_accuracy: float
@@ -493,7 +494,7 @@ class Rule(Record):
 class ConsideredArm(Record):
     """One way to transfer, and what is known of it."""
 
-    name: str  # frozen, top, half, all (of the layer groups), scratch
+    name: str  # frozen, top, most, all (of the blocks), scratch
     arm: Arm
     cut: int | None  # lowest trained layer group; None: frozen
     chosen: bool

@@ -37,14 +37,29 @@ _UNMATCHED = (
 
 
 def layer_groups(model: nn.Module) -> list[LayerGroup]:
-    """Name and parameter count of every layer group, in forward order, without the classifier."""
+    """Name, parameters and blocks of every layer group, in forward order; no classifier."""
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    groups = parameter_names(model)
+    blocks = _block_numbers(model, [name for names in groups for name in names])
     return [
         LayerGroup(
-            name=_group_name(model, names), parameters=sum(sizes.get(name, 0) for name in names)
+            name=_group_name(model, names),
+            parameters=sum(sizes.get(name, 0) for name in names),
+            blocks=len({blocks[name] for name in names}),
         )
-        for names in parameter_names(model)
+        for names in groups
     ]
+
+
+def _block_numbers(model: nn.Module, names: list[str]) -> dict[str, int]:
+    """Block of every parameter: a group of the matcher's finest grouping, where it has one."""
+    if not hasattr(model, "group_matcher"):
+        return dict.fromkeys(names, 0)
+    matcher = untyped(model).group_matcher(coarse=False)
+    found: dict[str, int] = group_with_matcher(
+        ((name, None) for name in names), matcher, reverse=True
+    )
+    return found
 
 
 def parameter_names(model: nn.Module) -> list[list[str]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from tasks.artifacts.records import LayerGroup
 from tasks.backbones.cuts import example_images, in_eval_mode
 from tasks.backbones.groups import group_numbers
 from tasks.params import FinetuneParams, RaceParams
@@ -97,6 +98,7 @@ class Field:
 
 
 def choose_field(
+    groups: Sequence[LayerGroup],
     costs: Sequence[float],
     cuts: Sequence[int],
     work: Workload,
@@ -106,14 +108,15 @@ def choose_field(
     """Choose the largest field that the budget affords with enough images; None: it affords none.
 
     Args:
-        costs: Share of a forward pass that each layer group takes.
+        groups: Of the backbone.
+        costs: Share of a forward pass that each of them takes.
         cuts: Lowest trained group of each phase that the rules plan.
         work: All images; its epochs do not matter.
         params: The `race` block.
         tuning: The `finetune` block.
     """
     whole = expected_cost(costs, cuts, work, tuning)
-    entries = [one for one in name_arms(len(costs)) if one.phases]
+    entries = [one for one in name_arms(groups) if one.phases]
     while entries:
         images = _affordable_images(costs, entries, params.share * whole, work, params.epochs)
         if images >= params.min_images:

@@ -1,16 +1,18 @@
 """The ways to transfer that are told apart: frozen features, three depths, from scratch."""
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tasks.artifacts.records import Arm, ConsideredArm, Decision, Estimate, Race, Racer
+import numpy as np
 
-DEPTHS = {"top": 0.25, "half": 0.5, "all": 1.0}  # share of the layer groups that are trained
+from tasks.artifacts.records import Arm, ConsideredArm, Decision, Estimate, LayerGroup, Race, Racer
+
+DEPTHS = {"top": 1 / 3, "most": 2 / 3, "all": 1.0}  # share of the blocks that are trained
 IN_WORDS = {
     "frozen": "frozen features",
-    "top": "fine-tuning the top quarter of the layer groups",
-    "half": "fine-tuning the upper half of the layer groups",
-    "all": "fine-tuning all layer groups",
+    "top": "fine-tuning the top third of the blocks",
+    "most": "fine-tuning the upper two thirds of the blocks",
+    "all": "fine-tuning all blocks",
     "scratch": "training from scratch",
 }
 
@@ -29,25 +31,45 @@ class NamedArm:
         return [] if self.arm == "feature_extraction" else [self.cut]
 
 
-def name_arms(groups: int) -> list[NamedArm]:
+def count_groups(share: float, blocks: Sequence[int]) -> int:
+    """Give the number of layer groups, from the top, whose blocks are nearest to a share of all.
+
+    Groups of one network differ much in size, and those of two networks too: the last of
+    ConvNeXt's four stages holds three blocks and half of the parameters.
+
+    Args:
+        share: In [0, 1].
+        blocks: Of each layer group, in forward order.
+
+    Returns:
+        At least 1; of two that are as near, the fewer.
+    """
+    reached = np.cumsum(blocks[::-1]) / sum(blocks)
+    return int(np.argmin(np.abs(reached - share).round(6))) + 1
+
+
+def name_arms(groups: Sequence[LayerGroup]) -> list[NamedArm]:
     """Name every arm, from the cheapest to the dearest.
 
     Args:
-        groups: Layer groups of the backbone.
+        groups: Of the backbone.
     """
-    tuned = {name: groups - math.ceil(share * groups) for name, share in DEPTHS.items()}
+    blocks = [group.blocks for group in groups]
+    tuned = {name: len(groups) - count_groups(share, blocks) for name, share in DEPTHS.items()}
     return [
-        NamedArm("frozen", "feature_extraction", groups),
+        NamedArm("frozen", "feature_extraction", len(groups)),
         *(NamedArm(name, "fine_tune", cut) for name, cut in tuned.items()),
         NamedArm("scratch", "scratch", 0),
     ]
 
 
-def consider_arms(decision: Decision, race: Race | None, groups: int) -> list[ConsideredArm]:
+def consider_arms(
+    decision: Decision, race: Race | None, groups: Sequence[LayerGroup]
+) -> list[ConsideredArm]:
     """Say of every arm whether it was chosen, and what a race said of it."""
     arms = name_arms(groups)
     same = [one for one in arms if one.arm == decision.arm]
-    lowest = min(decision.phases, default=groups)
+    lowest = min(decision.phases, default=len(groups))
     chosen = min(same, key=lambda one: abs(one.cut - lowest))
     raced = {racer.name: racer for done in (race.rounds if race else []) for racer in done.racers}
     return [

@@ -22,6 +22,7 @@ from tasks.artifacts.records import (
 )
 from tasks.artifacts.tables import Manifest
 from tasks.params import DecideParams
+from tasks.transferability.arms import count_groups
 
 Domain = Literal["similar", "intermediate", "far"]
 DOMAINS: tuple[Domain, ...] = ("similar", "intermediate", "far")
@@ -40,16 +41,16 @@ class RaceWinner:
 class Evidence:
     """What the rules look at; numbers without their intervals.
 
-    `images`: training images. `groups`: layer groups of the backbone. `mmd` and `shift`: None where
-    they could not be measured; `mmd` is that to the source images that fit best. `gain`: accuracy
-    of pretrained minus random features. `error`: share of images that frozen features have wrong,
-    by folds; `room`: val accuracy that a model without mistakes would surely add; both None where
-    they were not measured. `winner`: of a race; None where there was none.
+    `images`: training images. `blocks`: of each layer group of the backbone. `mmd` and `shift`:
+    None where they could not be measured; `mmd` is that to the source images that fit best.
+    `gain`: accuracy of pretrained minus random features. `error`: share of images that frozen
+    features have wrong, by folds; `room`: val accuracy that a model without mistakes would surely
+    add; both None where they were not measured. `winner`: of a race; None where there was none.
     """
 
     images: int
     classes: int
-    groups: int
+    blocks: tuple[int, ...]
     mmd: float | None
     p_value: float | None
     shift: float | None
@@ -62,6 +63,11 @@ class Evidence:
     def images_per_class(self) -> float:
         """Mean number of training images of a class."""
         return self.images / self.classes
+
+    @property
+    def groups(self) -> int:
+        """Layer groups of the backbone."""
+        return len(self.blocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +142,7 @@ def _depth(evidence: Evidence, params: DecideParams) -> int:
     A race that fine-tuning won has measured it; where deeper arms did not take part, at least.
     """
     share, winner = depth_share(evidence, params), evidence.winner
-    by_rule = min(evidence.groups, max(1, math.ceil(round(share * evidence.groups, 6))))
+    by_rule = count_groups(share, evidence.blocks)
     if winner is None or winner.arm != "fine_tune":
         return by_rule
     measured = evidence.groups - winner.cut
@@ -144,7 +150,7 @@ def _depth(evidence: Evidence, params: DecideParams) -> int:
 
 
 def depth_share(evidence: Evidence, params: DecideParams) -> float:
-    """Share of the backbone's groups to unfreeze, by domain and level of data."""
+    """Share of the backbone's blocks to unfreeze, by domain and level of data."""
     shares = {
         "similar": params.depth_similar,
         "intermediate": params.depth_intermediate,
@@ -293,12 +299,12 @@ def _depth_rule(evidence: Evidence, params: DecideParams) -> Rule:
     return Rule(
         name="fine-tune deeper with data and distance",
         statement="Whatever no rule above decides is fine-tuned; the more images a class and the "
-        "farther the domain, the more groups.",
+        "farther the domain, the more blocks.",
         inputs={
             "images_per_class": evidence.images_per_class,
             "domain": domain_of(evidence, params),
-            "share_of_groups": depth_share(evidence, params),
-            "groups": evidence.groups,
+            "share_of_blocks": depth_share(evidence, params),
+            "groups": count_groups(depth_share(evidence, params), evidence.blocks),
         },
         fired=True,
         votes_for="fine_tune",
@@ -340,7 +346,7 @@ def gather_evidence(
     return Evidence(
         images=len(manifest.of("train")),
         classes=len(manifest.class_names),
-        groups=len(info.groups),
+        blocks=tuple(group.blocks for group in info.groups),
         mmd=mmd.matched.value if mmd else None,
         p_value=mmd.p_value if mmd else None,
         shift=shift.value if shift else None,

@@ -8,7 +8,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
-from bench.cells import DEPTHS, Cell, CellArm, Task
+from bench.cells import Cell, CellArm, Task
 from bench.studies import Study
 
 from tasks.artifacts.arrays import Bools, Logits, read_array
@@ -17,6 +17,7 @@ from tasks.artifacts.records import (
     BackboneInfo,
     Baseline,
     Finetuned,
+    LayerGroup,
     Phase,
     Transfer,
     read_record,
@@ -31,6 +32,7 @@ from tasks.judging.rule import ValSet
 from tasks.params import Params
 from tasks.training.phases import next_phase
 from tasks.training.resume.workspace import CONSTRAINTS, IMPORTED, TASKS, fingerprint
+from tasks.transferability.arms import DEPTHS
 from tasks.transferability.rules import Evidence, choose_cuts
 
 TABLES = ("depth_similar", "depth_intermediate", "depth_far")
@@ -65,7 +67,7 @@ def train_arm(study: Study, task: Task, arm: CellArm) -> Cell:
     """Train an arm after the frozen baseline; val says which of both ships."""
     info = read_record(study.path("extract/backbone.json"), BackboneInfo)
     chosen: Arm = "scratch" if arm == "scratch" else "fine_tune"
-    cuts = cuts_of(arm, study, len(info.groups))
+    cuts = cuts_of(arm, study, info.groups)
     write_record(study.path("decide/transfer.json"), Transfer(arm=chosen, phases=cuts))
     # What a killed run left would save time that is measured.
     shutil.rmtree(study.root / ".regraft", ignore_errors=True)
@@ -91,7 +93,7 @@ def train_arm(study: Study, task: Task, arm: CellArm) -> Cell:
     )
 
 
-def cuts_of(arm: CellArm, study: Study, groups: int) -> list[int]:
+def cuts_of(arm: CellArm, study: Study, groups: Sequence[LayerGroup]) -> list[int]:
     """Lowest unfrozen group of each phase, as the rules reach the depth of an arm."""
     if arm == "scratch":
         return [0]
@@ -100,7 +102,7 @@ def cuts_of(arm: CellArm, study: Study, groups: int) -> list[int]:
     evidence = Evidence(
         images=len(manifest.of("train")),
         classes=len(manifest.class_names),
-        groups=groups,
+        blocks=tuple(group.blocks for group in groups),
         mmd=None,
         p_value=None,
         shift=None,

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Literal
 
 from tasks.artifacts.records import Arm
 from tasks.artifacts.tables import Ratio, read_rows, write_rows
+from tasks.transferability.arms import DEPTHS
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-CellArm = Literal["scratch", "frozen", "top", "half", "all"]
-DEPTHS: dict[CellArm, float] = {"top": 0.25, "half": 0.5, "all": 1.0}  # share of the layer groups
-ARMS: tuple[CellArm, ...] = ("frozen", "top", "half", "all", "scratch")
+CellArm = Literal["scratch", "frozen", "top", "most", "all"]
+ARMS: tuple[CellArm, ...] = ("frozen", "top", "most", "all", "scratch")
+TUNED: tuple[CellArm, ...] = ("top", "most", "all")
 
 Task = tuple[str, str, int, int]  # set, images a class, seed, px
 
@@ -141,14 +142,14 @@ class Said:
         return self.set, self.images_per_class, self.seed, self.px
 
 
-def nearest_arm(chosen: Arm, cuts: Sequence[int], groups: int) -> CellArm:
-    """Find the arm of the cells that trains about as many layer groups; of two the shallower."""
+def nearest_arm(chosen: Arm, cuts: Sequence[int], blocks: Sequence[int]) -> CellArm:
+    """Find the arm of the cells that trains about as many blocks; of two the shallower."""
     if chosen == "feature_extraction":
         return "frozen"
     if chosen == "scratch":
         return "scratch"
-    share = (groups - cuts[-1]) / groups
-    return min(DEPTHS, key=lambda arm: abs(DEPTHS[arm] - share))
+    share = sum(blocks[cuts[-1] :]) / sum(blocks)
+    return min(TUNED, key=lambda arm: abs(DEPTHS[arm] - share))
 
 
 def read_cells(path: Path) -> list[Cell]:

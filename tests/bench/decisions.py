@@ -158,7 +158,7 @@ def decide(study: Study, task: Task, decider: str) -> Said:
     seconds = sum(took.values()) - took.get("baseline", 0.0)
     similarity = read_record(study.path("similarity/similarity.json"), Similarity)
     decision = read_record(study.path("decide/decision.json"), Decision)
-    groups = len(read_record(study.path("extract/backbone.json"), BackboneInfo).groups)
+    groups = read_record(study.path("extract/backbone.json"), BackboneInfo).groups
     name, level, seed, px = task
     mmd = similarity.mmd
     return Said(
@@ -169,7 +169,7 @@ def decide(study: Study, task: Task, decider: str) -> Said:
         decider=decider,
         images=len(study.manifest.of("train")),
         classes=len(study.manifest.class_names),
-        groups=groups,
+        groups=len(groups),
         mmd=mmd and round(mmd.value, 4),
         mmd_p_value=mmd and round(mmd.p_value, 4),
         shift=similarity.shift and round(similarity.shift.value, 4),
@@ -178,7 +178,7 @@ def decide(study: Study, task: Task, decider: str) -> Said:
         domain=decision.domain,
         chosen=decision.arm,
         cuts=" ".join(map(str, decision.phases)),
-        arm=nearest_arm(decision.arm, decision.phases, groups),
+        arm=nearest_arm(decision.arm, decision.phases, [group.blocks for group in groups]),
         confidence=decision.confidence,
         seconds=round(seconds, 1),
     )

@@ -24,8 +24,8 @@ from bench.regret import (
 WORST = 10  # tasks that are told one by one
 NAMES: dict[CellArm, str] = {
     "frozen": "always frozen",
-    "top": "always the top quarter",
-    "half": "always the top half",
+    "top": "always the top third",
+    "most": "always the upper two thirds",
     "all": "always all layers",
 }
 DISTANCES: dict[str, Callable[[Said], float]] = {

@@ -12,7 +12,7 @@ import numpy as np
 from bench.cells import ARMS, Cell, CellArm, Said, Task
 
 RESAMPLES = 2000
-NEEDED: tuple[CellArm, ...] = ("frozen", "top", "half", "all")
+NEEDED: tuple[CellArm, ...] = ("frozen", "top", "most", "all")
 RIGHT = 1.0  # points of regret up to which a choice counts as right
 
 Cells = Mapping[Task, Mapping[CellArm, Cell]]

@@ -24,7 +24,7 @@ from tasks.evaluate import run_model
 from tasks.heads.classifier import load_finetuned
 from tasks.judging.rule import ValSet
 
-ARM = "half"  # how deep all of them fine-tune
+ARM = "most"  # how deep all of them fine-tune
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def train_variant(study: Study, set_name: str, name: str) -> Result:
         change_views(study, variant.operations)
     seconds += sum(study.run(stage) for stage in ("select", "extract", "baseline"))
     info = read_record(study.path("extract/backbone.json"), BackboneInfo)
-    cuts = cuts_of(ARM, study, len(info.groups))
+    cuts = cuts_of(ARM, study, info.groups)
     write_record(study.path("decide/transfer.json"), Transfer(arm="fine_tune", phases=cuts))
     seconds += study.run("finetune")
     logits = np.array(read_array(study.path("finetune/val_logits.npy")))
