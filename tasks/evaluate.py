@@ -26,6 +26,7 @@ from tasks.artifacts.records import (
     read_record,
     write_record,
 )
+from tasks.artifacts.sampling import choose_rows
 from tasks.artifacts.tables import (
     ClassRow,
     ConfusionRow,
@@ -42,6 +43,7 @@ from tasks.artifacts.words import name_trained
 from tasks.auditing.held_out import HeldOut, Pool, compare_with_folds, hold_out
 from tasks.auditing.suspects import list_suspects, picture_suspects
 from tasks.backbones.engine import make_engine
+from tasks.delivery.in_domain import InDomain
 from tasks.errors import ArtifactError
 from tasks.evaluation import tables
 from tasks.evaluation.relatives import find_related, judge_relatives
@@ -53,11 +55,13 @@ from tasks.evaluation.shipping import (
     warn_of_majority,
 )
 from tasks.evaluation.tables import hardest_images, write_hardest
-from tasks.evaluation.words import say_results
-from tasks.heads.classifier import load_finetuned
+from tasks.evaluation.unknown import Answered, Seen, check_domain, fit_in_domain, judge_sets
+from tasks.evaluation.words import say_results, warn_of_unknown
+from tasks.heads.classifier import Classifier, load_finetuned
 from tasks.heads.features import read_features
 from tasks.heads.registry import apply_head, load_head
 from tasks.judging.calibration import Judged, ModelLogits
+from tasks.judging.metrics import log_probabilities
 from tasks.judging.rule import ValSet
 from tasks.judging.statistics import GroupBootstrap, accuracy_interval
 from tasks.params import EvaluateParams
@@ -69,6 +73,7 @@ from tasks.runtime.progress import progress
 log = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
+SEEN: dict[Split, int] = {"train": 5000, "val": 2000, "test": 2000}  # images whose features tell
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,8 @@ class Paths(StagePaths):
     """What the stage reads and writes."""
 
     manifest: Read
+    train: Read
+    val: Read
     test: Read
     test_features: Read
     train_features: Read
@@ -97,23 +104,33 @@ class Paths(StagePaths):
     hardest: Write
     suspects: Write
     suspect_pixels: Write
+    reference: Write
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """What the stage reads, checked to belong together. No fine-tuned model: features sufficed.
 
-    `held_out` has a linear head for each fold of all images, those of test last.
+    `held_out` has the frozen features of all images, those of test last, and a linear head for each
+    fold; `model` is the fine-tuned one.
     """
 
     manifest: Manifest
-    pixels: PixelStore
+    pixels: dict[Split, PixelStore]
     baseline: ModelLogits
     finetuned: ModelLogits | None
     arm: Arm
     held_out: HeldOut
+    model: Classifier | None = None
+    spec: InputSpec | None = None
     balanced: bool = False
     rejection: str | None = None
+
+    def logits_of(self, name: ModelName) -> ModelLogits:
+        """Give the logits of one of the models."""
+        found = self.finetuned if name == "finetuned" else self.baseline
+        assert found is not None
+        return found
 
     @property
     def test_images(self) -> Ints:
@@ -218,8 +235,10 @@ def read_inputs(paths: Paths, *, seed: int) -> Inputs:
     finetuned = read_record(paths.finetune, Finetuned)
     for path, classes in ((paths.baseline, summary.classes), (paths.finetune, finetuned.classes)):
         _expect(path, "classes", classes, manifest.class_names)
-    pixels = PixelStore.open(paths.test)
-    _expect(paths.test, "images", pixels.info.count, len(manifest.of("test")))
+    stores = {"train": paths.train, "val": paths.val, "test": paths.test}
+    pixels: dict[Split, PixelStore] = {split: PixelStore.open(stores[split]) for split in SPLITS}
+    for split, store in pixels.items():
+        _expect(stores[split], "images", store.info.count, len(manifest.of(split)))
     folders = (paths.train_features, paths.val_features, paths.test_features)
     pool = Pool(
         [read_features(at, manifest, split) for at, split in zip(folders, SPLITS, strict=True)]
@@ -231,7 +250,7 @@ def read_inputs(paths: Paths, *, seed: int) -> Inputs:
         return Inputs(manifest, pixels, baseline, None, finetuned.arm, held_out)
     model = load_finetuned(paths.model, finetuned)
     what = f"{name_trained(finetuned.arm)} on test"
-    test = run_model(model, finetuned.input, pixels, seed=seed, what=what)
+    test = run_model(model, finetuned.input, pixels["test"], seed=seed, what=what)
     logits = _model_logits(paths.finetune_logits, paths.model, test, manifest)
     return Inputs(
         manifest,
@@ -240,18 +259,38 @@ def read_inputs(paths: Paths, *, seed: int) -> Inputs:
         logits,
         finetuned.arm,
         held_out,
+        model,
+        finetuned.input,
         finetuned.class_balanced,
         finetuned.rejection,
     )
 
 
 def run_model(
-    model: nn.Module, spec: InputSpec, pixels: PixelStore, *, seed: int, what: str
+    model: nn.Module,
+    spec: InputSpec,
+    pixels: PixelStore,
+    *,
+    seed: int,
+    what: str,
+    images: Ints | None = None,
 ) -> Logits:
-    """Give a classifier's logits, float32 (N, C), of the clean views; `what` names the progress."""
+    """Run a network over the clean views of some images.
+
+    Args:
+        model: Normalized images to one row each.
+        spec: What it expects.
+        pixels: Of one split.
+        seed: The run's seed.
+        what: Names the progress.
+        images: Their numbers in the split; None: all of them.
+
+    Returns:
+        A classifier's logits, or a backbone's features, float32 (N, C).
+    """
     machine = read_machine()
     configure_torch(machine, seed)
-    rows = pixels.clean_rows()
+    rows = pixels.clean_rows() if images is None else pixels.row_of(images)
     engine = make_engine(model, spec, machine, pixels.rows(rows[:BATCH_SIZE]))
     parts = []
     with progress(what, len(rows)) as meter:
@@ -259,6 +298,54 @@ def run_model(
             parts.append(engine(batch)[0])
             meter.advance(len(batch))
     return np.concatenate(parts)
+
+
+def see_images(inputs: Inputs, shipped: ModelName, *, seed: int) -> dict[Split, Seen]:
+    """Give the features that the shipped model has of some images of every split.
+
+    Training images come with their labels, all others with what is predicted of them.
+    """
+    logits = inputs.logits_of(shipped)
+    answers = {"train": inputs.manifest.labels("train")}
+    answers |= {"val": logits.val.argmax(axis=1), "test": logits.test.argmax(axis=1)}
+    found: dict[Split, Seen] = {}
+    for number, (split, most) in enumerate(SEEN.items()):
+        rows = inputs.manifest.of(split)
+        images = choose_rows(rows, most, seed=seed)
+        if shipped == "baseline":
+            features = inputs.held_out.pool.parts[number].features[images, 0]
+        else:
+            assert inputs.model is not None
+            assert inputs.spec is not None
+            features = run_model(
+                inputs.model.backbone,
+                inputs.spec,
+                inputs.pixels[split],
+                seed=seed,
+                what=f"features of {split}",
+                images=images,
+            )
+        groups = [rows[image].group for image in images]
+        found[split] = Seen(features, answers[split][images], groups)
+    return found
+
+
+def judge_unknown(
+    inputs: Inputs, result: Evaluation, params: EvaluateParams, *, seed: int
+) -> tuple[Evaluation, InDomain]:
+    """Add what the shipped model says where it does not know; give what tells the domain, too."""
+    shipped, manifest = result.metrics.shipped, inputs.manifest
+    judged = result.models[shipped]
+    log_p = log_probabilities(inputs.logits_of(shipped).val, judged.temperature)
+    val = Answered(np.exp(log_p), manifest.labels("val"), manifest.groups("val"))
+    test = Answered(np.exp(judged.calibrated), judged.labels, manifest.groups("test"))
+    seen = see_images(inputs, shipped, seed=seed)
+    known = fit_in_domain(seen["train"], seen["val"], false_alarm=params.false_alarm)
+    sets = judge_sets(val, test, params, seed=seed)
+    domain = check_domain(known, seen["test"], params, seed=seed)
+    warnings = [*result.metrics.warnings, *warn_of_unknown(sets, domain)]
+    told = {"sets": sets, "domain": domain, "warnings": warnings}
+    return replace(result, metrics=result.metrics.model_copy(update=told)), known
 
 
 def _model_logits(
@@ -306,12 +393,13 @@ def write_outputs(paths: Paths, inputs: Inputs, result: Evaluation, params: Eval
     reliability = tables.reliability_rows(models, groups, params.ece_bins, params.confidence)
     write_rows(paths.reliability, ReliabilityRow, reliability)
     hardest = hardest_images(shipped.losses, params.hardest)
-    pictures = inputs.pixels.rows(inputs.pixels.row_of(hardest))
+    test = inputs.pixels["test"]
+    pictures = test.rows(test.row_of(hardest))
     write_hardest(paths.hardest, hardest, pictures, judged=shipped, paths=images, class_names=names)
     answers = [(np.arange(len(images)), shipped.calibrated)]
     suspects = list_suspects(inputs.manifest, ["test"], lambda: answers)
     write_rows(paths.suspects, SuspectRow, suspects)
-    shown = picture_suspects(suspects, inputs.manifest, {"test": inputs.pixels})
+    shown = picture_suspects(suspects, inputs.manifest, {"test": test})
     write_array(paths.suspect_pixels, shown)
     write_record(paths.metrics, result.metrics)
     write_record(paths.summary, tables.summarize_metrics(result.metrics))
@@ -347,6 +435,8 @@ def main(argv: Sequence[str] | None) -> None:
         seed=params.seed,
     )
     result = replace(result, metrics=result.metrics.model_copy(update={"folds": folds}))
+    result, known = judge_unknown(inputs, result, params.evaluate, seed=params.seed)
+    known.write(paths.reference)
     write_outputs(paths, inputs, result, params.evaluate)
     for warning in result.metrics.warnings:
         log.warning("%s", warning)

@@ -434,6 +434,14 @@ class EvaluateParams(Block):
     confidence: float = Field(ge=0.5, lt=1, description="Confidence of the intervals.")
     ece_bins: int = Field(ge=2, le=100, description="Bins of equal mass of the calibration error.")
     hardest: int = Field(ge=0, le=200, description="Hardest test images that the report shows.")
+    set_coverage: float = Field(
+        ge=0.5, lt=1, description="Share of labels that the conformal sets are to hold."
+    )
+    false_alarm: float = Field(
+        gt=0,
+        le=0.5,
+        description="Share of images in the domain that may be called out of it, by val.",
+    )
 
 
 class ReportParams(Block):

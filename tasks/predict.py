@@ -5,12 +5,13 @@ conversion and fit that the model carries. Names that have an answer in OUT are 
 """
 
 import argparse
+import json
 import logging
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -24,10 +25,11 @@ from tasks.artifacts.words import plural, printable
 from tasks.delivery.answer_file import AnswerFile
 from tasks.delivery.folder import DeliveredModel, read_delivered
 from tasks.delivery.inputs import InputFiles, list_inputs
-from tasks.delivery.onnx_answers import LOGITS, WHOLE, Answers, OnnxAnswers
+from tasks.delivery.onnx_answers import WHOLE, Answers, OnnxAnswers
 from tasks.errors import ArtifactError, DataError, ImageError, first_line
 from tasks.images.decoding.decode import read_clean_view
 from tasks.images.validate import read_whole
+from tasks.judging.conformal import build_sets
 from tasks.judging.metrics import log_probabilities
 from tasks.runtime.entry import LACKING, run_stage
 from tasks.runtime.machine import Machine, read_machine
@@ -121,20 +123,59 @@ def classify(
         classes: All classes where rows are to tell the probability of each, else none.
     """
     sound = [pixels for _, pixels in batch if not isinstance(pixels, ImageError)]
-    logits = engine(np.stack(sound))[LOGITS] if sound else np.empty((0, len(model.classes)))
-    log_p = log_probabilities(logits, model.calibration.temperature)
-    answered = iter(zip(np.argmax(logits, axis=1), np.exp(log_p), strict=True))
-    rows = []
-    for name, pixels in batch:
-        if isinstance(pixels, ImageError):
-            nothing = dict.fromkeys(classes)
-            rows.append(AnswerRow(name, "", None, str(pixels), model.name, nothing))
-            continue
-        best, probabilities = next(answered)
-        of_class = dict(zip(classes, probabilities.tolist(), strict=False))
-        largest, predicted = float(probabilities.max()), model.classes[best]
-        rows.append(AnswerRow(name, predicted, largest, "", model.name, of_class))
-    return rows
+    answers = answer(np.stack(sound), model, engine, classes) if sound else []
+    answered = iter(answers)
+    return [
+        refuse(name, pixels, model, classes)
+        if isinstance(pixels, ImageError)
+        else replace(next(answered), path=name)
+        for name, pixels in batch
+    ]
+
+
+def answer(
+    pixels: Pixels, model: DeliveredModel, engine: Answers, classes: Sequence[str]
+) -> list[AnswerRow]:
+    """Give rows without a path for images, uint8 (N, R, R, 3)."""
+    _, features, logits = engine(pixels)
+    calibration, known = model.calibration, model.known
+    probabilities = np.exp(log_probabilities(logits, calibration.temperature))
+    sets = build_sets(probabilities, calibration.set_thresholds)
+    strangeness = known.scores(features) / known.threshold
+    measured = bool(np.isfinite(known.threshold))
+    return [
+        AnswerRow(
+            path="",
+            predicted=model.classes[best],
+            probability=float(p.max()),
+            label_set=json.dumps([model.classes[c] for c in np.flatnonzero(among)]),
+            strangeness=float(strange) if measured else None,
+            in_domain=bool(strange <= 1) if measured else None,
+            error="",
+            model=model.name,
+            probabilities=dict(zip(classes, p.tolist(), strict=False)),
+        )
+        for best, p, among, strange in zip(
+            np.argmax(logits, axis=1), probabilities, sets, strangeness, strict=True
+        )
+    ]
+
+
+def refuse(
+    name: str, error: ImageError, model: DeliveredModel, classes: Sequence[str]
+) -> AnswerRow:
+    """Give the row of a file that cannot be used."""
+    return AnswerRow(
+        path=name,
+        predicted="",
+        probability=None,
+        label_set="",
+        strangeness=None,
+        in_domain=None,
+        error=str(error),
+        model=model.name,
+        probabilities=dict.fromkeys(classes),
+    )
 
 
 def open_engine(model: DeliveredModel, machine: Machine, *, rows: int) -> Answers:

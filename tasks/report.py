@@ -44,6 +44,7 @@ from tasks.artifacts.tables import (
     read_rows,
 )
 from tasks.backbones.catalogue import load_backbone
+from tasks.delivery.in_domain import InDomain
 from tasks.delivery.onnx_files import Samples
 from tasks.errors import ArtifactError, WeightsError
 from tasks.heads.classifier import load_finetuned
@@ -103,6 +104,7 @@ class Paths(StagePaths):
     confusion: Read
     reliability: Read
     hardest: Read
+    reference: Read
     audit: Read
     pairs: Read
     suspects: Read
@@ -275,15 +277,27 @@ def load_shipped(paths: Paths, findings: Findings, params: Params) -> ShippedMod
         fit=findings.policy.fit,
         conversion=read_record(paths.conversion, Conversion),
         classes=findings.health.classes,
-        calibration=Calibration(
-            temperature=findings.shipped.temperature,
-            fitted_on="val",
-            images=findings.health.split_counts["val"],
-        ),
+        calibration=_calibration(paths, findings),
+        known=InDomain.read(paths.reference),
         limits={
             "max_pixels": params.ingest.max_pixels,
             "min_side_px": params.ingest.min_side_px,
         },
+    )
+
+
+def _calibration(paths: Paths, findings: Findings) -> Calibration:
+    sets, domain = findings.metrics.sets, findings.metrics.domain
+    if sets is None or domain is None:
+        raise ArtifactError(f"{paths.metrics}: of an older version; run evaluate again")
+    return Calibration(
+        temperature=findings.shipped.temperature,
+        fitted_on="val",
+        images=findings.health.split_counts["val"],
+        set_coverage=sets.asked,
+        set_thresholds=sets.kinds[0].thresholds,
+        in_domain=domain.threshold,
+        false_alarm=domain.asked,
     )
 
 

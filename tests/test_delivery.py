@@ -120,7 +120,8 @@ def test_what_was_measured_is_told(reported: Run) -> None:
     assert about["int8"]["shipped"] == kept == (about["int8"]["val_accuracy_lost"] <= 0.005)
     told = json.loads((reported.paths.export / "calibration.json").read_text())
     assert told["temperature"] == about["temperature"]
-    assert (told["fitted_on"], told["conformal"], told["in_domain"]) == ("val", None, None)
+    assert (told["fitted_on"], told["set_coverage"], told["false_alarm"]) == ("val", 0.9, 0.05)
+    assert len(told["set_thresholds"]) == len(about["classes"])
     labels = (reported.paths.export / "labels.txt").read_text().splitlines()
     assert labels == about["classes"]
 
@@ -155,7 +156,7 @@ def test_a_folder_without_a_model_or_of_another_version_is_told(tmp_path: Path) 
     with pytest.raises(ArtifactError, match=r"holds no exported model; `make run` makes one"):
         read_delivered(tmp_path)
     (tmp_path / "regraft.json").write_text('{"format": 1}')
-    with pytest.raises(ArtifactError, match=r"another version of Regraft \(format 1, expected 2\)"):
+    with pytest.raises(ArtifactError, match=r"another version of Regraft \(format 1, expected 3\)"):
         read_delivered(tmp_path)
 
 

@@ -13,14 +13,17 @@ from scipy.special import softmax
 from sklearn import metrics as oracle
 
 from tasks.artifacts.arrays import write_array
-from tasks.artifacts.pixels import StoreWriter, store_info
+from tasks.artifacts.pixels import PixelStore, StoreWriter, store_info
 from tasks.artifacts.records import (
     SPLITS,
     Baseline,
+    DomainCheck,
     Estimate,
     Finetuned,
     InputSpec,
     Metrics,
+    PredictionSets,
+    SetScores,
     Summary,
     write_record,
 )
@@ -38,12 +41,13 @@ from tasks.artifacts.tables import (
     write_rows,
 )
 from tasks.backbones.catalogue import create_architecture
+from tasks.delivery.in_domain import InDomain
 from tasks.errors import ArtifactError
-from tasks.evaluate import evaluate, main
+from tasks.evaluate import evaluate, main, run_model
 from tasks.evaluation.relatives import Related, find_related, judge_relatives
 from tasks.evaluation.shipping import choose_model
 from tasks.evaluation.tables import class_rows, hardest_images, reliability_rows
-from tasks.evaluation.words import say_difference
+from tasks.evaluation.words import say_difference, warn_of_unknown
 from tasks.heads.classifier import Classifier, load_finetuned, write_classifier
 from tasks.heads.registry import find_head, write_head
 from tasks.judging.calibration import ModelLogits, expected_calibration_error, judge
@@ -389,11 +393,12 @@ def write_inputs(folder, manifest):
     """Everything that the stage reads, of a random model."""
     rng = np.random.default_rng(0)
     write_manifest(folder / "manifest.csv", manifest)
-    test = manifest.of("test")
-    (folder / "test").mkdir()
-    with StoreWriter(folder / "test", store_info(len(test), views=0, image_px=32)) as store:
-        for number in range(len(test)):
-            store.append(np.asarray(draw_image(number % 3, number, (32, 32)))[None])
+    for split in SPLITS:
+        (folder / split).mkdir()
+        count = len(manifest.of(split))
+        with StoreWriter(folder / split, store_info(count, views=0, image_px=32)) as store:
+            for number in range(count):
+                store.append(np.asarray(draw_image(number % 3, number, (32, 32)))[None])
     for split in SPLITS:
         labels = manifest.labels(split)
         features = rng.normal(size=(len(labels), 1, 8)).astype(np.float32)
@@ -423,6 +428,8 @@ def write_inputs(folder, manifest):
 
 READS = {
     "manifest": "manifest.csv",
+    "train": "train",
+    "val": "val",
     "test": "test",
     "test-features": "features/test",
     "train-features": "features/train",
@@ -446,6 +453,7 @@ WRITES = {
     "hardest": "hardest",
     "suspects": "suspects.csv",
     "suspect-pixels": "suspects.npy",
+    "reference": "reference.safetensors",
 }
 
 
@@ -773,3 +781,55 @@ def test_groups_across_splits_are_leaks_and_twins_are_by_path():
     related = find_related(Manifest(rows), [TwinRow(first, "test", "x", 0.9, 20.0, twin=True)])
     assert related.twins.tolist() == [True] + [False] * 89
     assert related.leaked.sum() == 9
+
+
+# where it does not know --------------------------------------------------------------------------
+
+
+def test_sets_and_domain_are_those_of_the_shipped_model(project, tiny_params):
+    found, manifest = outputs(project), make_manifest()
+    metrics, params = found.metrics, tiny_params.evaluate
+    scores = getattr(metrics, metrics.shipped)
+    val = np.load(
+        project / f"{'finetune' if metrics.shipped == 'finetuned' else 'baseline'}_logits.npy"
+    )
+    p = np.exp(log_probabilities(val, scores.temperature))
+    own = np.sort(1 - p[np.arange(len(p)), manifest.labels("val")])
+    lac = metrics.sets.kinds[0]
+    groups = len(set(manifest.groups("val")))
+    rank = int(np.ceil((groups + 1) * params.set_coverage / groups * len(own)))
+    assert lac.thresholds == [own[rank - 1]] * 3
+    test = np.exp(log_probabilities(found.logits[metrics.shipped], scores.temperature))
+    labels = manifest.labels("test")
+    among = 1 - test[np.arange(len(test)), labels] <= own[rank - 1]
+    assert lac.coverage.value == np.mean(among | (test.argmax(axis=1) == labels))
+    known = InDomain.read(found.folder / "reference.safetensors")
+    assert (known.threshold, known.false_alarm) == (metrics.domain.threshold, params.false_alarm)
+    assert len(known.held_out) == len(manifest.of("val"))
+    assert metrics.domain.false_alarms.n == len(manifest.of("test"))
+
+
+def test_the_domain_of_a_tuned_model_is_told_by_its_own_features(project, tmp_path):
+    tuned = make_finetuned()
+    assert outputs(project).metrics.finetuned is not None
+    model = load_finetuned(project / "model.safetensors", tuned)
+    val = PixelStore.open(project / "val")
+    found = run_model(model.backbone, SPEC, val, seed=1, what="x", images=np.array([3, 5]))
+    with torch.inference_mode():
+        images = normalize(torch.tensor(np.stack([val.rows([3])[0], val.rows([5])[0]])), SPEC)
+        expected = model.backbone(images).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_too_little_coverage_is_a_warning():
+    share = Estimate(value=0.7, low=0.6, high=0.8, n=100)
+    kind = SetScores(
+        method="lac", thresholds=[0.5], coverage=share, lowest_of_a_class=0.2, mean_size=1.5, single=0.5
+    )  # fmt: skip
+    fine = DomainCheck(threshold=1.0, asked=0.05, false_alarms=Estimate(value=0.05, low=0.02, high=0.1, n=9))  # fmt: skip # noqa: E501
+    (warning,) = warn_of_unknown(PredictionSets(asked=0.9, kinds=[kind]), fine)
+    assert tells(warning, "90%", "70.0 %", "[60.0, 80.0]", "20.0 %")
+    strange = fine.model_copy(update={"false_alarms": share})
+    enough = kind.model_copy(update={"coverage": Estimate(value=0.85, low=0.8, high=0.92, n=9)})
+    (warning,) = warn_of_unknown(PredictionSets(asked=0.9, kinds=[enough]), strange)
+    assert tells(warning, "70.0 %", "5%")

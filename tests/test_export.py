@@ -15,6 +15,7 @@ from torch import nn
 from tasks.artifacts.files import hash_file
 from tasks.artifacts.records import Calibration, Conversion, Fit, HeadKind, InputSpec
 from tasks.backbones.catalogue import create_architecture
+from tasks.delivery.in_domain import InDomain
 from tasks.errors import ArtifactError
 from tasks.heads.registry import find_head
 from tasks.images.decoding.conversion import ColorFacts, settle_conversion
@@ -41,7 +42,21 @@ LIMITS = {"max_pixels": 10_000_000, "min_side_px": 8}
 
 
 def calibration(temperature: float = 1.0) -> Calibration:
-    return Calibration(temperature=temperature, fitted_on="val", images=20)
+    return Calibration(
+        temperature=temperature,
+        fitted_on="val",
+        images=20,
+        set_coverage=0.9,
+        set_thresholds=[0.5] * len(CLASSES),
+        in_domain=1.0,
+        false_alarm=0.05,
+    )
+
+
+def known_features(dim: int) -> InDomain:
+    means, of_one = np.zeros((len(CLASSES), dim), np.float32), np.zeros(1, np.int64)
+    held_out = np.ones((1, dim), np.float32)
+    return InDomain(means, np.eye(dim, dtype=np.float32), held_out, of_one, of_one, 1.0, 0.05)
 
 
 def shipped_model(
@@ -60,7 +75,18 @@ def shipped_model(
     spoil(built)
     spec = InputSpec(image_px=SIDE, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
     known = calibration(temperature)
-    return ShippedModel(name, backbone, built.eval(), spec, fit, conversion, CLASSES, known, LIMITS)
+    return ShippedModel(
+        name,
+        backbone,
+        built.eval(),
+        spec,
+        fit,
+        conversion,
+        CLASSES,
+        known,
+        known_features(feature_dim),
+        LIMITS,
+    )
 
 
 def images(count: int = 5) -> torch.Tensor:
@@ -94,6 +120,7 @@ def test_a_head_of_its_own_lies_beside_the_backbone(tmp_path: Path) -> None:
         "head.safetensors",
         "labels.txt",
         "model.safetensors",
+        "reference.safetensors",
         "regraft.json",
     ]
     with torch.inference_mode():
@@ -123,6 +150,7 @@ def distilled() -> ShippedModel:
         PLAIN,
         CLASSES,
         calibration(),
+        known_features(192),
         LIMITS,
     )
 

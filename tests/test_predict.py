@@ -119,7 +119,10 @@ def test_a_folder_gives_a_row_for_every_image_at_any_depth(delivered: Run, folde
     (folder / "notes.txt").write_text("no image")
     (folder / ".hidden.png").write_text("no image")
     rows = ask(delivered, folder, folder / "out.csv")
-    assert list(rows[0]) == ["path", "predicted", "probability", "error", "model"]
+    assert list(rows[0]) == [
+        "path", "predicted", "probability", "label_set", "strangeness", "in_domain", "error",
+        "model",
+    ]  # fmt: skip
     names = [row["path"] for row in rows]
     assert names == sorted(names)
     assert len(names) == IMAGES
@@ -398,7 +401,7 @@ def test_what_was_answered_before_an_interrupt_is_written(
 
 
 def answer(name: str, error: str = "") -> AnswerRow:
-    found = ("", None) if error else ("x", 0.5)
+    found = ("", None, "", None, None) if error else ("x", 0.5, '["x"]', 0.7, True)
     return AnswerRow(name, *found, error, "m", {})
 
 

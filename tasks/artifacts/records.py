@@ -672,6 +672,32 @@ class Folds(Record):
     outside: bool
 
 
+class SetScores(Record):
+    """What conformal sets of one kind hold on test."""
+
+    method: Literal["lac", "aps"]
+    thresholds: list[float]  # largest score of each class that is in a set
+    coverage: Estimate  # share of labels that are in their set
+    lowest_of_a_class: float  # the same of the class with the least
+    mean_size: float
+    single: float  # share of sets with one class
+
+
+class PredictionSets(Record):
+    """Sets of classes that hold the label with a stated probability; `predict` gives the first."""
+
+    asked: float
+    kinds: list[SetScores]
+
+
+class DomainCheck(Record):
+    """Whether the test images look to the shipped model as the training images did."""
+
+    threshold: float | None  # largest score in the domain; None: val has too few images to tell
+    asked: float  # share of images in the domain that may be called out of it
+    false_alarms: Estimate  # share of test images that are
+
+
 class Metrics(Record):
     """The whole record of the test results (data/evaluate/metrics.json)."""
 
@@ -687,6 +713,8 @@ class Metrics(Record):
     twins: CleanScores | None = None  # relative: a twin by features; None: no image has one
     leaks: CleanScores | None = None  # relative: of one group, in given splits; None: none leaks
     folds: Folds | None = None  # None: all images are of one group
+    sets: PredictionSets | None = None  # of the shipped model; so of the next
+    domain: DomainCheck | None = None
 
 
 Fit = Literal["squash", "crop", "pad"]
@@ -696,16 +724,15 @@ Fit = Literal["squash", "crop", "pad"]
 
 
 class Calibration(Record):
-    """What makes the probabilities of the exported model true (model/calibration.json).
-
-    The keys that are null are not measured yet.
-    """
+    """What makes the answers of the exported model true (model/calibration.json)."""
 
     temperature: float  # probabilities are softmax(logits / temperature)
     fitted_on: Split
     images: int
-    conformal: dict[str, float] | None = None  # coverage -> largest score of a class in the set
-    in_domain: float | None = None  # largest distance of features that is still in the domain
+    set_coverage: float  # with which probability a label is in its set of classes
+    set_thresholds: list[float]  # a class is in it whose probability is at least 1 minus its own
+    in_domain: float | None  # largest score by reference.safetensors; None: there is no limit
+    false_alarm: float  # share of images in the domain whose score is larger
 
 
 class OnnxFile(Record):

@@ -27,6 +27,7 @@ PREFIX = "prefix"  # in the metadata of a mapping, each key of which is a column
 Repeated = Annotated[str, AfterValidator(sys.intern)]  # one string for all rows that share it
 Side = Literal["nearest", "farthest"]  # of the source
 Ratio = Annotated[float | None, BeforeValidator(lambda cell: None if cell == "" else cell)]
+Flag = Annotated[bool | None, BeforeValidator(lambda cell: None if cell == "" else cell)]
 
 
 # rows --------------------------------------------------------------------------------------------
@@ -242,6 +243,9 @@ class AnswerRow:
     path: str
     predicted: str
     probability: Ratio  # calibrated, of the predicted class
+    label_set: str  # the classes that the label is among, as often as is stated; a list in json
+    strangeness: Ratio  # 1 where images of the domain end; None: val had too few to tell
+    in_domain: Flag
     error: str
     model: str  # the first digits of a sha256 over its files
     probabilities: Mapping[str, float | None] = field(metadata={PREFIX: "p_"})

@@ -6,7 +6,7 @@ anything, and a data set may have thousands of them.
 
 from collections.abc import Collection, Iterable
 
-from tasks.artifacts.records import Arm, HeadKind
+from tasks.artifacts.records import Arm, DomainCheck, Estimate, HeadKind, PredictionSets
 
 NBSP = "\N{NO-BREAK SPACE}"
 SHOWN, SHOWN_LINES = 6, 10  # names in a sentence, lines below one
@@ -106,3 +106,31 @@ def say_trained(arm: Arm) -> str:
 def name_trained(arm: Arm, model: str = "model") -> str:
     """Name the model that stage finetune made."""
     return f"{model} {say_trained(arm)}" if arm == "scratch" else f"{say_trained(arm)} {model}"
+
+
+def say_sets(sets: PredictionSets) -> str:
+    """Say what the sets of classes that `predict` gives hold on test."""
+    found = sets.kinds[0]
+    return (
+        f"Sets of classes that are to hold the label of {sets.asked:.0%} of the images hold it for "
+        f"{_percent(found.coverage)} of the test images, of the class with the least for "
+        f"{100 * found.lowest_of_a_class:.1f} %; {found.single:.0%} of them name one class, on "
+        f"average {found.mean_size:.1f}."
+    )
+
+
+def say_domain(domain: DomainCheck) -> str:
+    """Say how many test images would be called unlike those of training."""
+    if domain.threshold is None:
+        return "Val has too few images to tell which ones are unlike those of training."
+    return (
+        f"{_percent(domain.false_alarms)} of the test images would be called unlike those of "
+        f"training; {domain.asked:.0%} are allowed."
+    )
+
+
+def _percent(share: Estimate) -> str:
+    words = f"{100 * share.value:.1f} %"
+    if share.low is None or share.high is None:
+        return words
+    return f"{words} [{100 * share.low:.1f}, {100 * share.high:.1f}]"

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tasks.artifacts.files import replacing_file
 from tasks.artifacts.tables import AnswerRow, cells_of, columns_of, table_text
@@ -91,8 +91,11 @@ class AnswerFile:
     def _render(self, rows: Sequence[AnswerRow]) -> str:
         if self._is_csv:
             return table_text(AnswerRow, rows, self.classes, header=False)
-        cells = (zip(self._columns, cells_of(row, self.classes), strict=True) for row in rows)
-        return "".join(f"{json.dumps(dict(pairs))}\n" for pairs in cells)
+        return "".join(f"{json.dumps(self._as_json(row))}\n" for row in rows)
+
+    def _as_json(self, row: AnswerRow) -> dict[str, Any]:
+        cells = dict(zip(self._columns, cells_of(row, self.classes), strict=True))
+        return {**cells, "label_set": json.loads(row.label_set or "[]")}
 
     def _write(self) -> None:
         started = time.monotonic()

@@ -10,13 +10,21 @@ from pydantic import BaseModel, ValidationError
 
 from tasks.artifacts.files import hash_file, read_bytes
 from tasks.artifacts.records import Calibration, Conversion, Fit, read_json, read_record
+from tasks.delivery.in_domain import REFERENCE, InDomain
 from tasks.errors import ArtifactError
 
-FORMAT = 2  # of regraft.json; another one was written by another version of Regraft
+FORMAT = 3  # of regraft.json; another one was written by another version of Regraft
 SUMS = "SHA256SUMS"
 LINE = re.compile(r"([0-9a-f]{64})  ([^/]+)")
 NAME_DIGITS = 12  # of the sha256 by which tables name a model
-NEEDED = ("regraft.json", "labels.txt", "calibration.json", "config.json", "model.safetensors")
+NEEDED = (
+    "regraft.json",
+    "labels.txt",
+    "calibration.json",
+    "config.json",
+    "model.safetensors",
+    REFERENCE,
+)
 AT_TIMES = ("head.json", "head.safetensors", "model.onnx")  # needed where they are there
 ANSWERING = (".safetensors", "  labels.txt", "  calibration.json")  # files that answers come from
 
@@ -50,7 +58,8 @@ class DeliveredModel:
         folder: Where it lies.
         name: The first digits of a sha256 over what answers depend on.
         classes: Class names by logit.
-        calibration: How logits become probabilities.
+        calibration: How logits become probabilities and sets of classes.
+        known: Tells whether an image is like those of training.
         conversion: How an image of any mode becomes 8-bit sRGB.
         image_px: Side of the square images.
         fit: How an image becomes square.
@@ -62,6 +71,7 @@ class DeliveredModel:
     name: str
     classes: list[str]
     calibration: Calibration
+    known: InDomain
     conversion: Conversion
     image_px: int
     fit: Fit
@@ -108,6 +118,7 @@ def read_delivered(folder: Path) -> DeliveredModel:
         name=_name(folder, known),
         classes=about.classes,
         calibration=read_record(folder / "calibration.json", Calibration),
+        known=InDomain.read(folder / REFERENCE),
         conversion=Conversion(
             background=known.background,
             integers=known.integers,

@@ -1,7 +1,7 @@
 """Results in words, for the log and for people."""
 
-from tasks.artifacts.records import Arm, Estimate, Metrics
-from tasks.artifacts.words import FROZEN, name_trained, say_trained
+from tasks.artifacts.records import Arm, DomainCheck, Estimate, Metrics, PredictionSets
+from tasks.artifacts.words import FROZEN, name_trained, say_domain, say_sets, say_trained
 
 
 def say_difference(gain: Estimate, confidence: float, arm: Arm) -> str:
@@ -72,6 +72,17 @@ def headline_on_val(metrics: Metrics, arm: Arm) -> str:
     names = {"baseline": f"the {FROZEN}", "finetuned": say_trained(arm)}
     tuned = f"{say_trained(arm)} {100 * metrics.val_finetuned:.1f} %"
     return f"ships {names[metrics.shipped]}; on val {frozen}, {tuned}"
+
+
+def warn_of_unknown(sets: PredictionSets, domain: DomainCheck) -> list[str]:
+    """Say where sets hold less than asked, or too many images are called strange, beyond chance."""
+    covered, strange = sets.kinds[0].coverage, domain.false_alarms
+    warnings = []
+    if covered.high is not None and covered.high < sets.asked:
+        warnings.append(f"{say_sets(sets)} Test differs from val, which set their limits.")
+    if strange.low is not None and strange.low > domain.asked:
+        warnings.append(f"{say_domain(domain)} Test differs from val, which set the limit.")
+    return warnings
 
 
 def _words(estimate: Estimate, sign: str = "") -> str:

@@ -5,7 +5,8 @@ head.json, head.safetensors      only where the head is more than timm's linear 
 model.onnx                       uint8 pixels to calibrated probabilities, features and logits
 model_int8.onnx                  the same in integers, where accuracy on val stays
 labels.txt                       class names, in the order of the probabilities
-calibration.json                 temperature
+calibration.json                 temperature, thresholds of sets of classes and of the domain
+reference.safetensors            what tells the domain: features of classes and of held-out images
 predict.py                       classifies files with onnxruntime, Pillow and numpy alone
 regraft.json                     class names, temperature, preprocessing with the conversion of
                                  transparency and deep values to 8-bit sRGB, test results, and what
@@ -40,6 +41,7 @@ from tasks.artifacts.records import (
     write_record,
 )
 from tasks.delivery.folder import FORMAT, SUMS, hash_files
+from tasks.delivery.in_domain import REFERENCE, InDomain
 from tasks.delivery.onnx_files import AnswerNetwork, Samples, write_onnx_files
 from tasks.delivery.with_torch import load_exported
 from tasks.errors import ArtifactError
@@ -52,6 +54,7 @@ TOLERANCE = 1e-4  # of the largest logit; bit-equal where timm runs the same ker
 ALONE = Path(str(delivery.__file__)).with_name("alone.py")  # becomes predict.py
 
 CROP_MODES: Mapping[Fit, str] = {"squash": "squash", "crop": "center", "pad": "border"}
+WEIGHTS = ("model.safetensors", "head.safetensors")
 CARRIED = ("fixed_input_size", "pool_size", "first_conv", "classifier")
 
 
@@ -67,7 +70,8 @@ class ShippedModel:
         fit: How an image becomes square.
         conversion: How an image of any mode becomes 8-bit sRGB.
         classes: Class names by logit.
-        calibration: How logits become probabilities.
+        calibration: How logits become probabilities and sets of classes.
+        known: Tells whether an image is like those of training.
         limits: What makes an image file a bad one: `max_pixels` and `min_side_px`.
     """
 
@@ -79,6 +83,7 @@ class ShippedModel:
     conversion: Conversion
     classes: Sequence[str]
     calibration: Calibration
+    known: InDomain
     limits: Mapping[str, int]
 
     @torch.inference_mode()
@@ -111,7 +116,7 @@ class Exported:
     @property
     def size(self) -> int:
         """Bytes of the weights."""
-        return sum(size for name, size in self.files if name.endswith(".safetensors"))
+        return sum(size for name, size in self.files if name in WEIGHTS)
 
     @property
     def words(self) -> list[str]:
@@ -183,6 +188,7 @@ def _write_for_onnxruntime(
     """Write what is needed to classify without timm."""
     write_text(folder / "labels.txt", "".join(f"{name}\n" for name in shipped.classes))
     write_record(folder / "calibration.json", shipped.calibration)
+    shipped.known.write(folder / REFERENCE)
     if samples is None:
         return NOT_MADE, NOT_MADE
     answers = AnswerNetwork(shipped.backbone, shipped.head, shipped.calibration.temperature)

@@ -33,6 +33,7 @@ def make_environment(
         "amount_interval": text.amount_interval,
         "arm": words.ARMS.__getitem__,
         "count": text.count,
+        "domain_words": words.say_domain,
         "given": text.given,
         "listed": words.listed,
         "p_value": text.p_value,
@@ -44,6 +45,7 @@ def make_environment(
         "points_interval": text.points_interval,
         "printable": words.printable,
         "sentence": text.sentence,
+        "sets_words": words.say_sets,
         "size": text.size,
         **filters,
     }
