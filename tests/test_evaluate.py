@@ -790,9 +790,8 @@ def test_sets_and_domain_are_those_of_the_shipped_model(project, tiny_params):
     found, manifest = outputs(project), make_manifest()
     metrics, params = found.metrics, tiny_params.evaluate
     scores = getattr(metrics, metrics.shipped)
-    val = np.load(
-        project / f"{'finetune' if metrics.shipped == 'finetuned' else 'baseline'}_logits.npy"
-    )
+    stage = {"finetuned": "finetune", "baseline": "baseline"}[metrics.shipped]
+    val = np.load(project / f"{stage}_logits.npy")
     p = np.exp(log_probabilities(val, scores.temperature))
     own = np.sort(1 - p[np.arange(len(p)), manifest.labels("val")])
     lac = metrics.sets.kinds[0]
@@ -824,9 +823,11 @@ def test_the_domain_of_a_tuned_model_is_told_by_its_own_features(project, tmp_pa
 def test_too_little_coverage_is_a_warning():
     share = Estimate(value=0.7, low=0.6, high=0.8, n=100)
     kind = SetScores(
-        method="lac", thresholds=[0.5], coverage=share, lowest_of_a_class=0.2, mean_size=1.5, single=0.5
+        method="lac", thresholds=[0.5], coverage=share, lowest_of_a_class=0.2, mean_size=1.5,
+        single=0.5,
     )  # fmt: skip
-    fine = DomainCheck(threshold=1.0, asked=0.05, false_alarms=Estimate(value=0.05, low=0.02, high=0.1, n=9))  # fmt: skip # noqa: E501
+    usual = Estimate(value=0.05, low=0.02, high=0.1, n=9)
+    fine = DomainCheck(threshold=1.0, asked=0.05, false_alarms=usual)
     (warning,) = warn_of_unknown(PredictionSets(asked=0.9, kinds=[kind]), fine)
     assert tells(warning, "90%", "70.0 %", "[60.0, 80.0]", "20.0 %")
     strange = fine.model_copy(update={"false_alarms": share})
