@@ -1,6 +1,6 @@
 """Runs the frozen backbone once over all packed images and views.
 
-Writes pooled features of every split, and a probe: what the batch-norm layers see in training
+Writes pooled features of every split, and a probe: what the normalization layers see in training
 images, and features of the same architecture with random weights. Several processes share the rows
 and write the same bytes as one.
 """
@@ -153,7 +153,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_probe(paths.probe, probe)
             write_record(paths.backbone, info)
             log.info(
-                "probe of %d images over %d batch-norm layers", len(probe.rows), len(probe.layers)
+                "probe of %d images over %d %s layers",
+                len(probe.rows),
+                len(probe.layers),
+                "batch-norm" if info.norm == "batch" else "normalization",
             )
 
 

@@ -180,7 +180,7 @@ class ExtractParams(Block):
     shift_images: int = Field(
         ge=32,
         le=100_000,
-        description="Training images on which batch-norm inputs and random features are measured.",
+        description="Training images on which inputs of layers and random features are measured.",
     )
 
 

@@ -1,13 +1,13 @@
 """Measure how far the training images are from the source and what the frozen features are worth.
 
-Reads clean training features and pixels, batch-norm statistics and the source card of the backbone;
-writes similarity.json, the shift of every batch-norm layer, and for the eye a plane of source and
-target and the pictures most and least like the source.
+Reads clean training features and pixels, what normalization layers see and the source card of the
+backbone; writes similarity.json, the shift of every such layer, and for the eye a plane of source
+and target and the pictures most and least like the source.
 """
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from tasks.artifacts.records import (
     ImageSource,
     Look,
     MmdResult,
+    MomentShift,
     Similarity,
     read_record,
     write_record,
@@ -30,7 +31,7 @@ from tasks.artifacts.records import (
 from tasks.artifacts.sampling import choose_rows
 from tasks.artifacts.tables import Manifest, PlaneRow, ShiftRow, write_rows
 from tasks.artifacts.words import listed
-from tasks.backbones.source_cards import SourceCard, find_cards, nearest_size
+from tasks.backbones.source_cards import LayerMoments, SourceCard, find_cards, nearest_size
 from tasks.errors import ArtifactError
 from tasks.params import SimilarityParams
 from tasks.runtime.entry import Read, StagePaths, Write, read_arguments, run_stage
@@ -44,7 +45,7 @@ from tasks.transferability.pictures import (
     see_pixels,
     write_pictures,
 )
-from tasks.transferability.ruler import Ruler, find_ruler, say_similarity
+from tasks.transferability.ruler import Ruler, find_ruler, say_moments, say_similarity
 from tasks.transferability.sampling import Sample, Target, read_target
 from tasks.transferability.shift import estimate_shift, shift_by_group
 
@@ -111,6 +112,16 @@ def choose_used(manifest: Manifest, limit: int, *, seed: int) -> UsedImages:
     return UsedImages(*parts)
 
 
+def usable_moments(card: SourceCard | None, image_px: int) -> Mapping[str, LayerMoments]:
+    """Give what layers see in the source images at exactly this size; empty where that is unknown.
+
+    Nothing but 0 tells what a moment shift means, so that moments of another size are never used:
+    the layers of EfficientNet-Lite0 see the same images .004 apart at sizes that are off by a
+    seventh, .015 by a quarter, where a blur of 1 px gives .03 (docs/benchmarks/moments.md).
+    """
+    return card.moments if card is not None and card.image_px == image_px else {}
+
+
 def measure_similarity(
     target: Target,
     reference: Reference,
@@ -132,19 +143,33 @@ def measure_similarity(
     gain = estimate_transfer_gain(
         target.sample(target.probe_rows), target.random_features, params=params, seed=seed
     )
+    shift = estimate_shift(
+        target.layers, images=len(target.probe_rows), confidence=params.confidence
+    )
+    batch, by_group, moments = (
+        info.norm == "batch",
+        shift_by_group(target.layers, info.groups),
+        None,
+    )
+    if shift and reference.card and not batch:
+        name = reference.card.name
+        words = say_moments(name, shift, by_group)
+        moments = MomentShift(source=name, shift=shift, groups=by_group, words=words)
     similarity = Similarity(
         images=len(sample.groups),
         mmd=mmd,
-        shift=estimate_shift(
-            target.layers, images=len(target.probe_rows), confidence=params.confidence
-        ),
-        shift_groups=shift_by_group(target.layers, info.groups),
+        shift=shift if batch else None,
+        shift_groups=by_group if batch else [],
         random_ridge_accuracy=gain.random_accuracy,
         transfer_gain=gain.gain,
         summary="",
-        notes=list(_notes(target, reference, info, len(sample.groups))),
+        notes=[
+            *_notes(target, reference, info, len(sample.groups)),
+            *([moments.words] if moments else []),
+        ],
         marks=reference.ruler.marks if reference.ruler else None,
         known=reference.ruler.sets if reference.ruler else [],
+        moments=moments,
         **measures,
     )
     return similarity.model_copy(update={"summary": say_similarity(similarity)})
@@ -196,8 +221,25 @@ def _notes(
         f"Pretrained and random features are compared on the same {len(target.probe_rows)} images."
     )
     if not target.layers:
-        yield f"{info.name} has no batch-norm layer, so there is no shift profile."
+        why = _why_unmeasured(reference.card, info) if target.unlearned else ""
+        yield f"{info.name} has no batch-norm layer{why}, so there is no shift profile."
     yield from _notes_on_reference(reference, info)
+
+
+def _why_unmeasured(card: SourceCard | None, info: BackboneInfo) -> str:
+    """Say why nothing tells what the other normalization layers see in the source."""
+    image_px = info.input.image_px
+    if card is None:
+        return f", and no source card near {image_px} px tells what its other layers see there"
+    if card.image_px != image_px:
+        return (
+            f", and the source card tells what its other layers see at {card.image_px} px, not at "
+            f"{image_px} px (make one at this size)"
+        )
+    return (
+        f", and the source card {card.name!r} does not tell what its other layers see: it is of an "
+        "older version (make it again)"
+    )
 
 
 def _notes_on_reference(reference: Reference, info: BackboneInfo) -> Iterator[str]:
@@ -261,11 +303,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv,
     )
     info = read_record(paths.backbone, BackboneInfo)
-    target = read_target(paths.manifest, paths.features, paths.probe)
     cards = find_cards(paths.cards, info.weights_sha256)
     ruler = find_ruler(paths.cards, info.weights_sha256, info.input.image_px)
+    card = nearest_size(cards, info.input.image_px)
+    target = read_target(
+        paths.manifest, paths.features, paths.probe, usable_moments(card, info.input.image_px)
+    )
     reference = Reference(
-        card=nearest_size(cards, info.input.image_px),
+        card=card,
         ruler=ruler and ruler.without(read_record(paths.origin, ImageSource)),
         sizes=sorted(card.image_px for card in cards),
     )

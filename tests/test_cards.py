@@ -1,18 +1,22 @@
 """Source cards: what is written is read, found by weights, and made from any folder of images."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from tasks.artifacts.arrays import read_tensors, write_tensors
+from tasks.artifacts.arrays import read_tensors, read_tensors_note, write_tensors
 from tasks.artifacts.records import InputSpec
 from tasks.backbones.cards import list_source_images, main
 from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.groups import PooledFeatures
+from tasks.backbones.normalization import measure_inputs
 from tasks.backbones.source_cards import (
     CardOrigin,
+    LayerMoments,
     SourceCard,
     find_cards,
     nearest_size,
@@ -61,6 +65,28 @@ def test_a_card_is_read_as_it_was_written(tmp_path):
     assert found.features.dtype == np.float32
     assert found.provenance == card.provenance
     assert (found.name, found.image_px, found.weights_sha256) == ("photographs", 32, "a" * 64)
+
+
+def test_moments_of_layers_are_read_as_they_were_written(tmp_path):
+    rng, path = np.random.default_rng(1), tmp_path / "c.safetensors"
+    drawn = {
+        name: LayerMoments(*rng.uniform(size=(2, width)).astype(np.float32))
+        for name, width in (("b.norm", 3), ("a.norm", 5))
+    }
+    write_card(path, replace(make_card(), moments=drawn))
+    found = read_card(path).moments
+    assert list(found) == list(drawn)
+    for name, layer in found.items():
+        np.testing.assert_array_equal(layer.mean, drawn[name].mean)
+        np.testing.assert_array_equal(layer.var, drawn[name].var)
+
+
+def test_a_card_without_moments_is_as_before_there_were_any(tmp_path):
+    path = tmp_path / "c.safetensors"
+    write_card(path, make_card())
+    assert set(read_tensors(path)) == {"codes", "least", "step"}
+    assert set(read_tensors_note(path)) == {"card"}
+    assert read_card(path).moments == {}
 
 
 def test_a_feature_takes_one_byte_on_disk_and_one_that_never_varies_is_kept(tmp_path):
@@ -118,11 +144,11 @@ def test_images_are_listed_below_all_folders_by_code_point(image_folder, tmp_pat
         list_source_images(tmp_path / "none")
 
 
-def run_main(images: Path, out: Path, *more: str) -> None:
+def run_main(images: Path, out: Path, *more: str, backbone: str = "test_resnet") -> None:
     main(
         [
             *("--images", str(images), "--name", "my photographs", "--out", str(out)),
-            *("--backbone", "test_resnet", "--weights", "random", "--image-px", "32"),
+            *("--backbone", backbone, "--weights", "random", "--image-px", "32"),
             *("--params", str(ROOT / "params.yaml"), *more),
         ]
     )
@@ -142,6 +168,28 @@ def test_the_command_makes_features_of_every_image(image_folder, tmp_path, defau
     np.testing.assert_allclose(card.features, expected, atol=np.ptp(expected, axis=0).max() / 400)
     assert card.weights_sha256 == backbone.weights_sha256
     assert card.provenance.images == 39
+
+
+@pytest.mark.parametrize("name", ["test_vit", "convnext_atto"])
+def test_the_card_of_a_network_without_statistics_tells_what_its_layers_see(
+    image_folder, tmp_path, default_params, name
+):
+    root, out = image_folder(images=13), tmp_path / "card.safetensors"
+    run_main(root, out, backbone=name)
+    backbone = load_backbone(name, "random", image_px=32, seed=default_params.seed)
+    views = [
+        read_clean_view(path.read_bytes(), image_px=32, fit="crop", max_pixels=10**6)
+        for path in list_source_images(root)
+    ]
+    images = normalize(torch.from_numpy(np.stack(views)), backbone.input)
+    expected = measure_inputs(backbone.model, [[images]])
+    found = read_card(out).moments
+    assert list(found) == [layer.name for layer in expected]
+    for layer in expected:
+        scale = np.sqrt(layer.var.max())
+        np.testing.assert_allclose(found[layer.name].mean, layer.mean, rtol=1e-4, atol=1e-5 * scale)
+        np.testing.assert_allclose(found[layer.name].var, layer.var, rtol=1e-3)
+    assert sum(2 * 4 * len(layer.mean) for layer in expected) < 250_000
 
 
 def test_the_command_makes_cards_of_several_sizes(image_folder, tmp_path):
@@ -226,13 +274,14 @@ def test_the_command_writes_its_provenance_without_paths(image_folder, tmp_path)
     assert str(tmp_path).encode() not in out.read_bytes()
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 def test_the_command_gives_the_same_bytes_for_any_number_of_threads(
-    image_folder, tmp_path, monkeypatch
+    image_folder, tmp_path, monkeypatch, name
 ):
     root = image_folder(images=5)
     for workers in ("1", "3"):
         monkeypatch.setenv("REGRAFT_WORKERS", workers)
-        run_main(root, tmp_path / f"{workers}.safetensors")
+        run_main(root, tmp_path / f"{workers}.safetensors", backbone=name)
     first, second = (tmp_path / f"{workers}.safetensors" for workers in ("1", "3"))
     assert first.read_bytes() == second.read_bytes()
 

@@ -11,11 +11,13 @@ from tasks.artifacts.records import (
     CurvePoint,
     Decision,
     Estimate,
+    GroupShift,
     InputSpec,
     LayerGroup,
     LearningCurve,
     Look,
     Marks,
+    MomentShift,
     Race,
     Racer,
     RaceRound,
@@ -27,6 +29,7 @@ from tasks.artifacts.tables import Manifest, ManifestRow, write_manifest
 from tasks.decide import Measured, decide, main
 from tasks.params_file import load_params
 from tasks.transferability.decision_words import write_page
+from tasks.transferability.ruler import say_moments
 
 PARAMS = load_params(ROOT / "params.yaml").decide
 MARKS = Marks(similar=0.04, far=0.1)
@@ -143,6 +146,25 @@ def test_without_a_ruler_the_shift_says_the_domain():
     assert any("no source card or ruler fits" in reason for reason in decision.reasons)
     rules = {rule.name: rule.fired for rule in decision.rules}
     assert (rules["domain by MMD"], rules["domain by batch-norm shift"]) == (False, True)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.2, 50.0])
+def test_a_moment_shift_is_told_and_has_no_vote(value):
+    groups = [GroupShift(group="blocks.1", value=value), GroupShift(group="stem", value=value / 2)]
+    shift = estimate(0, value, 60)
+    words = say_moments("photographs", shift, groups)
+    moments = MomentShift(source="photographs", shift=shift, groups=groups, words=words)
+    for mmd in (None, (0.17, 0.18, 0.19)):
+        found = measured(mmd=mmd, shift=None)[1]
+        stages = (make_manifest(1557, 2), INFO, found_by_baseline(), NO_RACE)
+        plain, told = (
+            decide(Measured(stages[0], one, *stages[1:]), PARAMS)
+            for one in (found, found.model_copy(update={"moments": moments}))
+        )
+        (more,) = set(told.reasons) - set(plain.reasons)
+        assert tells(more, "photographs", "blocks.1", f"{value:.3f}", "no vote")
+        assert told.model_copy(update={"reasons": plain.reasons}) == plain
+        assert more in write_page(told, INFO.groups)
 
 
 def test_solar_cells_are_fine_tuned_from_the_upper_half():

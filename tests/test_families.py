@@ -1,5 +1,6 @@
 """Every family of networks: cut, run, trained and judged by what it is made of, not by its name."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,15 @@ import pytest
 import torch
 from conftest import CONVERSION, POLICY, make_origin, tells, with_values
 from ruamel.yaml import YAML
+from scipy.ndimage import gaussian_filter
 from test_decide import NO_RACE, found_by_baseline
 from test_extract import fill_store, write_choice
-from timm.models import register_model
+from timm.models import create_model, register_model
 from timm.models.swin_transformer import SwinTransformer
 from tiny_finetune import SIDE, make_inputs, make_manifest
 
 from tasks import decide, extract, similarity
-from tasks.artifacts.arrays import read_array
+from tasks.artifacts.arrays import read_array, read_tensors, read_tensors_note
 from tasks.artifacts.records import (
     BackboneInfo,
     Decision,
@@ -31,6 +33,8 @@ from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.cuts import prefixes_at, split_at
 from tasks.backbones.engine import make_engine
 from tasks.backbones.groups import layer_groups
+from tasks.backbones.normalization import LayerInputs, measure_inputs
+from tasks.backbones.source_cards import LayerMoments
 from tasks.heads.classifier import start_classifier
 from tasks.judging.rule import ValSet, Verdict, judge_change
 from tasks.params import Params
@@ -43,6 +47,7 @@ from tasks.training.loop import Trainer
 from tasks.training.phases import next_phase, training_groups
 from tasks.training.resume.checkpoints import TrainState, copy_tensors
 from tasks.transferability.ruler import Ruler
+from tasks.transferability.shift import moment_shift
 
 MACHINE = Machine(device="cpu", threads=1)
 MARKS = Marks(similar=0.03, far=0.1)
@@ -150,9 +155,9 @@ def test_a_phase_changes_exactly_the_groups_that_it_trains(
     assert changed <= parameters  # the statistics of norm layers stay
 
 
-@pytest.mark.parametrize("with_card", [True, False], ids=["card", "no card"])
+@pytest.mark.parametrize("card", ["card", "older card", None])
 def test_a_network_without_running_statistics_is_judged_by_its_source_card(
-    tmp_path: Path, tiny_params: Params, with_card: bool
+    tmp_path: Path, tiny_params: Params, card: str | None
 ):
     params = with_values(tiny_params, {"backbone.name": "test_vit"})
     with (tmp_path / "params.yaml").open("w") as file:
@@ -171,13 +176,16 @@ def test_a_network_without_running_statistics_is_judged_by_its_source_card(
     info = read_record(tmp_path / "backbone.json", BackboneInfo)
     features = np.array(read_array(tmp_path / "train" / "features.npy"))[:, 0]
     (tmp_path / "cards").mkdir()
-    if with_card:
+    if card:
         provenance = CardOrigin(
             name="shifted", source="", license=None, images=30, backbone="test_vit",
             weights_sha256=info.weights_sha256, weights_license=None, input=info.input,
             fit="crop", command="",
         )  # fmt: skip
-        write_card(tmp_path / "cards" / "card.safetensors", SourceCard(features + 3, provenance))
+        moments = read_moments(tmp_path / "probe.safetensors") if card == "card" else {}
+        write_card(
+            tmp_path / "cards" / "card.safetensors", SourceCard(features + 3, provenance, moments)
+        )
         ruler = Ruler(backbone="test_vit", weights_sha256=info.weights_sha256, image_px=SIDE,
             source="shifted", provenance="", sets=[], marks=MARKS)  # fmt: skip
         write_record(tmp_path / "cards" / "ruler.json", ruler)
@@ -196,9 +204,21 @@ def test_a_network_without_running_statistics_is_judged_by_its_source_card(
     found = read_record(tmp_path / "similarity.json", Similarity)
     decision = read_record(tmp_path / "decision.json", Decision)
     assert (info.norm, found.shift, found.shift_groups) == ("other", None, [])
-    assert any(tells(note, "test_vit", "no batch-norm layer", "shift") for note in found.notes)
-    assert read_rows(tmp_path / "profile.csv", ShiftRow) == []
-    if with_card:
+    profile = read_rows(tmp_path / "profile.csv", ShiftRow)
+    page = (tmp_path / "decision.md").read_text()
+    if card == "card":  # what the layers see in the source is what they see in the data
+        assert found.moments is not None
+        assert (found.moments.shift.value, found.moments.shift.low) == (0, 0)
+        assert len(profile) == 2 * len(found.moments.groups) + 1 == 13  # two a block, one on top
+        assert {row.shift for row in profile} == {0}
+        assert "a moment shift of 0.000" in page
+        assert "no vote" in page
+    else:
+        reason = "older version" if card else f"no source card near {SIDE} px"
+        assert any(tells(note, "test_vit", "no batch-norm", reason) for note in found.notes)
+        assert (found.moments, profile) == (None, [])
+        assert "moment shift" not in page
+    if card:
         assert found.mmd is not None
         assert found.mmd.matched.value > MARKS.far
         assert decision.domain == "far"
@@ -207,6 +227,67 @@ def test_a_network_without_running_statistics_is_judged_by_its_source_card(
         assert found.mmd is None
         assert decision.domain == "intermediate"
         assert "neither a source card nor a batch-norm layer" in found.summary
+
+
+def read_moments(probe: Path) -> dict[str, LayerMoments]:
+    """What the probe's layers see in all its images."""
+    tensors, names = read_tensors(probe), json.loads(read_tensors_note(probe)["moments"])
+    return {
+        name: LayerMoments(*(tensors[f"moments.{number:03d}.{key}"] for key in ("mean", "var")))
+        for number, (name, _) in enumerate(names)
+    }
+
+
+# What is not to be had here are trained weights of such networks: the layers are random ones.
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit_tiny_patch16_224", {"img_size": 64}),
+        ("convnext_atto", {}),
+        ("swin_tiny_patch4_window7_224", {"img_size": 56}),
+    ],
+)
+def test_pictures_are_the_farther_the_more_is_spoiled(name: str, options: dict[str, int]):
+    torch.manual_seed(0)
+    model = create_model(name, **options).eval()
+    pictures = paint(12, options.get("img_size", 64))
+    noise = np.random.default_rng(3).normal(size=pictures.shape)
+    spoiled = {
+        "noise": [np.clip(pictures + sd * noise, 0, 1) for sd in (0.05, 0.15, 0.4)],
+        "blur": [gaussian_filter(pictures, (0, 0, px, px)) for px in (1, 2, 4)],
+    }
+    source = measure_inputs(model, see(pictures))
+    assert profile_of(source, measure_inputs(model, see(pictures))) == 0
+    other = profile_of(source, measure_inputs(model, see(paint(12, pictures.shape[-1], seed=2))))
+    for kind, stronger in spoiled.items():
+        found = [profile_of(source, measure_inputs(model, see(images))) for images in stronger]
+        assert 0 < found[0] < found[1] < found[2], kind
+        assert other < found[2], kind
+
+
+def paint(count: int, px: int, seed: int = 1) -> np.ndarray:
+    """Draw pictures with large and small shapes in color: (n, 3, px, px), in [0, 1]."""
+    noise = np.random.default_rng(seed).normal(size=(3, count, 3, px, px))
+    layers = (
+        gaussian_filter(one, (0, 0, sd, sd)) for one, sd in zip(noise, (0.7, 3, 9), strict=True)
+    )
+    return np.clip(0.5 + 0.15 * sum(layer / layer.std() for layer in layers), 0, 1)
+
+
+def see(pictures: np.ndarray) -> list[list[torch.Tensor]]:
+    """One part of all pictures, normalized."""
+    return [[torch.from_numpy((pictures - 0.45) / 0.23).float()]]
+
+
+def profile_of(source: list[LayerInputs], target: list[LayerInputs]) -> float:
+    return float(
+        np.mean(
+            [
+                moment_shift(there.mean, there.var, here.mean, here.var)
+                for here, there in zip(source, target, strict=True)
+            ]
+        )
+    )
 
 
 def arguments(folder: Path, **paths: str) -> list[str]:

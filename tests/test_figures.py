@@ -81,7 +81,7 @@ def test_an_mmd_below_zero_stays_on_the_ruler() -> None:
 
 def test_shift_bars_grow_from_zero_with_the_shift() -> None:
     layers = [ShiftRow(f"bn{i}", f"g{i // 2}", i, shift) for i, shift in enumerate([0.1, 0.2, 0.4])]
-    drawing = shift_profile(layers, [GroupShift(group="g0", value=0.15)])
+    drawing = shift_profile("Moment shift", layers, [GroupShift(group="g0", value=0.15)])
     heights = [
         float(bar.attrib["height"])
         for bar in nodes(drawing, "rect")
@@ -118,6 +118,6 @@ def test_hostile_names_are_text() -> None:
     drawings = [
         class_bars(counts(**{HOSTILE: 3})),
         ruler([known(HOSTILE, 0.1)], HOSTILE, mmd()),
-        shift_profile([ShiftRow(HOSTILE, HOSTILE, 0, 0.1)], []),
+        shift_profile(HOSTILE, [ShiftRow(HOSTILE, HOSTILE, 0, 0.1)], []),
     ]
     assert not any("<script" in drawing.svg for drawing in drawings)

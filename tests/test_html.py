@@ -20,6 +20,7 @@ from tasks.artifacts.records import (
     ClassSeen,
     Estimate,
     Look,
+    MomentShift,
     SeenAs,
     Semantics,
     TextureRange,
@@ -388,6 +389,19 @@ def test_what_the_source_looks_like_stands_beside_the_data(tuned: Findings) -> N
     assert HOSTILE not in source
     bare = tuned.similarity.model_copy(update={"look": None})
     assert "A look at the images" not in render(replace(tuned, similarity=bare, likest=[]))
+
+
+def test_the_profile_of_other_layers_says_what_it_is(tuned: Findings) -> None:
+    shift, groups = tuned.similarity.shift, tuned.similarity.shift_groups
+    assert shift is not None
+    moments = MomentShift(source="photographs <b>", shift=shift, groups=groups, words="")
+    update = {"shift": None, "shift_groups": [], "moments": moments}
+    similarity = tuned.similarity.model_copy(update=update)
+    source = render(replace(tuned, similarity=similarity))
+    text = Page(source).text
+    assert tells(text, "Shift by layer", "Moment shift", "photographs <b>", "no rule reads it")
+    assert "atch-norm" not in text[text.index("Shift by layer") : text.index("Transfer gain")]
+    assert "Moment shift" not in Page(render(tuned)).text
 
 
 def test_a_network_without_batch_norm_has_no_shift_profile(tuned: Findings) -> None:

@@ -1,9 +1,10 @@
-"""What batch-norm layers see: equal to a naive computation; untrained networks made usable."""
+"""What normalization layers see: as computed naively; untrained networks made usable."""
 
 import numpy as np
 import pytest
 import timm
 import torch
+from timm.layers import GroupNorm1, LayerNorm, LayerNorm2d, RmsNorm, RmsNorm2d
 
 from tasks.backbones.groups import group_numbers
 from tasks.backbones.normalization import fit_running_statistics, measure_inputs, norm_kind
@@ -97,10 +98,94 @@ def test_hooks_go_even_if_a_batch_fails():
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_networks_without_batch_norm_have_no_layers():
+# Networks without running statistics: tokens, NHWC, NCHW and both; layer, group and RMS norm.
+OTHERS = {
+    "tokens": ("vit_tiny_patch16_224", {"img_size": 32}),
+    "NHWC and NCHW": ("convnext_atto", {}),
+    "NCHW alone": ("convnext_atto", {"conv_mlp": True}),
+    "windows": ("swin_tiny_patch4_window7_224", {"img_size": 56}),
+    "with activation": ("test_efficientnet_ln", {}),
+    "groups": ("resnet18", {"norm_layer": "groupnorm"}),
+    "RMS of tokens": ("test_vit", {"img_size": 32, "norm_layer": RmsNorm}),
+    "RMS of maps": ("convnext_atto", {"norm_layer": "rmsnorm2d", "conv_mlp": True}),
+}
+
+
+def axis_that_weights_scale(layer: torch.nn.Module, inputs: torch.Tensor) -> int:
+    """Channel axis of a layer's input: that along which its first weight changes the output."""
+    before = layer(inputs)
+    with torch.no_grad():
+        layer.weight[0] += 1
+        changed = layer(inputs) != before
+        layer.weight[0] -= 1
+    for axis in range(1, inputs.ndim):
+        first, *others = changed.movedim(axis, 0)
+        if first.any() and not any(other.any() for other in others):
+            return axis
+    raise AssertionError("no axis")
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_layers_without_statistics_are_measured_along_the_axis_of_their_weights(family):
+    name, options = OTHERS[family]
+    model = build(name, **options)
+    side = options.get("img_size", 32)
+    batch = torch.randn(5, 3, side, side, generator=torch.manual_seed(1)) + 3
+    found = measure_inputs(model, [[batch[:2]], [batch[2:]]])
+    seen = {}
+    kinds = (torch.nn.LayerNorm, torch.nn.GroupNorm, RmsNorm, RmsNorm2d)
+    for key, module in model.named_modules():
+        if isinstance(module, kinds):
+            module.register_forward_pre_hook(
+                lambda layer, inputs, key=key: seen.update({key: (layer, inputs[0])})
+            )
+    with torch.inference_mode():
+        model(batch)
+        assert [layer.name for layer in found] == list(seen)
+        assert len(found) > 4
+        for one in found:
+            layer, inputs = seen[one.name]
+            rows = inputs.double().movedim(axis_that_weights_scale(layer, inputs), 0).flatten(1)
+            var, mean = torch.var_mean(rows, 1, correction=0)
+            scale = float(rows.abs().max())
+            np.testing.assert_allclose(one.mean, mean, rtol=1e-4, atol=1e-5 * scale)
+            np.testing.assert_allclose(one.var, var, rtol=1e-4, atol=1e-9 * scale**2)
+            assert (one.running_mean, one.running_var) == (None, None)
+            assert one.group == group_numbers(model)[f"{one.name}.weight"]
+
+
+@pytest.mark.parametrize("kind", [LayerNorm, LayerNorm2d, GroupNorm1, torch.nn.LayerNorm])
+def test_as_many_channels_as_positions_do_not_confuse_the_axis(kind):
+    model = torch.nn.Sequential(kind(4))
+    model.get_classifier = torch.nn.Identity
+    batch = torch.randn(3, 4, 4, 4) * torch.arange(1, 5)  # the last axis scales
+    (found,) = measure_inputs(model, [[batch]])
+    last = kind in (LayerNorm, torch.nn.LayerNorm)
+    expected = batch.var((0, 1, 2) if last else (0, 2, 3), correction=0)
+    np.testing.assert_allclose(found.var, expected, rtol=1e-5)
+
+
+def test_class_and_register_tokens_count_as_positions():
     model = build("test_vit", img_size=32)
-    assert measure_inputs(model, [[images(2)]]) == []
+    plain = measure_inputs(model, [[images(2)]])[0]
+    tokens = model.patch_embed.num_patches + model.num_prefix_tokens
+    with torch.no_grad():
+        model.cls_token[..., 3] += 7
+    moved = measure_inputs(model, [[images(2)]])[0].mean - plain.mean
+    np.testing.assert_allclose(moved, 7 / tokens * (np.arange(len(moved)) == 3), atol=1e-6)
+
+
+def test_other_layers_beside_batch_norm_are_left_out():
+    model = build()
+    names = [layer.name for layer in measure_inputs(model, [[images(2)]])]
+    model.conv_head = torch.nn.Sequential(LayerNorm2d(model.conv_head.in_channels), model.conv_head)
+    assert [layer.name for layer in measure_inputs(model, [[images(2)]])] == names
+
+
+def test_networks_without_batch_norm_have_nothing_to_fit():
+    model = build("test_vit", img_size=32)
     assert (norm_kind(model), norm_kind(build())) == ("other", "batch")
+    assert measure_inputs(build("test_nfnet"), [[images(2)]]) == []
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     fit_running_statistics(model, [images(2)])
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 
 from tasks.artifacts.records import LayerGroup
+from tasks.backbones.source_cards import LayerMoments
 from tasks.errors import ArtifactError
 from tasks.transferability.shift import (
     LayerShift,
     estimate_shift,
     layer_shift,
     measure_layer_shifts,
+    measure_moment_shifts,
+    moment_shift,
     shift_by_group,
 )
 
@@ -67,6 +70,70 @@ def test_a_layer_that_was_never_used_is_measured_against_the_epsilon_of_batch_no
     assert layer_shift(0.01 * ONES, 0 * ONES, 0 * ONES, 0 * ONES) == pytest.approx(1e-4 / 1e-5)
 
 
+# layers without statistics of their own -----------------------------------------------------------
+
+
+def test_without_outliers_a_moment_shift_is_the_mean_of_all_but_the_outer_channels():
+    rng = np.random.default_rng(5)
+    mean, source_mean = rng.normal(size=(2, 40))
+    var, source_var = rng.uniform(0.5, 2, (2, 40))
+    each = [
+        layer_shift(*(values[[i]] for values in (mean, var, source_mean, source_var)))
+        for i in range(40)
+    ]
+    expected = np.mean(sorted(each)[2:-2])
+    assert moment_shift(mean, var, source_mean, source_var) == pytest.approx(expected)
+    assert moment_shift(mean, var, mean, var) == 0
+    few = [values[:4] for values in (mean, var, source_mean, source_var)]
+    assert moment_shift(*few) == pytest.approx(layer_shift(*few))
+
+
+def test_a_massive_channel_is_not_the_shift_of_its_layer():
+    ones, zeros = np.ones(100), np.zeros(100)
+    massive = np.where(np.arange(100) < 2, 1e6, 1.0)
+    moved = 0.5 * ones
+    assert moment_shift(moved, ones, zeros, ones) == pytest.approx(0.25)
+    comes = (moved, massive, zeros, ones)
+    assert moment_shift(*comes) == pytest.approx(0.25)
+    assert layer_shift(*comes) > 10_000
+    stays = (moved, massive, zeros, massive)  # the floor of batch norm would hide all others
+    assert moment_shift(*stays) == pytest.approx(0.25, rel=0.03)
+    assert layer_shift(*stays) < 0.02
+
+
+def moments_of(*layers):
+    tensors, note = probe(*layers)
+    tensors = {
+        name.replace("bn.", "moments."): tensor
+        for name, tensor in tensors.items()
+        if "running" not in name
+    }
+    source = {
+        name: LayerMoments(np.full(3, mean, np.float32), np.full(3, var, np.float32))
+        for name, _, _, _, mean, var in layers
+    }
+    return tensors, {"layers": "[]", "moments": note["layers"]}, source
+
+
+def test_layers_are_compared_with_those_of_the_card_by_name():
+    tensors, note, source = moments_of(("stem.norm", 0, 1, 1, 0, 1), ("head.norm", 5, 0, 4, 0, 1))
+    expected = [
+        LayerShift("stem.norm", 0, 1.0, [1.0, 1.0]), LayerShift("head.norm", 5, 1.0, [1.0, 1.0])
+    ]  # fmt: skip
+    for known in (source, dict(reversed(source.items())), source | {"more": source["stem.norm"]}):
+        assert measure_moment_shifts(tensors, note, known) == expected
+    assert measure_layer_shifts(tensors, note) == []
+
+
+def test_without_the_moments_of_every_layer_nothing_is_measured():
+    tensors, note, source = moments_of(("stem.norm", 0, 1, 1, 0, 1), ("head.norm", 5, 0, 4, 0, 1))
+    assert measure_moment_shifts(tensors, note, {}) == []
+    assert measure_moment_shifts(tensors, note, {"stem.norm": source["stem.norm"]}) == []
+
+
+# files and intervals -----------------------------------------------------------------------------
+
+
 def test_layers_are_read_in_forward_order():
     tensors, note = probe(("stem.bn", 0, 1, 1, 0, 1), ("head.bn", 5, 0, 4, 0, 1))
     assert measure_layer_shifts(tensors, note) == [
@@ -119,7 +186,7 @@ def test_one_part_alone_gives_no_interval():
     assert (found.value, found.low, found.high, found.n) == (0.2, None, None, 4)
 
 
-def shift_of(means, parts):
+def shift_of(means, parts, kind="bn"):
     """Shift of three layers whose channels see images with these means, (n, 3, C), variance 1."""
     tensors = {"parts": parts}
     for layer in range(3):
@@ -134,19 +201,26 @@ def shift_of(means, parts):
         }
     note = {"layers": json.dumps([[str(layer), 0] for layer in range(3)])}
     layers = measure_layer_shifts(tensors, note)
+    if kind == "moments":
+        other = {name.replace("bn.", "moments."): tensor for name, tensor in tensors.items()}
+        nothing = LayerMoments(np.zeros(means.shape[2]), np.ones(means.shape[2]))
+        source = {str(layer): nothing for layer in range(3)}
+        layers = measure_moment_shifts(other, {"moments": note["layers"]}, source)
     return estimate_shift(layers, images=len(means), confidence=0.95)
 
 
-@pytest.mark.parametrize("groups_of", [1, 5])
-def test_the_interval_holds_the_shift_of_all_images_as_often_as_promised(groups_of):
+@pytest.mark.parametrize(
+    ("groups_of", "kind", "runs"), [(1, "bn", 300), (5, "bn", 300), (5, "moments", 60)]
+)
+def test_the_interval_holds_the_shift_of_all_images_as_often_as_promised(groups_of, kind, runs):
     # All channels share an image's brightness: comparing layers tells nothing of the error.
     moved, spread, inside = 0.5, 0.6, []
     truth = moved**2 + (np.sqrt(1 + spread**2) - 1) ** 2
-    for run in range(300):
+    for run in range(runs):
         rng = np.random.default_rng([4, run])
         groups = 200 // groups_of
         brightness = np.repeat(rng.normal(moved, spread, groups), groups_of)
         parts = np.repeat(rng.permutation(groups) % 20, groups_of)
-        found = shift_of(np.broadcast_to(brightness[:, None, None], (200, 3, 4)), parts)
+        found = shift_of(np.broadcast_to(brightness[:, None, None], (200, 3, 4)), parts, kind)
         inside.append(found.low <= truth <= found.high)
     assert 0.92 <= np.mean(inside) <= 0.98

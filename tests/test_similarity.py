@@ -31,10 +31,23 @@ from tasks.artifacts.tables import (
     read_rows,
     write_manifest,
 )
-from tasks.backbones.source_cards import CardOrigin, SourceCard, read_card, write_card
+from tasks.backbones.source_cards import (
+    CardOrigin,
+    LayerMoments,
+    SourceCard,
+    read_card,
+    write_card,
+)
 from tasks.errors import ArtifactError
 from tasks.reporting.results import WORDS, MeasureRow, measure_rows
-from tasks.similarity import Reference, choose_used, main, measure_similarity, project
+from tasks.similarity import (
+    Reference,
+    choose_used,
+    main,
+    measure_similarity,
+    project,
+    usable_moments,
+)
 from tasks.transferability import leave_one_out
 from tasks.transferability.measures import registry, ridge_accuracy
 from tasks.transferability.mmd import measure_mmd
@@ -57,6 +70,7 @@ INFO = BackboneInfo(
     engine="torch",
     parity=None,
 )
+OTHER = INFO.model_copy(update={"norm": "other"})
 CARD = SourceCard(
     np.random.default_rng(1).normal(size=(40, D)).astype(np.float16).astype(np.float32),
     CardOrigin(
@@ -109,11 +123,11 @@ def params(tiny_params):
     return tiny_params.similarity.model_copy(update={"max_images": 1000})
 
 
-def measured(params, target=None, card=CARD, ruler=RULER, seed=3):
+def measured(params, target=None, card=CARD, ruler=RULER, seed=3, info=INFO):
     reference = Reference(card=card, ruler=ruler, sizes=[224, 384])
     target = target or target_of()
     chosen = choose_used(target.manifest, params.max_images, seed=seed)
-    return measure_similarity(target, reference, INFO, chosen, params=params, seed=seed)
+    return measure_similarity(target, reference, info, chosen, params=params, seed=seed)
 
 
 # what is measured --------------------------------------------------------------------------------
@@ -147,6 +161,18 @@ def test_shift_is_reported_overall_and_by_group(params):
         ("stem", 0.2),
         ("top", 0.4),
     ]
+
+
+def test_the_shift_of_other_layers_is_a_profile_of_its_own(params):
+    batch, other = measured(params), measured(params, info=OTHER)
+    assert (other.shift, other.shift_groups) == (None, [])
+    assert (other.moments.shift, other.moments.groups) == (batch.shift, batch.shift_groups)
+    assert other.moments.source == "photographs"
+    words = "depart most", "photographs in top", "0.400", "no vote"
+    assert tells(other.notes[-1], *words)
+    assert batch.moments is None
+    assert "moments" not in batch.model_dump(mode="json")
+    assert Similarity.model_validate(other.model_dump(mode="json")) == other
 
 
 def test_gain_uses_the_images_of_the_probe(params):
@@ -252,6 +278,32 @@ def test_without_batch_norm_there_is_a_note_and_no_shift(params):
     assert found.shift is None
     assert found.shift_groups == []
     assert any(tells(note, "small", "no batch-norm layer", "shift") for note in found.notes)
+
+
+def card_of(image_px):
+    spec = SPEC.model_copy(update={"image_px": image_px})
+    moments = {"norm": LayerMoments(np.zeros(3, np.float32), np.ones(3, np.float32))}
+    return SourceCard(CARD.features, CARD.provenance.model_copy(update={"input": spec}), moments)
+
+
+@pytest.mark.parametrize(
+    ("card", "facts"),
+    [
+        (None, ("no source card near 32 px",)),
+        (card_of(36), ("at 36 px, not at 32 px", "make one")),
+        (CARD, ("'photographs'", "older version", "make it again")),
+    ],
+    ids=["no card", "another size", "older version"],
+)
+def test_why_other_layers_have_no_profile_is_said(params, card, facts):
+    found = measured(params, target_of(layers=[], unlearned=5), card=card, info=OTHER)
+    assert (found.shift, found.moments) == (None, None)
+    assert any(tells(note, "small", "no shift profile", *facts) for note in found.notes)
+
+
+def test_moments_are_used_at_the_very_size_of_the_card():
+    assert list(usable_moments(card_of(32), 32)) == ["norm"]
+    assert usable_moments(card_of(36), 32) == usable_moments(None, 32) == {}
 
 
 def test_another_image_size_is_noted(params):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.artifacts.files import read_bytes, write_text
 from tasks.errors import ArtifactError
@@ -278,10 +278,22 @@ class Marks(Record):
 
 
 class GroupShift(Record):
-    """Mean batch-norm shift over the layers of one group."""
+    """Mean shift over the normalization layers of one group."""
 
     group: str
     value: float
+
+
+class MomentShift(Record):
+    """Shift of layers whose weights tell nothing of the source, against the images of its card.
+
+    It describes: the thresholds of the batch-norm shift mean nothing here, so no rule reads it.
+    """
+
+    source: str  # name of the card
+    shift: Estimate  # mean over the layers
+    groups: list[GroupShift]
+    words: str  # one sentence
 
 
 class KnownSet(Record):
@@ -369,7 +381,7 @@ class Similarity(Record):
 
     images: int
     mmd: MmdResult | None  # None: no source card for this backbone and image size
-    shift: Estimate | None  # None: the network has no running statistics
+    shift: Estimate | None  # of batch-norm layers; None: the network has no running statistics
     shift_groups: list[GroupShift]
     logme: Estimate
     h_score: Estimate
@@ -382,6 +394,8 @@ class Similarity(Record):
     marks: Marks | None = None  # None: no ruler for these weights and this image size
     known: list[KnownSet] = []  # nearest to the source first; empty: no ruler for these weights
     look: Look | None = None  # None: measured before there was one
+    # Missing: the network has running statistics, or no card tells the same of the source.
+    moments: MomentShift | None = Field(default=None, exclude_if=lambda found: found is None)
 
 
 # baseline ----------------------------------------------------------------------------------------

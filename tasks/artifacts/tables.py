@@ -114,7 +114,7 @@ class PairRow:
 
 @dataclass(frozen=True, slots=True)
 class ShiftRow:
-    """Batch-norm shift of one layer, numbered in forward order (shift_profile.csv)."""
+    """Shift of one normalization layer, numbered in forward order (shift_profile.csv)."""
 
     layer: str
     group: str

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -18,8 +19,15 @@ from tasks.artifacts.words import first_of
 from tasks.backbones.catalogue import Backbone, load_backbone
 from tasks.backbones.engine import make_engine
 from tasks.backbones.groups import PooledFeatures
-from tasks.backbones.probe import find_source_head
-from tasks.backbones.source_cards import CardOrigin, SourceCard, name_by_size, write_card
+from tasks.backbones.normalization import norm_kind
+from tasks.backbones.probe import find_source_head, measure_layers
+from tasks.backbones.source_cards import (
+    CardOrigin,
+    LayerMoments,
+    SourceCard,
+    name_by_size,
+    write_card,
+)
 from tasks.errors import DataError, ImageError
 from tasks.images.decoding.decode import read_clean_view
 from tasks.images.decoding.formats import SUFFIXES
@@ -33,7 +41,7 @@ from tasks.images.texture import (
 )
 from tasks.params import Params
 from tasks.params_file import load_params
-from tasks.runtime.device import configure_torch
+from tasks.runtime.device import configure_torch, normalize
 from tasks.runtime.entry import run_stage
 from tasks.runtime.machine import Machine, read_machine
 from tasks.runtime.parallel import map_in_order
@@ -113,6 +121,29 @@ def extract_source_features(
     return np.concatenate(features)
 
 
+def measure_source_moments(
+    backbone: Backbone, views: Iterator[Pixels], total: int, machine: Machine
+) -> dict[str, LayerMoments]:
+    """Measure what the normalization layers see in single images, by layer.
+
+    Empty, without a look at the images, for a network whose weights tell it.
+    """
+    if norm_kind(backbone.model) == "batch":
+        return {}
+    with progress("moments", total) as meter:
+
+        def images() -> Iterator[torch.Tensor]:
+            for batch in _batches(views):
+                yield normalize(torch.from_numpy(batch), backbone.input)
+                meter.advance(len(batch))
+
+        layers = measure_layers(backbone, [images()], machine)
+    return {
+        layer.name: LayerMoments(layer.mean.astype(np.float32), layer.var.astype(np.float32))
+        for layer in layers
+    }
+
+
 def _batches(views: Iterator[Pixels]) -> Iterator[Pixels]:
     waiting: list[Pixels] = []
     for view in views:
@@ -160,7 +191,8 @@ def make_card(
         image_px=image_px,
         seed=params.seed,
     )
-    views = read_views(
+    read = partial(
+        read_views,
         files,
         image_px=image_px,
         fit=options.fit,
@@ -168,7 +200,7 @@ def make_card(
         workers=machine.decode_workers,
     )
     looked: list[Floats] = []
-    watched = _watched(views, files, options.fit, looked)
+    watched = _watched(read(), files, options.fit, looked)
     features = extract_source_features(backbone, watched, len(files), machine)
     own = [] if _are_enlarged(files, image_px, options.fit) else looked
     textures = np.reshape(own, (-1, len(STATISTICS)))
@@ -190,7 +222,8 @@ def make_card(
         even=mostly_even_share(textures) if len(own) else None,
         head_accuracy=head.accuracy(features, keys) if head else None,
     )
-    return SourceCard(features, provenance)
+    moments = measure_source_moments(backbone, read(), len(files), machine)
+    return SourceCard(features, provenance, moments)
 
 
 def _size(path: Path) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Batch normalization: what a backbone's layers see in images; fitting an untrained backbone."""
+"""Normalization layers: what those of a backbone see in images; fitting an untrained backbone."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,14 +22,15 @@ IMAGES_AT_ONCE = 8  # of a pass that measures: what larger ones allocate is mapp
 
 @dataclass(frozen=True, slots=True)
 class LayerInputs:
-    """What one batch-norm layer sees in some images, beside what it saw in pretraining.
+    """What one normalization layer sees in some images, beside what it saw in pretraining.
 
     Attributes:
         name: Module name in the backbone.
         group: Its layer group.
-        mean: Of the layer's input over images and positions, one value a channel: (C,).
+        mean: Of the layer's input over images and positions, one value a channel: (C,). Tokens are
+            positions, class and register tokens too: the layer sees them all.
         var: Population variance of the same, (C,).
-        running_mean: What the layer learned in pretraining, (C,).
+        running_mean: What a batch-norm layer learned in pretraining, (C,); None: another layer.
         running_var: The same, (C,).
         part_means: Of each part of the images, (P, C).
         part_vars: The same, (P, C).
@@ -39,15 +40,15 @@ class LayerInputs:
     group: int
     mean: Floats
     var: Floats
-    running_mean: Floats
-    running_var: Floats
+    running_mean: Floats | None
+    running_var: Floats | None
     part_means: Floats
     part_vars: Floats
 
 
 def norm_kind(model: nn.Module) -> Literal["batch", "other"]:
     """Say whether a backbone has batch-norm layers with running statistics."""
-    return "batch" if _layers(model) else "other"
+    return "batch" if _batch_norms(model) else "other"
 
 
 def measure_inputs(
@@ -55,13 +56,16 @@ def measure_inputs(
 ) -> list[LayerInputs]:
     """Measure mean and variance of the input of every batch-norm layer, in forward order.
 
+    Of a network without running statistics, of every other normalization layer that has a weight
+    for each channel.
+
     Args:
         model: A timm model in eval mode.
         parts: Batches of each part of the images: normalized, float32 (N, 3, R, R); few are in
             memory at a time.
         workers: Batches computed side by side, in one thread each. Changes no result.
     """
-    layers = _layers(model)
+    layers = _measured_layers(model)
     moments: dict[str, dict[int, _Moments]] = {}
     small = (
         (part, batch[start : start + IMAGES_AT_ONCE])
@@ -80,21 +84,27 @@ def measure_inputs(
                 of_layer[part] = of_layer[part].merge(seen) if part in of_layer else seen
     groups = group_numbers(model)
     return [
-        _join(name, groups[f"{name}.running_mean"], layers[name], list(of_layer.values()))
+        _join(name, group, layers[name], list(of_layer.values()))
         for name, of_layer in moments.items()
-        if f"{name}.running_mean" in groups
+        if (group := _group_of(name, groups)) is not None
     ]
 
 
-def _join(name: str, group: int, layer: _BatchNorm, parts: "Sequence[_Moments]") -> LayerInputs:
+def _group_of(name: str, groups: Mapping[str, int]) -> int | None:
+    """Give the layer group of a layer; None for one of the classifier's."""
+    return groups.get(f"{name}.running_mean", groups.get(f"{name}.weight"))
+
+
+def _join(name: str, group: int, layer: nn.Module, parts: "Sequence[_Moments]") -> LayerInputs:
     whole = reduce(_Moments.merge, parts)
+    learned = layer if isinstance(layer, _BatchNorm) else None
     return LayerInputs(
         name=name,
         group=group,
         mean=whole.mean,
         var=whole.squares / whole.count,
-        running_mean=_to_vector(layer.running_mean),
-        running_var=_to_vector(layer.running_var),
+        running_mean=None if learned is None else _to_vector(learned.running_mean),
+        running_var=None if learned is None else _to_vector(learned.running_var),
         part_means=np.stack([part.mean for part in parts]),
         part_vars=np.stack([part.squares / part.count for part in parts]),
     )
@@ -115,7 +125,7 @@ def fit_running_statistics(
         workers: Batches computed side by side, in one thread each. Changes no result.
     """
     model.eval()
-    layers = _layers(model)
+    layers = _batch_norms(model)
     if not layers:
         return
     sums = {name: np.zeros((2, layer.num_features)) for name, layer in layers.items()}
@@ -156,7 +166,7 @@ class _Moments:
 
     @classmethod
     def of(cls, inputs: torch.Tensor) -> Self:
-        """Measure the channels of a layer's input, (n, C, ...), in two passes of torch's kernel."""
+        """Measure the channels of (n, C, ...), in two passes of torch's kernel."""
         mean, var = torch.batch_norm_update_stats(inputs, None, None, 0.0)
         count = inputs.numel() // inputs.shape[1]
         return cls(count, _to_vector(mean), _to_vector(var) * count)
@@ -188,8 +198,8 @@ def _recording(
     """
     here = threading.local()
 
-    def record(name: str, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        here.parts.append((name, _Moments.of(inputs[0])))
+    def record(name: str, layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        here.parts.append((name, _Moments.of(inputs[0].movedim(_channel_axis(layer), 1))))
 
     def run(model: nn.Module, batch: torch.Tensor) -> NamedMoments:
         here.parts = []
@@ -208,12 +218,35 @@ def _recording(
             hook.remove()
 
 
-def _layers(model: nn.Module) -> dict[str, _BatchNorm]:
+def _measured_layers(model: nn.Module) -> Mapping[str, nn.Module]:
+    return _batch_norms(model) or {
+        name: module for name, module in model.named_modules() if _has_channel_weights(module)
+    }
+
+
+def _batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
     return {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, _BatchNorm) and module.running_mean is not None
     }
+
+
+def _has_channel_weights(module: nn.Module) -> bool:
+    """Whether it is a layer, group or RMS norm, of torch or timm, with one weight a channel."""
+    weight = getattr(module, "weight", None)
+    of_a_kind = isinstance(module, nn.GroupNorm) or hasattr(module, "normalized_shape")
+    return of_a_kind and isinstance(weight, torch.Tensor) and weight.ndim == 1
+
+
+def _channel_axis(layer: nn.Module) -> int:
+    """Say where the channels of a layer's input are: last for the kinds that normalize tokens.
+
+    timm calls those whose input is (N, C, H, W) `LayerNorm2d`, `RmsNorm2d` and the like. The shape
+    cannot tell where there are as many channels as positions in a row.
+    """
+    first = isinstance(layer, _BatchNorm | nn.GroupNorm) or "2d" in type(layer).__name__
+    return 1 if first else -1
 
 
 def _device(model: nn.Module) -> torch.device:

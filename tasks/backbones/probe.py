@@ -1,4 +1,4 @@
-"""The probe: what a backbone's batch-norm layers see in training images, and untrained features.
+"""The probe: what a backbone's normalization layers see in training images, untrained features.
 
 Similarity is judged from it, so that no later stage has to run the backbone again.
 """
@@ -86,7 +86,7 @@ class Probe:
         rows: Image numbers in train, ascending: (n,).
         parts: The part of each of them, of which `layers` hold what they see: (n,).
         random_features: float32 (n, D) of the same architecture with random weights.
-        layers: Inputs of the batch-norm layers in forward order; empty where there are none.
+        layers: Inputs of the normalization layers in forward order; empty where there are none.
         head: The classifier of the pretraining; None where its classes have no known names.
     """
 
@@ -123,7 +123,7 @@ def choose_probe_images(
 def measure_probe(
     backbone: Backbone, untrained: Backbone, images: ProbeImages, machine: Machine
 ) -> Probe:
-    """Measure the inputs of the batch-norm layers, and features without any pretraining.
+    """Measure the inputs of the normalization layers, and features without any pretraining.
 
     Args:
         backbone: The pretrained network.
@@ -132,14 +132,11 @@ def measure_probe(
         images: Training images.
         machine: Device, threads and engine.
     """
-    device = find_device(machine)
-    workers = 1 if device.type == "cuda" else min(machine.compute_threads, MOST_WORKERS)
+    device, workers = find_device(machine), _workers(machine)
     total = 2 * len(images.rows) + len(images.mixed)
     with progress("probe", total) as meter:
-        layers = measure_inputs(
-            backbone.model.to(device),
-            (_metered(part, meter) for part in images.by_part(backbone.input)),
-            workers=workers,
+        layers = measure_layers(
+            backbone, (_metered(part, meter) for part in images.by_part(backbone.input)), machine
         )
         fit_running_statistics(
             untrained.model.to(device),
@@ -152,6 +149,25 @@ def measure_probe(
     return Probe(
         images.rows, images.parts, np.concatenate(features), layers, find_source_head(backbone)
     )
+
+
+def measure_layers(
+    backbone: Backbone, parts: Iterable[Iterable[torch.Tensor]], machine: Machine
+) -> list[LayerInputs]:
+    """Measure the inputs of the normalization layers on a machine, where the model stays.
+
+    Args:
+        backbone: The pretrained network.
+        parts: Batches of each part of the images, normalized.
+        machine: Device and threads.
+    """
+    model = backbone.model.to(find_device(machine))
+    return measure_inputs(model, parts, workers=_workers(machine))
+
+
+def _workers(machine: Machine) -> int:
+    on_gpu = find_device(machine).type == "cuda"
+    return 1 if on_gpu else min(machine.compute_threads, MOST_WORKERS)
 
 
 def _metered(batches: Iterable[Images], meter: Meter) -> Iterator[Images]:
@@ -216,7 +232,8 @@ def sample_pixels(store: PixelStore) -> Pixels:
 def write_probe(path: Path, probe: Probe) -> None:
     """Write the probe as safetensors.
 
-    The note `layers` lists [layer name, layer group], `head` names the classes of the source head.
+    The note `layers` lists [layer name, layer group] of batch-norm layers, `moments` the same of
+    other normalization layers, `head` names the classes of the source head.
     """
     tensors: dict[str, Array] = {
         "rows": probe.rows,
@@ -224,10 +241,13 @@ def write_probe(path: Path, probe: Probe) -> None:
         "random_features": probe.random_features,
     }
     for number, layer in enumerate(probe.layers):
+        prefix = "moments" if layer.running_mean is None else "bn"
         for key in ("mean", "var", "running_mean", "running_var", "part_means", "part_vars"):
-            tensors[f"bn.{number:03d}.{key}"] = getattr(layer, key).astype(np.float32)
-    names = [[layer.name, layer.group] for layer in probe.layers]
-    note = {"layers": json.dumps(names)}
+            if (values := getattr(layer, key)) is not None:
+                tensors[f"{prefix}.{number:03d}.{key}"] = values.astype(np.float32)
+    batch = [[layer.name, layer.group] for layer in probe.layers if layer.running_mean is not None]
+    others = [[layer.name, layer.group] for layer in probe.layers if layer.running_mean is None]
+    note = {"layers": json.dumps(batch)} | ({"moments": json.dumps(others)} if others else {})
     if probe.head is not None:
         tensors |= {"head.weight": probe.head.weight, "head.bias": probe.head.bias}
         told = {key: getattr(probe.head, key) for key in ("source", "names", "keys")}

@@ -1,11 +1,12 @@
 """Source cards: features of what a backbone was pretrained on, against which new data is compared.
 
-A card holds features at one image size and where they are from, no pixels. `tasks.backbones.cards`
-makes cards.
+A card holds features at one image size and where they are from, no pixels; of a network whose
+layers keep no statistics, what these layers see. `tasks.backbones.cards` makes cards.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, field_validator
 
-from tasks.artifacts.arrays import read_tensors, read_tensors_note, write_tensors
+from tasks.artifacts.arrays import Array, read_tensors, read_tensors_note, write_tensors
 from tasks.artifacts.records import Fit, InputSpec, Record
 from tasks.errors import ArtifactError
 
@@ -55,16 +56,27 @@ class CardOrigin(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class LayerMoments:
+    """Mean and population variance of a layer's input over images and positions: float32 (C,)."""
+
+    mean: NDArray[np.float32]
+    var: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
 class SourceCard:
     """Features of source images and where they are from.
 
     Attributes:
         features: float32 (n, D), pooled, one row an image.
         provenance: How they were made.
+        moments: Of every normalization layer by its name, in the source images. Empty where the
+            network has batch norm, whose weights tell them, and in cards that were made before.
     """
 
     features: NDArray[np.float32]
     provenance: CardOrigin
+    moments: Mapping[str, LayerMoments] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -108,8 +120,13 @@ def write_card(path: Path, card: SourceCard) -> None:
     least = card.features.min(axis=0)
     step = (card.features.max(axis=0) - least) / (STEPS - 1)
     codes = np.round((card.features - least) / np.where(step > 0, step, 1)).astype(np.uint8)
-    tensors = {"codes": codes, "least": least, "step": step}
-    write_tensors(path, tensors, {"card": card.provenance.model_dump_json()})
+    tensors: dict[str, Array] = {"codes": codes, "least": least, "step": step}
+    note = {"card": card.provenance.model_dump_json()}
+    for number, layer in enumerate(card.moments.values()):
+        tensors[f"moments.{number:03d}"] = np.stack([layer.mean, layer.var])
+    if card.moments:
+        note["moments"] = json.dumps(list(card.moments))
+    write_tensors(path, tensors, note)
 
 
 def read_card(path: Path) -> SourceCard:
@@ -118,9 +135,9 @@ def read_card(path: Path) -> SourceCard:
     Raises:
         ArtifactError: The file is missing, damaged or no card.
     """
-    tensors = read_tensors(path)
+    tensors, note = read_tensors(path), read_tensors_note(path)
     try:
-        provenance = CardOrigin.model_validate_json(read_tensors_note(path).get("card", ""))
+        provenance = CardOrigin.model_validate_json(note.get("card", ""))
     except ValidationError as err:
         problem = err.errors()[0]["msg"]
         raise ArtifactError(f"{path}: is no source card ({problem}); make it again") from err
@@ -128,7 +145,11 @@ def read_card(path: Path) -> SourceCard:
     if codes is None or codes.ndim != 2 or len(codes) != provenance.images:
         raise ArtifactError(f"{path}: its features are missing or not whole; make the card again")
     features = codes.astype(np.float32) * tensors["step"] + tensors["least"]
-    return SourceCard(features, provenance)
+    moments = {
+        name: LayerMoments(*tensors[f"moments.{number:03d}"])
+        for number, name in enumerate(json.loads(note.get("moments", "[]")))
+    }
+    return SourceCard(features, provenance, moments)
 
 
 def find_cards(folder: Path, weights_sha256: str) -> list[SourceCard]:

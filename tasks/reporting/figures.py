@@ -118,8 +118,8 @@ def ruler(known: Sequence[KnownSet], name: str, ours: Distance) -> Drawing:
     return Drawing(figure(bottom + 40, label, shapes))
 
 
-def shift_profile(layers: Sequence[ShiftRow], groups: Sequence[GroupShift]) -> Drawing:
-    """Draw the batch-norm shift of each layer as a bar from 0, in forward order, and means."""
+def shift_profile(name: str, layers: Sequence[ShiftRow], groups: Sequence[GroupShift]) -> Drawing:
+    """Draw the shift of each layer as a bar from 0, in forward order, and means of groups."""
     means = {group.group: group.value for group in groups}
     left, bottom = 48.0, 190.0
     scale = scale_over(
@@ -144,7 +144,7 @@ def shift_profile(layers: Sequence[ShiftRow], groups: Sequence[GroupShift]) -> D
     axis = "group of layers, from input to output"
     shapes.append(text((left + WIDTH) / 2, 225, axis, anchor="middle", kind="axis"))
     return Drawing(
-        figure(232, f"Batch-norm shift of {plural(len(layers), 'layer')}", shapes),
+        figure(232, f"{name} of {plural(len(layers), 'layer')}", shapes),
         (("bar-0", "layer (groups alternate)"), ("line mean", "mean of its group")),
     )
 

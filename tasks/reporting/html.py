@@ -114,7 +114,10 @@ def _draw(findings: Findings) -> Mapping[str, Drawing]:
     if similarity.mmd and similarity.known:
         drawings["ruler"] = ruler(similarity.known, findings.origin.name, similarity.mmd.matched)
     if findings.layers:
-        drawings["shift"] = shift_profile(findings.layers, similarity.shift_groups)
+        moments = similarity.moments
+        name = "Moment shift" if moments else "Batch-norm shift"
+        groups = moments.groups if moments else similarity.shift_groups
+        drawings["shift"] = shift_profile(name, findings.layers, groups)
     if findings.places:
         drawings["projection"] = projection(findings.places, findings.health.classes)
     if findings.history:

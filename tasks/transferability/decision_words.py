@@ -64,6 +64,8 @@ def _reasons(evidence: Evidence, similarity: Similarity, decision: Decision) -> 
     deciding = next(rule for rule in decision.rules if rule.fired and rule.votes_for)
     yield deciding.statement
     yield _domain_in_words(similarity, decision)
+    if similarity.moments is not None:
+        yield similarity.moments.words
     yield (
         f"There are {evidence.images:,} training images of {evidence.classes} classes, "
         f"{evidence.images_per_class:,.0f} a class."

@@ -5,7 +5,16 @@ from itertools import pairwise
 from math import sqrt
 from pathlib import Path
 
-from tasks.artifacts.records import ImageSource, KnownSet, Marks, Record, Similarity, read_record
+from tasks.artifacts.records import (
+    Estimate,
+    GroupShift,
+    ImageSource,
+    KnownSet,
+    Marks,
+    Record,
+    Similarity,
+    read_record,
+)
 from tasks.backbones.source_cards import nearest_size
 
 LEAST_DISTANCE = 1e-4  # that a set is taken to have; unbiased, it may be found below 0
@@ -77,6 +86,18 @@ def _distance_in_words(similarity: Similarity) -> str:
     if shift is not None:
         return f"Without a source card, the batch-norm layers see a mean shift of {shift.value:.2f}"
     return "There is neither a source card nor a batch-norm layer to tell how far the data is"
+
+
+def say_moments(source: str, shift: Estimate, groups: Sequence[GroupShift]) -> str:
+    """Say at which depth layers see what the source images do not show, and that it has no vote."""
+    most = max(groups, key=lambda group: group.value)
+    interval = "" if shift.low is None else f" ({shift.low:.3f} to {shift.high:.3f})"
+    return (
+        f"The inputs of the normalization layers depart most from those in the images of {source} "
+        f"in {most.group}: a moment shift of {most.value:.3f}, over all layers "
+        f"{shift.value:.3f}{interval}. No thresholds are known for it, so it describes and has no "
+        "vote."
+    )
 
 
 def _gain_in_words(similarity: Similarity) -> str:

@@ -100,7 +100,11 @@ def domain_by_mmd(evidence: Evidence, params: DecideParams) -> Domain | None:
 
 
 def domain_by_shift(evidence: Evidence, params: DecideParams) -> Domain | None:
-    """What the batch-norm shift alone says; None where it was not measured."""
+    """What the batch-norm shift alone says; None where it was not measured.
+
+    The thresholds were set on batch norm. The moment shift of other layers is on another scale, for
+    which there are none, so it never becomes evidence.
+    """
     return _classify(evidence.shift, params.similar_shift, params.far_shift)
 
 

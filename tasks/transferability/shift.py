@@ -1,28 +1,33 @@
-"""Batch-norm shift: how far the inputs of each norm layer are from what pretraining saw there.
+"""Shift: how far the inputs of each normalization layer are from what pretraining saw there.
 
-It needs no source data: every batch-norm layer carries the mean and variance of its source inputs.
+Every batch-norm layer carries the mean and variance of its source inputs, so the batch-norm shift
+needs no source data. Other layers carry none: the source side of the moment shift is a source card.
 """
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
+from scipy import special, stats
 
 from tasks.artifacts.arrays import Floats
 from tasks.artifacts.records import Estimate, GroupShift, LayerGroup
+from tasks.backbones.source_cards import LayerMoments
 from tasks.errors import ArtifactError
 
-SMALLEST_VARIANCE = 1e-3  # of a channel, as a share of the layer's mean variance
-BATCH_NORM_EPSILON = 1e-5  # what batch norm itself adds to a variance by default
+SMALLEST_VARIANCE = 1e-3  # of a channel, as a share of what is usual in its layer
+NORM_EPSILON = 1e-5  # what normalization layers themselves add to a variance by default
+OUTLIERS = 0.05  # share of the channels that the moment shift leaves out at either end
+Tensors = Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
 class LayerShift:
-    """Shift of one batch-norm layer; `group` is the number of its layer group.
+    """Shift of one normalization layer; `group` is the number of its layer group.
 
     `without`: the shift where each part of the images is left out, (P,).
     """
@@ -33,9 +38,7 @@ class LayerShift:
     without: Sequence[float]
 
 
-def measure_layer_shifts(
-    tensors: Mapping[str, NDArray[np.float32]], note: Mapping[str, str]
-) -> list[LayerShift]:
+def measure_layer_shifts(tensors: Tensors, note: Mapping[str, str]) -> list[LayerShift]:
     """Measure the shift of every batch-norm layer, in forward order.
 
     Args:
@@ -53,8 +56,8 @@ def measure_layer_shifts(
     layers = json.loads(note.get("layers", "[]"))
     try:
         return [
-            _measure(name, int(group), number, tensors)
-            for number, (name, group) in enumerate(layers)
+            _measure(name, int(group), tensors, key, partial(layer_shift, **_learned(tensors, key)))
+            for key, name, group in ((f"bn.{i:03d}", *layer) for i, layer in enumerate(layers))
         ]
     except KeyError as err:
         raise ArtifactError(
@@ -62,21 +65,64 @@ def measure_layer_shifts(
         ) from err
 
 
+def measure_moment_shifts(
+    tensors: Tensors, note: Mapping[str, str], source: Mapping[str, LayerMoments]
+) -> list[LayerShift]:
+    """Measure the shift of every normalization layer without statistics of its own, likewise.
+
+    Args:
+        tensors: As above, `moments.` instead of `bn.`, and without running statistics.
+        note: `moments` holds a json list of [layer name, layer group].
+        source: Moments of the layers in the source images, by name.
+
+    Returns:
+        One entry a layer; empty where the source does not have them all.
+    """
+    layers = layers_without_statistics(note)
+    if not source.keys() >= {name for name, _ in layers}:
+        return []
+    return [
+        _measure(
+            name,
+            group,
+            tensors,
+            f"moments.{number:03d}",
+            partial(
+                moment_shift,
+                source_mean=source[name].mean.astype(np.float64),
+                source_var=source[name].var.astype(np.float64),
+            ),
+        )
+        for number, (name, group) in enumerate(layers)
+    ]
+
+
+def layers_without_statistics(note: Mapping[str, str]) -> list[tuple[str, int]]:
+    """Name and layer group of the probe's layers whose weights tell nothing of the source."""
+    return [(name, int(group)) for name, group in json.loads(note.get("moments", "[]"))]
+
+
+def _learned(tensors: Tensors, key: str) -> dict[str, Floats]:
+    return {
+        name: tensors[f"{key}.{name}"].astype(np.float64)
+        for name in ("running_mean", "running_var")
+    }
+
+
 def _measure(
-    name: str, group: int, number: int, tensors: Mapping[str, NDArray[np.float32]]
+    name: str, group: int, tensors: Tensors, key: str, shift: Callable[[Floats, Floats], float]
 ) -> LayerShift:
-    mean, var, running_mean, running_var, part_means, part_vars = (
-        tensors[f"bn.{number:03d}.{key}"].astype(np.float64)
-        for key in ("mean", "var", "running_mean", "running_var", "part_means", "part_vars")
+    mean, var, part_means, part_vars = (
+        tensors[f"{key}.{part}"].astype(np.float64)
+        for part in ("mean", "var", "part_means", "part_vars")
     )
     sizes = np.bincount(tensors["parts"].astype(np.int64)).astype(np.float64)
     without = [
-        layer_shift(*_pool(part_means, part_vars, kept), running_mean, running_var)
+        shift(*_pool(part_means, part_vars, kept))
         for kept in sizes * (1 - np.eye(len(sizes)))
         if kept.any()
     ]
-    value = layer_shift(mean, var, running_mean, running_var)
-    return LayerShift(name, group, value, without)
+    return LayerShift(name, group, shift(mean, var), without)
 
 
 def _pool(means: Floats, variances: Floats, sizes: Floats) -> tuple[Floats, Floats]:
@@ -104,11 +150,42 @@ def layer_shift(mean: Floats, var: Floats, running_mean: Floats, running_var: Fl
     Returns:
         At least 0; 0 where both have the same statistics.
     """
-    scale = np.maximum(running_var, SMALLEST_VARIANCE * running_var.mean())
-    scale = np.maximum(scale, BATCH_NORM_EPSILON)
-    moved = (mean - running_mean) ** 2
-    spread = (np.sqrt(np.maximum(var, 0)) - np.sqrt(np.maximum(running_var, 0))) ** 2
-    return float(np.mean((moved + spread) / scale))
+    usual = float(running_var.mean())
+    return float(np.mean(_channel_shifts(mean, var, running_mean, running_var, usual=usual)))
+
+
+def moment_shift(mean: Floats, var: Floats, source_mean: Floats, source_var: Floats) -> float:
+    """Give the same for a layer behind a residual stream: a trimmed mean over channels.
+
+    Transformers put values thousands of times the usual size into a few channels of a few tokens
+    (Sun et al. 2024, Massive Activations in Large Language Models, 2402.17762). Such a channel
+    would set the floor for all others, so the floor is a thousandth of the layer's median; and
+    where one comes, goes or moves, it alone would be the mean, so a twentieth of the channels is
+    left out at either end, none where there are fewer than twenty.
+
+    Args:
+        mean: Of the layer's input on the target images, (channels,).
+        var: Its variance.
+        source_mean: Of the layer's input on the images of the source card.
+        source_var: Its variance.
+
+    Returns:
+        At least 0; 0 where both have the same statistics.
+    """
+    usual = float(np.median(source_var))
+    shifts = _channel_shifts(mean, var, source_mean, source_var, usual=usual)
+    return float(stats.trim_mean(shifts, OUTLIERS))
+
+
+def _channel_shifts(
+    mean: Floats, var: Floats, source_mean: Floats, source_var: Floats, *, usual: float
+) -> Floats:
+    scale = np.maximum(source_var, SMALLEST_VARIANCE * usual)
+    scale = np.maximum(scale, NORM_EPSILON)
+    moved = (mean - source_mean) ** 2
+    spread = (np.sqrt(np.maximum(var, 0)) - np.sqrt(np.maximum(source_var, 0))) ** 2
+    shifts: Floats = (moved + spread) / scale
+    return shifts
 
 
 def shift_by_group(layers: Sequence[LayerShift], groups: Sequence[LayerGroup]) -> list[GroupShift]:
