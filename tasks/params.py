@@ -210,22 +210,16 @@ class DecideParams(Block):
     frozen_max_images_per_class: int = Field(
         ge=0,
         description="Training images a class up to which only the head is trained in a similar "
-        "domain; the lowest level of data.",
+        "domain.",
     )
     depth_images_per_class: list[int] = Field(
         min_length=1,
         max_length=8,
-        description="Images a class up to which each further level of data reaches, ascending, "
-        "above frozen_max_images_per_class; the last level has no end.",
+        description="Images a class up to which each level of data reaches, ascending; the last "
+        "level has no end.",
     )
-    depth_similar: list[float] = Field(
-        description="Share of the backbone's blocks unfrozen in a similar domain, one a level."
-    )
-    depth_intermediate: list[float] = Field(
-        description="The same in an intermediate domain; nowhere less than in a similar one."
-    )
-    depth_far: list[float] = Field(
-        description="The same in a far domain; nowhere less than in an intermediate one."
+    depth: list[float] = Field(
+        description="Share of the backbone's blocks that fine-tuning unfreezes, one a level."
     )
     similar_mmd: Annotated[float, Field(ge=0, le=10)] | Literal["auto"] = Field(
         description="Matched MMD^2 below which the domain counts as similar. auto: the mark of the "
@@ -256,26 +250,15 @@ class DecideParams(Block):
 
     @model_validator(mode="after")
     def check_depths(self) -> Self:
-        """Refuse depths that fall with more data or with distance."""
-        levels = [self.frozen_max_images_per_class, *self.depth_images_per_class]
+        """Refuse depths that fall with more data."""
+        levels, depths = self.depth_images_per_class, self.depth
         if levels != sorted(set(levels)):
+            raise ValueError(f"depth_images_per_class is {levels}; allowed: ascending")
+        fits = len(depths) == len(levels) + 1 and depths == sorted(depths)
+        if not fits or depths[0] < 0 or depths[-1] > 1:
             raise ValueError(
-                f"frozen_max_images_per_class and depth_images_per_class are {levels}; "
-                "allowed: ascending"
+                f"depth is {depths}; allowed: {len(levels) + 1} shares in [0, 1] that never fall"
             )
-        nearer = [0.0] * (len(levels) + 1)
-        for name, depths in (
-            ("depth_similar", self.depth_similar),
-            ("depth_intermediate", self.depth_intermediate),
-            ("depth_far", self.depth_far),
-        ):
-            fits = len(depths) == len(nearer) and depths == sorted(depths) and depths[-1] <= 1
-            if not fits or any(far < near for far, near in zip(depths, nearer, strict=True)):
-                raise ValueError(
-                    f"{name} is {depths}; allowed: {len(nearer)} shares in [0, 1] that never fall, "
-                    f"none below the nearer domain's ({nearer})"
-                )
-            nearer = depths
         return self
 
     @model_validator(mode="after")

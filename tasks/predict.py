@@ -258,8 +258,14 @@ def main(argv: Sequence[str] | None) -> None:
         new,
         new / max(time.monotonic() - started, 1e-9),
         model.name,
-        f"; {words}" if answers.errors else "",
+        _say_strange(answers.strange, new) + (f"; {words}" if answers.errors else ""),
     )
+
+
+def _say_strange(strange: int, new: int) -> str:
+    if not strange:
+        return ""
+    return f"; {strange} of {plural(new, 'new image')} unlike those of training (in_domain 0)"
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ class AnswerFile:
         classes: As given.
         done: How often the table has an answer for each path.
         errors: Rows with an error that were taken.
+        strange: Rows of images unlike those of training that were taken.
 
     Raises:
         ArtifactError: The suffix is another one, the folder cannot be written, another process is
@@ -52,7 +53,7 @@ class AnswerFile:
     def __init__(self, path: Path, classes: Sequence[str], model: str) -> None:
         if path.suffix.lower() not in SUFFIXES:
             raise ArtifactError(f"{path}: answers are written as {' or '.join(SUFFIXES)}")
-        self.path, self.errors, self.done = path, 0, Counter[str]()
+        self.path, self.errors, self.strange, self.done = path, 0, 0, Counter[str]()
         self._model, self._held = model, ExitStack()
         self.classes, self._columns = classes, columns_of(AnswerRow, classes)
         self._is_csv = path.suffix.lower() == ".csv"
@@ -84,6 +85,7 @@ class AnswerFile:
     def append(self, rows: Sequence[AnswerRow]) -> None:
         """Take rows; they are on the disk some seconds later."""
         self.errors += sum(bool(row.error) for row in rows)
+        self.strange += sum(row.in_domain is False for row in rows)
         self._waiting.append(self._render(rows))
         if time.monotonic() >= self._next_write:
             self._write()

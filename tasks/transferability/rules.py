@@ -1,7 +1,8 @@
 """The rules that choose how to transfer: evidence in, choice out, every rule open to inspection.
 
 They follow what the field's guides agree on: from scratch only with very much data in a far domain,
-frozen features for little data in a similar one, deeper fine-tuning with more data and distance.
+frozen features for very little data in a similar one, deeper fine-tuning with more data. That a
+farther domain wants deeper fine-tuning too was not borne out (docs/decisions.md).
 """
 
 import math
@@ -154,19 +155,13 @@ def _depth(evidence: Evidence, params: DecideParams) -> int:
 
 
 def depth_share(evidence: Evidence, params: DecideParams) -> float:
-    """Share of the backbone's blocks to unfreeze, by domain and level of data."""
-    shares = {
-        "similar": params.depth_similar,
-        "intermediate": params.depth_intermediate,
-        "far": params.depth_far,
-    }
-    return shares[domain_of(evidence, params)][_data_level(evidence, params)]
+    """Share of the backbone's blocks to unfreeze, by level of data."""
+    return params.depth[_data_level(evidence, params)]
 
 
 def _data_level(evidence: Evidence, params: DecideParams) -> int:
     """0 for few images a class, one more at each of the levels in params.yaml."""
-    levels = [params.frozen_max_images_per_class, *params.depth_images_per_class]
-    return bisect_left(levels, evidence.images_per_class)
+    return bisect_left(params.depth_images_per_class, evidence.images_per_class)
 
 
 # the rules ---------------------------------------------------------------------------------------
@@ -185,7 +180,6 @@ def _rules(evidence: Evidence, params: DecideParams) -> Iterator[Rule]:
     yield _race_rule(evidence)
     yield _scratch_rule(evidence, params)
     yield _frozen_rule(evidence, params)
-    yield _far_rule(evidence, params)
     yield _depth_rule(evidence, params)
 
 
@@ -278,35 +272,23 @@ def _frozen_rule(evidence: Evidence, params: DecideParams) -> Rule:
     domain = domain_of(evidence, params)
     few = evidence.images_per_class <= params.frozen_max_images_per_class
     return Rule(
-        name="frozen for little similar data",
+        name="frozen for very little similar data",
         statement="Only the head is trained in a similar domain with at most "
-        f"{params.frozen_max_images_per_class} images a class.",
+        f"{params.frozen_max_images_per_class} images a class; in a far one never, below the "
+        "ceiling.",
         inputs={"images_per_class": evidence.images_per_class, "domain": domain},
         fired=few and domain == "similar",
         votes_for="feature_extraction",
     )
 
 
-def _far_rule(evidence: Evidence, params: DecideParams) -> Rule:
-    domain = domain_of(evidence, params)
-    return Rule(
-        name="never frozen alone on a far domain",
-        statement="Below their ceiling, frozen features alone are never used on a far domain, "
-        "however few the images.",
-        inputs={"domain": domain},
-        fired=domain == "far",
-        votes_for="fine_tune",
-    )
-
-
 def _depth_rule(evidence: Evidence, params: DecideParams) -> Rule:
     return Rule(
-        name="fine-tune deeper with data and distance",
-        statement="Whatever no rule above decides is fine-tuned; the more images a class and the "
-        "farther the domain, the more blocks.",
+        name="fine-tune deeper with data",
+        statement="Whatever no rule above decides is fine-tuned; the more images a class, the more "
+        "blocks.",
         inputs={
             "images_per_class": evidence.images_per_class,
-            "domain": domain_of(evidence, params),
             "share_of_blocks": depth_share(evidence, params),
             "groups": count_groups(depth_share(evidence, params), evidence.blocks),
         },

@@ -35,8 +35,6 @@ from tasks.training.resume.workspace import CONSTRAINTS, IMPORTED, TASKS, finger
 from tasks.transferability.arms import DEPTHS
 from tasks.transferability.rules import Evidence, choose_cuts
 
-TABLES = ("depth_similar", "depth_intermediate", "depth_far")
-
 
 def code_of(params: Params) -> str:
     """Fingerprint of what trains: code, values and libraries, 8 hexadecimal digits."""
@@ -98,7 +96,7 @@ def cuts_of(arm: CellArm, study: Study, groups: Sequence[LayerGroup]) -> list[in
     if arm == "scratch":
         return [0]
     params, manifest = study.params.decide, study.manifest
-    levels = len(params.depth_far)
+    levels = len(params.depth)
     evidence = Evidence(
         images=len(manifest.of("train")),
         classes=len(manifest.class_names),
@@ -108,7 +106,7 @@ def cuts_of(arm: CellArm, study: Study, groups: Sequence[LayerGroup]) -> list[in
         shift=None,
         gain=0.0,
     )
-    depths = params.model_copy(update=dict.fromkeys(TABLES, [DEPTHS[arm]] * levels))
+    depths = params.model_copy(update={"depth": [DEPTHS[arm]] * levels})
     return list(choose_cuts("fine_tune", evidence, depths))
 
 
