@@ -13,7 +13,6 @@ from tasks.artifacts.records import Health, Scores
 from tasks.artifacts.tables import HistoryRow, LikenessRow, SuspectRow
 from tasks.artifacts.words import FROZEN
 from tasks.errors import ArtifactError
-from tasks.reporting.card import loading_code
 from tasks.reporting.confusion import matrix, mistakes
 from tasks.reporting.export import Exported
 from tasks.reporting.figures import (
@@ -86,7 +85,6 @@ def render_report(findings: Findings, exported: Exported, provenance: Provenance
         suspects=_embed_suspects(findings.suspects),
         test_suspects=_embed_suspects(findings.test_suspects),
         shipped_name=name_shipped(findings),
-        code=loading_code(whole=exported.whole),
     )
 
 

@@ -35,7 +35,7 @@ DISTANCES: dict[str, Callable[[Said], float]] = {
 }
 INTRO = """\
 Every way to transfer was trained on {sets} sets with {levels} training images a class at {px} px:
-the frozen head; fine-tuning that ends with the top quarter, the top half or all of the layer groups
+the frozen head; fine-tuning that ends with the top third, the upper two thirds or all of the blocks
 unfrozen; where time allowed, training from scratch. A test set, a quarter of the groups of every
 class, is fixed by the seed. Val has a third as many images as train, but at least 5 a class: a user
 with 10 images a class has no large val. Everything runs by the stages of the pipeline: the judge on
@@ -52,11 +52,12 @@ strategy is too large; the second one has the best arm chosen on one half of the
 measured on the other, with nothing to flatter, and may be negative. A better model that val did not
 ship counts for no arm. Seconds are processor time of one thread.
 
-`quarter` are the rules of this version but for one value: far from the source they train a quarter
-of the layer groups at up to 20 images a class, where this version trains half, because of these
-cells. `before` are older ones, which measured the distance with a card of 224 px whatever the size
-of the images, and saw neither folds nor a race. A decider is judged on the tasks that it was asked
-about.
+`today` are the rules of this version. `by domain` are those before it: in a similar domain they kept
+frozen features at up to 20 images a class and trained a third of the blocks above, in an
+intermediate one a third, in a far one two thirds; these cells changed them, so `today` is not judged
+by cells that it has not seen. `before` are older ones, which measured the distance with a card of
+224 px whatever the size of the images, and saw neither folds nor a race. A decider is judged on the
+tasks that it was asked about.
 """
 
 
