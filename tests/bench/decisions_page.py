@@ -52,10 +52,10 @@ strategy is too large; the second one has the best arm chosen on one half of the
 measured on the other, with nothing to flatter, and may be negative. A better model that val did not
 ship counts for no arm. Seconds are processor time of one thread.
 
-`today` are the rules of this version. `by domain` are those before it: in a similar domain they kept
-frozen features at up to 20 images a class and trained a third of the blocks above, in an
-intermediate one a third, in a far one two thirds; these cells changed them, so `today` is not judged
-by cells that it has not seen. `before` are older ones, which measured the distance with a card of
+`today` are the rules of this version. `by domain` are those before it: in a similar domain they
+kept frozen features at up to 20 images a class and trained a third of the blocks above, in an
+intermediate one a third, in a far one two thirds; these cells changed them, so that no cell judges
+`today` which it has not seen. `before` are older ones, which measured the distance with a card of
 224 px whatever the size of the images, and saw neither folds nor a race. A decider is judged on the
 tasks that it was asked about.
 """
