@@ -26,9 +26,11 @@ from tasks.artifacts.records import (
 )
 from tasks.errors import ArtifactError
 from tasks.reporting import html
+from tasks.reporting.explained import Explained
 from tasks.reporting.findings import Findings, SuspectLabels, conclude, read_picture
 from tasks.reporting.html import render_report, set_sentence
 
+NONE = Explained()
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 
 
@@ -79,8 +81,8 @@ def findings(request: pytest.FixtureRequest, runs: Runs) -> Findings:
     return runs(request.param).findings
 
 
-def render(findings: Findings, *, whole: bool = True) -> str:
-    return render_report(findings, make_exported(whole=whole), make_provenance())
+def render(findings: Findings, *, whole: bool = True, explained: Explained = NONE) -> str:
+    return render_report(findings, make_exported(whole=whole), explained, make_provenance())
 
 
 def test_the_page_needs_no_network_no_script_and_no_other_file(findings: Findings) -> None:
@@ -257,7 +259,7 @@ def test_provenance_tells_commit_hashes_versions_and_parameters(tuned: Findings)
 
 
 def test_uncommitted_code_is_told_with_its_hash(tuned: Findings) -> None:
-    page = render_report(tuned, make_exported(), make_provenance(("tasks/x.py",)))
+    page = render_report(tuned, make_exported(), NONE, make_provenance(("tasks/x.py",)))
     text = Page(page).text
     assert "with uncommitted changes in tasks/x.py" in text
     assert "cd" * 32 in text

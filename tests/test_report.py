@@ -27,6 +27,7 @@ from tasks.artifacts.tables import (
     ConfusionRow,
     HardestRow,
     HistoryRow,
+    ManifestRow,
     PredictionRow,
     read_rows,
     write_rows,
@@ -177,10 +178,15 @@ def test_neither_a_place_nor_a_secret_reaches_the_files(runs: Runs, tuned: Run) 
 def test_hostile_names_are_harmless_everywhere(runs: Runs, tmp_path: Path) -> None:
     unreadable = b"caf\xe9".decode("utf-8", "surrogateescape")
     run = runs("scratch").copy(tmp_path)
-    index = run.paths.hardest / "index.csv"
+    index, path = (
+        run.paths.hardest / "index.csv",
+        f"{unreadable}/\n<img src=x onerror=alert(1)>.png",
+    )
     first, *others = read_rows(index, HardestRow)
-    first = replace(first, path=f"{unreadable}/\n<img src=x onerror=alert(1)>.png")
-    write_rows(index, HardestRow, [first, *others])
+    write_rows(index, HardestRow, [replace(first, path=path), *others])
+    listed = read_rows(run.paths.manifest, ManifestRow)
+    renamed = [replace(row, path=path) if row.path == first.path else row for row in listed]
+    write_rows(run.paths.manifest, ManifestRow, renamed)
     report(run)
     page = run.paths.report.read_text(encoding="utf-8")
     card = run.paths.card.read_text(encoding="utf-8")
