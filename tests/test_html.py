@@ -324,6 +324,18 @@ def test_large_pictures_are_made_smaller_small_ones_kept_as_they_are(
     assert 48 < embedded(tuned, large).width < 900
 
 
+def test_all_heatmaps_together_are_bounded(
+    tmp_path: Path, tuned: Findings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = [read_picture(noise(tmp_path / "large.jpg", 300))] * len(tuned.hardest)
+    sizes = []
+    for most in (10_000_000, 100_000):
+        monkeypatch.setattr(html, "EXPLAINED_BYTES", most)
+        sizes.append(len(render(tuned, explained=Explained("", 7, pictures))))
+    assert 0 < sizes[1] - len(render(tuned)) < 100_000 * 4 / 3 + 10_000
+    assert sizes[1] < sizes[0]
+
+
 def test_a_missing_or_broken_picture_is_named(tmp_path: Path, tuned: Findings) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "no.jpg", format="PNG")
     with pytest.raises(ArtifactError, match=r"no\.jpg: cannot be read"):
