@@ -162,9 +162,21 @@ class Odd(nn.Module):
         return [images]
 
 
+class Pooled(Odd):
+    """A network without blocks that reads one token alone: no slope would reach the others."""
+
+    def forward_features(self, images: torch.Tensor) -> Any:
+        return images.flatten(2).transpose(1, 2)
+
+    def forward_head(self, tokens: torch.Tensor, *, pre_logits: bool) -> torch.Tensor:
+        return tokens[:, 0]
+
+
 def test_networks_without_a_map_of_places_are_refused_in_one_sentence() -> None:
-    with pytest.raises(EngineError, match=r"^Odd has no map of places"):
+    with pytest.raises(EngineError, match=r"^Odd has no map of places: "):
         GradCam(Odd(), nn.Linear(3, 2), spec_of(32), CPU)
+    with pytest.raises(EngineError, match=r"^Pooled has no map of places: .*blocks"):
+        GradCam(Pooled(), nn.Linear(3, 2), spec_of(32), CPU)
     resnet = make_backbone("test_resnet", 32)
     with pytest.raises(EngineError, match=r"single place at 32 px; larger images"):
         GradCam(resnet, nn.Linear(resnet.num_features, 2), spec_of(32), CPU)

@@ -73,8 +73,8 @@ class GradCam:
             raise EngineError(f"{self._name} has no map of places ({first_line(err)})") from err
         if self.side < 2:
             raise EngineError(
-                f"the last feature map of {self._name} has a single place at {spec.image_px} px; "
-                "larger images (augment.image_px) have more"
+                f"the map of {self._name} has a single place at {spec.image_px} px; larger images "
+                "(augment.image_px) have more"
             )
 
     def evidence(self, pixels: Pixels, classes: Ints) -> Heat:
@@ -103,7 +103,7 @@ class GradCam:
         """
         heat = np.maximum(self.evidence(pixels, classes), 0)
         most = heat.max(axis=(1, 2), keepdims=True)
-        return np.divide(heat, most, out=np.zeros_like(heat), where=most > 0)
+        return np.asarray(heat / np.where(most > 0, most, 1), dtype=np.float32)
 
     @property
     def _name(self) -> str:
@@ -124,7 +124,13 @@ class GradCam:
         finally:
             if hook:
                 hook.remove()
-        if not inputs or inputs[-1].ndim != last.ndim:  # tokens in an order of their own
+        ndim = last.ndim if isinstance(last, Tensor) else 0
+        if not inputs or inputs[-1].ndim != ndim:  # or tokens in an order of their own
+            if ndim != 4:
+                raise EngineError(
+                    f"{self._name} has no map of places: neither a last feature map nor tokens in "
+                    "`blocks`"
+                )
             inputs = [last.detach().requires_grad_()]
             last = inputs[-1].clone()
         features = self._backbone.forward_head(last, pre_logits=True)
@@ -144,7 +150,7 @@ class GradCam:
             patches = places[:, prefix:].transpose(1, 2)
             side = math.isqrt(patches.shape[2])
             if side**2 == patches.shape[2]:
-                return patches.unflatten(2, (side, side))
+                return patches.reshape(*patches.shape[:2], side, side)
         raise EngineError(f"the {places.shape[1]} tokens of {self._name} are no square of places")
 
 
@@ -172,7 +178,8 @@ def lay_over(pixels: Pixels, heat: Heat) -> Pixels:
     color = np.stack([np.interp(large, steps, channel) for channel in COLORS.T], axis=-1)
     cover = COVERED * large[..., None]
     below = DIMMED * (pixels @ LUMA)[..., None]
-    return np.rint((1 - cover) * below + cover * color).astype(np.uint8)
+    mixed: Pixels = np.rint((1 - cover) * below + cover * color).astype(np.uint8)
+    return mixed
 
 
 def name_picture(path: str) -> str:
