@@ -29,6 +29,7 @@ def predict_images(
     model: str = str(MODEL),
     on_bad: OnBad = "row",
     probabilities: bool = False,
+    explain: str = "",
 ) -> State[Any]:
     """Classify images as `python -m tasks.predict` does; what the table has is not done again.
 
@@ -42,8 +43,10 @@ def predict_images(
         on_bad: What files that cannot be read mean: only a row with the error (row), or also that
             the run has failed (fail), once all others are done.
         probabilities: Whether the table has a column for each class.
+        explain: A folder for a picture of each new answer, with a heatmap; empty for none.
     """
     options = ["--model", model, "--on-bad", on_bad, *["--probabilities"] * probabilities]
+    options += ["--explain", explain] if explain else []
     try:
         if source == STDIN:
             raise DataError("source is '-', but a flow has no stdin; name a folder or a csv")

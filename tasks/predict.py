@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -43,6 +43,7 @@ BATCH_SIZE = 32
 NVIDIA = Path("/dev/nvidiactl")  # is there where a driver is
 
 OnBad = Literal["row", "fail"]
+Explain = Callable[[str, Pixels, str], None]
 Item = TypeVar("Item")
 
 
@@ -55,6 +56,7 @@ class Arguments:
     model: Path
     on_bad: OnBad
     probabilities: bool
+    explain: Path | None
 
 
 def predict(
@@ -64,6 +66,7 @@ def predict(
     answers: AnswerFile,
     *,
     workers: int,
+    explain: Explain | None = None,
 ) -> int:
     """Write an answer for every input that has none yet; give how many those were.
 
@@ -73,6 +76,7 @@ def predict(
         engine: Runs the model.
         answers: Where the rows go.
         workers: Threads that read files; memory holds some batches, however many files there are.
+        explain: Gets name, pixels and class of every answer before its row is written.
     """
     left = list(_without(inputs.names, answers.done))
     with progress("predict", len(left)) as meter:
@@ -82,7 +86,11 @@ def predict(
         )  # a batch is read while the one before is computed
         read = map_in_order(partial(read_pixels, model=model), files, workers=workers, ahead=ahead)
         for batch in _batches(zip(left, read, strict=True), BATCH_SIZE):
-            answers.append(classify(batch, model, engine, answers.classes))
+            rows = classify(batch, model, engine, answers.classes)
+            for row, (name, pixels) in zip(rows, batch, strict=True):
+                if explain and not isinstance(pixels, ImageError):
+                    explain(name, pixels, row.predicted)
+            answers.append(rows)
             meter.advance(len(batch))
     return len(left)
 
@@ -201,6 +209,27 @@ def open_engine(model: DeliveredModel, machine: Machine, *, rows: int) -> Answer
     return make_torch_answers(model, machine, sample, rows=rows)
 
 
+def open_explain(folder: Path, model: DeliveredModel, machine: Machine) -> Explain:
+    """Make what writes a picture an answer: the square view with its heatmap laid over.
+
+    Raises:
+        ArtifactError: The folder cannot be written, or timm cannot load the model.
+        EngineError: The network has no map of places.
+    """
+    # torch takes seconds to import
+    from tasks.delivery.explanations import GradCam, lay_over, write_picture  # noqa: PLC0415
+    from tasks.delivery.with_torch import load_parts  # noqa: PLC0415
+    from tasks.runtime.device import configure_torch  # noqa: PLC0415
+
+    cam = GradCam(*load_parts(model), configure_torch(machine, seed=0))
+
+    def explain(name: str, pixels: Pixels, predicted: str) -> None:
+        asked = np.array([model.classes.index(predicted)])
+        write_picture(folder, name, lay_over(pixels, cam.heatmaps(pixels[None], asked)[0]))
+
+    return explain
+
+
 def _without(names: Sequence[str], done: Counter[str]) -> Iterator[str]:
     """Leave out as many of each name as are done."""
     left = done.copy()
@@ -231,6 +260,13 @@ def read_command(argv: Sequence[str] | None) -> Arguments:
         help="bad files: only a row with the error (row), or also exit status 1 (fail)",
     )
     parser.add_argument("--probabilities", action="store_true", help="also a column for each class")
+    parser.add_argument(
+        "--explain",
+        type=Path,
+        metavar="FOLDER",
+        help="also write a picture of each new answer: the image with a heatmap of what spoke for "
+        "the class (takes several times as long)",
+    )
     return Arguments(**vars(parser.parse_args(argv)))
 
 
@@ -247,7 +283,10 @@ def main(argv: Sequence[str] | None) -> None:
     started = time.monotonic()
     with AnswerFile(asked.out, classes, model.name) as answers:
         engine = open_engine(model, machine, rows=len(inputs.names))
-        new = predict(inputs, model, engine, answers, workers=machine.decode_workers)
+        explain = open_explain(asked.explain, model, machine) if asked.explain else None
+        new = predict(
+            inputs, model, engine, answers, workers=machine.decode_workers, explain=explain
+        )
     words = f"{plural(answers.errors, 'file')} could not be used; {asked.out} says why"
     if answers.errors and asked.on_bad == "fail":
         raise DataError(words)
@@ -260,6 +299,12 @@ def main(argv: Sequence[str] | None) -> None:
         model.name,
         _say_strange(answers.strange, new) + (f"; {words}" if answers.errors else ""),
     )
+    if asked.explain:
+        log.info(
+            "%s in %s, named by path; rows that the table had before got none",
+            plural(new - answers.errors, "heatmap"),
+            asked.explain,
+        )
 
 
 def _say_strange(strange: int, new: int) -> str:

@@ -52,6 +52,7 @@ from tasks.heads.registry import load_head
 from tasks.params import Params
 from tasks.reporting.card import render_card
 from tasks.reporting.confusion import count_answers
+from tasks.reporting.explained import Explained, explain_answers
 from tasks.reporting.export import Exported, ShippedModel, export_model
 from tasks.reporting.findings import Findings, read_picture
 from tasks.reporting.html import render_report
@@ -124,10 +125,12 @@ class Report:
     card: str
 
 
-def report(findings: Findings, exported: Exported, provenance: Provenance) -> Report:
-    """Tell what was found, what was exported and where both come from."""
+def report(
+    findings: Findings, exported: Exported, explained: Explained, provenance: Provenance
+) -> Report:
+    """Tell what was found, what was exported, what answers rest on and where all comes from."""
     return Report(
-        page=render_report(findings, exported, provenance),
+        page=render_report(findings, exported, explained, provenance),
         card=render_card(findings, exported, provenance),
     )
 
@@ -318,14 +321,16 @@ def _modules(paths: Paths, findings: Findings, *, seed: int) -> tuple[nn.Module,
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read everything, export the model, write report and model card."""
+    """Read everything, export and explain the model, write report and model card."""
     paths, params = read_arguments(Paths, "report", __doc__ or "", argv)
     configure_torch(read_machine(), params.seed)
     findings, provenance = read_findings(paths, params), read_provenance(paths, params)
-    shipped = load_shipped(paths, findings, params)
-    about = tell_about(findings, provenance)
-    exported = export_model(paths.export, shipped, about, open_samples(paths, params))
-    told = report(findings, exported, provenance)
+    shipped, samples = load_shipped(paths, findings, params), open_samples(paths, params)
+    exported = export_model(paths.export, shipped, tell_about(findings, provenance), samples)
+    hardest = [row for row, _ in findings.hardest]
+    answers = read_rows(paths.predictions, PredictionRow)
+    explained = explain_answers(shipped, hardest, answers, samples)
+    told = report(findings, exported, explained, provenance)
     write_text(paths.report, told.page)
     write_text(paths.card, told.card)
     for words in exported.words:

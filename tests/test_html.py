@@ -27,9 +27,11 @@ from tasks.artifacts.records import (
 )
 from tasks.errors import ArtifactError
 from tasks.reporting import html
+from tasks.reporting.explained import Explained
 from tasks.reporting.findings import Findings, SuspectLabels, conclude, read_picture
 from tasks.reporting.html import render_report, set_sentence
 
+NONE = Explained()
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 
 
@@ -80,8 +82,8 @@ def findings(request: pytest.FixtureRequest, runs: Runs) -> Findings:
     return runs(request.param).findings
 
 
-def render(findings: Findings, *, whole: bool = True) -> str:
-    return render_report(findings, make_exported(whole=whole), make_provenance())
+def render(findings: Findings, *, whole: bool = True, explained: Explained = NONE) -> str:
+    return render_report(findings, make_exported(whole=whole), explained, make_provenance())
 
 
 def test_the_page_needs_no_network_no_script_and_no_other_file(findings: Findings) -> None:
@@ -258,7 +260,7 @@ def test_provenance_tells_commit_hashes_versions_and_parameters(tuned: Findings)
 
 
 def test_uncommitted_code_is_told_with_its_hash(tuned: Findings) -> None:
-    page = render_report(tuned, make_exported(), make_provenance(("tasks/x.py",)))
+    page = render_report(tuned, make_exported(), NONE, make_provenance(("tasks/x.py",)))
     text = Page(page).text
     assert "with uncommitted changes in tasks/x.py" in text
     assert "cd" * 32 in text
@@ -321,6 +323,18 @@ def test_large_pictures_are_made_smaller_small_ones_kept_as_they_are(
     assert embedded(tuned, small).size == (64, 64)
     assert large.stat().st_size > 60_000
     assert 48 < embedded(tuned, large).width < 900
+
+
+def test_all_heatmaps_together_are_bounded(
+    tmp_path: Path, tuned: Findings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = [read_picture(noise(tmp_path / "large.jpg", 300))] * len(tuned.hardest)
+    sizes = []
+    for most in (10_000_000, 100_000):
+        monkeypatch.setattr(html, "EXPLAINED_BYTES", most)
+        sizes.append(len(render(tuned, explained=Explained("", 7, pictures))))
+    assert 0 < sizes[1] - len(render(tuned)) < 100_000 * 4 / 3 + 10_000
+    assert sizes[1] < sizes[0]
 
 
 def test_a_missing_or_broken_picture_is_named(tmp_path: Path, tuned: Findings) -> None:

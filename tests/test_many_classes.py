@@ -12,6 +12,7 @@ from test_ingest import run
 
 from tasks.errors import DataError
 from tasks.reporting.card import render_card
+from tasks.reporting.explained import Explained
 from tasks.reporting.findings import find_alerts
 from tasks.reporting.html import render_report
 
@@ -71,4 +72,4 @@ def test_report_and_card_say_little_of_many_classes(many: Path, tmp_path: Path, 
     card = render_card(findings, make_exported(), provenance)
     assert max(map(len, card.splitlines())) <= LONGEST_LINE
     assert len(card.splitlines()) < 300
-    assert len(render_report(findings, make_exported(), provenance)) < 1_000_000
+    assert len(render_report(findings, make_exported(), Explained(), provenance)) < 1_000_000

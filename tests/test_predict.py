@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, draw_image, tells
 from made_run import Run, Runs
+from PIL import Image
 
 from tasks import evaluate, predict
 from tasks.artifacts import files
@@ -26,6 +27,7 @@ from tasks.artifacts.records import Conversion, read_record
 from tasks.artifacts.tables import AnswerRow, PredictionRow, read_manifest, read_rows
 from tasks.delivery import answer_file
 from tasks.delivery.answer_file import AnswerFile
+from tasks.delivery.explanations import name_picture
 from tasks.delivery.folder import SUMS, hash_files, read_delivered
 from tasks.errors import ArtifactError, DataError
 from tasks.predict import BATCH_SIZE, main, read_pixels
@@ -622,6 +624,45 @@ def test_torch_is_not_imported_where_onnxruntime_does(delivered: Run, folder: Pa
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=True,
     )
+
+
+# explained ---------------------------------------------------------------------------------------
+
+
+def test_each_new_answer_gets_a_picture_that_its_row_leads_to(
+    delivered: Run, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "half.png").write_bytes((folder / "000.png").read_bytes()[:90])
+    shutil.copy(folder / "a/001.png", folder / "a_001.png")  # its name meets a/001.png
+    plain = ask(delivered, folder, "plain.csv")
+    with caplog.at_level(logging.INFO, logger="tasks"):
+        rows = ask(delivered, folder, "out.csv", "--explain", "maps")
+    assert rows == plain
+    sound = [row for row in rows if not row["error"]]
+    pictures = {path.name: path.read_bytes() for path in Path("maps").iterdir()}
+    assert set(pictures) == {name_picture(row["path"]) for row in sound}
+    assert len(pictures) == len(rows) - 1 == IMAGES + 1
+    with Image.open(Path("maps") / name_picture(sound[0]["path"])) as picture:
+        assert picture.size == (32, 32)
+    assert f"{IMAGES + 1} heatmaps in maps" in caplog.messages[-1]
+    ask(delivered, folder.absolute(), "again.csv", "--explain", "absolute")
+    again = {path.read_bytes() for path in Path("absolute").iterdir()}
+    assert again == set(pictures.values())
+
+
+def test_rows_that_the_table_had_get_no_picture_and_that_is_said(
+    delivered: Run, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ask(delivered, folder / "a", "out.csv")
+    with caplog.at_level(logging.INFO, logger="tasks"):
+        ask(delivered, folder / "a", "out.csv", "--explain", "maps")
+    assert tells(caplog.messages[-1], "0 heatmaps in maps", "had before got none")
+
+
+def test_a_folder_of_pictures_that_cannot_be_written_is_told(delivered: Run, folder: Path) -> None:
+    Path("maps").write_text("a file")
+    with pytest.raises(ArtifactError, match=r"maps.*cannot be written"):
+        ask(delivered, folder, "out.csv", "--explain", "maps")
 
 
 NO_NAME = '{"path": ["x"], "predicted": "", "probability": 1, "error": "", "model": "m"}\n'

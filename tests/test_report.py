@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -27,15 +28,18 @@ from tasks.artifacts.tables import (
     ConfusionRow,
     HardestRow,
     HistoryRow,
+    ManifestRow,
     PredictionRow,
     read_rows,
     write_rows,
 )
 from tasks.backbones.catalogue import load_backbone
-from tasks.errors import ArtifactError, WeightsError
+from tasks.errors import ArtifactError, EngineError, WeightsError
 from tasks.heads.classifier import load_finetuned
 from tasks.heads.registry import load_head
-from tasks.report import Paths, load_shipped, main
+from tasks.report import Paths, load_shipped, main, open_samples
+from tasks.reporting import explained
+from tasks.reporting.explained import explain_answers
 from tasks.training.outcome import write_history
 from tasks.training.phases import TrainingGroup
 
@@ -177,10 +181,15 @@ def test_neither_a_place_nor_a_secret_reaches_the_files(runs: Runs, tuned: Run) 
 def test_hostile_names_are_harmless_everywhere(runs: Runs, tmp_path: Path) -> None:
     unreadable = b"caf\xe9".decode("utf-8", "surrogateescape")
     run = runs("scratch").copy(tmp_path)
-    index = run.paths.hardest / "index.csv"
+    index, path = (
+        run.paths.hardest / "index.csv",
+        f"{unreadable}/\n<img src=x onerror=alert(1)>.png",
+    )
     first, *others = read_rows(index, HardestRow)
-    first = replace(first, path=f"{unreadable}/\n<img src=x onerror=alert(1)>.png")
-    write_rows(index, HardestRow, [first, *others])
+    write_rows(index, HardestRow, [replace(first, path=path), *others])
+    listed = read_rows(run.paths.manifest, ManifestRow)
+    renamed = [replace(row, path=path) if row.path == first.path else row for row in listed]
+    write_rows(run.paths.manifest, ManifestRow, renamed)
     report(run)
     page = run.paths.report.read_text(encoding="utf-8")
     card = run.paths.card.read_text(encoding="utf-8")
@@ -242,3 +251,46 @@ def test_pictures_are_never_read_from_outside_their_folder(tuned: Run) -> None:
     write_rows(hardest / "index.csv", HardestRow, [replace(row, file=f"../../{row.file}")])
     ((_, picture),) = tuned.findings.hardest
     assert picture.path == hardest / row.file
+
+
+def test_the_page_shows_heatmaps_of_the_hardest_and_of_right_answers(tuned: Run) -> None:
+    page = report(tuned).report.read_text(encoding="utf-8")
+    hardest = [row for row, _ in tuned.findings.hardest]
+    assert page.count('heatmap" loading') == 2 * len(hardest)
+    assert "Grad-CAM, 2 \N{MULTIPLICATION SIGN} 2 places" in page
+    right = {row.path for row in read_rows(tuned.paths.predictions, PredictionRow) if row.correct}
+    shown = re.findall(r'class="path">([^<]+)<', page[page.index("Right answers, drawn") :])
+    assert set(shown) <= right
+    assert len(set(shown)) == len(hardest)
+
+
+def test_another_seed_draws_other_right_answers(tuned: Run) -> None:
+    answers = read_rows(tuned.paths.predictions, PredictionRow)
+    hardest = [row for row, _ in tuned.findings.hardest]
+    shipped = load_shipped(tuned.paths, tuned.findings, tuned.params)
+    samples = open_samples(tuned.paths, tuned.params)
+    drawn = [
+        [row.path for row, *_ in explain_answers(shipped, hardest, answers, one).right]
+        for one in (samples, replace(samples, seed=18))
+    ]
+    assert drawn[0] != drawn[1]
+
+
+def test_hardest_images_of_another_run_are_refused(tuned: Run) -> None:
+    index = tuned.paths.hardest / "index.csv"
+    first, *others = read_rows(index, HardestRow)
+    write_rows(index, HardestRow, [replace(first, path="other.png"), *others])
+    with pytest.raises(ArtifactError, match=r"'other\.png'.*run evaluate again"):
+        report(tuned)
+
+
+def test_a_network_without_a_map_is_told_in_a_sentence(
+    tuned: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise EngineError("Odd has no map of places")
+
+    monkeypatch.setattr(explained, "GradCam", refuse)
+    page = report(tuned).report.read_text(encoding="utf-8")
+    assert "There are no heatmaps of answers: Odd has no map of places." in page
+    assert 'heatmap" loading' not in page

@@ -47,6 +47,24 @@ def _load_head(folder: Path) -> nn.Module:
     return layers.eval()
 
 
+def load_parts(model: DeliveredModel) -> tuple[nn.Module, nn.Module, InputSpec]:
+    """Load backbone and head of an exported model apart, and what images the backbone expects.
+
+    Raises:
+        ArtifactError: timm cannot load the folder.
+    """
+    backbone, head = load_exported(model.folder, str(model.folder))
+    if head is None:
+        head = backbone.get_classifier()
+        backbone.reset_classifier(0)
+    config = backbone.pretrained_cfg
+    return (
+        backbone,
+        head,
+        InputSpec(image_px=model.image_px, mean=config["mean"], std=config["std"]),
+    )
+
+
 def make_torch_answers(
     model: DeliveredModel, machine: Machine, sample: Pixels, *, rows: int
 ) -> Engine:
@@ -63,11 +81,6 @@ def make_torch_answers(
         EngineError: REGRAFT_ENGINE forces an engine that cannot run the network, or the device
             asked for is missing.
     """
-    backbone, head = load_exported(model.folder, str(model.folder))
-    if head is None:
-        head = backbone.get_classifier()
-        backbone.reset_classifier(0)
-    config = backbone.pretrained_cfg
-    spec = InputSpec(image_px=model.image_px, mean=config["mean"], std=config["std"])
+    backbone, head, spec = load_parts(model)
     answers = AnswerNetwork(backbone, head, model.calibration.temperature).eval()
     return make_engine(answers, spec, machine, sample, rows=rows)

@@ -14,6 +14,7 @@ from tasks.artifacts.tables import HistoryRow, LikenessRow, SuspectRow
 from tasks.artifacts.words import FROZEN
 from tasks.errors import ArtifactError
 from tasks.reporting.confusion import matrix, mistakes
+from tasks.reporting.explained import Explained
 from tasks.reporting.export import Exported
 from tasks.reporting.figures import (
     accuracy_curves,
@@ -49,6 +50,7 @@ from tasks.reporting.text import sentence
 
 SHEET_BYTES = 1_200_000  # of the embedded contact sheet, at most
 HARDEST_BYTES = 2_000_000  # of all embedded hardest images together
+EXPLAINED_BYTES = 2_000_000  # of all heatmaps and right answers together
 PAIR_BYTES = 60_000  # of each embedded pair of twins
 LIKEST_BYTES = 30_000  # of each embedded picture near to or far from the source
 SUSPECTS_BYTES = 1_000_000  # of the embedded suspects of train and val, and of those of test
@@ -56,7 +58,9 @@ SMALLEST_PX = 48
 TABLE_CLASSES = 500  # rows of the table of classes
 
 
-def render_report(findings: Findings, exported: Exported, provenance: Provenance) -> str:
+def render_report(
+    findings: Findings, exported: Exported, explained: Explained, provenance: Provenance
+) -> str:
     """Give the page; the same arguments give the same text."""
     template = make_environment({"sentence": set_sentence}, autoescape=True).get_template(
         "report.html.jinja"
@@ -79,6 +83,8 @@ def render_report(findings: Findings, exported: Exported, provenance: Provenance
         table_classes=TABLE_CLASSES,
         sheet=_embed(findings.sheet, SHEET_BYTES),
         hardest=[(row, _embed(picture, share)) for row, picture in findings.hardest],
+        explained=explained,
+        **_embed_explained(explained),
         pairs=[(row, _embed(picture, PAIR_BYTES)) for row, picture in findings.pairs],
         ends=_embed_ends(findings),
         textures=texture_rows(findings.similarity.look),
@@ -164,6 +170,18 @@ def _embed_ends(findings: Findings) -> dict[str, list[tuple[LikenessRow, dict[st
     return {
         side: [(row, _embed(picture, LIKEST_BYTES)) for row, picture in members]
         for side, members in groupby(findings.likest, key=lambda shown: shown[0].side)
+    }
+
+
+def _embed_explained(explained: Explained) -> dict[str, Any]:
+    pictures = len(explained.hardest) + 2 * len(explained.right)
+    share = EXPLAINED_BYTES // max(pictures, 1)
+    return {
+        "heatmaps": [_embed(picture, share) for picture in explained.hardest],
+        "right": [
+            (row, _embed(picture, share), _embed(heatmap, share))
+            for row, picture, heatmap in explained.right
+        ],
     }
 
 
