@@ -96,7 +96,9 @@ def test_a_model_in_use_is_a_version_and_a_stage_with_its_record(repository: Rep
     assert shown.splitlines() == ["tag Ada"] * 2
 
 
-@pytest.mark.parametrize("steps", ["012b", "012bb", "012bb3", "012b3bb", "010b", "01b1b", "0123bbb"])
+@pytest.mark.parametrize(
+    "steps", ["012b", "012bb", "012bb3", "012b3bb", "010b", "01b1b", "0123bbb"]
+)
 def test_going_back_is_a_stack_and_gto_agrees_on_what_is_in_use(
     repository: Repository, steps: str
 ) -> None:

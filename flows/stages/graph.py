@@ -427,7 +427,7 @@ def _changes_within(node: DvcStage, made: Mapping[str, HashInfo]) -> Iterator[st
     if _never_ran(node):
         yield "never ran"
         return
-    if node.cmd_changed:
+    if isinstance(node, PipelineStage) and node.cmd_changed:
         yield "another command"
     for dep in node.deps:
         if dep.fs_path in made:
@@ -452,19 +452,19 @@ def copy_out(root: Path, state: str, path: str, target: Path, *, pull: bool) -> 
     Raises:
         GraphError: The commit makes no such out, or the cache lacks it; or as `diff_params`.
     """
-    with _open(root) as repo, repo.switch(state):
-        out = _find_out(repo, state, path)
-        for objects in out.get_used_objs().values() if pull else ():
+    with _open(root) as repo:
+        for objects in _used_by(repo, state, path) if pull else ():
             repo.cloud.pull(objects)
-        if out.changed_cache():
-            raise GraphError(
-                f"its {path} is not in DVC's cache here; `dvc fetch --all-tags` or `dvc exp pull` "
-                "brings it where it was pushed, `dvc repro` there makes it again"
-            )
-        for file in repo.dvcfs.find(f"/{path}"):
-            into = target / Path(file).relative_to(f"/{path}")
-            into.parent.mkdir(parents=True, exist_ok=True)
-            repo.dvcfs.get_file(file, str(into))
+        with repo.switch(state):
+            if _find_out(repo, state, path).changed_cache():
+                raise GraphError(
+                    f"its {path} is not in DVC's cache here; `dvc fetch --all-tags` or `dvc exp "
+                    "pull` brings it where it was pushed, `dvc repro` there makes it again"
+                )
+            for file in repo.dvcfs.find(f"/{path}"):
+                into = target / Path(file).relative_to(f"/{path}")
+                into.parent.mkdir(parents=True, exist_ok=True)
+                repo.dvcfs.get_file(file, str(into))
 
 
 def push_out(root: Path, state: str, path: str) -> None:
@@ -473,9 +473,15 @@ def push_out(root: Path, state: str, path: str) -> None:
     Raises:
         GraphError: There is no remote, or it does not take it; or as `copy_out`.
     """
-    with _open(root) as repo, repo.switch(state):
-        for objects in _find_out(repo, state, path).get_used_objs().values():
+    with _open(root) as repo:
+        for objects in _used_by(repo, state, path):
             repo.cloud.push(objects)
+
+
+def _used_by(repo: Repo, state: str, path: str) -> list[set[HashInfo]]:
+    """Give the objects of an out of a commit; the remotes are those of the files as they are."""
+    with repo.switch(state):
+        return list(_find_out(repo, state, path).get_used_objs().values())
 
 
 def _find_out(repo: Repo, state: str, path: str) -> Output:
