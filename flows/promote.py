@@ -97,7 +97,6 @@ def _ask(verdict: Verdict, words: str) -> Approval | None:
 
 def _end(why: str) -> State[Any]:
     """End as cancelled; after its time the server would call a run that paused failed."""
-    state: State[Any] = Cancelled(message=why)
     with get_client(sync_client=True) as client:
-        client.set_flow_run_state(flow_run.id, state, force=True)
-    return state
+        client.set_flow_run_state(flow_run.id, Cancelled(message=why), force=True)
+    return Cancelled(message=why)

@@ -1,4 +1,4 @@
-"""Fixtures around candidates; those who name this module in `pytest_plugins` name toy_fixtures too."""
+"""Fixtures around candidates; name this module in `pytest_plugins`, with toy_fixtures."""
 
 import shutil
 from pathlib import Path

@@ -233,6 +233,7 @@ def shared(used: ToyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     used.dvc("remote", "add", "--default", "shelf", str(tmp_path / "shelf"))
     used.commit("Remotes")
     used.git("push", "--quiet", "hub", "main")
+    used.dvc("push", MODEL)  # that of the first, which came into use without remotes
     monkeypatch.setenv("REGRAFT_GIT_REMOTE", "hub")
     return used
 

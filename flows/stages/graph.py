@@ -453,10 +453,10 @@ def copy_out(root: Path, state: str, path: str, target: Path, *, pull: bool) -> 
         GraphError: The commit makes no such out, or the cache lacks it; or as `diff_params`.
     """
     with _open(root) as repo:
-        for objects in _used_by(repo, state, path) if pull else ():
-            repo.cloud.pull(objects)
+        if pull:
+            repo.cloud.pull([_hash_of(repo, state, path)])
         with repo.switch(state):
-            if _find_out(repo, state, path).changed_cache():
+            if _find_out(repo, path).changed_cache():
                 raise GraphError(
                     f"its {path} is not in DVC's cache here; `dvc fetch --all-tags` or `dvc exp "
                     "pull` brings it where it was pushed, `dvc repro` there makes it again"
@@ -474,17 +474,16 @@ def push_out(root: Path, state: str, path: str) -> None:
         GraphError: There is no remote, or it does not take it; or as `copy_out`.
     """
     with _open(root) as repo:
-        for objects in _used_by(repo, state, path):
-            repo.cloud.push(objects)
+        repo.cloud.push([_hash_of(repo, state, path)])
 
 
-def _used_by(repo: Repo, state: str, path: str) -> list[set[HashInfo]]:
-    """Give the objects of an out of a commit; the remotes are those of the files as they are."""
+def _hash_of(repo: Repo, state: str, path: str) -> HashInfo:
+    """Give what names an out of a commit; the remotes are those of the files as they are."""
     with repo.switch(state):
-        return list(_find_out(repo, state, path).get_used_objs().values())
+        return _find_out(repo, path).hash_info
 
 
-def _find_out(repo: Repo, state: str, path: str) -> Output:
+def _find_out(repo: Repo, path: str) -> Output:
     top = Path(repo.root_dir)
     for out in repo.index.outs:
         if out.hash_info and _relative(out.fs_path, top) == path:
