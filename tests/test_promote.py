@@ -285,6 +285,12 @@ MODULES = (
     "{'copy_out': in_use, 'read_delivered': in_use, '_check': in_use, 'write_tags': promote, "
     "'git': registry, '_follow': promote, 'use_model': promote, 'tidy': promote}"
 )
+TAGS_OF_TWO = [
+    "classifier#prod#1",
+    "classifier#prod#2",
+    "classifier@v1.0.0",
+    "classifier@v2.0.0",
+]
 POINTS = [
     ("copy_out", 1),
     ("_check", 1),
@@ -298,30 +304,39 @@ POINTS = [
 ]
 
 
+def kill_promotion(toy: ToyProject, place: str, number: int) -> None:
+    """Promote swift-owl in a process that kills itself at the n-th call of a function."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED.replace("{modules}", MODULES), place, str(number)],
+        check=False,
+        cwd=toy.root,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == -9
+
+
 @pytest.mark.parametrize(("place", "number"), POINTS)
 def test_a_kill_leaves_the_old_or_the_new_and_running_again_finishes(
     used: ToyProject, place: str, number: int
 ) -> None:
-    script = KILLED.replace("{modules}", MODULES)
-    done = subprocess.run(
-        [sys.executable, "-c", script, place, str(number)],
-        check=False,
-        cwd=used.root,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == -9
+    kill_promotion(used, place, number)
     assert read_delivered(used.root / LINK)
     assert (used.root / LINK / "model.safetensors").read_text() == "first"
     text = said(used.root, "promote", "swift-owl")
     assert tells(text, "classifier@v2.0.0", "in use")
     assert in_use(used) == "swift-owl"
-    assert sorted(used.git("tag", "--list").split()) == [
-        "classifier#prod#1",
-        "classifier#prod#2",
-        "classifier@v1.0.0",
-        "classifier@v2.0.0",
-    ]
+    assert sorted(used.git("tag", "--list").split()) == TAGS_OF_TWO
     assert not [path for path in (used.root / "models").iterdir() if path.name.endswith(".tmp")]
+
+
+def test_a_kill_after_the_push_is_finished_too(shared: ToyProject, tmp_path: Path) -> None:
+    kill_promotion(shared, "git", 1)
+    hub = ToyProject(tmp_path / "hub")
+    assert sorted(hub.git("tag", "--list").split()) == TAGS_OF_TWO
+    assert len(shared.git("tag", "--list").split()) == 2
+    assert judge(shared.root, "swift-owl", silent).finding == "in use"
+    assert in_use(shared) == "swift-owl"
+    assert sorted(shared.git("tag", "--list").split()) == TAGS_OF_TWO
 
 
 def test_readers_see_a_whole_model_whatever_is_promoted(used: ToyProject) -> None:

@@ -247,11 +247,11 @@ def _switch(root: Path, commit: str, promotion: Promotion) -> str:
     if remote:
         share_model(root, commit)
     version = write_tags(root, commit, promotion, remote)
-    _follow(root, read_registry(root))
-    return (
-        f"{version} is in use: {LINK}. `dvc gc` keeps what it is made of with --all-tags; "
-        "`regraft promote --back` returns to the one before"
-    )
+    registry = read_registry(root)
+    _follow(root, registry)
+    *before, _ = (registry.name(one.commit) for one in registry.line)
+    way_back = f", from where `regraft promote --back` returns to {before[-1]}" if before else ""
+    return f"{version} is in use: {LINK}{way_back}; `dvc gc` keeps it with --all-tags"
 
 
 # judging -----------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +30,7 @@ from dvc.stage.serialize import to_single_stage_lockfile
 from dvc.utils.flatten import flatten
 from dvc.utils.serialize import load_yaml, modify_yaml
 from dvc_data.hashfile.hash_info import HashInfo
+from dvc_data.hashfile.tree import Tree
 
 from flows.errors import GraphError
 from tasks.check import check
@@ -454,7 +455,7 @@ def copy_out(root: Path, state: str, path: str, target: Path, *, pull: bool) -> 
     """
     with _open(root) as repo:
         if pull:
-            repo.cloud.pull([_hash_of(repo, state, path)])
+            _pull_folder(repo, _hash_of(repo, state, path))
         with repo.switch(state):
             if _find_out(repo, path).changed_cache():
                 raise GraphError(
@@ -475,6 +476,13 @@ def push_out(root: Path, state: str, path: str) -> None:
     """
     with _open(root) as repo:
         repo.cloud.push([_hash_of(repo, state, path)])
+
+
+def _pull_folder(repo: Repo, folder: HashInfo) -> None:
+    """Fetch the list of a folder's files, then the files: with the list alone DVC is content."""
+    repo.cloud.pull([folder])
+    with suppress(FileNotFoundError):  # the remote lacks it too
+        repo.cloud.pull([file for _, _, file in Tree.load(repo.cache.local, folder)])
 
 
 def _hash_of(repo: Repo, state: str, path: str) -> HashInfo:
