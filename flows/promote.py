@@ -17,7 +17,7 @@ from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field
 
 from flows.artifacts import publish_promotion
-from flows.commands.promote import SAID, Verdict, go_back, judge, put_into_use
+from flows.commands.promote import SAID, CandidateVerdict, go_back, judge_candidate, put_into_use
 from flows.errors import PromotionError
 from flows.recovery import settle_run
 from flows.stages.graph import find_root
@@ -55,13 +55,13 @@ def promote_model(candidate: str = "", back: bool = False) -> State[Any]:
             raise PromotionError("give either a candidate or back")
         if back:
             return Completed(message=go_back(root, f"run {flow_run.name}", log.info))
-        return _promote(root, judge(root, candidate, log.info))
+        return _promote(root, judge_candidate(root, candidate, log.info))
     except RegraftError as err:
         log.error("%s", err)
         return Failed(message=str(err))
 
 
-def _promote(root: Path, verdict: Verdict) -> State[Any]:
+def _promote(root: Path, verdict: CandidateVerdict) -> State[Any]:
     log = get_run_logger()
     for line in verdict.lines:
         log.info("%s", line)
@@ -82,7 +82,7 @@ def _promote(root: Path, verdict: Verdict) -> State[Any]:
     )
 
 
-def _ask(verdict: Verdict, words: str) -> Approval | None:
+def _ask(verdict: CandidateVerdict, words: str) -> Approval | None:
     """Ask a person; None where nobody answers."""
     question = (
         f"Is it to come into use? **{SAID[verdict.finding].capitalize()}.**\n\n{words}\n\n"

@@ -8,7 +8,7 @@ from typing import Any
 from test_compare import manifest, write_results
 from toy import ToyProject
 
-from flows.commands.promote import judge, put_into_use
+from flows.commands.promote import judge_candidate, put_into_use
 from flows.stages.in_use import LINK, is_in_place
 from flows.stages.registry import read_registry
 from tasks.artifacts.records import Calibration, Fit, write_json, write_record
@@ -64,7 +64,7 @@ def keep_experiment(toy: ToyProject, name: str) -> None:
 
 
 def use(toy: ToyProject, candidate: str, why: str = "") -> str:
-    verdict = judge(toy.root, candidate, silent)
+    verdict = judge_candidate(toy.root, candidate, silent)
     decision = verdict.by_itself or "approved"
     return put_into_use(toy.root, verdict, decision, "Ada", why, silent)
 

@@ -15,7 +15,7 @@ from toy import ToyProject
 
 from flows.commands import promote
 from flows.commands.doctor import check_model_in_use
-from flows.commands.promote import find_commit, go_back, judge, put_into_use
+from flows.commands.promote import find_commit, go_back, judge_candidate, put_into_use
 from flows.errors import PromotionError
 from flows.stages.in_use import LINK
 from flows.stages.registry import read_registry
@@ -111,7 +111,7 @@ def test_experiments_of_one_name_are_told_apart_by_their_commits(owls: ToyProjec
     ],
 )
 def test_what_the_test_images_say(used: ToyProject, candidate: str, finding: str) -> None:
-    verdict = judge(used.root, candidate, silent)
+    verdict = judge_candidate(used.root, candidate, silent)
     assert verdict.finding == finding
     assert verdict.by_itself == ("better" if finding == "better" else None)
     assert in_use(used) == "first"
@@ -130,14 +130,17 @@ def test_the_record_holds_the_figures(used: ToyProject) -> None:
 
 
 def test_every_candidate_counts_once_whatever_became_of_it(used: ToyProject) -> None:
-    judged = [judge(used.root, owl, silent).figures for owl in ("bad-owl", "dull-owl", "bad-owl")]
+    judged = [
+        judge_candidate(used.root, owl, silent).figures
+        for owl in ("bad-owl", "dull-owl", "bad-owl")
+    ]
     assert [figures.judged for figures in judged if figures] == [2, 3, 3]
-    fresh = judge(used.root, "new-owl", silent).figures  # on other images
+    fresh = judge_candidate(used.root, "new-owl", silent).figures  # on other images
     assert fresh is not None
     assert fresh.judged == 1
     use(used, "dull-owl", "why not")
     (used.root / promote.JUDGED).unlink()  # as in another clone, which has the tags alone
-    again = judge(used.root, "swift-owl", silent).figures
+    again = judge_candidate(used.root, "swift-owl", silent).figures
     assert again is not None
     assert again.judged == 4
 
@@ -146,7 +149,7 @@ def test_results_that_are_stale_do_not_come_into_use(used: ToyProject) -> None:
     used.set("finetune.head_lr", 0.25)
     used.commit("Not run")
     with pytest.raises(PromotionError) as error:
-        judge(used.root, "HEAD", silent)
+        judge_candidate(used.root, "HEAD", silent)
     assert tells(str(error.value), "1 stage of it stale", "left (finetune.head_lr 0.0005 -> 0.25)")
 
 
@@ -155,16 +158,16 @@ def test_a_model_that_is_not_whole_does_not_come_into_use(used: ToyProject) -> N
     used.dvc("add", MODEL)
     used.commit("Half")
     with pytest.raises(PromotionError, match=r"data/report/model: labels\.txt is missing"):
-        judge(used.root, "HEAD", silent)
+        judge_candidate(used.root, "HEAD", silent)
     used.git("rm", "--quiet", f"{MODEL}.dvc")
     used.commit("None")
     with pytest.raises(PromotionError, match="holds no data/report/model"):
-        judge(used.root, "HEAD", silent)
+        judge_candidate(used.root, "HEAD", silent)
     assert in_use(used) == "first"
 
 
 def test_another_model_meanwhile_is_told(used: ToyProject) -> None:
-    verdict = judge(used.root, "swift-owl", silent)
+    verdict = judge_candidate(used.root, "swift-owl", silent)
     use(used, "dull-owl", "why not")
     with pytest.raises(PromotionError, match=r"classifier@v2\.0\.0 came into use meanwhile"):
         put_into_use(used.root, verdict, "better", "Ada", "", silent)
@@ -197,14 +200,14 @@ def test_gc_without_tags_loses_it_and_another_may_still_come(used: ToyProject) -
     used.dvc("gc", "--workspace", "--force")
     shutil.rmtree(used.root / "models")
     told: list[str] = []
-    assert judge(used.root, "HEAD", told.append).finding == "other images"
+    assert judge_candidate(used.root, "HEAD", told.append).finding == "other images"
     assert tells(told[0], "the model in use is not here", "not in DVC's cache", "dvc fetch")
 
 
 def test_only_the_models_that_are_needed_lie_there(used: ToyProject) -> None:
     for owl in ("dull-owl", "swift-owl", "new-owl"):
         use(used, owl, "why not")
-    judge(used.root, "bad-owl", silent)
+    judge_candidate(used.root, "bad-owl", silent)
     registry = read_registry(used.root)
     named = {one.commit[:12] for one in registry.line[-2:]} | {
         find_commit(used.root, "bad-owl")[:12]
@@ -278,12 +281,12 @@ def killing(*arguments, **named):
     return real(*arguments, **named)
 setattr(module, name, killing)
 root = pathlib.Path.cwd()
-verdict = promote.judge(root, "swift-owl", print)
+verdict = promote.judge_candidate(root, "swift-owl", print)
 promote.put_into_use(root, verdict, "better", "Ada", "", print)
 """
 MODULES = (
     "{'copy_out': in_use, 'read_delivered': in_use, '_check': in_use, 'write_tags': promote, "
-    "'git': registry, '_follow': promote, 'use_model': promote, 'tidy': promote}"
+    "'git': registry, '_follow': promote, 'use_model': promote, 'remove_other_models': promote}"
 )
 TAGS_OF_TWO = [
     "classifier#prod#1",
@@ -295,7 +298,7 @@ POINTS = [
     ("copy_out", 1),
     ("_check", 1),
     ("read_delivered", 3),
-    ("tidy", 1),
+    ("remove_other_models", 1),
     ("write_tags", 1),
     ("git", 1),  # before the tag of the version
     ("git", 2),  # between the two tags
@@ -334,7 +337,7 @@ def test_a_kill_after_the_push_is_finished_too(shared: ToyProject, tmp_path: Pat
     hub = ToyProject(tmp_path / "hub")
     assert sorted(hub.git("tag", "--list").split()) == TAGS_OF_TWO
     assert len(shared.git("tag", "--list").split()) == 2
-    assert judge(shared.root, "swift-owl", silent).finding == "in use"
+    assert judge_candidate(shared.root, "swift-owl", silent).finding == "in use"
     assert in_use(shared) == "swift-owl"
     assert sorted(shared.git("tag", "--list").split()) == TAGS_OF_TWO
 

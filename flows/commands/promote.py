@@ -30,8 +30,8 @@ from flows.stages.in_use import (
     LINK,
     bring_model,
     is_in_place,
+    remove_other_models,
     share_model,
-    tidy,
     use_model,
 )
 from flows.stages.locks import Say, hold
@@ -65,7 +65,7 @@ SAID: dict[Finding, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class CandidateVerdict:
     """What the test images say of a candidate.
 
     Attributes:
@@ -110,7 +110,7 @@ def promote_on_command(
     if candidate is None:
         yield go_back(root, user_of(root), say)
         return
-    verdict = judge(root, candidate, say)
+    verdict = judge_candidate(root, candidate, say)
     yield from verdict.lines
     decision: Decision | None = verdict.by_itself or ("approved" if approve else None)
     if verdict.finding == "in use":
@@ -123,7 +123,7 @@ def promote_on_command(
     yield put_into_use(root, verdict, decision, user_of(root), approve or "", say)
 
 
-def judge(root: Path, candidate: str, say: Say) -> Verdict:
+def judge_candidate(root: Path, candidate: str, say: Say) -> CandidateVerdict:
     """Compare a candidate with the model in use; its model is brought here, and nothing else.
 
     Raises:
@@ -134,14 +134,14 @@ def judge(root: Path, candidate: str, say: Say) -> Verdict:
         if commit == registry.in_use:
             _bring(root, commit)
             line = f"{_name(candidate, commit)} is {registry.name(commit)}, which is in use"
-            return Verdict(candidate, commit, commit, "in use", (line,), None)
+            return CandidateVerdict(candidate, commit, commit, "in use", (line,), None)
         _check_whole(root, commit)
-        tidy(root, [commit, *(one.commit for one in registry.line[-2:])])
+        remove_other_models(root, [commit, *(one.commit for one in registry.line[-2:])])
         return _judge(root, candidate, commit, registry)
 
 
 def put_into_use(
-    root: Path, verdict: Verdict, decision: Decision, by: str, why: str, say: Say
+    root: Path, verdict: CandidateVerdict, decision: Decision, by: str, why: str, say: Say
 ) -> str:
     """Put a candidate that was judged into use; say what is in use now.
 
@@ -269,7 +269,7 @@ def _check_whole(root: Path, commit: str) -> None:
     _bring(root, commit)
 
 
-def _judge(root: Path, candidate: str, commit: str, registry: Registry) -> Verdict:
+def _judge(root: Path, candidate: str, commit: str, registry: Registry) -> CandidateVerdict:
     states = [*filter(None, [registry.in_use]), commit]
     names = [registry.name(one) for one in states[:-1]] + [_name(candidate, commit)]
     files = [files_at(root, state, (MANIFEST, PREDICTIONS)) for state in states]
@@ -277,12 +277,12 @@ def _judge(root: Path, candidate: str, commit: str, registry: Registry) -> Verdi
     if lacking:
         finding: Finding = "other images" if registry.in_use else "first"
         line = f"{names[-1]}: not compared, {lacking}"
-        return Verdict(candidate, commit, registry.in_use, finding, (line,), None)
+        return CandidateVerdict(candidate, commit, registry.in_use, finding, (line,), None)
     pair = _pair(root, sides)
     finding = _find(sides, pair)
     figures = _figures(root, commit, registry, sides, pair)
     lines = tuple(_say(names, figures, pair, finding))
-    return Verdict(candidate, commit, registry.in_use, finding, lines, figures)
+    return CandidateVerdict(candidate, commit, registry.in_use, finding, lines, figures)
 
 
 def _pair(root: Path, sides: list[Rightness]) -> Paired | None:

@@ -101,7 +101,7 @@ def use_model(root: Path, commit: str) -> None:
         ) from err
 
 
-def tidy(root: Path, commits: Collection[str]) -> None:
+def remove_other_models(root: Path, commits: Collection[str]) -> None:
     """Remove the folders of all other commits; DVC's cache has what was in them."""
     kept = {folder_of(root, commit).name for commit in commits}
     for other in (root / LINK).parent.iterdir():

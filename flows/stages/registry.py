@@ -66,7 +66,7 @@ class Promotion(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class Assignment:
+class Assigned:
     """A commit that came into use.
 
     Attributes:
@@ -92,14 +92,14 @@ class Registry:
     """
 
     versions: Mapping[str, str]
-    assignments: Sequence[Assignment]
+    assignments: Sequence[Assigned]
     counter: int
     seconds: int
 
     @property
-    def line(self) -> list[Assignment]:
+    def line(self) -> list[Assigned]:
         """What came into use and was not taken back, the model in use last."""
-        line: list[Assignment] = []
+        line: list[Assigned] = []
         for one in self.assignments:
             if one.promotion is not None and one.promotion.decision == "back":
                 while line and line[-1].commit != one.commit:
@@ -129,7 +129,7 @@ def read_registry(root: Path) -> Registry:
     tags = list(_read_tags(root))
     versions = {commit: found[1] for name, commit, *_ in tags if (found := VERSION.fullmatch(name))}
     assignments = [
-        Assignment(int(found[1]), commit, _read_promotion(message))
+        Assigned(int(found[1]), commit, _read_promotion(message))
         for name, commit, _, message in tags
         if (found := IN_USE.fullmatch(name))
     ]
