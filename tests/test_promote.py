@@ -200,7 +200,7 @@ def test_gc_without_tags_loses_it_and_another_may_still_come(used: ToyProject) -
     used.dvc("gc", "--workspace", "--force")
     shutil.rmtree(used.root / "models")
     told: list[str] = []
-    assert judge_candidate(used.root, "HEAD", told.append).finding == "other images"
+    assert judge_candidate(used.root, "HEAD", told.append).finding == "no results"
     assert tells(told[0], "the model in use is not here", "not in DVC's cache", "dvc fetch")
 
 
@@ -223,6 +223,7 @@ def test_what_is_in_the_way_of_the_link_is_told(owls: ToyProject) -> None:
     with pytest.raises(PromotionError, match="move away what is there"):
         use(owls, "HEAD")
     assert owls.read("models/prod/mine.txt") == "mine"
+    assert owls.git("tag", "--list") == ""
 
 
 # a remote -----------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ JUDGED = LINK.with_name("judged.csv")  # candidates that never came into use wer
 SET_DIGITS = 12
 SHOWN_REASONS = 4
 
-Finding = Literal["in use", "first", "better", "no better", "worse", "other images"]
+Finding = Literal["in use", "first", "better", "no better", "worse", "other images", "no results"]
 SAID: dict[Finding, str] = {
     "in use": "it is in use already",
     "first": "no model is in use yet",
@@ -61,6 +61,7 @@ SAID: dict[Finding, str] = {
     "no better": "not better beyond doubt",
     "worse": "worse beyond doubt",
     "other images": "not the same test images, so that nothing tells which one is better",
+    "no results": "not compared, so that nothing tells which one is better",
 }
 
 
@@ -105,7 +106,7 @@ def promote_on_command(
     Raises:
         PromotionError: It does not come into use; nothing has changed.
     """
-    if back == (candidate is not None):
+    if back == (candidate is not None) or (back and approve is not None):
         raise PromotionError("name a candidate (`regraft promote NAME`), or give --back alone")
     if candidate is None:
         yield go_back(root, user_of(root), say)
@@ -218,7 +219,7 @@ def _experiments(root: Path, name: str) -> set[str]:
 @contextmanager
 def _holding(root: Path, say: Say) -> Iterator[Registry]:
     """Hold the lock of promotions; finish what one that was killed left, give what the tags say."""
-    with hold(root / LOCK, "promote", say):
+    with hold(root / LOCK, "promote", lambda holder: say(f"waiting: {holder} is promoting")):
         remote = os.environ.get(REMOTE)
         if remote:
             fetch_tags(root, remote)
@@ -275,8 +276,8 @@ def _judge(root: Path, candidate: str, commit: str, registry: Registry) -> Candi
     files = [files_at(root, state, (MANIFEST, PREDICTIONS)) for state in states]
     sides, lacking = read_sides(right_on_test, names, files)
     if lacking:
-        finding: Finding = "other images" if registry.in_use else "first"
-        line = f"{names[-1]}: not compared, {lacking}"
+        finding: Finding = "no results" if registry.in_use else "first"
+        line = f"{names[-1]}: {SAID[finding]}; {lacking}"
         return CandidateVerdict(candidate, commit, registry.in_use, finding, (line,), None)
     pair = _pair(root, sides)
     finding = _find(sides, pair)

@@ -488,7 +488,8 @@ def _pull_folder(repo: Repo, folder: HashInfo) -> None:
 def _hash_of(repo: Repo, state: str, path: str) -> HashInfo:
     """Give what names an out of a commit; the remotes are those of the files as they are."""
     with repo.switch(state):
-        return _find_out(repo, path).hash_info
+        found: HashInfo = _find_out(repo, path).hash_info
+    return found
 
 
 def _find_out(repo: Repo, path: str) -> Output:

@@ -36,9 +36,12 @@ def bring_model(root: Path, commit: str, *, pull: bool) -> None:
         pull: Whether what the cache lacks is fetched from DVC's remote.
 
     Raises:
-        PromotionError: The commit has no exported model, the cache lacks it, or it is not whole.
+        PromotionError: The commit has no exported model, the cache lacks it, or it is not whole; or
+            something that is no link has the link's name.
     """
-    folder = folder_of(root, commit)
+    link, folder = root / LINK, folder_of(root, commit)
+    if link.exists() and not link.is_symlink():
+        raise PromotionError(f"{link} is to be a link to the model in use; move away what is there")
     if _is_whole(folder):
         return
     try:
@@ -83,22 +86,12 @@ def is_in_place(root: Path, commit: str) -> bool:
 
 
 def use_model(root: Path, commit: str) -> None:
-    """Let the link lead to a commit's folder, which is there.
-
-    Raises:
-        PromotionError: Something that is no link has its name.
-    """
+    """Let the link lead to a commit's folder, which is there."""
     link = root / LINK
     temporary = link.with_name(f".{link.name}.tmp")
-    try:
-        temporary.unlink(missing_ok=True)  # of one who was killed
-        temporary.symlink_to(folder_of(root, commit).name)
-        os.replace(temporary, link)
-    except OSError as err:
-        raise PromotionError(
-            f"{link} is to be a link to the model in use, and cannot be ({err.strerror}); move "
-            "away what is there"
-        ) from err
+    temporary.unlink(missing_ok=True)  # of one who was killed
+    temporary.symlink_to(folder_of(root, commit).name)
+    os.replace(temporary, link)
 
 
 def remove_other_models(root: Path, commits: Collection[str]) -> None:
