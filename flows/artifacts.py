@@ -219,6 +219,11 @@ def publish_sweep(
     _send("markdown", "sweep", "\n".join(lines), "Settings compared on val")
 
 
+def publish_promotion(words: str) -> None:
+    """Show what the test images say of a candidate, in markdown."""
+    _send("markdown", "promotion", words, "The candidate beside the model in use")
+
+
 def _points(difference: Estimate | None) -> str:
     if difference is None or difference.low is None or difference.high is None:
         return "other val images"

@@ -216,6 +216,29 @@ def compare_verb(
         typer.echo(line)
 
 
+@app.command("promote")
+def promote_verb(
+    candidate: Annotated[
+        str | None,
+        typer.Argument(metavar="[CANDIDATE]", help="Commit, branch or experiment."),
+    ] = None,
+    approve: Annotated[
+        str | None,
+        typer.Option(metavar="REASON", help="Why it is to be used though not surely better."),
+    ] = None,
+    back: Annotated[bool, typer.Option("--back", help="Use the model before again.")] = False,
+) -> None:
+    """Put a model into use that is better than the one in use."""
+    root = _enter_project()
+    from flows.commands.promote import promote_on_command  # noqa: PLC0415 - DVC takes seconds
+
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
+
+    for line in promote_on_command(root, candidate, approve, back=back, say=say):
+        typer.echo(line)
+
+
 @app.command("sweep")
 def sweep_verb(
     settings: Annotated[

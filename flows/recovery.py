@@ -28,7 +28,8 @@ from flows.stages.isolation import kept_clones, remove_dead_clones
 
 log = logging.getLogger(__name__)
 
-AT_WORK = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+# Paused runs too: their process waits for the answer.
+AT_WORK = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING, StateType.PAUSED]
 PAGE = 200
 GO_ON = (
     "what its stages finished is kept, and training goes on from its last checkpoint: run it again"

@@ -33,6 +33,7 @@ from flows.assets import asset_key, emit_asset
 from flows.durations import in_time, last_seconds
 from flows.errors import GraphError
 from flows.stages import isolation
+from flows.stages.git import REMOTE
 from flows.stages.graph import (
     GUARD,
     Stage,
@@ -54,7 +55,6 @@ from tasks.errors import RegraftError
 from tasks.evaluation.words import headline, headline_on_val
 from tasks.runtime.machine import read_machine
 
-GIT_REMOTE = "REGRAFT_GIT_REMOTE"  # where set, results go to it and to the DVC remote
 TWINS = Path(".regraft/twins")  # a lock for each computation that is going on
 BLOCKING = {"Failed", "Skipped", "Cancelled"}
 TELLS_TEST = "evaluate"  # the stage whose numbers are those of test
@@ -178,7 +178,7 @@ class Run:
 
     def _restore(self, name: str) -> bool:
         try:
-            return restore(self.root, name, pull=GIT_REMOTE in os.environ)
+            return restore(self.root, name, pull=REMOTE in os.environ)
         except GraphError:  # another process holds the files; the runner knows how to wait
             return False
 
@@ -228,7 +228,7 @@ def run_stages(wish: Wish, root: Path | None = None) -> State[Any]:
 
 def _push(runner: Runner) -> None:
     """Bring what stages made to the DVC remote, where others need it, also after a failure."""
-    if GIT_REMOTE in os.environ:
+    if REMOTE in os.environ:
         runner.dvc("push", "--run-cache")
 
 
@@ -254,7 +254,7 @@ def _run_isolated(root: Path, wish: Wish) -> State[Any]:
     choose_stages(read_graph(root), wish.stages)  # a mistake is told before anything is made
     base = wish.base or isolation.base_of(root)
     isolation.check_values(root, wish.values)
-    remote = os.environ.get(GIT_REMOTE)
+    remote = os.environ.get(REMOTE)
     name = isolation.experiment_name(root, str(flow_run.name), remote)
     for path, value in wish.values.items():
         log.info("override: %s = %s", path, value)

@@ -32,8 +32,9 @@ from pydantic import Field
 from flows.artifacts import publish_sweep
 from flows.errors import GraphError
 from flows.recovery import settle_run
-from flows.run import GIT_REMOTE, Wish, run_stages
+from flows.run import Wish, run_stages
 from flows.stages import isolation
+from flows.stages.git import REMOTE
 from flows.stages.graph import find_root
 from flows.stages.locks import lanes_of
 from flows.stages.runner import Runner, stop_all
@@ -193,7 +194,7 @@ def try_setting(trial: Trial, root: Path, started: UUID | None) -> State[Any]:
     if not state.is_completed():
         return Failed(message=f"{trial.setting}: {state.message}")
     if not isolation.has_experiment(root, trial.name):  # it was done elsewhere
-        Runner(root).dvc("exp", "pull", os.environ.get(GIT_REMOTE, "origin"), trial.name)
+        Runner(root).dvc("exp", "pull", os.environ.get(REMOTE, "origin"), trial.name)
     return Completed(message=f"{trial.setting}: {state.message}")
 
 

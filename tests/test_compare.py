@@ -45,7 +45,9 @@ def manifest(splits: Sequence[str] = SPLITS) -> list[ManifestRow]:
     ]
 
 
-def write_results(project: ToyProject, wrong: Sequence[int], rows: list[ManifestRow]) -> None:
+def write_results(
+    project: ToyProject, wrong: Sequence[int], rows: list[ManifestRow], *more: str
+) -> None:
     """What a run leaves whose model is wrong about some images of val and of test."""
     write_manifest(project.root / FILES[0], Manifest(rows))
     write_json(project.root / FILES[1], {"shipped": "finetuned"})
@@ -67,7 +69,7 @@ def write_results(project: ToyProject, wrong: Sequence[int], rows: list[Manifest
     scores = {"val_accuracy": share, "test_accuracy": share, "test_accuracy_low": share - 0.1}
     scores["test_accuracy_high"] = share + 0.1
     write_json(project.root / "data/evaluate/summary.json", scores)
-    project.dvc("add", *FILES)
+    project.dvc("add", *FILES, *more)
 
 
 @pytest.fixture(scope="session")

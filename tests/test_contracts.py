@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
-from flows.stages.graph import read_state
+from flows.stages.graph import read_state, stale_at
 from tasks import params as params_module
 from tasks.artifacts.records import HeadKind
 from tasks.images.operations.registry import OPERATIONS
@@ -284,6 +284,12 @@ def test_the_committed_results_are_those_of_the_committed_code_and_values() -> N
     _, reasons = read_state(ROOT)
     changed = [why for stage in STAGES for why in reasons[stage] if not why.startswith("data/")]
     assert changed == []
+
+
+@pytest.mark.filterwarnings("default")  # as above
+@pytest.mark.slow
+def test_the_last_commit_holds_the_results_of_its_own_code_and_values() -> None:
+    assert stale_at(ROOT, "HEAD") == {}
 
 
 @pytest.mark.parametrize("stage", STAGES)

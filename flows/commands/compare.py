@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from flows.stages.graph import Changes, diff_metrics, diff_params, files_at
-from tasks.artifacts.arrays import read_array
-from tasks.artifacts.records import read_json
+from tasks.artifacts.arrays import Bools, read_array
+from tasks.artifacts.records import Estimate, read_json
 from tasks.artifacts.tables import Manifest, PredictionRow, read_manifest, read_rows
 from tasks.artifacts.words import listed, plural
 from tasks.errors import ArtifactError
@@ -65,21 +65,27 @@ def compare_states(root: Path, one: str, other: str) -> Iterator[str]:
     metrics = diff_metrics(root, one, other)
     yield from _differences("metrics", metrics, names)
     files = [files_at(root, state, NEEDED) for state in names]
-    for split, read in (("val", _on_val), ("test", _on_test)):
+    for split, read in (("val", _on_val), ("test", right_on_test)):
         where = f"accuracy on {SPLITS[split]}"
-        sides, lacking = _read_sides(read, names, files)
+        sides, lacking = read_sides(read, names, files)
         if lacking:
             yield f"{where}: {_alone(metrics, split, names)}; not paired by image: {lacking}"
         else:
-            yield f"{where}: {_say_pair(names, sides, params)}"
+            yield f"{where}: {say_pair(names, pair_by_image(sides[0], sides[1], params))}"
 
 
-def _read_sides(
+def read_sides(
     read: Callable[[Mapping[str, Path]], Rightness],
-    names: tuple[str, str],
+    names: Sequence[str],
     files: Sequence[Mapping[str, Path]],
 ) -> tuple[list[Rightness], str]:
-    """Read what each state was right about; say what lacks for that."""
+    """Read what each state was right about; say what lacks for that.
+
+    Args:
+        read: Reads one state.
+        names: Of the states.
+        files: Of each state: path in the project -> file in DVC's cache.
+    """
     sides: list[Rightness] = []
     lacking: dict[str, list[str]] = {}  # what lacks -> the states that lack it
     for state, found in zip(names, files, strict=True):
@@ -123,8 +129,15 @@ def _on_val(files: Mapping[str, Path]) -> Rightness:
     return Rightness(dict(answered), _groups(manifest))
 
 
-def _on_test(files: Mapping[str, Path]) -> Rightness:
-    """Judge the test images by what evaluate wrote of each."""
+def right_on_test(files: Mapping[str, Path]) -> Rightness:
+    """Judge the test images by what evaluate wrote of each.
+
+    Args:
+        files: MANIFEST and PREDICTIONS, as `files_at` gives them.
+
+    Raises:
+        ArtifactError: DVC's cache lacks one of them.
+    """
     manifest = read_manifest(_file(files, MANIFEST))
     rows = read_rows(_file(files, PREDICTIONS), PredictionRow)
     images = _images(manifest, "test")
@@ -152,28 +165,54 @@ def _groups(manifest: Manifest) -> dict[Image, str]:
 # the two beside each other -----------------------------------------------------------------------
 
 
-def _say_pair(names: tuple[str, str], sides: Sequence[Rightness], params: Params) -> str:
-    """Say the accuracies and their difference on the images that both states judged."""
-    one, other = sides
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Two states on the images that both judged, bool (N,) each, N > 0.
+
+    Attributes:
+        before: What the first was right about.
+        after: The other.
+        gain: Accuracy of the other minus that of the first.
+        confidence: Of its interval.
+        most: Images of the state that has more.
+    """
+
+    before: Bools
+    after: Bools
+    gain: Estimate
+    confidence: float
+    most: int
+
+
+def pair_by_image(one: Rightness, other: Rightness, params: Params) -> Paired | None:
+    """Compare two states on the images that both judged; None where there are none."""
     shared = [image for image in one.right if image in other.right]
     if not shared:
-        return f"{names[0]} and {names[1]} have no image in common"
-    before, after = (np.array([side.right[image] for image in shared]) for side in sides)
+        return None
+    before, after = (np.array([side.right[image] for image in shared]) for side in (one, other))
+    confidence = params.evaluate.confidence
     gain = paired_accuracy_interval(
         before,
         after,
         [other.groups[image] for image in shared],
-        confidence=params.evaluate.confidence,
+        confidence=confidence,
         resamples=params.evaluate.bootstrap,
         seed=params.seed,
     )
+    return Paired(before, after, gain, confidence, max(len(one.right), len(other.right)))
+
+
+def say_pair(names: tuple[str, str], pair: Paired | None) -> str:
+    """Say the accuracies and their difference."""
+    if pair is None:
+        return f"{names[0]} and {names[1]} have no image in common"
+    before, after, gain = pair.before, pair.after, pair.gain
     assert gain.low is not None
     assert gain.high is not None
-    number = max(len(one.right), len(other.right))
-    images = plural(len(shared), "image") + f" of {number:,}" * (len(shared) < number)
+    images = plural(len(before), "image") + f" of {pair.most:,}" * (len(before) < pair.most)
     return (
         f"{100 * before.mean():.1f} -> {100 * after.mean():.1f} %, {100 * gain.value:+.1f} points "
-        f"[{100 * gain.low:.1f}, {100 * gain.high:.1f}], {100 * params.evaluate.confidence:g} % "
+        f"[{100 * gain.low:.1f}, {100 * gain.high:.1f}], {100 * pair.confidence:g} % "
         f"interval paired by image; {images} that both have: {np.sum(after & ~before)} right only "
         f"in {names[1]}, {np.sum(before & ~after)} only in {names[0]}"
     )

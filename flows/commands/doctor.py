@@ -13,10 +13,12 @@ from pathlib import Path
 
 from flows.commands.finding import Finding
 from flows.commands.server_health import check_server, check_settings
-from flows.errors import GraphError
+from flows.errors import GitError, GraphError
 from flows.stages.graph import storage_of
+from flows.stages.in_use import LINK, is_in_place
 from flows.stages.isolation import kept_clones
 from flows.stages.locks import WORKSPACE, holder_of, visible_gpus
+from flows.stages.registry import read_registry
 from flows.stages.runner import RWLOCK, holder_has_died
 from tasks.artifacts.pixels import bytes_of
 from tasks.artifacts.tables import read_manifest
@@ -56,6 +58,7 @@ def examine(root: Path) -> Iterator[Finding]:
         yield from _faults("parameters", err, "edit params.yaml")
     yield from check_locks(root)
     yield from check_storage(root)
+    yield from check_model_in_use(root)
     if machine is not None:
         yield from check_gpu(machine)
         if params is not None:
@@ -224,6 +227,23 @@ def _can_link(cache: Path, root: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def check_model_in_use(root: Path) -> Iterator[Finding]:
+    """Whether the link to the model in use leads where the tags say, to a whole model."""
+    try:
+        registry = read_registry(root)
+    except GitError:  # told by git
+        return
+    if registry.in_use is None:
+        yield Finding("ok", "model", "none was promoted")
+        return
+    version = registry.name(registry.in_use)
+    if is_in_place(root, registry.in_use):
+        yield Finding("ok", "model", f"{version} ({LINK})")
+    else:
+        found = f"{version} is in use, but {LINK} does not lead to it, or it is not whole"
+        yield Finding("fault", "model", found, f"regraft promote {version}")
 
 
 def check_disk(root: Path, params: Params, machine: Machine) -> Iterator[Finding]:

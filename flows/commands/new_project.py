@@ -19,7 +19,7 @@ import numpy as np
 
 from flows.errors import ProjectError
 from flows.overrides import apply_changes
-from flows.stages.isolation import AUTHOR
+from flows.stages.git import AUTHOR
 from tasks.artifacts.files import replacing_folder
 from tasks.artifacts.words import plural, printable
 from tasks.check import check

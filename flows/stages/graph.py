@@ -9,8 +9,8 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 from dvc.config import Config
 from dvc.dependency.param import ParamsDependency
 from dvc.exceptions import DvcException, NotDvcRepoError
+from dvc.output import Output
 from dvc.repo import Repo
 from dvc.repo.reproduce import get_active_graph, plan_repro
 from dvc.stage import PipelineStage, create_stage
@@ -29,6 +30,7 @@ from dvc.stage.serialize import to_single_stage_lockfile
 from dvc.utils.flatten import flatten
 from dvc.utils.serialize import load_yaml, modify_yaml
 from dvc_data.hashfile.hash_info import HashInfo
+from dvc_data.hashfile.tree import Tree
 
 from flows.errors import GraphError
 from tasks.check import check
@@ -405,6 +407,100 @@ def files_at(root: Path, state: str, paths: Collection[str]) -> dict[str, Path]:
             for path in paths
             if path in outs
         }
+
+
+def stale_at(root: Path, state: str) -> dict[str, list[str]]:
+    """Say of a commit why its results are not those of its own code and values, by stage.
+
+    Its dvc.lock is compared with what it holds beside it; nothing is checked out. What git does not
+    hold and no stage makes, such as images that are not tracked, is not looked at; nor are folders
+    whose own .gitignore keeps something out.
+
+    Raises:
+        GraphError: As `diff_params`.
+    """
+    with _open(root) as repo, repo.switch(state):
+        made = {out.fs_path: out.hash_info for out in repo.index.outs}
+        stale = {_name(node): list(_changes_within(node, made)) for node in repo.index.stages}
+    return {name: why for name, why in stale.items() if why and name != GUARD}
+
+
+def _changes_within(node: DvcStage, made: Mapping[str, HashInfo]) -> Iterator[str]:
+    if _never_ran(node):
+        yield "never ran"
+        return
+    if isinstance(node, PipelineStage) and node.cmd_changed:
+        yield "another command"
+    for dep in node.deps:
+        if dep.fs_path in made:
+            if dep.hash_info != made[dep.fs_path]:
+                yield f"{dep} modified"
+            continue
+        if dep.fs.exists(dep.fs.join(dep.fs_path, ".gitignore")):
+            continue
+        status = dep.workspace_status()
+        if status and status != {str(dep): "deleted"}:
+            yield from _phrases({"changed deps": status}, node)
+
+
+def copy_out(root: Path, state: str, path: str, target: Path, *, pull: bool) -> None:
+    """Copy an out of a commit from DVC's cache into a folder that is there, empty.
+
+    Args:
+        root: The project.
+        state: The commit.
+        path: Of the out, a folder.
+        target: Where its files go.
+        pull: Whether what the cache lacks is fetched from DVC's remote.
+
+    Raises:
+        GraphError: The commit makes no such out, or the cache lacks it; or as `diff_params`.
+    """
+    with _open(root) as repo:
+        if pull:
+            _pull_folder(repo, _hash_of(repo, state, path))
+        with repo.switch(state):
+            if _find_out(repo, path).changed_cache():
+                raise GraphError(
+                    f"its {path} is not in DVC's cache here; `dvc fetch --all-tags` or `dvc exp "
+                    "pull` brings it where it was pushed, `dvc repro` there makes it again"
+                )
+            for file in repo.dvcfs.find(f"/{path}"):
+                into = target / Path(file).relative_to(f"/{path}")
+                into.parent.mkdir(parents=True, exist_ok=True)
+                repo.dvcfs.get_file(file, str(into))
+
+
+def push_out(root: Path, state: str, path: str) -> None:
+    """Bring an out of a commit from DVC's cache to DVC's remote.
+
+    Raises:
+        GraphError: There is no remote, or it does not take it; or as `copy_out`.
+    """
+    with _open(root) as repo:
+        repo.cloud.push([_hash_of(repo, state, path)])
+
+
+def _pull_folder(repo: Repo, folder: HashInfo) -> None:
+    """Fetch the list of a folder's files, then the files: with the list alone DVC is content."""
+    repo.cloud.pull([folder])
+    with suppress(FileNotFoundError):  # the remote lacks it too
+        repo.cloud.pull([file for _, _, file in Tree.load(repo.cache.local, folder)])
+
+
+def _hash_of(repo: Repo, state: str, path: str) -> HashInfo:
+    """Give what names an out of a commit; the remotes are those of the files as they are."""
+    with repo.switch(state):
+        found: HashInfo = _find_out(repo, path).hash_info
+    return found
+
+
+def _find_out(repo: Repo, path: str) -> Output:
+    top = Path(repo.root_dir)
+    for out in repo.index.outs:
+        if out.hash_info and _relative(out.fs_path, top) == path:
+            return out
+    raise GraphError(f"it holds no {path}; `regraft run` makes one, and its dvc.lock names it")
 
 
 @contextmanager

@@ -8,7 +8,6 @@ experiment, and after a run that was killed.
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from ruamel.yaml import YAML
 
 from flows.errors import IsolationError
 from flows.overrides import apply_changes
+from flows.stages.git import git, try_git
 from flows.stages.graph import (
     cache_folder,
     made_paths,
@@ -37,11 +37,6 @@ from tasks.runtime.machine import read_machine
 
 RUNS = Path(".regraft/runs")
 KEPT = ".kept"  # beside a clone: why it was kept
-AUTHOR = {
-    f"GIT_{role}_{fact}": value
-    for role in ("AUTHOR", "COMMITTER")
-    for fact, value in (("NAME", "Regraft"), ("EMAIL", "regraft@localhost"))
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,21 +144,21 @@ def keep_results(root: Path, clone: Path, name: str) -> None:
     there, and puts files of DVC's own into the commit.
 
     Raises:
-        IsolationError: Git refuses; the clone stays.
+        GitError: Git refuses; the clone stays.
     """
     images = find_source_images(clone, _source_of(clone))  # the user's may have changed since
     new = [path for path in _new_files(clone) if not images.hold(path)]
-    head = _git(clone, "rev-parse", "HEAD").strip()
-    _git(clone, "add", "--update")
+    head = git(clone, "rev-parse", "HEAD").strip()
+    git(clone, "add", "--update")
     paths = "\0".join([*new, *uncached_outs(clone)])
     from_input = ("--pathspec-from-file=-", "--pathspec-file-nul")
-    _git(clone, "--literal-pathspecs", "add", "--force", *from_input, given=paths)
-    tree = _git(clone, "write-tree").strip()
+    git(clone, "--literal-pathspecs", "add", "--force", *from_input, given=paths)
+    tree = git(clone, "write-tree").strip()
     message = f"Regraft: run {name}"
-    commit = _git(clone, "commit-tree", tree, "-p", head, "-m", message).strip()
+    commit = git(clone, "commit-tree", tree, "-p", head, "-m", message).strip()
     reference = f"refs/exps/{head[:2]}/{head[2:]}/{name}"
-    _git(clone, "update-ref", reference, commit)
-    _git(root, "fetch", "--quiet", "--no-tags", str(clone), f"+{reference}:{reference}")
+    git(clone, "update-ref", reference, commit)
+    git(root, "fetch", "--quiet", "--no-tags", str(clone), f"+{reference}:{reference}")
 
 
 def has_experiment(root: Path, name: str) -> bool:
@@ -181,13 +176,13 @@ def experiment_outs(root: Path, name: str) -> dict[str, Path]:
     if not references:
         raise IsolationError(f"{root} has no experiment {name}")
     cache = cache_folder(root) / "files/md5"
-    stages = YAML(typ="safe").load(_git(root, "show", f"{references[-1]}:dvc.lock"))["stages"]
+    stages = YAML(typ="safe").load(git(root, "show", f"{references[-1]}:dvc.lock"))["stages"]
     outs = [out for stage in stages.values() for out in stage.get("outs", [])]
     return {out["path"]: cache / out["md5"][:2] / out["md5"][2:] for out in outs}
 
 
 def _references(root: Path, name: str) -> list[str]:
-    found = _git(root, "for-each-ref", "--format=%(refname)", "refs/exps/").split()
+    found = git(root, "for-each-ref", "--format=%(refname)", "refs/exps/").split()
     return [reference for reference in found if reference.endswith(f"/{name}")]
 
 
@@ -200,12 +195,12 @@ def experiment_name(root: Path, wish: str, remote: str | None = None) -> str:
         remote: A git remote whose experiments count too.
 
     Raises:
-        IsolationError: Git refuses.
+        GitError: Git refuses.
     """
     base = re.sub(r"[^A-Za-z0-9_-]+", "-", wish).strip("-") or "run"
-    listed = _git(root, "for-each-ref", "refs/exps/")
+    listed = git(root, "for-each-ref", "refs/exps/")
     if remote:
-        listed += _git(root, "ls-remote", "--quiet", remote, "refs/exps/*")
+        listed += git(root, "ls-remote", "--quiet", remote, "refs/exps/*")
     taken = {line.rsplit("/", 1)[-1] for line in listed.split()}
     taken |= {lock.stem for lock in (root / RUNS).glob("*.lock") if holder_of(lock)}
     numbered = (f"{base}-{number}" for number in range(2, 10_000))
@@ -219,9 +214,9 @@ def base_of(root: Path) -> Base:
         IsolationError: It has no commit, or tracked data that changed without `dvc add`.
     """
     _check_start(root)
-    head = _git(root, "rev-parse", "HEAD").strip()
-    _try_git(root, "update-index", "-q", "--refresh")  # else files only touched count as edits
-    return Base(head, _git(root, "stash", "create").strip() or head)
+    head = git(root, "rev-parse", "HEAD").strip()
+    try_git(root, "update-index", "-q", "--refresh")  # else files only touched count as edits
+    return Base(head, git(root, "stash", "create").strip() or head)
 
 
 def _check_start(root: Path) -> None:
@@ -231,7 +226,7 @@ def _check_start(root: Path) -> None:
             "top of a git repository. Run `git init`, `git add --all` and `git commit` there, or "
             "put the values into params.yaml and run without overrides"
         )
-    if _try_git(root, "rev-parse", "--verify", "--quiet", "HEAD") is None:
+    if try_git(root, "rev-parse", "--verify", "--quiet", "HEAD") is None:
         raise IsolationError(
             f"a run with overrides becomes an experiment on top of a commit; {root} has none yet. "
             "Run `git add --all` and `git commit` there, or put the values into params.yaml and "
@@ -254,17 +249,17 @@ def _clone(root: Path, clone: Path, base: Base) -> None:
     """
     clone.parent.mkdir(parents=True, exist_ok=True)
     (clone.parent / ".gitignore").write_text("*\n", encoding="utf-8")
-    kind = _git(root, "rev-parse", "--show-object-format").strip()
-    _git(root, "init", "--quiet", f"--object-format={kind}", str(clone))
-    shared = root / _git(root, "rev-parse", "--git-path", "objects").strip()
+    kind = git(root, "rev-parse", "--show-object-format").strip()
+    git(root, "init", "--quiet", f"--object-format={kind}", str(clone))
+    shared = root / git(root, "rev-parse", "--git-path", "objects").strip()
     (clone / ".git/objects/info/alternates").write_text(f"{shared.resolve()}\n", encoding="utf-8")
-    shallow = root / _git(root, "rev-parse", "--git-path", "shallow").strip()
+    shallow = root / git(root, "rev-parse", "--git-path", "shallow").strip()
     if shallow.exists():
         shutil.copy(shallow, clone / ".git/shallow")
     for fact, value in (("name", "Regraft"), ("email", "regraft@localhost")):
-        _git(clone, "config", f"user.{fact}", value)
-    _git(clone, "checkout", "--quiet", "--detach", base.files)
-    _git(clone, "reset", "--quiet", "--mixed", base.head)
+        git(clone, "config", f"user.{fact}", value)
+    git(clone, "checkout", "--quiet", "--detach", base.files)
+    git(clone, "reset", "--quiet", "--mixed", base.head)
 
 
 def _source_of(clone: Path) -> str:
@@ -360,32 +355,5 @@ def _copy(source: str, target: str) -> None:
 
 def _new_files(folder: Path) -> list[str]:
     """List the files that git neither tracks nor ignores, without those of other repositories."""
-    listing = _git(folder, "ls-files", "--others", "--exclude-standard", "-z")
+    listing = git(folder, "ls-files", "--others", "--exclude-standard", "-z")
     return [name for name in listing.split("\0") if name and not name.endswith("/")]
-
-
-def _try_git(folder: Path, *arguments: str) -> str | None:
-    done = subprocess.run(
-        ["git", *arguments],
-        check=False,
-        cwd=folder,
-        env={**os.environ, **AUTHOR},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    return os.fsdecode(done.stdout) if done.returncode == 0 else None
-
-
-def _git(folder: Path, *arguments: str, given: str = "") -> str:
-    done = subprocess.run(
-        ["git", *arguments],
-        check=False,
-        cwd=folder,
-        input=os.fsencode(given),
-        env={**os.environ, **AUTHOR},
-        capture_output=True,
-    )
-    if done.returncode:
-        said = os.fsdecode(done.stderr).strip()
-        raise IsolationError(f"git {arguments[0]} in {folder} failed: {said}")
-    return os.fsdecode(done.stdout)
