@@ -18,7 +18,7 @@ from tasks.artifacts.records import write_json
 
 pytest_plugins = ["toy_fixtures"]
 
-VERBS = ("run", "plan", "ui", "predict", "compare", "sweep", "card", "doctor", "new")
+VERBS = ("run", "plan", "ui", "predict", "monitor", "compare", "sweep", "card", "doctor", "new")
 AFTER_LEFT = "if the results of left change"
 HEAVY = {"torch", "prefect", "dvc", "numpy", "PIL"}
 # Saves for a second when it is told to end, below a shell that ends at once.

@@ -116,14 +116,15 @@ def test_nothing_of_the_users_prefect_reaches_the_server(tmp_path: Path) -> None
 
 
 def test_the_deployment_is_paused_and_has_a_time_zone() -> None:
-    whole, *single, sweep, sweep_dask, predict = read_specifications(ROOT / "prefect.yaml")
+    whole, *single, sweep, sweep_dask, predict, monitor = read_specifications(ROOT / "prefect.yaml")
     assert f"{pipeline.name}/{whole['name']}" == DEPLOYMENT
-    schedules = [Schedule(**schedule) for schedule in whole["schedules"]]
-    assert [(schedule.active, schedule.timezone) for schedule in schedules] == [(False, "Etc/UTC")]
+    for one in (whole, monitor):
+        [schedule] = [Schedule(**schedule) for schedule in one["schedules"]]
+        assert (schedule.active, schedule.timezone) == (False, "Etc/UTC")
     assert [one["entrypoint"] for one in single] == [f"flows/stage.py:{name}" for name in STAGES_OF]
     assert [one["name"] for one in single] == [f"regraft-{name}" for name in STAGES_OF]
-    last = [one["name"] for one in (sweep, sweep_dask, predict)]
-    assert last == ["regraft-sweep", "regraft-sweep-dask", "regraft-predict"]
+    last = [one["name"] for one in (sweep, sweep_dask, predict, monitor)]
+    assert last == ["regraft-sweep", "regraft-sweep-dask", "regraft-predict", "regraft-monitor"]
 
 
 @pytest.mark.parametrize("module", sorted((ROOT / "flows").rglob("*.py")), ids=lambda p: p.stem)
