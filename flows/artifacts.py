@@ -48,7 +48,7 @@ from tasks.reporting.confusion import count_answers, matrix
 from tasks.reporting.figures import accuracy_curves, loss_curves
 from tasks.reporting.pages import picture
 from tasks.runtime.progress import read_progress
-from tasks.watching.looks import Look, Subject
+from tasks.watching.looks import LookRecord, Subject
 from tasks.watching.repeated import ALARM_RATE
 
 METRICS, REPORT = "data/evaluate/metrics.json", "data/report/report.html"
@@ -227,7 +227,7 @@ def publish_sweep(
     _send("markdown", "sweep", "\n".join(lines), "Settings compared on val")
 
 
-def publish_look(folder: Path, look: Look) -> None:
+def publish_look(folder: Path, look: LookRecord) -> None:
     """Show a look of the flow `monitor`: its figures, and its strangest images.
 
     Args:
@@ -241,7 +241,7 @@ def publish_look(folder: Path, look: Look) -> None:
             _send("markdown", "strangest", _photographs(folder / look.sheet), words)
 
 
-def look_in_words(look: Look) -> str:
+def look_in_words(look: LookRecord) -> str:
     """Write the figures of a look as tables."""
     head = ("test", "images", "p", "p for all tests and looks")
     tests = [
@@ -271,7 +271,7 @@ def look_in_words(look: Look) -> str:
     return "\n\n".join(parts)
 
 
-def _out_of_domain(look: Look) -> str:
+def _out_of_domain(look: LookRecord) -> str:
     return (
         ""
         if look.out_of_domain is None

@@ -18,7 +18,7 @@ from flows.stages.runner import Outcome
 from tasks.delivery.inputs import STDIN
 from tasks.errors import DataError, RegraftError
 from tasks.predict import MODEL
-from tasks.watching.looks import Look, read_newest
+from tasks.watching.looks import LookRecord, read_newest
 
 CHANGED = "Changed"  # name of the state of a run that alarms, so that a list of runs shows it
 EVENT, RESOURCE = "regraft.monitor.changed", "regraft.monitor."
@@ -59,7 +59,7 @@ def monitor_images(source: str, out: str, model: str = str(MODEL)) -> State[Any]
     return Completed(name=CHANGED, message=outcome.message)
 
 
-def _tell(name: str, look: Look) -> None:
+def _tell(name: str, look: LookRecord) -> None:
     """Send the event that automations wait for."""
     emit_event(
         event=EVENT,

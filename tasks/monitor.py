@@ -23,15 +23,23 @@ from tasks.runtime.entry import run_stage
 from tasks.runtime.machine import read_machine
 from tasks.runtime.progress import progress
 from tasks.watching.intake import Incoming, Intake, draw_strangest
-from tasks.watching.looks import LOOKS, ClassShare, Look, LookFolder, ShiftTest, Verdict, Window
+from tasks.watching.looks import (
+    LOOKS,
+    ClassShare,
+    LookFolder,
+    LookRecord,
+    ShiftTest,
+    Verdict,
+    Window,
+)
 from tasks.watching.repeated import ALARM_RATE, correct, smallest_needed
 from tasks.watching.shifts import (
     MOST_ROWS,
     Seen,
     classes_p_value,
     count_classes,
+    draw_known,
     features_p_value,
-    hold_out,
     strangers_p_value,
     strangers_share,
 )
@@ -44,7 +52,9 @@ KEEPING = 0x4D4F  # purpose of the random numbers drawn here
 NOTHING_NEW = "nothing new"
 
 
-def judge(known: Seen, windows: dict[Window, Seen], threshold: float, look: int) -> list[ShiftTest]:
+def judge_windows(
+    known: Seen, windows: dict[Window, Seen], threshold: float, look: int
+) -> list[ShiftTest]:
     """Test every window of incoming images against the held-out ones.
 
     Args:
@@ -93,16 +103,18 @@ def compare_classes(known: Seen, new: Seen, names: Sequence[str]) -> list[ClassS
     ]
 
 
-def look_at(
+def take_look(
     incoming: Incoming, model: DeliveredModel, domain: InDomain, folder: LookFolder
-) -> Look:
+) -> LookRecord:
     """Judge what came in, together with what waited; write the pictures and keep the look."""
-    new, known = Seen.join([*folder.waiting(), incoming.seen]), hold_out(domain)
+    new, known = Seen.join([*folder.waiting(), incoming.seen]), draw_known(domain)
     enough = len(new.scores) >= LEAST_IMAGES
     judged = folder.judged + int(enough)
     before = [*folder.before(RECENT_IMAGES), incoming.seen]
-    tests = judge(known, windows_of(new, before), domain.threshold, judged) if enough else []
-    look = Look(
+    tests = (
+        judge_windows(known, windows_of(new, before), domain.threshold, judged) if enough else []
+    )
+    look = LookRecord(
         number=folder.number,
         judged=judged,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -143,7 +155,7 @@ def _middle(values: Floats) -> float | None:
 # command line ------------------------------------------------------------------------------------
 
 
-def read_command(argv: Sequence[str] | None) -> argparse.Namespace:
+def _read_command(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line: source, out and model."""
     parser = argparse.ArgumentParser(prog="python -m tasks.monitor", description=__doc__)
     parser.add_argument(
@@ -156,7 +168,7 @@ def read_command(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None) -> None:
     """Read the model and the source, take a look."""
-    asked, machine = read_command(argv), read_machine()
+    asked, machine = _read_command(argv), read_machine()
     model, domain = read_delivered(asked.model), InDomain.read(asked.model)
     inputs = list_inputs(asked.source)
     with LookFolder(asked.out, model.name) as folder:
@@ -171,7 +183,7 @@ def main(argv: Sequence[str] | None) -> None:
             for batch in read_batches(names, inputs, model, workers=machine.decode_workers):
                 intake.take(batch)
                 meter.advance(len(batch))
-        log.info("%s", look_at(intake.give(), model, domain, folder).words)
+        log.info("%s", take_look(intake.give(), model, domain, folder).words)
 
 
 if __name__ == "__main__":

@@ -223,6 +223,11 @@ def test_predict_passes_on_what_it_is_given(tmp_path: Path) -> None:
     assert tells(said(tmp_path, "predict", "--help"), "--probabilities", "source out")
 
 
+def test_monitor_passes_on_what_it_is_given(tmp_path: Path) -> None:
+    words = ["monitor", "--model", "nowhere", "images", "looks"]
+    assert tells(stopped(tmp_path, *words), "monitor stopped: ", "nowhere")
+
+
 @pytest.mark.slow
 def test_card_passes_on_what_it_is_given(toy: ToyProject) -> None:
     (toy.root / "none").mkdir()

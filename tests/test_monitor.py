@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, tells
 from PIL import Image
-from watched import FALSE_ALARM, draw, export_watched
+from watched import FALSE_ALARM, darken, draw, export_watched
 
 from tasks import monitor
 from tasks.artifacts.arrays import read_tensors
@@ -24,7 +24,7 @@ from tasks.delivery.in_domain import REFERENCE
 from tasks.errors import ArtifactError
 from tasks.monitor import main
 from tasks.watching import looks as looks_module
-from tasks.watching.looks import Look, LookFolder, LookRow, read_newest
+from tasks.watching.looks import LookFolder, LookRecord, LookRow, read_newest
 from tasks.watching.repeated import ALARM_RATE
 from tasks.watching.words import LEAST_IMAGES
 
@@ -48,7 +48,7 @@ def new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path("new")
 
 
-def look(model: Path) -> Look:
+def look(model: Path) -> LookRecord:
     main(["new", "out", "--model", str(model)])
     newest = read_newest(OUT)
     assert newest is not None
@@ -59,14 +59,6 @@ def names_of(out: Path) -> list[str]:
     """Names of all images that were looked at, in the order of the looks."""
     with LookFolder(out, "") as folder:
         return [name for kept in folder._kept for name in kept.names]
-
-
-def darken(folder: Path, numbers: range) -> None:
-    draw(folder, numbers)
-    for number in numbers:
-        file = folder / f"{number:05d}.png"
-        with Image.open(file) as image:
-            image.point([value // 3 for value in range(256)] * 3).save(file)
 
 
 # looks -------------------------------------------------------------------------------------------

@@ -10,13 +10,13 @@ from scipy.special import comb
 
 from tasks import monitor
 from tasks.delivery.in_domain import InDomain
-from tasks.monitor import judge, windows_of
+from tasks.monitor import judge_windows, windows_of
 from tasks.watching import repeated
 from tasks.watching.shifts import (
     Seen,
     classes_p_value,
+    draw_known,
     features_p_value,
-    hold_out,
     strangers_p_value,
     strangers_share,
 )
@@ -51,7 +51,7 @@ def test_a_group_counts_once_and_features_of_training_images_not_at_all() -> Non
         threshold=0.5,
         false_alarm=0.05,
     )
-    known = hold_out(domain)
+    known = draw_known(domain)
     assert groups[known.predicted].tolist() == list(range(20))
     np.testing.assert_array_equal(known.features[:, 0], known.predicted)
     assert len(set(known.predicted % 5)) > 1  # not always the first, which may be of one class
@@ -142,7 +142,7 @@ def alarms(looks: int, draw: Callable[[int], Seen]) -> int:
     count = 0
     for look in range(looks):
         known, new, before = seen(KNOWN, seed=3 * look), draw(look), seen(20, seed=3 * look + 1)
-        tests = judge(known, windows_of(new, [before, new]), 1.5, 1)
+        tests = judge_windows(known, windows_of(new, [before, new]), 1.5, 1)
         assert len(tests) == 6
         count += any(test.corrected <= repeated.ALARM_RATE for test in tests)
     return count

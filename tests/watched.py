@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from conftest import draw_image
+from PIL import Image
 from test_delivery import make_samples
 from test_export import shipped_model
 
@@ -27,6 +28,15 @@ def draw(folder: Path, numbers: range, *, label: int | None = None) -> Path:
         known = number % 3 if label is None else label
         draw_image(known, number).save(folder / f"{number:05d}.png")
     return folder
+
+
+def darken(folder: Path, numbers: range) -> None:
+    """Draw images and take two thirds of their light."""
+    draw(folder, numbers)
+    for number in numbers:
+        file = folder / f"{number:05d}.png"
+        with Image.open(file) as image:
+            image.point([value // 3 for value in range(256)] * 3).save(file)
 
 
 def export_watched(folder: Path, scratch: Path) -> Path:

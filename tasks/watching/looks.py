@@ -50,7 +50,7 @@ class ClassShare(Record):
     held_out: float
 
 
-class Look(Record):
+class LookRecord(Record):
     """What a look found (look.json: the newest one)."""
 
     number: int
@@ -96,7 +96,7 @@ class LookRow:
 class _Kept:
     """A look with the files that it saw."""
 
-    look: Look
+    look: LookRecord
     names: list[str]
     bad: list[str]
     file: Path
@@ -152,7 +152,7 @@ class LookFolder:
         """How many looks of this model judged images."""
         return sum(look.verdict != "waiting" for look in self.looks())
 
-    def looks(self) -> list[Look]:
+    def looks(self) -> list[LookRecord]:
         """Give the looks of this model, the oldest first."""
         return [kept.look for kept in self._own()]
 
@@ -186,7 +186,9 @@ class LookFolder:
             parts.append(kept.seen())
         return parts[::-1]
 
-    def append(self, look: Look, seen: Seen, names: Sequence[str], bad: Sequence[str]) -> None:
+    def append(
+        self, look: LookRecord, seen: Seen, names: Sequence[str], bad: Sequence[str]
+    ) -> None:
         """Take a look.
 
         Args:
@@ -219,20 +221,20 @@ class LookFolder:
         write_record(self.path / NEWEST, looks[-1])
 
 
-def read_newest(folder: Path) -> Look | None:
+def read_newest(folder: Path) -> LookRecord | None:
     """Read the newest look of a folder; None before there is any.
 
     Raises:
         ArtifactError: look.json is damaged.
     """
     file = folder / NEWEST
-    return read_record(file, Look) if file.is_file() else None
+    return read_record(file, LookRecord) if file.is_file() else None
 
 
 def _read(file: Path) -> _Kept:
     try:
         note: Mapping[str, str] = read_tensors_note(file)
-        look = Look.model_validate_json(note["look"])
+        look = LookRecord.model_validate_json(note["look"])
         return _Kept(look, json.loads(note["names"]), json.loads(note["bad"]), file)
     except (ArtifactError, KeyError, ValueError, ValidationError) as err:
         raise ArtifactError(
@@ -240,7 +242,7 @@ def _read(file: Path) -> _Kept:
         ) from err
 
 
-def _row(look: Look) -> LookRow:
+def _row(look: LookRecord) -> LookRow:
     found = {of: min(p_values) for of, p_values in _corrected(look)}
     return LookRow(
         look=look.number,
@@ -261,6 +263,6 @@ def _row(look: Look) -> LookRow:
     )
 
 
-def _corrected(look: Look) -> Iterator[tuple[Subject, list[float]]]:
+def _corrected(look: LookRecord) -> Iterator[tuple[Subject, list[float]]]:
     for of in dict.fromkeys(test.of for test in look.tests):
         yield of, [test.corrected for test in look.tests if test.of == of]

@@ -52,7 +52,7 @@ class Seen:
         return Seen(self.features[-most:], self.scores[-most:], self.predicted[-most:])
 
 
-def hold_out(domain: InDomain) -> Seen:
+def draw_known(domain: InDomain) -> Seen:
     """Take one held-out image of each group, drawn by chance: these are independent."""
     order = np.random.default_rng(DRAWING).permutation(len(domain.held_out))
     rows = order[np.unique(domain.held_out_groups[order], return_index=True)[1]]

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from tasks.artifacts.words import listed, plural
-from tasks.watching.looks import Look, ShiftTest
+from tasks.watching.looks import LookRecord, ShiftTest
 from tasks.watching.repeated import ALARM_RATE
 
 LEAST_IMAGES = 20  # fewer wait for the next look
 SHOWN_CLASSES = 3
 
 
-def say(look: Look, before: Sequence[Look], *, waiting: int, sheet: Path) -> str:
+def say(look: LookRecord, before: Sequence[LookRecord], *, waiting: int, sheet: Path) -> str:
     """Say in one line what a look found.
 
     Args:
@@ -36,7 +36,7 @@ def say(look: Look, before: Sequence[Look], *, waiting: int, sheet: Path) -> str
     return f"changed: {'; '.join(_findings(look, before))}. {_advise(look, sheet)}{bad}"
 
 
-def _say_strangers(look: Look) -> str:
+def _say_strangers(look: LookRecord) -> str:
     share = look.out_of_domain
     assert share is not None
     assert share.low is not None
@@ -47,7 +47,7 @@ def _say_strangers(look: Look) -> str:
     )
 
 
-def _findings(look: Look, before: Sequence[Look]) -> list[str]:
+def _findings(look: LookRecord, before: Sequence[LookRecord]) -> list[str]:
     """What alarms, with its p-value after correction, and what else tells about it."""
     smallest: dict[str, ShiftTest] = {}
     for test in look.tests:
@@ -66,7 +66,7 @@ def _findings(look: Look, before: Sequence[Look]) -> list[str]:
     return found
 
 
-def _say_test(test: ShiftTest, look: Look) -> str:
+def _say_test(test: ShiftTest, look: LookRecord) -> str:
     of = f"the {'' if test.window == 'new' else 'newest '}{test.images:,}"
     if test.of == "strangers":
         if test.window == "new":
@@ -82,7 +82,7 @@ def _say_test(test: ShiftTest, look: Look) -> str:
     return f"{new} fall into other classes: {listed(shown)}"
 
 
-def _advise(look: Look, sheet: Path) -> str:
+def _advise(look: LookRecord, sheet: Path) -> str:
     """Say what to do, by what alarms."""
     alarms = {test.of for test in look.tests if test.corrected <= ALARM_RATE}
     if alarms == {"classes"}:
