@@ -54,9 +54,9 @@ def monitor_images(source: str, out: str, model: str = str(MODEL)) -> State[Any]
         return Completed(message=outcome.message)
     publish_look(root / out, look)
     if look.verdict != "changed":
-        return Completed(message=outcome.message)
+        return Completed(message=look.words)
     _tell(Path(out).name, look)
-    return Completed(name=CHANGED, message=outcome.message)
+    return Completed(name=CHANGED, message=look.words)
 
 
 def _tell(name: str, look: LookRecord) -> None:

@@ -18,15 +18,17 @@ from watched import FALSE_ALARM, darken, draw, export_watched
 from tasks import monitor
 from tasks.artifacts.arrays import read_tensors
 from tasks.artifacts.files import write_text
+from tasks.artifacts.records import Estimate
 from tasks.artifacts.tables import read_rows
 from tasks.delivery.folder import SUMS, hash_files, read_delivered
 from tasks.delivery.in_domain import REFERENCE
 from tasks.errors import ArtifactError
 from tasks.monitor import main
 from tasks.watching import looks as looks_module
-from tasks.watching.looks import LookFolder, LookRecord, LookRow, read_newest
+from tasks.watching.looks import LookFolder, LookRecord, LookRow, ShiftTest, read_newest
 from tasks.watching.repeated import ALARM_RATE
-from tasks.watching.words import LEAST_IMAGES
+from tasks.watching.shifts import Seen, classes_p_value
+from tasks.watching.words import LEAST_IMAGES, say
 
 OUT = Path("out")
 
@@ -174,6 +176,37 @@ def test_a_name_that_stands_twice_is_one_image(model: Path, new: Path) -> None:
     assert names_of(OUT) == names
     main([str(table), "out", "--model", str(model)])
     assert len(read_rows(OUT / "looks.csv", LookRow)) == 1
+
+
+def test_classes_that_rose_and_fell_are_named() -> None:
+    predicted = {"held out": [0] * 60 + [1] * 40, "new": [0] * 2 + [1] * 38}
+    nothing = np.empty((0, 1), np.float32)
+    known, new = (Seen(nothing, np.zeros(len(rows)), np.array(rows)) for rows in predicted.values())
+    p_value = classes_p_value(known, new, needed=1e-4, seed=0)
+    test = ShiftTest(
+        of="classes", window="new", images=40, p_value=p_value, corrected=p_value * 200
+    )
+    look = LookRecord(
+        number=3,
+        judged=3,
+        at="2026-01-05T05:00:00+00:00",
+        model="m",
+        verdict="changed",
+        images=40,
+        bad=0,
+        judged_images=40,
+        out_of_domain=Estimate(value=0.0, low=0.0, high=0.09, n=40),
+        expected=0.05,
+        classes=monitor.compare_classes(known, new, ["glass", "paper"]),
+        brightness=None,
+        sharpness=None,
+        tests=[test],
+        sheet=None,
+        words="",
+    )
+    words = say(look, [], waiting=0, sheet=Path("sheet.jpg"))
+    assert tells(words, "the 40 new images fall into other classes", "glass 60% to 5%")
+    assert tells(words, "paper 40% to 95%", "label some images and measure it")
 
 
 # another model -----------------------------------------------------------------------------------

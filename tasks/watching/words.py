@@ -49,43 +49,41 @@ def _say_strangers(look: LookRecord) -> str:
 
 def _findings(look: LookRecord, before: Sequence[LookRecord]) -> list[str]:
     """What alarms, with its p-value after correction, and what else tells about it."""
-    smallest: dict[str, ShiftTest] = {}
-    for test in look.tests:
-        smallest[test.of] = min(smallest.get(test.of, test), test, key=lambda one: one.corrected)
-    found = [
-        f"{_say_test(test, look)} (p {test.corrected:.1g})"
-        for test in smallest.values()
-        if test.corrected <= ALARM_RATE
-    ]
-    if "strangers" not in {test.of for test in smallest.values() if test.corrected <= ALARM_RATE}:
+    found = [f"{_say_test(test, look)} (p {test.corrected:.1g})" for test in _alarms(look)]
+    if "strangers" not in {test.of for test in _alarms(look)}:
         found.append(_say_strangers(look))
-    fine = [one for one in before if one.verdict == "fine" and one.brightness is not None]
-    if fine and look.brightness is not None:
-        usual = float(np.median([one.brightness for one in fine if one.brightness is not None]))
-        found.append(f"brightness {look.brightness:.0f}, {usual:.0f} in the looks that were fine")
+    usual = [one.brightness for one in before if one.verdict == "fine" and one.brightness]
+    if usual and look.brightness is not None:
+        middle = float(np.median(usual))
+        found.append(f"brightness {look.brightness:.0f}, {middle:.0f} in the looks that were fine")
     return found
 
 
+def _alarms(look: LookRecord) -> list[ShiftTest]:
+    """Of each kind of test that alarms, the window that is surest."""
+    surest: dict[str, ShiftTest] = {}
+    for test in sorted(look.tests, key=lambda one: one.corrected):
+        surest.setdefault(test.of, test)
+    return [test for test in surest.values() if test.corrected <= ALARM_RATE]
+
+
 def _say_test(test: ShiftTest, look: LookRecord) -> str:
-    of = f"the {'' if test.window == 'new' else 'newest '}{test.images:,}"
+    is_new = test.window == "new"
+    images = f"the {test.images:,} new images" if is_new else f"the newest {test.images:,} images"
     if test.of == "strangers":
-        if test.window == "new":
-            return f"of {of} new images {_say_strangers(look)}"
-        return f"more of {of} images out of the domain than expected"
-    new = f"{of}{' new' if test.window == 'new' else ''} images"
+        return f"of {images} {_say_strangers(look) if is_new else 'more are out of the domain'}"
     if test.of == "features":
-        return f"the features of {new} differ from the held-out ones"
+        return f"the features of {images} differ from the held-out ones"
     shown = [
         f"{share.name} {share.held_out:.0%} to {share.now:.0%}"
         for share in look.classes[:SHOWN_CLASSES]
     ]
-    return f"{new} fall into other classes: {listed(shown)}"
+    return f"{images} fall into other classes, the new ones {listed(shown)}"
 
 
 def _advise(look: LookRecord, sheet: Path) -> str:
     """Say what to do, by what alarms."""
-    alarms = {test.of for test in look.tests if test.corrected <= ALARM_RATE}
-    if alarms == {"classes"}:
+    if {test.of for test in _alarms(look)} == {"classes"}:
         return (
             "Where the classes really come more or less often, accuracy may be another one: label "
             "some images and measure it"

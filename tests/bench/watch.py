@@ -20,7 +20,7 @@ from scipy.stats import betabinom, binomtest
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.extmath import randomized_svd
 
-from tasks.artifacts.arrays import Features, Floats, Ints
+from tasks.artifacts.arrays import Bools, Features, Floats, Ints
 from tasks.delivery.in_domain import neighbor_distances
 from tasks.monitor import RECENT_IMAGES
 from tasks.transferability.mmd import gaussian_kernel, median_bandwidths
@@ -204,7 +204,7 @@ class Lifetime:
         self._recent = np.concatenate([self._recent, new])[-RECENT_IMAGES:]
         return new
 
-    def _change(self, rows: Ints, drifted: np.ndarray, drift: str) -> Ints:  # type: ignore[type-arg]
+    def _change(self, rows: Ints, drifted: Bools, drift: str) -> Ints:
         world, count, new = self._world, int(drifted.sum()), rows.copy()
         if drift == "another set":
             new[drifted] = world.states[drift] + self._rng.permutation(world.strangers)[:count]
