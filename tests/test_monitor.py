@@ -21,7 +21,6 @@ from tasks.artifacts.files import write_text
 from tasks.artifacts.records import Estimate
 from tasks.artifacts.tables import read_rows
 from tasks.delivery.folder import SUMS, hash_files, read_delivered
-from tasks.delivery.in_domain import REFERENCE
 from tasks.errors import ArtifactError
 from tasks.monitor import main
 from tasks.watching import looks as looks_module
@@ -328,7 +327,7 @@ def test_of_many_images_all_are_counted_and_the_features_of_some_are_kept(
     arrays = read_tensors(OUT / "looks/00001.safetensors")
     assert (len(arrays["features"]), len(arrays["scores"])) == (25, 40)
     assert found.judged_images == 40
-    known = read_tensors(model / REFERENCE)["held_out"]
+    known = read_tensors(model / "reference.safetensors")["held_out"]
     assert arrays["features"].dtype == known.dtype == np.float16
 
 
@@ -338,7 +337,7 @@ def test_of_many_images_all_are_counted_and_the_features_of_some_are_kept(
 def test_mistakes_are_one_sentence(model: Path, new: Path, tmp_path: Path) -> None:
     draw(new, range(20))
     bare = Path(shutil.copytree(model, tmp_path / "bare"))
-    (bare / REFERENCE).unlink()
+    (bare / "reference.safetensors").unlink()
     write_text(bare / SUMS, hash_files(bare))
     with pytest.raises(ArtifactError, match=r"bare: has no reference\.safetensors.*dvc repro"):
         look(bare)

@@ -12,7 +12,7 @@ from tasks.artifacts.arrays import write_tensors
 from tasks.artifacts.files import write_text
 from tasks.artifacts.records import Calibration, read_record, write_record
 from tasks.delivery.folder import SUMS, hash_files
-from tasks.delivery.in_domain import REFERENCE, neighbor_distances
+from tasks.delivery.in_domain import InDomain
 from tasks.delivery.onnx_answers import OnnxAnswers
 from tasks.images.decoding.decode import read_clean_view
 from tasks.reporting.export import export_model
@@ -58,17 +58,22 @@ def export_watched(folder: Path, scratch: Path) -> Path:
     )
     _, features, logits = OnnxAnswers(folder / "model.onnx", 1)(pixels)
     rounded = features.astype(np.float16)
-    train, held_out = rounded[:KNOWN].astype(np.float32), rounded[KNOWN:].astype(np.float32)
     arrays = {
         "train": rounded[:KNOWN],
         "held_out": rounded[KNOWN:],
         "held_out_predicted": logits[KNOWN:].argmax(axis=1),
         "held_out_group": np.arange(KNOWN),
     }
-    write_tensors(folder / REFERENCE, arrays)
-    distances = np.sort(neighbor_distances(held_out, train))
-    threshold = float(distances[-1 - round(FALSE_ALARM * KNOWN)])
+    write_tensors(folder / "reference.safetensors", arrays)
+    set_threshold(folder, 1.0)
+    known = InDomain.read(folder)
+    scores = np.sort(known.scores(known.held_out))
+    set_threshold(folder, float(scores[-1 - round(FALSE_ALARM * KNOWN)]))
+    return folder
+
+
+def set_threshold(folder: Path, threshold: float) -> None:
+    """Say from which score on an image is out of the domain."""
     known = read_record(folder / "calibration.json", Calibration)
     write_record(folder / "calibration.json", known.model_copy(update={"in_domain": threshold}))
     write_text(folder / SUMS, hash_files(folder))
-    return folder

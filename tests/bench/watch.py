@@ -18,10 +18,10 @@ from bench.planted import Backbone
 from bench.watch_features import BLUR_PX, CHANGES, DARKER, StreamSet, read_sets
 from scipy.stats import betabinom, binomtest
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.extmath import randomized_svd
 
 from tasks.artifacts.arrays import Bools, Features, Floats, Ints
-from tasks.delivery.in_domain import neighbor_distances
 from tasks.monitor import RECENT_IMAGES
 from tasks.transferability.mmd import gaussian_kernel, median_bandwidths
 from tasks.watching.repeated import ALARM_RATE, HALF_SPENT, level_of, smallest_needed
@@ -139,6 +139,13 @@ def make_world(data: StreamSet, other: StreamSet, seed: int) -> World:
         groups=data.groups[left],
         strangers=len(strangers),
     )
+
+
+def neighbor_distances(rows: Features, train: Features) -> Floats:
+    """Cosine distance of each row to the training row that is its 5th nearest, (M,)."""
+    index = NearestNeighbors(n_neighbors=5, metric="cosine").fit(train)
+    distances: Floats = index.kneighbors(rows)[0][:, -1].astype(np.float64)
+    return distances
 
 
 def leading_components(rows: Floats, own: int) -> Features:
