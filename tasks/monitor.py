@@ -15,6 +15,7 @@ import numpy as np
 
 from tasks.artifacts.arrays import Floats
 from tasks.artifacts.files import write_bytes
+from tasks.artifacts.words import printable
 from tasks.delivery.folder import DeliveredModel, read_delivered
 from tasks.delivery.in_domain import InDomain
 from tasks.delivery.inputs import list_inputs
@@ -49,7 +50,6 @@ log = logging.getLogger(__name__)
 
 RECENT_IMAGES = 500  # of the newest looks together, in which a slow change adds up
 KEEPING = 0x4D4F  # purpose of the random numbers drawn here
-NOTHING_NEW = "nothing new"
 
 
 def judge_windows(
@@ -173,8 +173,9 @@ def main(argv: Sequence[str] | None) -> None:
     inputs = list_inputs(asked.source)
     with LookFolder(asked.out, model.name) as folder:
         names = folder.unseen(inputs.names)
+        nothing_new = f"nothing new in {printable(asked.source)} since look {folder.number - 1}"
         if not names:
-            log.info("%s in %s since look %d", NOTHING_NEW, asked.source, folder.number - 1)
+            log.info("%s", nothing_new)
             return
         engine = open_engine(model, machine, rows=len(names))
         order = np.random.default_rng([folder.number, KEEPING]).permutation(len(names))
@@ -183,7 +184,11 @@ def main(argv: Sequence[str] | None) -> None:
             for batch in read_batches(names, inputs, model, workers=machine.decode_workers):
                 intake.take(batch)
                 meter.advance(len(batch))
-        log.info("%s", take_look(intake.give(), model, domain, folder).words)
+        incoming = intake.give()
+        if not incoming.names and not folder.count_new_bad(incoming.bad):  # still bad
+            log.info("%s", nothing_new)
+            return
+        log.info("%s", take_look(incoming, model, domain, folder).words)
 
 
 if __name__ == "__main__":

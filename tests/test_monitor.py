@@ -112,6 +112,16 @@ def test_a_slow_change_adds_up_over_looks(model: Path, new: Path) -> None:
     assert "the newest" in found.words
 
 
+def test_after_a_change_was_told_the_newest_images_begin_anew(model: Path, new: Path) -> None:
+    darken(new, range(30))
+    assert look(model).verdict == "changed"
+    for first in (100, 200):
+        draw(new, range(first, first + 30))
+        found = look(model)
+        assert found.verdict == "fine"
+    assert {test.window: test.images for test in found.tests} == {"new": 30, "recent": 60}
+
+
 def test_few_images_wait_and_are_judged_with_those_of_the_next_look(model: Path, new: Path) -> None:
     draw(new, range(LEAST_IMAGES - 8))
     found = look(model)
@@ -149,6 +159,7 @@ def test_bad_files_count_once_and_are_tried_again(model: Path, new: Path) -> Non
     found = look(model)
     assert (found.images, found.bad) == (21, 1)
     assert names_of(OUT).count("new/half.png") == 1
+    assert look(model) == found  # those that are still bad are no look
 
 
 def test_bad_files_alone_wait(model: Path, new: Path) -> None:

@@ -178,10 +178,14 @@ class LookFolder:
         return [kept.seen() for kept in after][::-1]
 
     def before(self, most: int) -> list[Seen]:
-        """Give what the newest looks saw that hold `most` images, or all; the oldest first."""
+        """Give what the newest looks saw that hold `most` images, or all; the oldest first.
+
+        They begin after the last change that was found: it has been told, and may be repaired.
+        """
         parts: list[Seen] = []
         for kept in reversed(self._own()):
-            if sum(len(part.scores) for part in parts) >= most:
+            told = kept.look.verdict == "changed"
+            if told or sum(len(part.scores) for part in parts) >= most:
                 break
             parts.append(kept.seen())
         return parts[::-1]
