@@ -6,10 +6,10 @@ docs/benchmarks/watch.md.
 
 import argparse
 import logging
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -71,10 +71,6 @@ px), darkened (to {darker:.0%} of the light), or of one class alone. Weeks until
 and, in brackets, 90th percentile of {drifting} lifetimes a cell; 1 is the first look that saw it,
 `-` means later than {patience} weeks.
 
-"""
-FOUND = """
-What found the drift first, in %, over all cells: {found}. The tests are asked in this order: images
-out of the domain, classes, features; new images, then the newest {recent} of all looks.
 """
 RULES = """
 ## How the rate is spent
@@ -222,22 +218,23 @@ class Lifetime:
             new[drifted] += world.states[drift]
         return new
 
-    def look(self, new: Ints, week: int) -> str | None:
-        """Take a look; give the first test that alarms, None where none does."""
+    def look(self, new: Ints, week: int) -> bool:
+        """Take a look; tell whether it alarms. The tests that cost little come first."""
         longer = len(self._recent) > len(new)
-        windows = {"new": new, "newest": self._recent} if longer else {"new": new}
+        windows = [new, self._recent] if longer else [new]
         needed = smallest_needed(3 * len(windows), week)
         known = self._seen(self._known)
-        for name, rows in windows.items():
-            if strangers_p_value(known, self._seen(rows), self._threshold) <= needed:
-                return f"out of the domain, {name}"
-        for name, rows in windows.items():
-            if classes_p_value(known, self._seen(rows), needed=needed, seed=week) <= needed:
-                return f"classes, {name}"
-        for name, rows in windows.items():
-            if self._mmd(rows, needed, week):
-                return f"features, {name}"
-        return None
+        return (
+            any(
+                strangers_p_value(known, self._seen(rows), self._threshold) <= needed
+                for rows in windows
+            )
+            or any(
+                classes_p_value(known, self._seen(rows), needed=needed, seed=week) <= needed
+                for rows in windows
+            )
+            or any(self._mmd(rows, needed, week) for rows in windows)
+        )
 
     def _seen(self, rows: Ints) -> Seen:
         nothing = np.empty((0, 1), np.float32)
@@ -254,7 +251,7 @@ def count_false_alarms(world: World, size: int, lifetimes: int, seed: int) -> Fl
     for number in range(lifetimes):
         life = Lifetime(world, size, seed=hash_of(seed, number))
         looks = [life.look(life.come_in("", 0.0), week) for week in range(1, WEEKS + 1)]
-        found.append(sum(alarm is not None for alarm in looks))
+        found.append(sum(looks))
     return np.array(found, dtype=np.float64)
 
 
@@ -265,19 +262,20 @@ def hash_of(seed: int, number: int) -> int:
 
 def weeks_until(
     world: World, size: int, drift: str, share: float, lifetimes: int, seed: int
-) -> Iterator[tuple[float, str]]:
-    """Give weeks until the alarm, infinite where it is missed, and what alarmed."""
+) -> Floats:
+    """Give weeks until the alarm, infinite where it is missed, (L,)."""
+    found = np.full(lifetimes, np.inf)
     for number in range(lifetimes):
         life = Lifetime(world, size, seed=hash_of(seed, number))
         for _ in range(min(DRIFT_FROM - 1, RECENT_IMAGES // size)):
             life.come_in("", 0.0)
-        for week in range(1, PATIENCE + 1):
-            alarm = life.look(life.come_in(drift, share), DRIFT_FROM - 1 + week)
-            if alarm:
-                yield week, alarm
-                break
-        else:
-            yield np.inf, "missed"
+        looks = (
+            week
+            for week in range(1, PATIENCE + 1)
+            if life.look(life.come_in(drift, share), DRIFT_FROM - 1 + week)
+        )
+        found[number] = next(looks, np.inf)
+    return found
 
 
 # rules -------------------------------------------------------------------------------------------
@@ -354,21 +352,15 @@ def _cell(alarms: Floats) -> str:
 
 
 def tell_drifts(worlds: Sequence[World], lifetimes: int) -> str:
-    """Write the table of weeks until the alarm, and what alarmed."""
-    rows, found = [], Counter[str]()
-    for world in worlds:
-        for drift in DRIFTS:
-            for size in DRIFTING_SIZES:
-                cells = []
-                for share in SHARES:
-                    outcomes = list(weeks_until(world, size, drift, share, lifetimes, seed=4))
-                    found.update(alarm for _, alarm in outcomes)
-                    cells.append(say_weeks(np.array([week for week, _ in outcomes]), PATIENCE))
-                rows.append([world.name, drift, str(size), *cells])
-                log.info("%s", " | ".join(rows[-1]))
-    shares = [f"{100 * count / found.total():.0f} {name}" for name, count in found.most_common()]
+    """Write the table of weeks until the alarm."""
+    rows = []
+    for world, drift, size in product(worlds, DRIFTS, DRIFTING_SIZES):
+        weeks = (weeks_until(world, size, drift, share, lifetimes, seed=4) for share in SHARES)
+        cells = [say_weeks(found, PATIENCE) for found in weeks]
+        rows.append([world.name, drift, str(size), *cells])
+        log.info("%s", " | ".join(rows[-1]))
     head = ["set", "drift", "images a week", *(f"{share:.0%}" for share in SHARES)]
-    return f"{table(head, rows)}\n{FOUND.format(found='; '.join(shares), recent=RECENT_IMAGES)}"
+    return f"{table(head, rows)}\n"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -379,6 +371,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--px", type=int, default=128, help="side of the images")
     parser.add_argument("--lifetimes", type=int, default=25, help="a cell, without drift")
     parser.add_argument("--drifting", type=int, default=9, help="lifetimes a cell, with drift")
+    parser.add_argument("--drift-sets", type=int, default=4, help="the first so many drift")
     parser.add_argument("--scratch", type=Path, help="folder that keeps features between runs")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/watch.md"))
     options = parser.parse_args(argv)
@@ -398,7 +391,8 @@ def write_page(worlds: Sequence[World], options: argparse.Namespace) -> str:
     names = " ".join(f"images/{source.name}" for source in options.data)
     command = (
         f"PYTHONPATH=tests python -m bench.watch --data {names} --images {options.images} "
-        f"--px {options.px} --lifetimes {options.lifetimes} --drifting {options.drifting}"
+        f"--px {options.px} --lifetimes {options.lifetimes} --drifting {options.drifting} "
+        f"--drift-sets {options.drift_sets}"
     )
     text = INTRO.format(
         command=command,
@@ -419,7 +413,7 @@ def write_page(worlds: Sequence[World], options: argparse.Namespace) -> str:
     text += DRIFTED.format(
         first=DRIFT_FROM, blur=BLUR_PX, darker=DARKER, drifting=options.drifting, patience=PATIENCE
     )
-    text += tell_drifts([one for one in worlds if not one.is_grouped], options.drifting)
+    text += tell_drifts(worlds[: options.drift_sets], options.drifting)
     text += RULES.format(share=0.1, size=50, first=DRIFT_FROM, runs=1_000, held=500)
     head = ["rule", "look 1", f"look {DRIFT_FROM}", f"look {HALF_SPENT}", "weeks"]
     return text + table(head, compare_rules(0.1, 50, 1_000, 500)) + "\n"
