@@ -47,12 +47,13 @@ INTRO = """\
 
 `{command}` wrote this page.
 
-Features of the frozen {backbone} at {px} px. {trained:.0%} of the images of a set are train (for
-the distance to the domain and a linear head), {held_out:.0%} of the others held out, the rest comes
-in; all by group, and the latter two are dealt anew for every lifetime. A lifetime is {weeks} weeks,
-a look a week. The level of the whole lifetime is {rate:g}; {expected:.0%} of the held-out images
-count as out of the domain. In brackets intervals of 95 % (Clopper and Pearson). To be fast, MMD is
-computed from the {components} leading components of the kernel, {explained} of its trace.
+Features of the frozen {backbone} at {px} px. {trained:.0%} of the images of a set are
+train (for the distance to the domain and a linear head), {held_out:.0%} of the others held out,
+the rest comes in; all by group, and the latter two are dealt anew for every lifetime. A lifetime is
+{weeks} weeks, a look a week. The rate of the whole lifetime is {rate:g}; {expected:.0%} of the
+held-out images count as out of the domain. In brackets intervals of 95 % (Clopper and Pearson). To
+be fast, MMD is computed from the {components} leading components of the kernel, {explained} of its
+trace, with a bandwidth of all the images of a set.
 
 ## The world stays
 
@@ -60,8 +61,8 @@ Lifetimes with a false alarm, in %, and false alarms a look, in %; {lifetimes} l
 
 """
 GROUPED = """
-In {names} every person made about ten images. There a held-out person counts once, but those that
-come in are taken for independent, and no file tells that they are not.
+In {names} every person made about ten images. There a held-out person counts once, but the
+images that come in are taken for independent, and nothing tells that they are not.
 """
 DRIFTED = """
 ## The world drifts
