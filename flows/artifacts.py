@@ -48,10 +48,18 @@ from tasks.reporting.confusion import count_answers, matrix
 from tasks.reporting.figures import accuracy_curves, loss_curves
 from tasks.reporting.pages import picture
 from tasks.runtime.progress import read_progress
+from tasks.watching.looks import LookRecord, Subject
+from tasks.watching.repeated import ALARM_RATE
 
 METRICS, REPORT = "data/evaluate/metrics.json", "data/report/report.html"
 FINETUNED, BASELINE = "data/finetune/finetune.json", "data/baseline/baseline.json"
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "nll", "brier", "ece", "ece_calibrated")
+SUBJECTS: dict[Subject, str] = {
+    "features": "features (MMD)",
+    "strangers": "out of the domain",
+    "classes": "predicted classes",
+}
+SHOWN_CLASSES = 10
 LARGEST_PICTURE_BYTES, LARGEST_SIDE_PX = 150_000, 900
 
 
@@ -224,6 +232,58 @@ def publish_promotion(words: str) -> None:
     _send("markdown", "promotion", words, "The candidate beside the model in use")
 
 
+def publish_look(folder: Path, look: LookRecord) -> None:
+    """Show a look of the flow `monitor`: its figures, and its strangest images.
+
+    Args:
+        folder: The looks.
+        look: The one to show.
+    """
+    _send("markdown", "look", look_in_words(look), "Incoming images against held-out ones")
+    if look.sheet:
+        words = "The new images that are farthest from what the model knows, farthest first"
+        with suppress(ArtifactError):  # removed meanwhile
+            _send("markdown", "strangest", _photographs(folder / look.sheet), words)
+
+
+def look_in_words(look: LookRecord) -> str:
+    """Write the figures of a look as tables."""
+    head = ("test", "images", "p", "p for all tests and looks")
+    tests = [
+        (
+            f"{SUBJECTS[test.of]}, {test.window}",
+            f"{test.images:,}",
+            f"{test.p_value:.2g}",
+            f"**{test.corrected:.2g}**"
+            if test.corrected <= ALARM_RATE
+            else f"{test.corrected:.2g}",
+        )
+        for test in look.tests
+    ]
+    shares = [
+        (share.name, f"{share.held_out:.1%}", f"{share.now:.1%}")
+        for share in look.classes[:SHOWN_CLASSES]
+    ]
+    facts = [
+        ("new images, bad files", f"{look.images:,}, {look.bad:,}"),
+        ("out of the domain", _out_of_domain(look)),
+        ("brightness", "" if look.brightness is None else f"{look.brightness:.0f} of 255"),
+        ("sharpness", "" if look.sharpness is None else f"{look.sharpness:.2f}"),
+    ]
+    parts = [look.words, _table((f"look {look.number}", look.at), facts)]
+    parts += [_table(head, tests)] if tests else []
+    parts += [_table(("predicted class", "held out", "new"), shares)] if shares else []
+    return "\n\n".join(parts)
+
+
+def _out_of_domain(look: LookRecord) -> str:
+    return (
+        ""
+        if look.out_of_domain is None
+        else (f"{_show(look.out_of_domain)}, {look.expected:.3f} expected")
+    )
+
+
 def _points(difference: Estimate | None) -> str:
     if difference is None or difference.low is None or difference.high is None:
         return "other val images"
@@ -260,8 +320,12 @@ def _confusion(root: Path) -> str:
 
 
 def _contact_sheet(root: Path) -> str:
-    """Give the sheet as it is where it is small, else reduced: the server keeps it in a row."""
-    content = read_bytes(root / "data/augment/contact_sheet.jpg")
+    return _photographs(root / "data/augment/contact_sheet.jpg")
+
+
+def _photographs(file: Path) -> str:
+    """Give a sheet as it is where it is small, else reduced: the server keeps it in a row."""
+    content = read_bytes(file)
     if len(content) > LARGEST_PICTURE_BYTES:
         with Image.open(io.BytesIO(content)) as sheet:
             sheet.thumbnail((LARGEST_SIDE_PX, LARGEST_SIDE_PX))

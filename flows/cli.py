@@ -195,6 +195,14 @@ def predict_verb(context: typer.Context) -> None:
     _run_module("predict", module, context.args)
 
 
+@app.command("monitor", context_settings=PASSED_ON, add_help_option=False)
+def monitor_verb(context: typer.Context) -> None:
+    """Tell whether incoming images are still those that the model knows."""
+    from tasks import monitor as module  # noqa: PLC0415 - half a second
+
+    _run_module("monitor", module, context.args)
+
+
 @app.command("card", context_settings=PASSED_ON, add_help_option=False)
 def card_verb(context: typer.Context) -> None:
     """Make a source card of images, for weights of your own."""

@@ -50,7 +50,7 @@ def predict_images(
     try:
         if source == STDIN:
             raise DataError("source is '-', but a flow has no stdin; name a folder or a csv")
-        outcome = _run(find_root(Path.cwd()), [*options, "--", source, out])
+        outcome = run_command(find_root(Path.cwd()), "predict", [*options, "--", source, out])
     except RegraftError as err:
         outcome = Outcome("failed", str(err))
     if outcome.kind == "stopped":
@@ -60,9 +60,9 @@ def predict_images(
     return Completed(message=outcome.message)
 
 
-def _run(root: Path, words: list[str]) -> Outcome:
-    """Run the command on a lane of the machine, with its progress on the run's page."""
-    log, progress, runner = get_run_logger(), StageProgress("predict"), Runner(root)
+def run_command(root: Path, module: str, words: list[str]) -> Outcome:
+    """Run `python -m tasks.<module>` on a lane, with its progress on the run's page."""
+    log, progress, runner = get_run_logger(), StageProgress(module), Runner(root)
 
     def say(line: str) -> None:
         log.log(logging.ERROR if " stopped: " in line else logging.INFO, "%s", line)
@@ -72,8 +72,8 @@ def _run(root: Path, words: list[str]) -> Outcome:
         say(f"waiting: the machine is busy with {holder}")
 
     try:
-        with hold_lane(root, f"{flow_run.name}, predict", read_machine(), wait) as lane:
-            outcome = runner.call("predict", words, say, locks=[lane.descriptor])
+        with hold_lane(root, f"{flow_run.name}, {module}", read_machine(), wait) as lane:
+            outcome = runner.call(module, words, say, locks=[lane.descriptor])
     except BaseException:
         runner.stop()
         raise

@@ -80,12 +80,7 @@ def predict(
     """
     left = list(_without(inputs.names, answers.done))
     with progress("predict", len(left)) as meter:
-        files = map(inputs.path, left)
-        ahead = max(
-            AHEAD, BATCH_SIZE // workers
-        )  # a batch is read while the one before is computed
-        read = map_in_order(partial(read_pixels, model=model), files, workers=workers, ahead=ahead)
-        for batch in _batches(zip(left, read, strict=True), BATCH_SIZE):
+        for batch in read_batches(left, inputs, model, workers=workers):
             rows = classify(batch, model, engine, answers.classes)
             for row, (name, pixels) in zip(rows, batch, strict=True):
                 if explain and not isinstance(pixels, ImageError):
@@ -93,6 +88,16 @@ def predict(
             answers.append(rows)
             meter.advance(len(batch))
     return len(left)
+
+
+def read_batches(
+    names: Sequence[str], inputs: InputFiles, model: DeliveredModel, *, workers: int
+) -> Iterator[list[tuple[str, Pixels | ImageError]]]:
+    """Give files in order, `BATCH_SIZE` at a time: each name with what `read_pixels` gives."""
+    files = map(inputs.path, names)
+    ahead = max(AHEAD, BATCH_SIZE // workers)  # one is read while the one before is computed
+    read = map_in_order(partial(read_pixels, model=model), files, workers=workers, ahead=ahead)
+    yield from _batches(zip(names, read, strict=True), BATCH_SIZE)
 
 
 def read_pixels(file: Path, *, model: DeliveredModel) -> Pixels | ImageError:

@@ -5,13 +5,16 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import tells
 from served import DEPLOYMENT, Server, eventually
 from toy import ToyProject
+from watched import darken, draw, export_watched
 
-from flows.serving.automations import BLOCK, FAILED, MISSED
+from flows.serving.automations import BLOCK, FAILED, MISSED, RERUN, TOLD
 
 pytest_plugins = ["toy_fixtures"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -59,7 +62,8 @@ def test_a_failed_run_is_told_once_the_automation_is_switched_on_and_stays_as_it
 ) -> None:
     address, sent = webhook
     offered = automations(server)
-    assert {name: one["enabled"] for name, one in offered.items()} == {FAILED: False, MISSED: False}
+    enabled = {name: one["enabled"] for name, one in offered.items()}
+    assert enabled == dict.fromkeys((FAILED, MISSED, TOLD, RERUN), False)
 
     block = server.api(f"block_types/slug/custom-webhook/block_documents/name/{BLOCK}")
     data = block["data"] | {"url": address}
@@ -76,7 +80,7 @@ def test_a_failed_run_is_told_once_the_automation_is_switched_on_and_stays_as_it
     again = Server(project.root)
     try:
         kept = automations(again)
-        assert {name: one["enabled"] for name, one in kept.items()} == {FAILED: True, MISSED: False}
+        assert {name: one["enabled"] for name, one in kept.items()} == enabled | {FAILED: True}
         block = again.api(f"block_types/slug/custom-webhook/block_documents/name/{BLOCK}")
         assert block["data"]["url"] == address
     finally:
@@ -112,3 +116,21 @@ def test_a_stage_that_was_made_sets_off_an_automation_and_one_that_is_cached_doe
     assert set(server.ended_tasks(followed[0]["id"], 4).values()) == {"Cached"}
     time.sleep(5)
     assert len(server.runs()) == 3
+
+
+def test_a_change_of_the_images_runs_the_pipeline_and_is_told_once_both_are_switched_on(
+    project: ToyProject, server: Server, webhook: tuple[str, "queue.Queue[str]"], tmp_path: Path
+) -> None:
+    address, sent = webhook
+    export_watched(project.root / "data/report/model", tmp_path)
+    darken(draw(project.root / "data/incoming", range(20)), range(100, 130))
+    block = server.api(f"block_types/slug/custom-webhook/block_documents/name/{BLOCK}")
+    data = block["data"] | {"url": address}
+    server.api(f"block_documents/{block['id']}", {"data": data}, "PATCH")
+    for name in (TOLD, RERUN):
+        server.api(f"automations/{automations(server)[name]['id']}", {"enabled": True}, "PATCH")
+    run = server.run("monitor/regraft-monitor", source="data/incoming", out="data/looks")
+    assert server.wait_for_end(run)["name"] == "Changed"
+    assert tells(sent.get(timeout=60), "Changed", "out of the domain")
+    followed = eventually(lambda: server.runs()[1:], bool, 60)
+    assert server.wait_for_end(followed[0]["id"])["type"] == "COMPLETED"

@@ -23,6 +23,7 @@ VERBS = (
     "plan",
     "ui",
     "predict",
+    "monitor",
     "compare",
     "promote",
     "sweep",
@@ -232,6 +233,11 @@ def test_predict_passes_on_what_it_is_given(tmp_path: Path) -> None:
     words = ["predict", "--model", "nowhere", "--on-bad", "fail", "images", "out.csv"]
     assert tells(stopped(tmp_path, *words), "predict stopped: ", "nowhere")
     assert tells(said(tmp_path, "predict", "--help"), "--probabilities", "source out")
+
+
+def test_monitor_passes_on_what_it_is_given(tmp_path: Path) -> None:
+    words = ["monitor", "--model", "nowhere", "images", "looks"]
+    assert tells(stopped(tmp_path, *words), "monitor stopped: ", "nowhere")
 
 
 @pytest.mark.slow

@@ -311,6 +311,20 @@ def test_a_wide_batch_of_permutations_equals_single_ones(monkeypatch):
     assert permutation_p_value(x, y, [1.0], permutations=50, seed=0) == together
 
 
+def test_the_test_ends_with_the_relabeling_that_is_enough():
+    x, y = normal(30, seed=0), normal(20, seed=1)
+    p = permutation_p_value(x, y, [1.0], permutations=10_000, seed=0, enough=10)
+    drawn = round(10 / p)
+    for permutations, reached in ((drawn, 10), (drawn - 1, 9)):
+        whole = permutation_p_value(x, y, [1.0], permutations=permutations, seed=0)
+        assert whole == pytest.approx((1 + reached) / (1 + permutations))
+
+
+def test_where_too_few_relabelings_reach_the_data_all_are_drawn():
+    x, y = normal(30, seed=0), normal(20, seed=1, shift=3.0)
+    assert permutation_p_value(x, y, [1.0], permutations=999, seed=0, enough=10) == 1 / 1000
+
+
 def test_the_seed_decides_interval_and_p_value(params):
     x, y = normal(20, seed=1), normal(20, seed=2, shift=0.3)
     first, again, other = (

@@ -25,8 +25,11 @@ from prefect.testing.utilities import prefect_test_harness
 from test_delivery import make_samples
 from test_export import shipped_model
 from toy import STAGES, ToyProject
+from watched import darken, draw, export_watched
 
+from flows import monitor as monitor_flow
 from flows.errors import GraphError
+from flows.monitor import monitor_images
 from flows.overrides import ParamsOverrides
 from flows.pipeline import pipeline
 from flows.predict import predict_images
@@ -412,3 +415,59 @@ def test_a_mistake_in_what_to_classify_is_the_state_of_the_run(
     assert run.state.name == "Failed"
     assert told in str(run.state.message)
     assert "\n" not in str(run.state.message)
+
+
+# the flow `monitor` ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def watched(toy: ToyProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ToyProject:
+    """A project with an exported model that has a reference, and images as it knows them."""
+    export_watched(toy.root / "data/report/model", tmp_path)
+    draw(toy.root / "data/incoming", range(20))
+    monkeypatch.chdir(toy.root)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return toy
+
+
+LOOK = {"source": "data/incoming", "out": "data/looks"}
+
+
+def test_a_look_that_alarms_is_told_in_the_list_of_runs_on_the_page_and_by_an_event(
+    watched: ToyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[dict[str, Any]] = []
+    monkeypatch.setattr(monitor_flow, "emit_event", lambda **event: events.append(event))
+    run = run_flow(0, monitor_images, **LOOK)
+    assert run.state.name == "Completed"
+    assert tells(str(run.state.message), "fine: 20 new images", "look 1")
+    assert tells(run.artifact("look"), "| out of the domain |", "features (MMD), new")
+    run = run_flow(0, monitor_images, **LOOK)
+    assert (run.state.name, events) == ("Completed", [])
+    assert "nothing new in data/incoming since look 1" in str(run.state.message)
+
+    darken(watched.root / "data/incoming", range(100, 130))
+    run = run_flow(0, monitor_images, **LOOK)
+    assert (run.state.name, run.state.type.value) == ("Changed", "COMPLETED")
+    assert tells(str(run.state.message), "changed: ", "of the 30 new images 100.0%", "Look at")
+    assert run.artifact("strangest").startswith("![](data:image/jpeg;base64,")
+    [event] = events
+    assert event["event"] == "regraft.monitor.changed"
+    assert event["resource"]["prefect.resource.id"] == "regraft.monitor.looks"
+    assert event["payload"]["verdict"] == "changed"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"source": "-"}, "a flow has no stdin"),
+        ({"source": "nowhere"}, "nowhere: no such file or folder"),
+        ({"model": "elsewhere"}, "elsewhere: holds no exported model"),
+    ],
+)
+def test_a_mistake_in_what_to_watch_is_the_state_of_the_run(
+    given: dict[str, str], told: str, watched: ToyProject
+) -> None:
+    run = run_flow(0, monitor_images, **(LOOK | given))
+    assert run.state.name == "Failed"
+    assert told in str(run.state.message)

@@ -116,14 +116,17 @@ def test_nothing_of_the_users_prefect_reaches_the_server(tmp_path: Path) -> None
 
 
 def test_the_deployment_is_paused_and_has_a_time_zone() -> None:
-    whole, *single, sweep, sweep_dask, predict, promote = read_specifications(ROOT / "prefect.yaml")
+    *others, predict, monitor, promote = read_specifications(ROOT / "prefect.yaml")
+    whole, *single, sweep, sweep_dask = others
     assert f"{pipeline.name}/{whole['name']}" == DEPLOYMENT
-    schedules = [Schedule(**schedule) for schedule in whole["schedules"]]
-    assert [(schedule.active, schedule.timezone) for schedule in schedules] == [(False, "Etc/UTC")]
+    for one in (whole, monitor):
+        [schedule] = [Schedule(**schedule) for schedule in one["schedules"]]
+        assert (schedule.active, schedule.timezone) == (False, "Etc/UTC")
     assert [one["entrypoint"] for one in single] == [f"flows/stage.py:{name}" for name in STAGES_OF]
     assert [one["name"] for one in single] == [f"regraft-{name}" for name in STAGES_OF]
-    last = [one["name"] for one in (sweep, sweep_dask, predict, promote)]
-    assert last == [f"regraft-{name}" for name in ("sweep", "sweep-dask", "predict", "promote")]
+    last = [one["name"] for one in (sweep, sweep_dask, predict, monitor, promote)]
+    names = ("sweep", "sweep-dask", "predict", "monitor", "promote")
+    assert last == [f"regraft-{name}" for name in names]
 
 
 @pytest.mark.parametrize("module", sorted((ROOT / "flows").rglob("*.py")), ids=lambda p: p.stem)

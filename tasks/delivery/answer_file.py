@@ -63,7 +63,7 @@ class AnswerFile:
 
     def __enter__(self) -> Self:
         with ExitStack() as held:
-            held.enter_context(_holding(self.path, self._file))
+            held.enter_context(holding(self.path, self._file))
             if self._file.exists():
                 self._read()
             else:
@@ -184,8 +184,16 @@ def _check(columns: list[str]) -> list[str]:
 
 
 @contextmanager
-def _holding(path: Path, real: Path) -> Iterator[None]:
-    """Keep other processes from a table while the block runs; a kill frees it too."""
+def holding(path: Path, real: Path) -> Iterator[None]:
+    """Keep other processes from a table while the block runs; a kill frees it too.
+
+    Args:
+        path: As the user named it.
+        real: The same without links.
+
+    Raises:
+        ArtifactError: Another process holds it, or its folder cannot be written.
+    """
     lock = real.with_name(f".{real.name}.lock")
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)

@@ -261,7 +261,13 @@ def _ratio(sums: Floats) -> Floats:
 
 
 def permutation_p_value(
-    x: Floats, y: AnyFeatures, bandwidths: Sequence[float], *, permutations: int, seed: int
+    x: Floats,
+    y: AnyFeatures,
+    bandwidths: Sequence[float],
+    *,
+    permutations: int,
+    seed: int,
+    enough: int | None = None,
 ) -> float:
     """Test that two samples of independent rows come from one distribution.
 
@@ -269,34 +275,42 @@ def permutation_p_value(
         x: float64 (m, D).
         y: (n, D).
         bandwidths: Of the Gaussian kernels.
-        permutations: Random relabelings, B.
+        permutations: Random relabelings, B, at most.
         seed: The run's seed.
+        enough: Relabelings whose MMD^2 reaches that of the data after which no more are drawn;
+            None: all are.
 
     Returns:
-        (1 + relabelings whose MMD^2 reaches that of the data) / (1 + B), at least 1 / (1 + B).
+        (1 + relabelings whose MMD^2 reaches that of the data) / (1 + B), at least 1 / (1 + B);
+        where l relabelings were enough, enough / l.
 
-    Source: Phipson and Smyth 2010, Permutation p-values should never be zero.
+    Source: Phipson and Smyth 2010, Permutation p-values should never be zero; Besag and Clifford
+    1991, Sequential Monte Carlo p-values.
     """
     pooled = np.concatenate([x, np.asarray(y, dtype=np.float64)])
     kernel = gaussian_kernel(pooled, pooled, bandwidths)
     np.fill_diagonal(kernel, 0)
     observed = _mmd_of_labelings(kernel, (np.arange(len(pooled)) < len(x))[None])[0]
     rng = np.random.default_rng([seed, PERMUTING])
-    reached = sum(
-        int(np.sum(_mmd_of_labelings(kernel, first) >= observed - ROUNDING))
-        for first in _labelings(rng, len(x), len(pooled), permutations)
-    )
+    reached, drawn = 0, 0
+    at_once = PERMUTATIONS_AT_ONCE if enough is None else 2 * enough
+    for labels in _labelings(rng, len(x), len(pooled), permutations, at_once):
+        hits = reached + np.cumsum(_mmd_of_labelings(kernel, labels) >= observed - ROUNDING)
+        if enough is not None and hits[-1] >= enough:
+            return enough / (drawn + 1 + int(np.searchsorted(hits, enough)))
+        reached, drawn = int(hits[-1]), drawn + len(labels)
     return (1 + reached) / (1 + permutations)
 
 
 def _labelings(
-    rng: np.random.Generator, first: int, rows: int, permutations: int
+    rng: np.random.Generator, first: int, rows: int, permutations: int, at_once: int
 ) -> Iterator[NDArray[np.bool_]]:
-    """Yield random choices of `first` rows, some at a time, bool (b, rows)."""
-    labels = np.arange(rows) < first
-    for start in range(0, permutations, PERMUTATIONS_AT_ONCE):
-        size = min(PERMUTATIONS_AT_ONCE, permutations - start)
+    """Yield random choices of `first` rows, `at_once` of them and then more, bool (b, rows)."""
+    labels, start = np.arange(rows) < first, 0
+    while start < permutations:
+        size = min(at_once, permutations - start)
         yield rng.permuted(np.broadcast_to(labels, (size, rows)), axis=1)
+        start, at_once = start + size, PERMUTATIONS_AT_ONCE
 
 
 def _mmd_of_labelings(kernel: Floats, first: NDArray[np.bool_]) -> Floats:

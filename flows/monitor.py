@@ -1,0 +1,68 @@
+"""The flow `monitor`: a look at what came into a folder, on a schedule, with word of a change."""
+
+# No `from __future__ import annotations`: Prefect could not build the parameters of a served run.
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.events import emit_event
+from prefect.states import Cancelled, Completed, Failed
+
+from flows.artifacts import publish_look
+from flows.predict import run_command
+from flows.recovery import settle_run
+from flows.stages.graph import find_root
+from flows.stages.runner import Outcome
+from tasks.delivery.inputs import STDIN
+from tasks.errors import DataError, RegraftError
+from tasks.predict import MODEL
+from tasks.watching.looks import LookRecord, read_newest
+
+CHANGED = "Changed"  # name of the state of a run that alarms, so that a list of runs shows it
+EVENT, RESOURCE = "regraft.monitor.changed", "regraft.monitor."
+
+
+@flow(name="monitor", persist_result=False, on_crashed=[settle_run], on_cancellation=[settle_run])
+def monitor_images(source: str, out: str, model: str = str(MODEL)) -> State[Any]:
+    """Compare incoming images with what the model knows, as `python -m tasks.monitor` does.
+
+    Each run looks at the images that no look before has seen, by their names. A run that finds the
+    world changed ends as Changed; it has worked, so that it has not failed.
+
+    Args:
+        source: A folder of images, or a csv with a column path. Paths are relative to the project.
+        out: The folder of the looks, kept between runs.
+        model: The folder of the exported model.
+    """
+    look = None
+    try:
+        if source == STDIN:
+            raise DataError("source is '-', but a flow has no stdin; name a folder or a csv")
+        root = find_root(Path.cwd())
+        before = read_newest(root / out)
+        outcome = run_command(root, "monitor", ["--model", model, "--", source, out])
+        look = read_newest(root / out)
+    except RegraftError as err:
+        outcome = Outcome("failed", str(err))
+    if outcome.kind == "stopped":
+        return Cancelled(message=outcome.message)
+    if outcome.kind == "failed":
+        return Failed(message=outcome.message)
+    if look is None or look == before:
+        return Completed(message=outcome.message)
+    publish_look(root / out, look)
+    if look.verdict != "changed":
+        return Completed(message=look.words)
+    _tell(Path(out).name, look)
+    return Completed(name=CHANGED, message=look.words)
+
+
+def _tell(name: str, look: LookRecord) -> None:
+    """Send the event that automations wait for."""
+    emit_event(
+        event=EVENT,
+        resource={"prefect.resource.id": f"{RESOURCE}{name}", "prefect.resource.name": name},
+        payload=look.model_dump(mode="json"),
+    )

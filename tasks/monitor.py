@@ -1,0 +1,194 @@
+"""Looks at incoming images: are they still of the world that the exported model knows?
+
+python -m tasks.monitor SOURCE OUT. Each look takes the images of SOURCE that no look in the folder
+OUT has seen, by their names, and compares them with images that were held out from training.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from tasks.artifacts.arrays import Floats
+from tasks.artifacts.files import write_bytes
+from tasks.artifacts.words import printable
+from tasks.delivery.folder import DeliveredModel, read_delivered
+from tasks.delivery.inputs import list_inputs
+from tasks.predict import MODEL, open_engine, read_batches
+from tasks.runtime.entry import run_stage
+from tasks.runtime.machine import read_machine
+from tasks.runtime.progress import progress
+from tasks.watching.intake import Incoming, Intake, draw_strangest
+from tasks.watching.looks import (
+    LOOKS,
+    ClassShare,
+    LookFolder,
+    LookRecord,
+    ShiftTest,
+    Verdict,
+    Window,
+)
+from tasks.watching.repeated import ALARM_RATE, correct, smallest_needed
+from tasks.watching.shifts import (
+    MOST_ROWS,
+    Seen,
+    classes_p_value,
+    count_classes,
+    draw_known,
+    features_p_value,
+    strangers_p_value,
+    strangers_share,
+)
+from tasks.watching.words import LEAST_IMAGES, say
+
+log = logging.getLogger(__name__)
+
+RECENT_IMAGES = 500  # of the newest looks together, in which a slow change adds up
+KEEPING = 0x4D4F  # purpose of the random numbers drawn here
+
+
+def judge_windows(
+    known: Seen, windows: dict[Window, Seen], threshold: float, look: int
+) -> list[ShiftTest]:
+    """Test every window of incoming images against the held-out ones.
+
+    Args:
+        known: The held-out images.
+        windows: The new images and, where there are more, the newest of all looks.
+        threshold: Score above which an image is out of the domain.
+        look: Counts from 1; its tests together have the rate of `repeated.level_of`.
+    """
+    needed = smallest_needed(3 * len(windows), look)
+    tests = [
+        ShiftTest(of=of, window=window, images=len(seen.scores), p_value=p_value, corrected=1.0)
+        for window, seen in windows.items()
+        for of, p_value in (
+            ("features", features_p_value(known, seen, needed=needed, seed=look)),
+            ("strangers", strangers_p_value(known, seen, threshold)),
+            ("classes", classes_p_value(known, seen, needed=needed, seed=look)),
+        )
+    ]
+    corrected = correct([test.p_value for test in tests], look).tolist()
+    return [
+        test.model_copy(update={"corrected": found})
+        for test, found in zip(tests, corrected, strict=True)
+    ]
+
+
+def windows_of(new: Seen, before: Sequence[Seen]) -> dict[Window, Seen]:
+    """Give the windows of a look.
+
+    Args:
+        new: Images that no look judged.
+        before: Those of the looks before and of this one, the oldest first.
+    """
+    recent = Seen.join(before).newest(RECENT_IMAGES)
+    longer = len(recent.scores) > len(new.scores)
+    return {"new": new, "recent": recent} if longer else {"new": new}
+
+
+def compare_classes(known: Seen, new: Seen, names: Sequence[str]) -> list[ClassShare]:
+    """Compare how often each class is predicted; the one that changed most comes first."""
+    counts = count_classes(known.predicted, new.predicted)
+    held_out, now = (count / max(count.sum(), 1) for count in counts)
+    order = np.argsort(-np.abs(now - held_out), kind="stable").tolist()
+    return [
+        ClassShare(name=names[row], now=float(now[row]), held_out=float(held_out[row]))
+        for row in order
+    ]
+
+
+def take_look(incoming: Incoming, model: DeliveredModel, folder: LookFolder) -> LookRecord:
+    """Judge what came in, together with what waited; write the pictures and keep the look."""
+    new, known = Seen.join([*folder.waiting(), incoming.seen]), draw_known(model.known)
+    enough = len(new.scores) >= LEAST_IMAGES
+    judged = folder.judged + int(enough)
+    before = [*folder.before(RECENT_IMAGES), incoming.seen]
+    tests = (
+        judge_windows(known, windows_of(new, before), model.known.threshold, judged)
+        if enough
+        else []
+    )
+    look = LookRecord(
+        number=folder.number,
+        judged=judged,
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=model.name,
+        verdict=_verdict(tests),
+        images=len(incoming.names),
+        bad=folder.count_new_bad(incoming.bad),
+        judged_images=len(new.scores) if enough else 0,
+        out_of_domain=strangers_share(new, model.known.threshold) if enough else None,
+        expected=model.known.false_alarm,
+        classes=compare_classes(known, new, model.classes) if enough else [],
+        brightness=_middle(incoming.facts[:, 0]),
+        sharpness=_middle(incoming.facts[:, 1]),
+        tests=tests,
+        sheet=f"{LOOKS}/{folder.number:05d}.jpg" if incoming.strangest else None,
+        words="",
+    )
+    sheet = folder.path / (look.sheet or "")
+    words = say(look, folder.looks(), waiting=len(new.scores), sheet=sheet)
+    if look.sheet:
+        write_bytes(sheet, draw_strangest(incoming.strangest))
+    look = look.model_copy(update={"words": words})
+    folder.append(look, incoming.seen, incoming.names, incoming.bad)
+    return look
+
+
+def _verdict(tests: Sequence[ShiftTest]) -> Verdict:
+    if not tests:
+        return "waiting"
+    return "changed" if any(test.corrected <= ALARM_RATE for test in tests) else "fine"
+
+
+def _middle(values: Floats) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else None
+
+
+# command line ------------------------------------------------------------------------------------
+
+
+def _read_command(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line: source, out and model."""
+    parser = argparse.ArgumentParser(prog="python -m tasks.monitor", description=__doc__)
+    parser.add_argument(
+        "source", help="folder of images, csv with a column path, image, or - for paths on stdin"
+    )
+    parser.add_argument("out", type=Path, help="folder of the looks")
+    parser.add_argument("--model", type=Path, default=MODEL, help=f"exported model ({MODEL})")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None) -> None:
+    """Read the model and the source, take a look."""
+    asked, machine = _read_command(argv), read_machine()
+    model = read_delivered(asked.model)
+    inputs = list_inputs(asked.source)
+    with LookFolder(asked.out, model.name) as folder:
+        names = folder.unseen(inputs.names)
+        nothing_new = f"nothing new in {printable(asked.source)} since look {folder.number - 1}"
+        if not names:
+            log.info("%s", nothing_new)
+            return
+        engine = open_engine(model, machine, rows=len(names))
+        order = np.random.default_rng([folder.number, KEEPING]).permutation(len(names))
+        intake = Intake(engine, model.known, {names[row] for row in order[:MOST_ROWS]})
+        with progress("look", len(names)) as meter:
+            for batch in read_batches(names, inputs, model, workers=machine.decode_workers):
+                intake.take(batch)
+                meter.advance(len(batch))
+        incoming = intake.give()
+        if not incoming.names and not folder.count_new_bad(incoming.bad):  # still bad
+            log.info("%s", nothing_new)
+            return
+        log.info("%s", take_look(incoming, model, folder).words)
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("monitor", main))

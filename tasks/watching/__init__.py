@@ -1,0 +1,1 @@
+"""Whether incoming images are still those that the exported model knows, look after look."""

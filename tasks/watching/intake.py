@@ -1,0 +1,98 @@
+"""From files to what the model makes of them, what they look like, and the strangest pictures."""
+
+import heapq
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tasks.artifacts.arrays import Features, Floats, Pixels
+from tasks.delivery.in_domain import InDomain
+from tasks.delivery.onnx_answers import LOGITS, OUTPUTS, Answers
+from tasks.errors import ImageError
+from tasks.images.contact_sheet import Strip, draw_contact_sheet
+from tasks.images.texture import LUMA, STATISTICS, measure_texture
+from tasks.watching.shifts import Seen
+
+FEATURES = OUTPUTS.index("features")
+STRANGEST = 24  # pictures shown
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """The files that a look saw first.
+
+    Attributes:
+        names: Of the usable ones.
+        bad: Of the others.
+        seen: What the model makes of the usable ones.
+        facts: float64 (N, 2), brightness and sharpness of each.
+        strangest: Score, name and pixels of the images farthest from the domain, farthest first.
+    """
+
+    names: list[str]
+    bad: list[str]
+    seen: Seen
+    facts: Floats
+    strangest: list[tuple[float, str, Pixels]]
+
+
+class Intake:
+    """Takes files batch by batch; memory holds a row an image, and pictures of a few.
+
+    Args:
+        engine: Runs the model.
+        domain: What the model knows.
+        keep: Names of the images whose features are kept.
+    """
+
+    def __init__(self, engine: Answers, domain: InDomain, keep: Collection[str]) -> None:
+        self._engine, self._domain, self._keep = engine, domain, keep
+        self._names: list[str] = []
+        self._bad: list[str] = []
+        self._facts: list[tuple[float, float]] = []
+        self._strangest: list[tuple[float, str, Pixels]] = []
+        nothing = np.empty((0, domain.held_out.shape[1]), np.float32)
+        self._parts = [Seen(nothing, np.empty(0), np.empty(0, np.int64))]
+
+    def take(self, batch: Sequence[tuple[str, Pixels | ImageError]]) -> None:
+        """Take names with their pixels, or with why there are none."""
+        sound = [(name, pixels) for name, pixels in batch if not isinstance(pixels, ImageError)]
+        self._bad += [name for name, pixels in batch if isinstance(pixels, ImageError)]
+        if not sound:
+            return
+        found = self._run([pixels for _, pixels in sound])
+        kept = [name in self._keep for name, _ in sound]
+        self._parts.append(Seen(found.features[kept], found.scores, found.predicted))
+        self._names += [name for name, _ in sound]
+        self._facts += [_measure(pixels) for _, pixels in sound]
+        ranked = [(score, *one) for score, one in zip(found.scores.tolist(), sound, strict=True)]
+        self._strangest = heapq.nlargest(
+            STRANGEST, self._strangest + ranked, key=lambda one: one[:2]
+        )
+
+    def give(self) -> Incoming:
+        """Give what was taken."""
+        facts = np.array(self._facts, dtype=np.float64).reshape(-1, 2)
+        return Incoming(self._names, self._bad, Seen.join(self._parts), facts, self._strangest)
+
+    def _run(self, pixels: Sequence[Pixels]) -> Seen:
+        outputs = self._engine(np.stack(pixels))
+        # As coarse as those of the reference.
+        features: Features = outputs[FEATURES].astype(np.float16).astype(np.float32)
+        predicted = np.argmax(outputs[LOGITS], axis=1)
+        return Seen(features, self._domain.scores(features), predicted)
+
+
+def _measure(pixels: Pixels) -> tuple[float, float]:
+    """Mean gray value, in [0, 255], and sharpness (`tasks.images.texture`) of an image."""
+    sharpness = measure_texture(pixels)[STATISTICS.index("sharpness")]
+    return float((pixels @ np.array(LUMA)).mean() / 1000), float(sharpness)
+
+
+def draw_strangest(strangest: Sequence[tuple[float, str, Pixels]]) -> bytes:
+    """Draw the images farthest from the domain, the farthest first, as JPEG."""
+    return draw_contact_sheet(
+        [Strip(Path(name).name, pixels[None]) for _, name, pixels in strangest]
+    )

@@ -1,0 +1,272 @@
+"""The folder of looks: whole at any moment, so that no image is lost or counts twice.
+
+A look is one file, looks/00012.safetensors: what the model made of its images, their names, and
+its record. It is there once its file is renamed; looks.csv and look.json are written from those
+files, and again after a kill.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import numpy as np
+from pydantic import ValidationError
+
+from tasks.artifacts.arrays import Array, read_tensors, read_tensors_note, write_tensors
+from tasks.artifacts.records import Estimate, Record, read_record, write_record
+from tasks.artifacts.tables import Ratio, write_rows
+from tasks.delivery.answer_file import holding
+from tasks.errors import ArtifactError
+from tasks.watching.shifts import Seen
+
+LOOKS, TABLE, NEWEST = "looks", "looks.csv", "look.json"
+
+Verdict = Literal["fine", "changed", "waiting"]
+Window = Literal["new", "recent"]
+Subject = Literal["features", "strangers", "classes"]
+
+
+class ShiftTest(Record):
+    """One test of a look."""
+
+    of: Subject
+    window: Window  # the images that no look judged before, or the newest of all looks
+    images: int
+    p_value: float
+    corrected: float  # for the other tests and for all looks; small enough is an alarm
+
+
+class ClassShare(Record):
+    """How often a class is predicted, of the new images and of those that were held out."""
+
+    name: str
+    now: float
+    held_out: float
+
+
+class LookRecord(Record):
+    """What a look found (look.json: the newest one)."""
+
+    number: int
+    judged: int  # looks that judged images of this model, this one included
+    at: str  # UTC
+    model: str
+    verdict: Verdict
+    images: int  # usable ones that this look saw first
+    bad: int  # files that could not be used, seen first
+    judged_images: int  # with those that waited
+    out_of_domain: Estimate | None
+    expected: float  # share of the held-out images that is out of the domain
+    classes: list[ClassShare]  # the one that changed most first
+    brightness: float | None  # median over images of the mean gray value, in [0, 255]
+    sharpness: float | None  # median of standard deviations, Laplacian over gray values
+    tests: list[ShiftTest]
+    sheet: str | None  # of the strangest images, beside look.json
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class LookRow:
+    """A look in looks.csv; p-values are corrected, the smallest of both windows."""
+
+    look: int
+    at: str
+    model: str
+    verdict: Verdict
+    images: int
+    bad: int
+    judged_images: int
+    out_of_domain: Ratio
+    expected: float
+    p_features: Ratio
+    p_strangers: Ratio
+    p_classes: Ratio
+    brightness: Ratio
+    sharpness: Ratio
+    words: str
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A look with the files that it saw."""
+
+    look: LookRecord
+    names: list[str]
+    bad: list[str]
+    file: Path
+
+    def seen(self) -> Seen:
+        arrays = read_tensors(self.file)
+        features = arrays["features"].astype(np.float32)
+        return Seen(features, arrays["scores"], arrays["predicted"])
+
+
+class LookFolder:
+    """Takes looks; use as a context manager. One process at a time can be in it.
+
+    Args:
+        path: The folder; one that is there is gone on with.
+        model: Name of the model that looks now. Looks of others are kept, and judge nothing.
+
+    Raises:
+        ArtifactError: It cannot be written, holds damaged files, or another process is in it.
+    """
+
+    def __init__(self, path: Path, model: str) -> None:
+        self.path, self._model, self._held = path, model, ExitStack()
+        self._kept: list[_Kept] = []
+
+    def __enter__(self) -> Self:
+        with ExitStack() as held:
+            held.enter_context(holding(self.path, Path(os.path.realpath(self.path))))
+            if self.path.is_file():
+                raise ArtifactError(f"{self.path}: is a file; name a folder for the looks")
+            files = sorted((self.path / LOOKS).glob("*.safetensors"))
+            self._kept = [_read(file) for file in files]
+            if self._kept:  # a kill may have come before they were written
+                self._write_tables()
+            self._held = held.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._held.close()
+
+    @property
+    def number(self) -> int:
+        """Number of the next look."""
+        return 1 + (self._kept[-1].look.number if self._kept else 0)
+
+    @property
+    def judged(self) -> int:
+        """How many looks of this model judged images."""
+        return sum(look.verdict != "waiting" for look in self.looks())
+
+    def looks(self) -> list[LookRecord]:
+        """Give the looks of this model, the oldest first."""
+        return [kept.look for kept in self._own()]
+
+    def unseen(self, names: Sequence[str]) -> list[str]:
+        """Leave out what a look has seen; images that wait for another model are new to this one.
+
+        Files that could not be used are tried again.
+        """
+        waits = [kept for kept in self._kept if kept.look.model != self._model]
+        lost = {name for kept in waits if kept.look.verdict == "waiting" for name in kept.names}
+        own = {name for kept in self._own() for name in kept.names}
+        seen = own | ({name for kept in waits for name in kept.names} - lost)
+        return [name for name in dict.fromkeys(names) if name not in seen]
+
+    def count_new_bad(self, names: Sequence[str]) -> int:
+        """Count the files that no look found bad before."""
+        known = {name for kept in self._kept for name in kept.bad}
+        return sum(name not in known for name in names)
+
+    def waiting(self) -> list[Seen]:
+        """Give the images that were seen after the last look that judged."""
+        after = takewhile(lambda kept: kept.look.verdict == "waiting", reversed(self._own()))
+        return [kept.seen() for kept in after][::-1]
+
+    def before(self, most: int) -> list[Seen]:
+        """Give what the newest looks saw that hold `most` images, or all; the oldest first.
+
+        They begin after the last change that was found: it has been told, and may be repaired.
+        """
+        parts: list[Seen] = []
+        for kept in reversed(self._own()):
+            told = kept.look.verdict == "changed"
+            if told or sum(len(part.scores) for part in parts) >= most:
+                break
+            parts.append(kept.seen())
+        return parts[::-1]
+
+    def append(
+        self, look: LookRecord, seen: Seen, names: Sequence[str], bad: Sequence[str]
+    ) -> None:
+        """Take a look.
+
+        Args:
+            look: Its record.
+            seen: Its images.
+            names: Of the usable ones.
+            bad: Of the files that could not be used.
+        """
+        file = self.path / LOOKS / f"{look.number:05d}.safetensors"
+        arrays: dict[str, Array] = {
+            "features": seen.features.astype(np.float16),
+            "scores": seen.scores,
+            "predicted": seen.predicted,
+        }
+        note = {
+            "look": look.model_dump_json(),
+            "names": json.dumps(list(names)),
+            "bad": json.dumps(list(bad)),
+        }
+        write_tensors(file, arrays, note)
+        self._kept.append(_Kept(look, list(names), list(bad), file))
+        self._write_tables()
+
+    def _own(self) -> list[_Kept]:
+        return [kept for kept in self._kept if kept.look.model == self._model]
+
+    def _write_tables(self) -> None:
+        looks = [kept.look for kept in self._kept]
+        write_rows(self.path / TABLE, LookRow, map(_row, looks))
+        write_record(self.path / NEWEST, looks[-1])
+
+
+def read_newest(folder: Path) -> LookRecord | None:
+    """Read the newest look of a folder; None before there is any.
+
+    Raises:
+        ArtifactError: look.json is damaged.
+    """
+    file = folder / NEWEST
+    return read_record(file, LookRecord) if file.is_file() else None
+
+
+def _read(file: Path) -> _Kept:
+    try:
+        note: Mapping[str, str] = read_tensors_note(file)
+        look = LookRecord.model_validate_json(note["look"])
+        return _Kept(look, json.loads(note["names"]), json.loads(note["bad"]), file)
+    except (ArtifactError, KeyError, ValueError, ValidationError) as err:
+        raise ArtifactError(
+            f"{file}: is no look of this version; move it away, and its images are seen anew"
+        ) from err
+
+
+def _row(look: LookRecord) -> LookRow:
+    found = {of: min(p_values) for of, p_values in _corrected(look)}
+    return LookRow(
+        look=look.number,
+        at=look.at,
+        model=look.model,
+        verdict=look.verdict,
+        images=look.images,
+        bad=look.bad,
+        judged_images=look.judged_images,
+        out_of_domain=look.out_of_domain.value if look.out_of_domain else None,
+        expected=look.expected,
+        p_features=found.get("features"),
+        p_strangers=found.get("strangers"),
+        p_classes=found.get("classes"),
+        brightness=look.brightness,
+        sharpness=look.sharpness,
+        words=look.words,
+    )
+
+
+def _corrected(look: LookRecord) -> Iterator[tuple[Subject, list[float]]]:
+    for of in dict.fromkeys(test.of for test in look.tests):
+        yield of, [test.corrected for test in look.tests if test.of == of]
