@@ -108,11 +108,8 @@ def take_look(incoming: Incoming, model: DeliveredModel, folder: LookFolder) -> 
     enough = len(new.scores) >= LEAST_IMAGES
     judged = folder.judged + int(enough)
     before = [*folder.before(RECENT_IMAGES), incoming.seen]
-    tests = (
-        judge_windows(known, windows_of(new, before), model.known.threshold, judged)
-        if enough
-        else []
-    )
+    limit = model.known.threshold
+    tests = judge_windows(known, windows_of(new, before), limit, judged) if enough else []
     look = LookRecord(
         number=folder.number,
         judged=judged,
@@ -122,7 +119,7 @@ def take_look(incoming: Incoming, model: DeliveredModel, folder: LookFolder) -> 
         images=len(incoming.names),
         bad=folder.count_new_bad(incoming.bad),
         judged_images=len(new.scores) if enough else 0,
-        out_of_domain=strangers_share(new, model.known.threshold) if enough else None,
+        out_of_domain=strangers_share(new, limit) if enough else None,
         expected=model.known.false_alarm,
         classes=compare_classes(known, new, model.classes) if enough else [],
         brightness=_middle(incoming.facts[:, 0]),
@@ -168,7 +165,7 @@ def _read_command(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None) -> None:
     """Read the model and the source, take a look."""
     asked, machine = _read_command(argv), read_machine()
-    model = read_delivered(asked.model)
+    model = read_delivered(asked.model.resolve() if asked.model.is_symlink() else asked.model)
     inputs = list_inputs(asked.source)
     with LookFolder(asked.out, model.name) as folder:
         names = folder.unseen(inputs.names)

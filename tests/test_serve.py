@@ -116,7 +116,7 @@ def test_nothing_of_the_users_prefect_reaches_the_server(tmp_path: Path) -> None
 
 
 def test_the_deployment_is_paused_and_has_a_time_zone() -> None:
-    *others, predict, monitor, promote = read_specifications(ROOT / "prefect.yaml")
+    *others, predict, promote, monitor = read_specifications(ROOT / "prefect.yaml")
     whole, *single, sweep, sweep_dask = others
     assert f"{pipeline.name}/{whole['name']}" == DEPLOYMENT
     for one in (whole, monitor):
@@ -124,8 +124,8 @@ def test_the_deployment_is_paused_and_has_a_time_zone() -> None:
         assert (schedule.active, schedule.timezone) == (False, "Etc/UTC")
     assert [one["entrypoint"] for one in single] == [f"flows/stage.py:{name}" for name in STAGES_OF]
     assert [one["name"] for one in single] == [f"regraft-{name}" for name in STAGES_OF]
-    last = [one["name"] for one in (sweep, sweep_dask, predict, monitor, promote)]
-    names = ("sweep", "sweep-dask", "predict", "monitor", "promote")
+    last = [one["name"] for one in (sweep, sweep_dask, predict, promote, monitor)]
+    names = ("sweep", "sweep-dask", "predict", "promote", "monitor")
     assert last == [f"regraft-{name}" for name in names]
 
 
