@@ -209,8 +209,7 @@ class DecideParams(Block):
     )
     frozen_max_images_per_class: int = Field(
         ge=0,
-        description="Training images a class up to which only the head is trained in a similar "
-        "domain.",
+        description="Training images a class up to which only the head is trained.",
     )
     depth_images_per_class: list[int] = Field(
         min_length=1,

@@ -225,11 +225,12 @@ def test_fine_tuning_can_be_forced_where_the_rules_name_frozen_features():
 
 def test_what_would_change_the_answer_is_said_in_words():
     facts = (
-        ("4,001 training images or more", "top 6 of 8"),
-        ("40 training images or fewer", "top 4 of 8", "one phase"),
+        ("4,001 training images or more", "fine-tune", "top 6 of 8"),
+        ("10 training images or fewer", "head"),
+        ("40 training images or fewer", "fine-tune", "top 4 of 8", "one phase"),
     )
     for sentence, told in zip(decided().would_change, facts, strict=True):
-        assert tells(sentence, "fine-tune", *told)
+        assert tells(sentence, *told)
 
 
 def test_main_writes_decision_and_words(tmp_path):

@@ -69,7 +69,7 @@ DOUBTS = {
         {"mmd": (0.09, 0.11, 0.13)}, "medium", "different domains",
     ),
     "interval across a limit of the arm": (
-        {"images": 10, "mmd": (0.03, 0.035, 0.05), "shift": None}, "low", "different arms",
+        {"images": 500_000, "gain": (0.0, 0.03, 0.06)}, "low", "different arms",
     ),
     "second opinion one step away": ({"shift": (0.2, 0.2, 0.2)}, "medium", "shift says interm"),
     "second opinion contradicts": ({"shift": (0.1, 0.1, 0.1)}, "low", "contradict each other"),
@@ -146,8 +146,8 @@ def test_changes_of_a_known_case():
     assert found["images", True].at == 2 * 2000 + 1
     assert found["images", False].at == 2 * 20
     assert set(found) == {("images", True), ("images", False)}
-    few = find_changes(replace(evidence, images=10), PARAMS)
-    assert [c.at for c in few if c.quantity == "mmd"] == [pytest.approx(0.04)]
+    many = find_changes(replace(evidence, images=500_000, gain=0.0), PARAMS)
+    assert [c.at for c in many if c.quantity == "mmd"] == [pytest.approx(0.1)]
 
 
 def test_a_change_of_the_arm_is_found_behind_a_change_of_depth():
@@ -158,7 +158,7 @@ def test_a_change_of_the_arm_is_found_behind_a_change_of_depth():
 
 
 def test_shift_is_varied_where_it_decides():
-    evidence = replace(measured(mmd=None)[0], images=10)
+    evidence = replace(measured(mmd=None)[0], images=500_000, gain=0.0)
     quantities = {change.quantity for change in find_changes(evidence, PARAMS)}
     assert "shift" in quantities
     assert "mmd" not in quantities

@@ -1,8 +1,8 @@
 """The rules that choose how to transfer: evidence in, choice out, every rule open to inspection.
 
 They follow what the field's guides agree on: from scratch only with very much data in a far domain,
-frozen features for very little data in a similar one, deeper fine-tuning with more data. That a
-farther domain wants deeper fine-tuning too was not borne out (docs/decisions.md).
+frozen features for very little data, deeper fine-tuning with more. That a farther domain wants
+deeper fine-tuning too, and a similar one frozen features, was not borne out (docs/decisions.md).
 """
 
 import math
@@ -269,15 +269,12 @@ def _scratch_rule(evidence: Evidence, params: DecideParams) -> Rule:
 
 
 def _frozen_rule(evidence: Evidence, params: DecideParams) -> Rule:
-    domain = domain_of(evidence, params)
-    few = evidence.images_per_class <= params.frozen_max_images_per_class
     return Rule(
-        name="frozen for very little similar data",
-        statement="Only the head is trained in a similar domain with at most "
-        f"{params.frozen_max_images_per_class} images a class; in a far one never, below the "
-        "ceiling.",
-        inputs={"images_per_class": evidence.images_per_class, "domain": domain},
-        fired=few and domain == "similar",
+        name="frozen for very few images",
+        statement=f"Only the head is trained with at most {params.frozen_max_images_per_class} "
+        "images a class: val could not tell where fine-tuning does harm.",
+        inputs={"images_per_class": evidence.images_per_class},
+        fired=evidence.images_per_class <= params.frozen_max_images_per_class,
         votes_for="feature_extraction",
     )
 
