@@ -18,10 +18,11 @@ from bench.planted import Backbone
 from bench.watch_features import BLUR_PX, CHANGES, DARKER, StreamSet, read_sets
 from scipy.stats import betabinom, binomtest
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.extmath import randomized_svd
 
 from tasks.artifacts.arrays import Bools, Features, Floats, Ints
+from tasks.evaluation.unknown import Seen as Trained
+from tasks.evaluation.unknown import fit_in_domain
 from tasks.monitor import RECENT_IMAGES
 from tasks.transferability.mmd import gaussian_kernel, median_bandwidths
 from tasks.watching.repeated import ALARM_RATE, HALF_SPENT, level_of, smallest_needed
@@ -124,25 +125,20 @@ def make_world(data: StreamSet, other: StreamSet, seed: int) -> World:
     rows: Features = np.concatenate([*(data.features[name][left] for name in CHANGES), strangers])
     scale = train.std(axis=0) + 1e-6
     head = LogisticRegression(C=0.01, max_iter=300).fit(train / scale, data.labels[trained])
+    learned = Trained(train, data.labels[trained], [str(group) for group in data.groups[trained]])
+    known = fit_in_domain(learned, learned, false_alarm=0.05)  # its limit is not used
     components = leading_components(rows.astype(np.float64) - train.mean(axis=0), len(left))
     return World(
         name=data.name,
         components=components,
         explained=float(np.square(components).sum() / len(rows)),
-        scores=neighbor_distances(rows, train),
+        scores=known.scores(rows),
         predicted=head.predict(rows / scale),
         states={name: len(left) * place for place, name in enumerate([*CHANGES, "another set"])},
         labels=data.labels[left],
         groups=data.groups[left],
         strangers=len(strangers),
     )
-
-
-def neighbor_distances(rows: Features, train: Features) -> Floats:
-    """Cosine distance of each row to the training row that is its 5th nearest, (M,)."""
-    index = NearestNeighbors(n_neighbors=5, metric="cosine").fit(train)
-    distances: Floats = index.kneighbors(rows)[0][:, -1].astype(np.float64)
-    return distances
 
 
 def leading_components(rows: Floats, own: int) -> Features:
