@@ -14,6 +14,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import torch
 from bench.arms import cuts_of
 from bench.decisions import absolute
 from bench.frozen import table
@@ -36,11 +37,12 @@ from tasks.artifacts.records import (
     read_record,
     write_record,
 )
+from tasks.backbones.engine import TorchEngine
 from tasks.delivery.answer_file import AnswerFile
 from tasks.delivery.folder import read_delivered
 from tasks.delivery.inputs import InputFiles
 from tasks.delivery.onnx_answers import LOGITS, WHOLE, OnnxAnswers
-from tasks.delivery.onnx_files import SMALL, Samples
+from tasks.delivery.onnx_files import SMALL, AnswerNetwork, Samples
 from tasks.delivery.with_torch import load_parts
 from tasks.evaluate import run_model
 from tasks.evaluation.unknown import Seen, fit_in_domain
@@ -165,14 +167,9 @@ Engine = Callable[[Pixels], Sequence[np.ndarray]]
 
 def torch_engine(folder: Path, shipped: ShippedModel) -> Engine:
     """Give the exported model in torch, float32."""
-    import torch
-
-    from tasks.backbones.engine import TorchEngine
-    from tasks.delivery.onnx_files import AnswerNetwork
-
-    backbone, head = load_parts(folder)
+    backbone, head, spec = load_parts(read_delivered(folder))
     answers = AnswerNetwork(backbone, head, shipped.calibration.temperature).eval()
-    return TorchEngine(answers, shipped.input, torch.device("cpu"))
+    return TorchEngine(answers, spec, torch.device("cpu"))
 
 
 def run(engine: Engine, pixels: Pixels) -> Ints:
