@@ -26,6 +26,7 @@ from scipy import stats
 
 from tasks.artifacts.tables import read_rows
 from tasks.runtime.machine import prepare_memory
+from tasks.transferability.arms import IN_WORDS
 
 OUT = Path("docs/benchmarks/ablations")
 PAGE = Path("docs/benchmarks/ablations.md")
@@ -33,8 +34,8 @@ VAL_SHARE = 10.0  # so that val is all that there is: it is what measures here
 CONFIDENCE = 0.95
 INTRO = """\
 One change at a time, against what `params.yaml` does (base: 2 stored views beside the clean image,
-label smoothing 0.05, no averaging). About {level} training images a class at {px} px, the {arm} of
-the layer groups unfrozen, {sets}; seeds {seeds}, each with its own split and subset. Val is large
+label smoothing 0.05, no averaging). About {level} training images a class at {px} px, {arm},
+{sets}; seeds {seeds}, each with its own split and subset. One seed decides nothing. Val is large
 here, all that a fifth of the groups holds, because nothing but val may choose: the figures are of
 the very val that chose epochs and weights of each variant, which flatters all of them alike.
 
@@ -144,7 +145,12 @@ def compare_pairs(differences: Sequence[float]) -> Difference:
 def write_page(results: Sequence[Result], options: argparse.Namespace, command: str) -> str:
     """Write the page."""
     sets = list(dict.fromkeys(one.set for one in results))
-    facts = {"level": options.level, "px": options.px, "arm": ARM, "sets": ", ".join(sets)}
+    facts = {
+        "level": options.level,
+        "px": options.px,
+        "arm": IN_WORDS[ARM],
+        "sets": ", ".join(sets),
+    }
     facts["seeds"] = ", ".join(map(str, sorted({one.seed for one in results})))
     head = ["variant", "set", "pairs", "val accuracy, points", "loss", "loss of the frozen head"]
     head += ["seconds"]
