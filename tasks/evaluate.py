@@ -55,7 +55,7 @@ from tasks.evaluation.shipping import (
     warn_of_majority,
 )
 from tasks.evaluation.tables import hardest_images, write_hardest
-from tasks.evaluation.unknown import Answered, Seen, check_domain, fit_in_domain, judge_sets
+from tasks.evaluation.unknown import Answered, Embedded, check_domain, fit_in_domain, judge_sets
 from tasks.evaluation.words import say_results, warn_of_unknown
 from tasks.heads.classifier import Classifier, load_finetuned
 from tasks.heads.features import read_features
@@ -300,7 +300,7 @@ def run_model(
     return np.concatenate(parts)
 
 
-def see_images(inputs: Inputs, shipped: ModelName, *, seed: int) -> dict[Split, Seen]:
+def see_images(inputs: Inputs, shipped: ModelName, *, seed: int) -> dict[Split, Embedded]:
     """Give the features that the shipped model has of some images of every split.
 
     Training images come with their labels, all others with what is predicted of them.
@@ -308,7 +308,7 @@ def see_images(inputs: Inputs, shipped: ModelName, *, seed: int) -> dict[Split, 
     logits = inputs.logits_of(shipped)
     answers = {"train": inputs.manifest.labels("train")}
     answers |= {"val": logits.val.argmax(axis=1), "test": logits.test.argmax(axis=1)}
-    found: dict[Split, Seen] = {}
+    found: dict[Split, Embedded] = {}
     for number, (split, most) in enumerate(SEEN.items()):
         rows = inputs.manifest.of(split)
         images = choose_rows(rows, most, seed=seed)
@@ -326,7 +326,7 @@ def see_images(inputs: Inputs, shipped: ModelName, *, seed: int) -> dict[Split, 
                 images=images,
             )
         groups = [rows[image].group for image in images]
-        found[split] = Seen(features, answers[split][images], groups)
+        found[split] = Embedded(features, answers[split][images], groups)
     return found
 
 

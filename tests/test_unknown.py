@@ -8,7 +8,7 @@ from sklearn.covariance import LedoitWolf
 from tasks.artifacts.arrays import write_tensors
 from tasks.delivery.in_domain import InDomain, scale_rows
 from tasks.errors import ArtifactError
-from tasks.evaluation.unknown import Answered, Seen, check_domain, fit_in_domain, judge_sets
+from tasks.evaluation.unknown import Answered, Embedded, check_domain, fit_in_domain, judge_sets
 from tasks.params_file import load_params
 
 PARAMS = load_params(ROOT / "params.yaml").evaluate.model_copy(update={"bootstrap": 200})
@@ -21,7 +21,7 @@ def draw(images, seed=0, away=0.0):
     centers = np.random.default_rng(7).normal(size=(CLASSES, DIM)) * 3
     labels = rng.integers(0, CLASSES, images)
     features = centers[labels] + rng.normal(size=(images, DIM)) + away
-    return Seen(features.astype(np.float32), labels, [str(number) for number in range(images)])
+    return Embedded(features.astype(np.float32), labels, [str(number) for number in range(images)])
 
 
 def fit(train=400, val=200, false_alarm=0.05):
@@ -61,7 +61,7 @@ def test_others_are_out_of_it():
 def test_images_that_were_learned_by_heart_do_not_set_the_threshold():
     train = draw(400, 1)
     centers = np.stack([train.features[train.classes == c].mean(axis=0) for c in range(CLASSES)])
-    collapsed = Seen(
+    collapsed = Embedded(
         centers[train.classes] + 0.05 * (train.features - centers[train.classes]),
         train.classes,
         train.groups,
@@ -79,7 +79,7 @@ def test_too_few_val_images_set_no_limit():
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_constant_features_are_in_the_domain(value):
-    same = Seen(
+    same = Embedded(
         np.full((40, DIM), value, np.float32), np.arange(40) % 2, [str(n) for n in range(40)]
     )
     known = fit_in_domain(same, same, false_alarm=0.05)

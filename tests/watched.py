@@ -12,7 +12,7 @@ from tasks.artifacts.files import write_text
 from tasks.delivery.folder import SUMS, hash_files
 from tasks.delivery.in_domain import REFERENCE, InDomain
 from tasks.delivery.onnx_answers import OnnxAnswers
-from tasks.evaluation.unknown import Seen, fit_in_domain
+from tasks.evaluation.unknown import Embedded, fit_in_domain
 from tasks.images.decoding.decode import read_clean_view
 from tasks.reporting.export import export_model
 
@@ -58,7 +58,7 @@ def export_watched(folder: Path, scratch: Path) -> Path:
     _, features, logits = OnnxAnswers(folder / "model.onnx", 1)(pixels)
     predicted, groups = logits.argmax(axis=1), [str(number) for number in range(2 * KNOWN)]
     train, val = (
-        Seen(features[part], predicted[part], groups[part])
+        Embedded(features[part], predicted[part], groups[part])
         for part in (slice(KNOWN), slice(KNOWN, None))
     )
     keep_known(folder, fit_in_domain(train, val, false_alarm=FALSE_ALARM))

@@ -94,7 +94,7 @@ def share_of(
 
 
 @dataclass(frozen=True)
-class Seen:
+class Embedded:
     """Images by the features that the shipped model has of them.
 
     Attributes:
@@ -108,7 +108,7 @@ class Seen:
     groups: Sequence[str]
 
 
-def fit_in_domain(train: Seen, val: Seen, *, false_alarm: float) -> InDomain:
+def fit_in_domain(train: Embedded, val: Embedded, *, false_alarm: float) -> InDomain:
     """Learn what features are usual.
 
     Args:
@@ -142,7 +142,9 @@ def _whiten(covariance: Floats) -> Features:
     return np.asarray(axes * scale, dtype=np.float32)
 
 
-def check_domain(known: InDomain, test: Seen, params: EvaluateParams, *, seed: int) -> DomainCheck:
+def check_domain(
+    known: InDomain, test: Embedded, params: EvaluateParams, *, seed: int
+) -> DomainCheck:
     """See how many test images would be called out of the domain."""
     strange = known.scores(test.features) > known.threshold
     finite = np.isfinite(known.threshold)

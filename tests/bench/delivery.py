@@ -45,7 +45,7 @@ from tasks.delivery.onnx_answers import LOGITS, WHOLE, OnnxAnswers
 from tasks.delivery.onnx_files import SMALL, AnswerNetwork, Samples
 from tasks.delivery.with_torch import load_parts
 from tasks.evaluate import run_model
-from tasks.evaluation.unknown import Seen, fit_in_domain
+from tasks.evaluation.unknown import Embedded, fit_in_domain
 from tasks.heads.classifier import load_finetuned
 from tasks.judging.conformal import fit_thresholds, score_classes
 from tasks.judging.metrics import log_probabilities
@@ -123,11 +123,11 @@ def train(study: Study) -> ShippedModel:
     temperature = val.temperature(logits)
     probabilities = np.exp(log_probabilities(logits, temperature))
 
-    def see(split: Split, classes: Ints) -> Seen:
+    def see(split: Split, classes: Ints) -> Embedded:
         features: Features = run_model(
             model.backbone, summary.input, study.pixels(split), seed=params.seed, what=split
         )
-        return Seen(features, classes, manifest.groups(split))
+        return Embedded(features, classes, manifest.groups(split))
 
     known = fit_in_domain(
         see("train", manifest.labels("train")),

@@ -27,7 +27,7 @@ from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.engine import make_engine
 from tasks.backbones.groups import PooledFeatures
 from tasks.delivery.in_domain import scale_rows
-from tasks.evaluation.unknown import Answered, Seen, fit_in_domain, judge_sets
+from tasks.evaluation.unknown import Answered, Embedded, fit_in_domain, judge_sets
 from tasks.heads.features import Labeled
 from tasks.heads.linear import LinearFit, ScaledRows, fit_path
 from tasks.judging.conformal import conformal_quantile
@@ -263,8 +263,8 @@ def make_scores(train: Part, val: Part, false_alarm: float) -> dict[str, tuple[S
     return {name: (score, limits[name] or np.inf) for name, score in ways.items()}
 
 
-def _see(part: Part) -> Seen:
-    return Seen(part.features, part.labels, part.groups)
+def _see(part: Part) -> Embedded:
+    return Embedded(part.features, part.labels, part.groups)
 
 
 def _plain(train: Part) -> Score:

@@ -21,8 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.extmath import randomized_svd
 
 from tasks.artifacts.arrays import Bools, Features, Floats, Ints
-from tasks.evaluation.unknown import Seen as Trained
-from tasks.evaluation.unknown import fit_in_domain
+from tasks.evaluation.unknown import Embedded, fit_in_domain
 from tasks.monitor import RECENT_IMAGES
 from tasks.transferability.mmd import gaussian_kernel, median_bandwidths
 from tasks.watching.repeated import ALARM_RATE, HALF_SPENT, level_of, smallest_needed
@@ -125,7 +124,7 @@ def make_world(data: StreamSet, other: StreamSet, seed: int) -> World:
     rows: Features = np.concatenate([*(data.features[name][left] for name in CHANGES), strangers])
     scale = train.std(axis=0) + 1e-6
     head = LogisticRegression(C=0.01, max_iter=300).fit(train / scale, data.labels[trained])
-    learned = Trained(train, data.labels[trained], [str(group) for group in data.groups[trained]])
+    learned = Embedded(train, data.labels[trained], [str(group) for group in data.groups[trained]])
     known = fit_in_domain(learned, learned, false_alarm=0.05)  # its limit is not used
     components = leading_components(rows.astype(np.float64) - train.mean(axis=0), len(left))
     return World(
