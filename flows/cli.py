@@ -134,10 +134,10 @@ def _call(words: Sequence[str]) -> int:
     def pass_on(number: int, frame: FrameType | None) -> None:
         with suppress(psutil.NoSuchProcess):
             command = psutil.Process(process.pid)
-            for one in command.children(recursive=True) or [command]:
-                with suppress(psutil.NoSuchProcess):
-                    one.send_signal(number)
-                    told.append(one)
+            told.extend(command.children(recursive=True) or [command])
+        for one in told:
+            with suppress(psutil.NoSuchProcess):
+                one.send_signal(number)
 
     before = [signal.signal(signal.SIGTERM, pass_on), signal.signal(signal.SIGINT, _let_it_end)]
     try:

@@ -119,7 +119,7 @@ def take_look(incoming: Incoming, model: DeliveredModel, folder: LookFolder) -> 
         images=len(incoming.names),
         bad=folder.count_new_bad(incoming.bad),
         judged_images=len(new.scores) if enough else 0,
-        out_of_domain=strangers_share(new, limit) if enough else None,
+        out_of_domain=strangers_share(new, limit) if enough and np.isfinite(limit) else None,
         expected=model.known.false_alarm,
         classes=compare_classes(known, new, model.classes) if enough else [],
         brightness=_middle(incoming.facts[:, 0]),
@@ -166,7 +166,7 @@ def main(argv: Sequence[str] | None) -> None:
     """Read the model and the source, take a look."""
     asked, machine = _read_command(argv), read_machine()
     model = read_delivered(asked.model.resolve() if asked.model.is_symlink() else asked.model)
-    inputs = list_inputs(asked.source)
+    inputs = list_inputs(asked.source, without=asked.out, may_be_empty=True)
     with LookFolder(asked.out, model.name) as folder:
         names = folder.unseen(inputs.names)
         nothing_new = f"nothing new in {printable(asked.source)} since look {folder.number - 1}"
@@ -174,8 +174,8 @@ def main(argv: Sequence[str] | None) -> None:
             log.info("%s", nothing_new)
             return
         engine = open_engine(model, machine, rows=len(names))
-        order = np.random.default_rng([folder.number, KEEPING]).permutation(len(names))
-        intake = Intake(engine, model.known, {names[row] for row in order[:MOST_ROWS]})
+        rng = np.random.default_rng([folder.number, KEEPING])
+        intake = Intake(engine, model.known, MOST_ROWS, rng)
         with progress("look", len(names)) as meter:
             for batch in read_batches(names, inputs, model, workers=machine.decode_workers):
                 intake.take(batch)

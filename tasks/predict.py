@@ -154,22 +154,22 @@ def answer(
     calibration, known = model.calibration, model.known
     probabilities = np.exp(log_probabilities(logits, calibration.temperature))
     sets = build_sets(probabilities, calibration.set_thresholds)
-    strangeness = known.scores(features) / known.threshold
-    measured = bool(np.isfinite(known.threshold))
+    scores, limit = known.scores(features), known.threshold
+    measured = bool(np.isfinite(limit))
     return [
         AnswerRow(
             path="",
             predicted=model.classes[best],
             probability=float(p.max()),
             label_set=json.dumps([model.classes[c] for c in np.flatnonzero(among)]),
-            strangeness=float(strange) if measured else None,
-            in_domain=bool(strange <= 1) if measured else None,
+            strangeness=float(score / limit) if measured and limit > 0 else None,
+            in_domain=bool(score <= limit) if measured else None,
             error="",
             model=model.name,
             probabilities=dict(zip(classes, p.tolist(), strict=False)),
         )
-        for best, p, among, strange in zip(
-            np.argmax(logits, axis=1), probabilities, sets, strangeness, strict=True
+        for best, p, among, score in zip(
+            np.argmax(logits, axis=1), probabilities, sets, scores, strict=True
         )
     ]
 
@@ -218,7 +218,7 @@ def open_explain(folder: Path, model: DeliveredModel, machine: Machine) -> Expla
     """Make what writes a picture an answer: the square view with its heatmap laid over.
 
     Raises:
-        ArtifactError: The folder cannot be written, or timm cannot load the model.
+        ArtifactError: timm cannot load the model.
         EngineError: The network has no map of places.
     """
     # torch takes seconds to import
@@ -284,7 +284,7 @@ def main(argv: Sequence[str] | None) -> None:
     asked, machine = read_command(argv), read_machine()
     # A link such as models/prod may lead elsewhere before the last file of the model is read.
     model = read_delivered(asked.model.resolve() if asked.model.is_symlink() else asked.model)
-    inputs = list_inputs(asked.source)
+    inputs = list_inputs(asked.source, without=asked.explain)
     classes = model.classes if asked.probabilities else []
     started = time.monotonic()
     with AnswerFile(asked.out, classes, model.name) as answers:

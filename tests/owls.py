@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from test_compare import manifest, write_results
+from test_export import known_features
 from toy import ToyProject
 
 from flows.commands.promote import judge_candidate, put_into_use
 from flows.stages.in_use import LINK, is_in_place
 from flows.stages.registry import read_registry
 from tasks.artifacts.records import Calibration, Fit, write_json, write_record
-from tasks.delivery.folder import SUMS, hash_files
+from tasks.delivery.folder import FORMAT, SUMS, hash_files
+from tasks.delivery.in_domain import REFERENCE
 
 MODEL = "data/report/model"
 OWLS = {  # experiments on the commit that is wrong about ten images
@@ -34,14 +36,23 @@ def write_model(folder: Path, weights: bytes) -> None:
     folder.mkdir(parents=True)
     preprocessing = {"background": [255] * 3, "integers": [0, 255], "floats": [0.0, 1.0]}
     about = {
-        "format": 2,
+        "format": FORMAT,
         "classes": ["a", "b"],
         "preprocessing": {**preprocessing, "image_px": 32, "fit": FIT},
         "limits": {"max_pixels": 10_000, "min_side_px": 1},
     }
     write_json(folder / "regraft.json", about)
-    calibration = Calibration(temperature=1.0, fitted_on="val", images=20)
+    calibration = Calibration(
+        temperature=1.0,
+        fitted_on="val",
+        images=20,
+        set_coverage=0.9,
+        set_thresholds=[0.5, 0.5],
+        in_domain=1.0,
+        false_alarm=0.05,
+    )
     write_record(folder / "calibration.json", calibration)
+    known_features(4).write(folder / REFERENCE)
     (folder / "labels.txt").write_text("a\nb\n")
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(weights)

@@ -87,14 +87,37 @@ def test_every_class_is_covered_where_its_own_counts_allow():
 
 def test_a_class_with_few_images_shares_the_threshold_of_all():
     val, labels = draw(400, seed=3)
-    few = np.flatnonzero(labels == 2)[26:]
+    few = np.flatnonzero(labels == 2)[5:]
     kept = np.setdiff1d(np.arange(400), few)
     fitted = fit_thresholds(
         score_classes(val, "lac")[kept], labels[kept], alone(len(kept)), coverage=0.9
     )
     own = 1 - val[kept, labels[kept]]
     assert fitted[2] == conformal_quantile(own, len(kept), 0.9)
-    assert len(set(fitted)) == 5
+    assert len(set(fitted)) == 1
+
+
+def test_classes_with_few_images_share_a_threshold_of_their_own():
+    rng = np.random.default_rng(5)
+    shares = np.r_[np.full(5, 0.1), np.full(40, 0.5 / 40)]  # frequent classes are easy, others hard
+    held: list[bool] = []
+    of_rare: list[bool] = []
+
+    def draw_hard(images):
+        labels = rng.choice(45, images, p=shares)
+        logits = rng.normal(size=(images, 45))
+        logits[np.arange(images), labels] += np.where(labels < 5, 5.0, 1.0)
+        return softmax(logits, axis=1), labels
+
+    for _ in range(20):
+        (val, labels), (test, of_test) = draw_hard(800), draw_hard(800)
+        fitted = fit_thresholds(score_classes(val, "lac"), labels, alone(800), coverage=0.9)
+        assert len(set(fitted)) == 6
+        covered = build_sets(test, fitted)[np.arange(800), of_test]
+        held += list(covered)
+        of_rare += list(covered[of_test >= 5])
+    assert np.mean(held) > 0.89
+    assert np.mean(of_rare) == pytest.approx(0.9, abs=0.03)
 
 
 def test_with_hardly_any_val_image_every_class_is_in_every_set():

@@ -342,6 +342,43 @@ def test_of_many_images_all_are_counted_and_the_features_of_some_are_kept(
     assert arrays["features"].dtype == known.dtype == np.float16
 
 
+def test_features_are_of_usable_images_however_many_others_there_are(
+    model: Path, new: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor, "MOST_ROWS", 20)
+    draw(new, range(30))
+    for number in range(100):
+        (new / f"{number}.cr3").write_bytes(b"raw")
+    assert look(model).verdict == "fine"
+    assert len(read_tensors(OUT / "looks/00001.safetensors")["features"]) == 20
+
+
+def test_its_own_pictures_are_no_incoming_images(model: Path, new: Path) -> None:
+    draw(new, range(25))
+    for _ in range(2):
+        main(["new", "new/out", "--model", str(model)])
+    newest = read_newest(new / "out")
+    assert newest is not None
+    assert (newest.number, newest.images, newest.bad) == (1, 25, 0)
+
+
+def test_what_a_model_has_judged_is_not_new_to_the_next_one(model: Path, new: Path) -> None:
+    draw(new, range(10))
+    assert look(model).verdict == "waiting"
+    draw(new, range(10, 30))
+    assert look(model).verdict == "fine"
+    draw(new, range(30, 35))
+    assert look(model).verdict == "waiting"
+    with LookFolder(OUT, "another") as folder:
+        names = [str(file) for file in sorted(new.iterdir())]
+        assert folder.unseen(names) == names[30:]
+
+
+def test_an_emptied_folder_has_nothing_new(model: Path, new: Path) -> None:
+    main(["new", "out", "--model", str(model)])
+    assert read_newest(OUT) is None
+
+
 # mistakes ----------------------------------------------------------------------------------------
 
 

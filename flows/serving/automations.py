@@ -5,6 +5,7 @@ on that change. Word goes to the block `regraft-notify`, a webhook whose address
 its message is what Slack, Mattermost and their like take. What the user changes in the UI stays.
 """
 
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -14,6 +15,7 @@ from prefect.client.orchestration import get_client
 from prefect.events.actions import RunDeployment, SendNotification
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectNotFound
 
 from flows.monitor import CHANGED, EVENT, RESOURCE
 
@@ -38,9 +40,13 @@ def offer_automations() -> None:
     block = _block()
     with get_client(sync_client=True) as client:
         missing = [name for name in (*EVENTS, RERUN) if not client.read_automations_by_name(name)]
-        pipeline = client.read_deployment_by_name(PIPELINE).id
+        with suppress(ObjectNotFound):  # a project that does not serve it has nothing to start
+            pipeline = client.read_deployment_by_name(PIPELINE).id
+            if RERUN in missing:
+                _rerun(pipeline).create()
     for name in missing:
-        (_rerun(pipeline) if name == RERUN else _automation(name, block)).create()
+        if name != RERUN:
+            _automation(name, block).create()
 
 
 def _block() -> UUID:

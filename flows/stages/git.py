@@ -25,14 +25,17 @@ def git(folder: Path, *arguments: str, given: str = "") -> str:
     Raises:
         GitError: It refuses; the message is its own.
     """
-    done = subprocess.run(
-        ["git", *arguments],
-        check=False,
-        cwd=folder,
-        input=os.fsencode(given),
-        env={**os.environ, **AUTHOR},
-        capture_output=True,
-    )
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            check=False,
+            cwd=folder,
+            input=os.fsencode(given),
+            env={**os.environ, **AUTHOR},
+            capture_output=True,
+        )
+    except FileNotFoundError as err:
+        raise GitError(f"git {arguments[0]} in {folder} failed: {err}") from err
     if done.returncode:
         said = os.fsdecode(done.stderr).strip()
         raise GitError(f"git {arguments[0]} in {folder} failed: {said}")

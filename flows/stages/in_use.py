@@ -95,8 +95,13 @@ def use_model(root: Path, commit: str) -> None:
 
 
 def remove_other_models(root: Path, commits: Collection[str]) -> None:
-    """Remove the folders of all other commits; DVC's cache has what was in them."""
+    """Remove the folders of all other commits; DVC's cache has what was in them.
+
+    That which the link leads to stays, whatever the tags say by now.
+    """
     kept = {folder_of(root, commit).name for commit in commits}
+    if (root / LINK).is_symlink():
+        kept.add(Path(os.readlink(root / LINK)).name)
     for other in (root / LINK).parent.iterdir():
         if FOLDER.fullmatch(other.name) and other.name not in kept:
             shutil.rmtree(other, ignore_errors=True)

@@ -149,7 +149,7 @@ def _read_tags(root: Path) -> Iterator[tuple[str, str, int, str]]:
     for entry in listed.split(end):
         name, *facts = entry.lstrip("\n").split("\0")
         if facts and facts[0]:
-            yield name, facts[0], int(facts[1]), facts[2]
+            yield name, facts[0], int(facts[1] or 0), facts[2]
 
 
 def _read_promotion(message: str) -> Promotion | None:

@@ -112,8 +112,8 @@ def say_sets(sets: PredictionSets) -> str:
     """Say what the sets of classes that `predict` gives hold on test."""
     found = sets.kinds[0]
     return (
-        f"Sets of classes that are to hold the label of {sets.asked:.0%} of the images hold it for "
-        f"{_percent(found.coverage)} of the test images, of the class with the least for "
+        f"Sets of classes that are to hold the label of {100 * sets.asked:g} % of the images hold "
+        f"it for {_percent(found.coverage)} of the test images, of the class with the least for "
         f"{100 * found.lowest_of_a_class:.1f} %; {found.single:.0%} of them name one class, on "
         f"average {found.mean_size:.1f}."
     )
@@ -125,7 +125,7 @@ def say_domain(domain: DomainCheck) -> str:
         return "Val has too few images to tell which ones are unlike those of training."
     return (
         f"{_percent(domain.false_alarms)} of the test images would be called unlike those of "
-        f"training; {domain.asked:.0%} are allowed."
+        f"training; {100 * domain.asked:g} % are allowed."
     )
 
 

@@ -19,9 +19,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tasks.artifacts.arrays import Ints, Pixels
-from tasks.artifacts.files import write_bytes
 from tasks.artifacts.records import InputSpec
-from tasks.errors import EngineError, first_line
+from tasks.errors import ArtifactError, EngineError, first_line
 from tasks.runtime.device import normalize
 
 Heat = NDArray[np.float32]
@@ -198,7 +197,14 @@ def write_picture(folder: Path, path: str, pixels: Pixels) -> None:
     Raises:
         ArtifactError: The folder cannot be written.
     """
-    write_bytes(folder / name_picture(path), encode(pixels))
+    file = folder / name_picture(path)
+    temporary = file.with_name(f".{file.name}.tmp")
+    try:  # not by `write_bytes`, which looks through the whole folder each time
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(encode(pixels))
+        os.replace(temporary, file)
+    except OSError as err:
+        raise ArtifactError(f"{file}: cannot be written ({err.strerror})") from err
 
 
 def encode(pixels: Pixels) -> bytes:

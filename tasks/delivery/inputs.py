@@ -32,7 +32,9 @@ class InputFiles:
         return self.root / name
 
 
-def list_inputs(source: str) -> InputFiles:
+def list_inputs(
+    source: str, *, without: Path | None = None, may_be_empty: bool = False
+) -> InputFiles:
     """List the files of a source without opening them.
 
     Args:
@@ -40,6 +42,8 @@ def list_inputs(source: str) -> InputFiles:
             may be, named as below the folder as it is given; a csv with a column `path`, relative
             to its folder; `-` for paths on stdin, one a line or separated by zero bytes; or an
             image file.
+        without: A folder whose files are not meant, such as one that is written to.
+        may_be_empty: Whether a folder without images is no mistake.
 
     Raises:
         DataError: There is no such source, it cannot be read, or it names no file.
@@ -54,10 +58,9 @@ def list_inputs(source: str) -> InputFiles:
     except OSError as err:
         raise DataError(f"{shown[:100]}: cannot be read ({err.strerror})") from err
     if is_folder:
-        names = sorted(str(path / name) for name in files_below(path, most=None))
-        return _refuse_empty(
-            InputFiles(Path(), names), f"{shown}: no images in this folder or below it"
-        )
+        inputs = _list_folder(path, without)
+        words = f"{shown}: no images in this folder or below it"
+        return inputs if may_be_empty else _refuse_empty(inputs, words)
     if not exists:
         raise DataError(
             f"{shown}: no such file or folder; name a folder of images, a csv with a column path, "
@@ -72,6 +75,17 @@ def list_inputs(source: str) -> InputFiles:
     raise DataError(
         f"{shown}: unknown kind of source; allowed: a folder, a .csv with a column path, an image, "
         "or - for a list on stdin"
+    )
+
+
+def _list_folder(path: Path, without: Path | None) -> InputFiles:
+    names = sorted(str(path / name) for name in files_below(path, most=None))
+    return InputFiles(Path(), [name for name in names if not _is_below(name, without)])
+
+
+def _is_below(name: str, folder: Path | None) -> bool:
+    return (
+        folder is not None and Path(os.path.abspath(folder)) in Path(os.path.abspath(name)).parents
     )
 
 

@@ -28,7 +28,7 @@ def score_classes(probabilities: Floats, method: SetMethod) -> Floats:
         method: See above.
 
     Returns:
-        (N, C), in [0, 1] but for rounding.
+        (N, C), in [0, 1].
 
     Source: Sadinle, Lei and Wasserman 2019, Least ambiguous set-valued classifiers, 1609.00451;
     Romano, Sesia and Candes 2020, Classification with valid and adaptive coverage, 2006.02544
@@ -37,7 +37,7 @@ def score_classes(probabilities: Floats, method: SetMethod) -> Floats:
     if method == "lac":
         return 1 - probabilities
     order = np.argsort(-probabilities, axis=1, kind="stable")
-    reached = np.cumsum(np.take_along_axis(probabilities, order, axis=1), axis=1)
+    reached = np.cumsum(np.take_along_axis(probabilities, order, axis=1), axis=1).clip(max=1.0)
     scores = np.empty_like(reached)
     np.put_along_axis(scores, order, reached, axis=1)
     return scores
@@ -49,8 +49,10 @@ def fit_thresholds(
     """Find the largest score of each class with which it is in a set.
 
     A class with enough groups has a threshold of its own, so that its labels are covered as well as
-    all others; the rest share that of all images. The images of a group are alike, so that groups
-    are what is counted where a threshold is raised for being fitted on few.
+    all others; the rest share one, fitted on their images. Where the rest has too few for that, all
+    classes share one: labels are then covered as often as asked over all, not class by class. The
+    images of a group are alike, so that groups are what is counted where a threshold is raised for
+    being fitted on few.
 
     Args:
         scores: Of val images, (N, C).
@@ -64,13 +66,18 @@ def fit_thresholds(
     Source: Vovk 2012, Conditional validity of inductive conformal predictors, 1209.2673.
     """
     own, names = scores[np.arange(len(labels)), labels], np.array(groups, dtype=object)
-    shared = conformal_quantile(own, len(set(groups)), coverage)
-    found = []
-    for number in range(scores.shape[1]):
-        of = labels == number
-        count = len(set(names[of]))
-        enough = count >= ENOUGH * coverage / (1 - coverage)
-        found.append(conformal_quantile(own[of], count, coverage) if enough else shared)
+
+    def fit(of: Bools) -> float | None:
+        return conformal_quantile(own[of], len(set(names[of])), coverage)
+
+    classes = range(scores.shape[1])
+    counts = [len(set(names[labels == number])) for number in classes]
+    enough = np.array(counts) >= ENOUGH * coverage / (1 - coverage)
+    shared = fit(~enough[labels])
+    if shared is None and not enough.all():
+        everything = fit(np.ones(len(labels), dtype=np.bool_))
+        return [1.0 if everything is None else everything] * len(classes)
+    found = [fit(labels == number) if enough[number] else shared for number in classes]
     return [1.0 if threshold is None else threshold for threshold in found]
 
 
@@ -89,7 +96,7 @@ def conformal_quantile(values: Floats, groups: int, share: float) -> float | Non
     rank = math.ceil(round((groups + 1) * share, 9))
     if rank > groups:
         return None
-    return float(np.quantile(values, rank / groups, method="inverted_cdf"))
+    return float(np.sort(values)[-(-len(values) * rank // groups) - 1])
 
 
 def build_sets(

@@ -1,8 +1,8 @@
 """From files to what the model makes of them, what they look like, and the strangest pictures."""
 
 import heapq
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,11 +44,15 @@ class Intake:
     Args:
         engine: Runs the model.
         domain: What the model knows.
-        keep: Names of the images whose features are kept.
+        most: Usable images whose features are kept, drawn by chance.
+        rng: Draws them.
     """
 
-    def __init__(self, engine: Answers, domain: InDomain, keep: Collection[str]) -> None:
-        self._engine, self._domain, self._keep = engine, domain, keep
+    def __init__(
+        self, engine: Answers, domain: InDomain, most: int, rng: np.random.Generator
+    ) -> None:
+        self._engine, self._domain, self._most, self._rng = engine, domain, most, rng
+        self._drawn: list[tuple[float, int, Features]] = []  # the largest numbers stay
         self._names: list[str] = []
         self._bad: list[str] = []
         self._facts: list[tuple[float, float]] = []
@@ -63,8 +67,8 @@ class Intake:
         if not sound:
             return
         found = self._run([pixels for _, pixels in sound])
-        kept = [name in self._keep for name, _ in sound]
-        self._parts.append(Seen(found.features[kept], found.scores, found.predicted))
+        self._draw(found.features)
+        self._parts.append(Seen(found.features[:0], found.scores, found.predicted))
         self._names += [name for name, _ in sound]
         self._facts += [_measure(pixels) for _, pixels in sound]
         ranked = [(score, *one) for score, one in zip(found.scores.tolist(), sound, strict=True)]
@@ -75,7 +79,19 @@ class Intake:
     def give(self) -> Incoming:
         """Give what was taken."""
         facts = np.array(self._facts, dtype=np.float64).reshape(-1, 2)
-        return Incoming(self._names, self._bad, Seen.join(self._parts), facts, self._strangest)
+        seen = Seen.join(self._parts)
+        if self._drawn:
+            rows = sorted(self._drawn, key=lambda one: one[1])
+            seen = replace(seen, features=np.stack([features for *_, features in rows]))
+        return Incoming(self._names, self._bad, seen, facts, self._strangest)
+
+    def _draw(self, features: Features) -> None:
+        """Keep some of all rows so far, each with the same chance."""
+        numbers = self._rng.random(len(features)).tolist()
+        for place, (number, row) in enumerate(zip(numbers, features, strict=True)):
+            heapq.heappush(self._drawn, (number, len(self._names) + place, row))
+            if len(self._drawn) > self._most:
+                heapq.heappop(self._drawn)
 
     def _run(self, pixels: Sequence[Pixels]) -> Seen:
         outputs = self._engine(np.stack(pixels))

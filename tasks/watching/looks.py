@@ -161,10 +161,12 @@ class LookFolder:
 
         Files that could not be used are tried again.
         """
-        waits = [kept for kept in self._kept if kept.look.model != self._model]
-        lost = {name for kept in waits if kept.look.verdict == "waiting" for name in kept.names}
-        own = {name for kept in self._own() for name in kept.names}
-        seen = own | ({name for kept in waits for name in kept.names} - lost)
+        seen: set[str] = set()
+        for model in {kept.look.model for kept in self._kept}:
+            kept = [one for one in self._kept if one.look.model == model]
+            if model != self._model:  # what waits for it is never judged
+                kept = kept[: len(kept) - sum(1 for _ in takewhile(_waits, reversed(kept)))]
+            seen |= {name for one in kept for name in one.names}
         return [name for name in dict.fromkeys(names) if name not in seen]
 
     def count_new_bad(self, names: Sequence[str]) -> int:
@@ -174,7 +176,7 @@ class LookFolder:
 
     def waiting(self) -> list[Seen]:
         """Give the images that were seen after the last look that judged."""
-        after = takewhile(lambda kept: kept.look.verdict == "waiting", reversed(self._own()))
+        after = takewhile(_waits, reversed(self._own()))
         return [kept.seen() for kept in after][::-1]
 
     def before(self, most: int) -> list[Seen]:
@@ -223,6 +225,10 @@ class LookFolder:
         looks = [kept.look for kept in self._kept]
         write_rows(self.path / TABLE, LookRow, map(_row, looks))
         write_record(self.path / NEWEST, looks[-1])
+
+
+def _waits(kept: _Kept) -> bool:
+    return kept.look.verdict == "waiting"
 
 
 def read_newest(folder: Path) -> LookRecord | None:

@@ -70,6 +70,8 @@ def features_p_value(known: Seen, incoming: Seen, *, needed: float, seed: int) -
         needed: The p-value that decides; twice as many relabelings are drawn as it takes.
         seed: Of relabelings, and of the images that stand for more than `MOST_ROWS`.
     """
+    if min(len(known.features), len(incoming.features)) < 2:
+        return 1.0
     rng = np.random.default_rng([seed, DEALING])
     x, y = (
         rows[np.sort(rng.permutation(len(rows))[:MOST_ROWS])].astype(np.float64)
