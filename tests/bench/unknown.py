@@ -60,7 +60,7 @@ test; groups stay together; at most {images:,} images a set. {splits} splits.
 Asked to hold the label of {asked:.0%} of the images. *Inside*: splits whose share of labels held on
 test lies between the 2.5 and 97.5 % points of the beta-binomial distribution that exact coverage
 would give with one threshold and so many groups; about 95 % should. A class with enough groups in
-val has a threshold of its own, for which this is approximate.
+val has a threshold of its own, for which this is approximate, and the others share one.
 """
 SHIFTED = """
 
