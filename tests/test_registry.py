@@ -10,6 +10,7 @@ from gto import api as gto
 from gto.tag import parse_name
 
 from flows.errors import PromotionError
+from flows.stages.in_use import LINK, folder_of, remove_other_models, use_model
 from flows.stages.registry import (
     Decision,
     Promotion,
@@ -196,3 +197,14 @@ def test_a_remote_that_is_not_there_is_told_and_its_name_is_no_option(
             repository.use(0, remote=remote)
     assert not (tmp_path / "bad").exists()
     assert os.listdir(tmp_path) == ["here"]
+
+
+def test_the_folder_that_the_link_leads_to_is_never_removed(tmp_path: Path) -> None:
+    commits = [digit * 40 for digit in "abc"]
+    for commit in commits:
+        folder_of(tmp_path, commit).mkdir(parents=True)
+    use_model(tmp_path, commits[0])
+    remove_other_models(tmp_path, [commits[1]])
+    left = {folder.name for folder in (tmp_path / LINK).parent.iterdir()}
+    assert left == {LINK.name, commits[0][:12], commits[1][:12]}
+    assert (tmp_path / LINK).resolve() == folder_of(tmp_path, commits[0]).resolve()

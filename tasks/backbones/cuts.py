@@ -118,7 +118,7 @@ def _answer(root: PooledFeatures, asked: fx.Node) -> bool:
 
 
 _NO_GROUP = -1  # of operations without parameters
-_ADVICE = "unfreeze other layers (decide.depth_*) or choose another backbone.name"
+_ADVICE = "unfreeze other layers (decide.depth) or choose another backbone.name"
 
 
 def split_at(model: nn.Module, group: int) -> tuple[nn.Module, nn.Module]:

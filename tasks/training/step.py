@@ -86,7 +86,7 @@ def adapting_norms(trained: nn.Module) -> list[nn.Module]:
 
 
 ADVICE = (
-    "lower augment.image_px, unfreeze fewer layers (decide.depth_*, or decide.arm: "
+    "lower augment.image_px, unfreeze fewer layers (decide.depth, or decide.arm: "
     "feature_extraction), or use a machine with more memory"
 )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from bench.cells import append_row
-from bench.decisions import absolute, say
+from bench.decisions import parse_sets, say
 from bench.frozen import table
 from bench.pools import list_images
 from bench.scratch import Copy
@@ -220,11 +220,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--scratch", type=Path, default=Path(".regraft/bench"), help="is kept")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the table")
     parser.add_argument("--page", action="store_true", help="write the page and no more")
-    options = parser.parse_args(argv)
-    pairs = (one.partition("=") for one in options.set)
-    options.sets = {name: absolute(source) for name, _, source in pairs}
-    options.scratch = options.scratch.absolute()
-    return options
+    return parse_sets(parser, argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -225,6 +225,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--page", action="store_true", help="write docs/decisions.md and no more")
     parser.add_argument("--scratch", type=Path, default=Path(".regraft/bench"), help="is kept")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the tables")
+    return parse_sets(parser, argv)
+
+
+def parse_sets(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read options with --set and --scratch; `sets` has the sources by name, paths are absolute."""
     options = parser.parse_args(argv)
     pairs = (one.partition("=") for one in options.set)
     options.sets = {name: absolute(source) for name, _, source in pairs}

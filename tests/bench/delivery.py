@@ -16,7 +16,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from bench.arms import cuts_of
-from bench.decisions import absolute
+from bench.decisions import parse_sets
 from bench.frozen import table
 from bench.pools import make_pool
 from bench.scratch import ROOT
@@ -280,10 +280,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=17)
     parser.add_argument("--scratch", type=Path, default=Path(".regraft/bench"), help="is kept")
     parser.add_argument("--out", type=Path, default=OUT, help="the page")
-    options = parser.parse_args(argv)
-    pairs = (one.partition("=") for one in options.set)
-    options.sets = {name: absolute(source) for name, _, source in pairs}
-    scratch, rows, backbone = options.scratch.absolute(), [], ""
+    options = parse_sets(parser, argv)
+    scratch, rows, backbone = options.scratch, [], ""
     for name, source in options.sets.items():
         values = {"augment.image_px": options.px}
         pool = make_pool(

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from bench.decisions import absolute
+from bench.decisions import parse_sets
 from bench.frozen import number_labels, table
 from bench.lucky_splits import draw_groups
 from bench.pools import Pool, make_pool
@@ -379,11 +379,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--splits", type=int, default=20, help="of each set")
     parser.add_argument("--scratch", type=Path, default=Path(".regraft/bench"), help="is kept")
     parser.add_argument("--out", type=Path, default=OUT, help="the page")
-    options = parser.parse_args(argv)
-    pairs = (one.partition("=") for one in options.set)
-    options.sets = {name: absolute(source) for name, _, source in pairs}
-    options.scratch = options.scratch.absolute()
-    return options
+    return parse_sets(parser, argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
