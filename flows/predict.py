@@ -38,7 +38,7 @@ def predict_images(
 
     Args:
         source: A folder of images, or a csv with a column path. Paths are relative to the project.
-        out: The table to write, .csv or .jsonl; one that is there is gone on with.
+        out: The table to write: .csv, .jsonl or .parquet; one that is there is gone on with.
         model: The folder of the exported model.
         on_bad: What files that cannot be read mean: only a row with the error (row), or also that
             the run has failed (fail), once all others are done.

@@ -256,7 +256,7 @@ def read_command(argv: Sequence[str] | None) -> Arguments:
     parser.add_argument(
         "source", help="folder of images, csv with a column path, image, or - for paths on stdin"
     )
-    parser.add_argument("out", type=Path, help="table to write, .csv or .jsonl")
+    parser.add_argument("out", type=Path, help="table to write: .csv, .jsonl or .parquet")
     parser.add_argument("--model", type=Path, default=MODEL, help=f"exported model ({MODEL})")
     parser.add_argument(
         "--on-bad",

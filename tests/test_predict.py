@@ -15,17 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 from conftest import ROOT, draw_image, tells
 from made_run import Run, Runs
 from PIL import Image
+from pyarrow import parquet
 
 from tasks import evaluate, predict
 from tasks.artifacts import files
 from tasks.artifacts.pixels import PixelStore
 from tasks.artifacts.records import Conversion, read_record
 from tasks.artifacts.tables import AnswerRow, PredictionRow, read_manifest, read_rows
-from tasks.delivery import answer_file
+from tasks.delivery import answer_file, answer_formats
 from tasks.delivery.answer_file import AnswerFile
 from tasks.delivery.explanations import name_picture
 from tasks.delivery.folder import SUMS, hash_files, read_delivered
@@ -140,6 +142,33 @@ def test_lines_of_json_hold_the_same(delivered: Run, folder: Path) -> None:
     assert [str(line["p_defective"]) for line in lines] == [row["p_defective"] for row in rows]
     totals = [line["p_defective"] + line["p_functional"] for line in lines]
     np.testing.assert_allclose(totals, 1)
+
+
+def test_parquet_holds_the_same_in_columns_of_their_kinds(delivered: Run, folder: Path) -> None:
+    (folder / "empty.png").touch()
+    rows = ask(delivered, folder, "out.csv", "--probabilities")
+    main([str(folder), "out.parquet", "--model", str(delivered.paths.export), "--probabilities"])
+    table = parquet.read_table("out.parquet")
+    assert [(field.name, str(field.type)) for field in table.schema] == [
+        ("path", "string"),
+        ("predicted", "string"),
+        ("probability", "double"),
+        ("label_set", "list<element: string>"),
+        ("strangeness", "double"),
+        ("in_domain", "bool"),
+        ("error", "string"),
+        ("model", "string"),
+        ("p_defective", "double"),
+        ("p_functional", "double"),
+    ]
+    assert table.num_rows == len(rows) == IMAGES + 1
+    for found, row in zip(table.to_pylist(), rows, strict=True):
+        as_text = {
+            key: "" if cell is None else str(int(cell)) if isinstance(cell, bool) else str(cell)
+            for key, cell in found.items()
+        }
+        listed = json.dumps(found["label_set"]) if found["label_set"] else ""
+        assert {**as_text, "label_set": listed} == row
 
 
 @pytest.mark.parametrize("end", ["\n", "\0"])
@@ -430,6 +459,65 @@ def test_a_table_whose_last_line_has_no_end_is_gone_on_with(
     assert write_answers(out) == expected
 
 
+def rows_of_parquet(out: Path, *rows: AnswerRow) -> list[tuple[str, str]]:
+    """Path and error of the rows of the table after rows were appended, a write each."""
+    with AnswerFile(out, [], "m") as answers:
+        for row in rows:
+            answers.append([row])
+            answers._write()
+    table = parquet.read_table(out, columns=["path", "error"]).to_pylist()
+    return [(row["path"], row["error"]) for row in table]
+
+
+def test_parquet_grows_and_is_gone_on_with_without_its_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_formats, "CELLS_IN_MEMORY", 16)  # two rows at a time
+    out = tmp_path / "out.parquet"
+    first = rows_of_parquet(out, answer("a"), answer("b", "!"), answer("c"), answer("a"))
+    assert first == [("a", ""), ("b", "!"), ("c", ""), ("a", "")]
+    with AnswerFile(out, [], "m") as answers:
+        assert answers.done == {"a": 2, "c": 1}
+    left = [("a", ""), ("c", ""), ("a", "")]
+    assert rows_of_parquet(out) == left
+    assert rows_of_parquet(out, answer("b")) == [*left, ("b", "")]
+    with pytest.raises(ArtifactError, match="holds answers of model m, this one is n"):
+        AnswerFile(out, [], "n").__enter__()
+
+
+def test_many_writes_of_parquet_do_not_leave_many_parts(tmp_path: Path) -> None:
+    out = tmp_path / "out.parquet"
+    rows_of_parquet(out, *(answer(f"{number}") for number in range(50)))
+    with parquet.ParquetFile(out) as file:
+        assert file.num_row_groups <= 2
+
+
+def test_a_name_that_parquet_cannot_hold_is_an_error_that_is_tried_again(tmp_path: Path) -> None:
+    odd, out = os.fsdecode(b"caf\xe9.png"), tmp_path / "out.parquet"
+    with AnswerFile(out, [], "m") as answers:
+        answers.append([answer(odd), answer("b"), answer(odd, "truncated")])
+        assert answers.errors == 2
+    assert [tuple(row.values())[:2] for row in parquet.read_table(out).to_pylist()] == [
+        ("caf\\xe9.png", ""),
+        ("b", "x"),
+        ("caf\\xe9.png", ""),
+    ]
+    errors = parquet.read_table(out)["error"].to_pylist()
+    assert errors[0].startswith("its name is no UTF-8, which parquet cannot hold")
+    assert errors[1:] == ["", "truncated"]
+    assert rows_of_parquet(out) == [("b", "")]
+
+
+def test_parquet_without_its_library_is_told_with_what_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(
+        ArtifactError, match=r"out\.parquet: .*pip install pyarrow; or name a \.csv"
+    ):
+        AnswerFile(tmp_path / "out.parquet", [], "m")
+
+
 def test_an_interrupt_once_rows_are_in_place_does_not_write_them_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -530,7 +618,17 @@ def test_memory_does_not_grow_with_the_number_of_images(
         ("marks.csv", "out.csv", r"columns are separated by semicolons"),
         ("header.csv", "out.csv", r"^header\.csv: no rows below its header$"),
         ("notes.txt", "out.csv", r"^notes\.txt: unknown kind of source; allowed: a folder"),
-        ("images", "out.xlsx", r"^out\.xlsx: answers are written as \.csv or \.jsonl$"),
+        (
+            "images",
+            "out.xlsx",
+            r"^out\.xlsx: answers are written as \.csv, \.jsonl or \.parquet$",
+        ),
+        ("images", "half.parquet", r"^half\.parquet: is there and no table of such answers"),
+        (
+            "images",
+            "other.parquet",
+            r"^other\.parquet: is there and no table .* columns are x, not",
+        ),
         ("images", "notes.txt/out.csv", r"^notes\.txt/out\.csv: cannot be written \("),
         ("images", "labels.csv", r"^labels\.csv: is there and no table of such answers"),
     ],
@@ -543,6 +641,8 @@ def test_a_mistake_is_one_line(
     Path("marks.csv").write_text("path;label\nx.png;y\n")
     Path("header.csv").write_text("path\n")
     Path("notes.txt").touch()
+    Path("half.parquet").write_text("PAR1")
+    parquet.write_table(pyarrow.table({"x": [1]}), "other.parquet")
     with pytest.raises((DataError, ArtifactError), match=told) as caught:
         ask(delivered, source, out)
     assert "\n" not in str(caught.value)
@@ -576,7 +676,7 @@ def test_an_onnx_file_that_cannot_be_loaded_is_told(delivered: Run, folder: Path
 def test_other_columns_of_probabilities_are_told_by_the_option(
     delivered: Run, folder: Path
 ) -> None:
-    for out in ("out.csv", "out.jsonl"):
+    for out in ("out.csv", "out.jsonl", "out.parquet"):
         options = [str(folder / "000.png"), out, "--model", str(delivered.paths.export)]
         main(options)
         with pytest.raises(ArtifactError, match=r"ask without --probabilities; or"):

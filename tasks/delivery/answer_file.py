@@ -7,7 +7,6 @@ it takes.
 
 import csv
 import fcntl
-import json
 import os
 import shutil
 import time
@@ -16,16 +15,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from tasks.artifacts.files import replacing_file
-from tasks.artifacts.tables import AnswerRow, cells_of, columns_of, table_text
+from tasks.artifacts.tables import AnswerRow
+from tasks.delivery.answer_formats import choose_format
 from tasks.errors import ArtifactError
 
-SUFFIXES = (".csv", ".jsonl")
 SECONDS_BETWEEN_WRITES = 5.0
 SHARE_OF_TIME = 0.05  # that writing may take
-FIXED = columns_of(AnswerRow)  # columns of any table
 
 
 class AnswerFile:
@@ -34,8 +32,8 @@ class AnswerFile:
     Only one process at a time can be in it.
 
     Args:
-        path: The table, .csv or .jsonl; one that is there is gone on with, without its rows that
-            have an error.
+        path: The table, .csv, .jsonl or .parquet; one that is there is gone on with, without its
+            rows that have an error.
         classes: Whose probabilities the rows have; may be none.
         model: Name of the model.
 
@@ -46,19 +44,17 @@ class AnswerFile:
         strange: Rows of images unlike those of training that were taken.
 
     Raises:
-        ArtifactError: The suffix is another one, the folder cannot be written, another process is
-            at it, or the file that is there has other columns or answers of another model.
+        ArtifactError: The suffix is another one, pyarrow is not installed and has to be, the folder
+            cannot be written, another process is at it, or the file that is there has other columns
+            or answers of another model.
     """
 
     def __init__(self, path: Path, classes: Sequence[str], model: str) -> None:
-        if path.suffix.lower() not in SUFFIXES:
-            raise ArtifactError(f"{path}: answers are written as {' or '.join(SUFFIXES)}")
         self.path, self.errors, self.strange, self.done = path, 0, 0, Counter[str]()
         self._model, self._held = model, ExitStack()
-        self.classes, self._columns = classes, columns_of(AnswerRow, classes)
-        self._is_csv = path.suffix.lower() == ".csv"
+        self.classes, self._format = classes, choose_format(path, classes)
         self._file = Path(os.path.realpath(path))  # a link stays one
-        self._waiting: list[str] = []
+        self._waiting: list[AnswerRow] = []
         self._next_write = time.monotonic() + SECONDS_BETWEEN_WRITES
 
     def __enter__(self) -> Self:
@@ -67,8 +63,8 @@ class AnswerFile:
             if self._file.exists():
                 self._read()
             else:
-                self._waiting = [table_text(AnswerRow, [], self.classes)] if self._is_csv else []
-                self._write()
+                with replacing_file(self._file) as temporary:
+                    self._format.begin(temporary)
             self._held = held.pop_all()
         return self
 
@@ -84,44 +80,40 @@ class AnswerFile:
 
     def append(self, rows: Sequence[AnswerRow]) -> None:
         """Take rows; they are on the disk some seconds later."""
-        self.errors += sum(bool(row.error) for row in rows)
-        self.strange += sum(row.in_domain is False for row in rows)
-        self._waiting.append(self._render(rows))
+        taken = [self._format.accept(row) for row in rows]
+        self.errors += sum(bool(row.error) for row in taken)
+        self.strange += sum(row.in_domain is False for row in taken)
+        self._waiting += taken
         if time.monotonic() >= self._next_write:
             self._write()
 
-    def _render(self, rows: Sequence[AnswerRow]) -> str:
-        if self._is_csv:
-            return table_text(AnswerRow, rows, self.classes, header=False)
-        return "".join(f"{json.dumps(self._as_json(row))}\n" for row in rows)
-
-    def _as_json(self, row: AnswerRow) -> dict[str, Any]:
-        cells = dict(zip(self._columns, cells_of(row, self.classes), strict=True))
-        return {**cells, "label_set": json.loads(row.label_set or "[]")}
-
     def _write(self) -> None:
         started = time.monotonic()
-        with replacing_file(self._file) as temporary:
-            if self._file.exists():
-                shutil.copy(self._file, temporary)  # with its rights
-            with temporary.open("ab") as file:
-                file.write("".join(self._waiting).encode("utf-8", "surrogateescape"))
+        with self._replacing() as temporary:
+            self._format.extend(self._file, temporary, self._waiting)
             self._waiting.clear()  # an interrupt may come once they are in place
         now = time.monotonic()
         pause = max(SECONDS_BETWEEN_WRITES, (now - started) / SHARE_OF_TIME)
         self._next_write = now + pause
 
+    @contextmanager
+    def _replacing(self) -> Iterator[Path]:
+        """Replace the table that is there and leave it its rights."""
+        with replacing_file(self._file) as temporary:
+            yield temporary
+            shutil.copymode(self._file, temporary)
+
     def _read(self) -> None:
         """Find out what is there; raises ArtifactError where it is of something else."""
-        ended, same, errors = False, True, False
+        same, errors = True, False
         try:
-            for text, columns, row in self._rows():
+            for columns, row in self._format.read(self._file):
                 if row.get("model", self._model) != self._model:
                     raise ArtifactError(
                         f"{self.path}: holds answers of model {row['model']}, this one is "
                         f"{self._model}; name another file, or remove that one"
                     )
-                ended, same = text.endswith("\n"), columns == self._columns
+                same = columns == self._format.columns
                 errors |= bool(row.get("error"))
                 if row and not row["error"]:
                     self.done[row["path"]] += 1
@@ -135,52 +127,9 @@ class AnswerFile:
                 f"{self.path}: its columns of probabilities are others, ask "
                 f"{'without' if self.classes else 'with'} --probabilities; or name another file"
             )
-        if errors or not ended:
-            self._keep_answers()
-
-    def _keep_answers(self) -> None:
-        """Remove rows with an error, which may be gone, and end the last line."""
-        with replacing_file(self._file) as temporary:
-            shutil.copy(self._file, temporary)  # with its rights
-            with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as new:
-                rows = (text for text, _, row in self._rows() if not row.get("error"))
-                new.writelines(f"{text.removesuffix(chr(10))}\n" for text in rows)
-
-    def _rows(self) -> Iterator[tuple[str, list[str], dict[str, str]]]:
-        """Text, columns and cells of every row; also of the header of a csv, which has no cells."""
-        with self._file.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            if not self._is_csv:
-                for line in file:
-                    yield line, *_read_json(line)
-                return
-            lines: list[str] = []  # of one row
-
-            def keep() -> Iterator[str]:
-                for line in file:
-                    lines.append(line)
-                    yield line
-
-            reader = csv.reader(keep(), strict=True)
-            columns = _check(next(reader, []))
-            yield "".join(lines), columns, {}
-            lines.clear()
-            for cells in reader:
-                yield "".join(lines), columns, dict(zip(columns, cells, strict=True))
-                lines.clear()
-
-
-def _read_json(line: str) -> tuple[list[str], dict[str, str]]:
-    row = json.loads(line)
-    columns = _check(list(row) if isinstance(row, dict) else [])
-    if not all(isinstance(row[name], str) for name in ("path", "error", "model")):
-        raise ValueError(f"a path, an error or a model is no text: {line[:80]!r}")
-    return columns, row
-
-
-def _check(columns: list[str]) -> list[str]:
-    if columns[: len(FIXED)] != FIXED:
-        raise ValueError(f"its columns are {','.join(columns[:8])}, not {','.join(FIXED)}")
-    return columns
+        if errors or not self._format.is_whole(self._file):
+            with self._replacing() as temporary:
+                self._format.drop_errors(self._file, temporary)
 
 
 @contextmanager
