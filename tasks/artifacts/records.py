@@ -762,6 +762,7 @@ class OnnxFile(Record):
     val_images: int = 0
     val_accuracy: float | None = None
     val_accuracy_lost: float | None = None  # of integers, against model.onnx
+    expected_accuracy_lost: float | None = None  # by torch's probabilities, on val and test
 
 
 R = TypeVar("R", bound=Record)

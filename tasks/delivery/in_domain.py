@@ -81,17 +81,16 @@ class InDomain:
         Source: Lee et al. 2018, A simple unified framework for detecting out-of-distribution
         samples, 1807.03888; Mueller and Hein 2025, Mahalanobis++, 2505.18032 (the length).
         """
-        whitening, classes = self._placed
-        placed = scale_rows(features) @ whitening
+        placed = scale_rows(features).astype(np.float32) @ self.whitening  # most of the time
+        placed, classes = placed.astype(np.float64), self._placed_means
         squares = np.square(placed).sum(axis=1)[:, None] + np.square(classes).sum(axis=1)
         nearest = (squares - 2 * placed @ classes.T).min(axis=1)
         return np.asarray(np.sqrt(np.maximum(nearest, 0.0)), dtype=np.float64)
 
     @cached_property
-    def _placed(self) -> tuple[Floats, Floats]:
-        """The whitening and the whitened means, float64."""
-        whitening = self.whitening.astype(np.float64)
-        return whitening, self.means.astype(np.float64) @ whitening
+    def _placed_means(self) -> Floats:
+        """The whitened means, float64."""
+        return self.means.astype(np.float64) @ self.whitening
 
 
 def scale_rows(features: NDArray[np.floating]) -> Floats:
