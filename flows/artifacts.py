@@ -58,6 +58,9 @@ SUBJECTS: dict[Subject, str] = {
     "features": "features (MMD)",
     "strangers": "out of the domain",
     "classes": "predicted classes",
+    "brightness": "brightness",
+    "sharpness": "sharpness",
+    "megapixels": "size of the files",
 }
 SHOWN_CLASSES = 10
 LARGEST_PICTURE_BYTES, LARGEST_SIDE_PX = 150_000, 900
@@ -267,13 +270,17 @@ def look_in_words(look: LookRecord) -> str:
     facts = [
         ("new images, bad files", f"{look.images:,}, {look.bad:,}"),
         ("out of the domain", _out_of_domain(look)),
-        ("brightness", "" if look.brightness is None else f"{look.brightness:.0f} of 255"),
-        ("sharpness", "" if look.sharpness is None else f"{look.sharpness:.2f}"),
     ]
+    medians = [(fact.name, _short(fact.held_out), _short(fact.now)) for fact in look.appearance]
     parts = [look.words, _table((f"look {look.number}", look.at), facts)]
     parts += [_table(head, tests)] if tests else []
+    parts += [_table(("median", "held out", "new"), medians)]
     parts += [_table(("predicted class", "held out", "new"), shares)] if shares else []
     return "\n\n".join(parts)
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
 
 
 def _out_of_domain(look: LookRecord) -> str:

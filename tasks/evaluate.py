@@ -7,12 +7,13 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
-from tasks.artifacts.arrays import Ints, Logits, read_array, write_array, write_tensors
+from tasks.artifacts.arrays import Floats, Ints, Logits, read_array, write_array, write_tensors
 from tasks.artifacts.pixels import PixelStore
 from tasks.artifacts.records import (
     SPLITS,
@@ -43,6 +44,7 @@ from tasks.artifacts.words import name_trained
 from tasks.auditing.held_out import HeldOut, Pool, compare_with_folds, hold_out
 from tasks.auditing.suspects import list_suspects, picture_suspects
 from tasks.backbones.engine import make_engine
+from tasks.delivery.appearance import measure_appearance
 from tasks.delivery.in_domain import InDomain
 from tasks.errors import ArtifactError
 from tasks.evaluation import tables
@@ -58,7 +60,7 @@ from tasks.evaluation.tables import hardest_images, write_hardest
 from tasks.evaluation.unknown import Answered, Embedded, check_domain, fit_in_domain, judge_sets
 from tasks.evaluation.words import say_results, warn_of_unknown
 from tasks.heads.classifier import Classifier, load_finetuned
-from tasks.heads.features import read_features
+from tasks.heads.features import ROWS_AT_ONCE, read_features
 from tasks.heads.registry import apply_head, load_head
 from tasks.judging.calibration import Judged, ModelLogits
 from tasks.judging.metrics import log_probabilities
@@ -326,8 +328,21 @@ def see_images(inputs: Inputs, shipped: ModelName, *, seed: int) -> dict[Split, 
                 images=images,
             )
         groups = [rows[image].group for image in images]
-        found[split] = Embedded(features, answers[split][images], groups)
+        seen = Embedded(features, answers[split][images], groups)
+        found[split] = replace(seen, appearance=look_at(inputs, images)) if split == "val" else seen
     return found
+
+
+def look_at(inputs: Inputs, images: Ints) -> Floats:
+    """Measure how val images look, (N, 3)."""
+    store, rows = inputs.pixels["val"], inputs.manifest.of("val")
+    views = chain.from_iterable(store.batches(store.row_of(images), ROWS_AT_ONCE))
+    return np.stack(
+        [
+            measure_appearance(view, width=rows[image].width, height=rows[image].height)
+            for image, view in zip(images, views, strict=True)
+        ]
+    )
 
 
 def judge_unknown(

@@ -9,16 +9,19 @@ import logging
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from tasks.artifacts.arrays import Floats
 from tasks.artifacts.files import write_bytes
 from tasks.artifacts.words import printable
+from tasks.delivery.appearance import FACTS
 from tasks.delivery.folder import DeliveredModel, read_delivered
 from tasks.delivery.inputs import list_inputs
-from tasks.predict import MODEL, open_engine, read_batches
+from tasks.predict import MODEL, open_engine, read_as_trained, read_batches
 from tasks.runtime.entry import run_stage
 from tasks.runtime.machine import read_machine
 from tasks.runtime.progress import progress
@@ -26,9 +29,11 @@ from tasks.watching.intake import Incoming, Intake, draw_strangest
 from tasks.watching.looks import (
     LOOKS,
     ClassShare,
+    FactShift,
     LookFolder,
     LookRecord,
     ShiftTest,
+    Subject,
     Verdict,
     Window,
 )
@@ -36,6 +41,7 @@ from tasks.watching.repeated import ALARM_RATE, correct, smallest_needed
 from tasks.watching.shifts import (
     MOST_ROWS,
     Seen,
+    appearance_p_values,
     classes_p_value,
     count_classes,
     draw_known,
@@ -62,7 +68,7 @@ def judge_windows(
         threshold: Score above which an image is out of the domain.
         look: Counts from 1; its tests together have the rate of `repeated.level_of`.
     """
-    needed = smallest_needed(3 * len(windows), look)
+    needed = smallest_needed(len(get_args(Subject)) * len(windows), look)
     tests = [
         ShiftTest(of=of, window=window, images=len(seen.scores), p_value=p_value, corrected=1.0)
         for window, seen in windows.items()
@@ -70,6 +76,7 @@ def judge_windows(
             ("features", features_p_value(known, seen, needed=needed, seed=look)),
             ("strangers", strangers_p_value(known, seen, threshold)),
             ("classes", classes_p_value(known, seen, needed=needed, seed=look)),
+            *appearance_p_values(known, seen).items(),
         )
     ]
     corrected = correct([test.p_value for test in tests], look).tolist()
@@ -102,6 +109,14 @@ def compare_classes(known: Seen, new: Seen, names: Sequence[str]) -> list[ClassS
     ]
 
 
+def compare_appearance(known: Seen, new: Seen) -> list[FactShift]:
+    """Compare the medians of every fact of appearance."""
+    return [
+        FactShift(name=name, now=_middle(now), held_out=_middle(held_out))
+        for name, now, held_out in zip(FACTS, new.appearance.T, known.appearance.T, strict=True)
+    ]
+
+
 def take_look(incoming: Incoming, model: DeliveredModel, folder: LookFolder) -> LookRecord:
     """Judge what came in, together with what waited; write the pictures and keep the look."""
     new, known = Seen.join([*folder.waiting(), incoming.seen]), draw_known(model.known)
@@ -122,14 +137,13 @@ def take_look(incoming: Incoming, model: DeliveredModel, folder: LookFolder) -> 
         out_of_domain=strangers_share(new, limit) if enough and np.isfinite(limit) else None,
         expected=model.known.false_alarm,
         classes=compare_classes(known, new, model.classes) if enough else [],
-        brightness=_middle(incoming.facts[:, 0]),
-        sharpness=_middle(incoming.facts[:, 1]),
+        appearance=compare_appearance(known, new),
         tests=tests,
         sheet=f"{LOOKS}/{folder.number:05d}.jpg" if incoming.strangest else None,
         words="",
     )
     sheet = folder.path / (look.sheet or "")
-    words = say(look, folder.looks(), waiting=len(new.scores), sheet=sheet)
+    words = say(look, waiting=len(new.scores), sheet=sheet)
     if look.sheet:
         write_bytes(sheet, draw_strangest(incoming.strangest))
     look = look.model_copy(update={"words": words})
@@ -177,7 +191,8 @@ def main(argv: Sequence[str] | None) -> None:
         rng = np.random.default_rng([folder.number, KEEPING])
         intake = Intake(engine, model.known, MOST_ROWS, rng)
         with progress("look", len(names)) as meter:
-            for batch in read_batches(names, inputs, model, workers=machine.decode_workers):
+            read_file = partial(read_as_trained, model=model)
+            for batch in read_batches(names, inputs, read_file, workers=machine.decode_workers):
                 intake.take(batch)
                 meter.advance(len(batch))
         incoming = intake.give()

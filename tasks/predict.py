@@ -27,7 +27,7 @@ from tasks.delivery.folder import DeliveredModel, read_delivered
 from tasks.delivery.inputs import InputFiles, list_inputs
 from tasks.delivery.onnx_answers import WHOLE, Answers, OnnxAnswers
 from tasks.errors import ArtifactError, DataError, ImageError, first_line
-from tasks.images.decoding.decode import read_clean_view
+from tasks.images.decoding.decode import ImageView, read_view
 from tasks.images.validate import read_whole
 from tasks.judging.conformal import build_sets
 from tasks.judging.metrics import log_probabilities
@@ -80,7 +80,8 @@ def predict(
     """
     left = list(_without(inputs.names, answers.done))
     with progress("predict", len(left)) as meter:
-        for batch in read_batches(left, inputs, model, workers=workers):
+        read_file = partial(read_pixels, model=model)
+        for batch in read_batches(left, inputs, read_file, workers=workers):
             rows = classify(batch, model, engine, answers.classes)
             for row, (name, pixels) in zip(rows, batch, strict=True):
                 if explain and not isinstance(pixels, ImageError):
@@ -91,23 +92,29 @@ def predict(
 
 
 def read_batches(
-    names: Sequence[str], inputs: InputFiles, model: DeliveredModel, *, workers: int
-) -> Iterator[list[tuple[str, Pixels | ImageError]]]:
-    """Give files in order, `BATCH_SIZE` at a time: each name with what `read_pixels` gives."""
+    names: Sequence[str], inputs: InputFiles, read_file: Callable[[Path], Item], *, workers: int
+) -> Iterator[list[tuple[str, Item]]]:
+    """Give files in order, `BATCH_SIZE` at a time: each name with what is read of it."""
     files = map(inputs.path, names)
     ahead = max(AHEAD, BATCH_SIZE // workers)  # one is read while the one before is computed
-    read = map_in_order(partial(read_pixels, model=model), files, workers=workers, ahead=ahead)
+    read = map_in_order(read_file, files, workers=workers, ahead=ahead)
     yield from _batches(zip(names, read, strict=True), BATCH_SIZE)
 
 
 def read_pixels(file: Path, *, model: DeliveredModel) -> Pixels | ImageError:
-    """Read a file as training read its images: uint8 (R, R, 3), or why it cannot be used.
+    """Read a file as training read its images: uint8 (R, R, 3), or why it cannot be used."""
+    view = read_as_trained(file, model=model)
+    return view if isinstance(view, ImageError) else view.pixels
+
+
+def read_as_trained(file: Path, *, model: DeliveredModel) -> ImageView | ImageError:
+    """Read a file as training read its images; or give why it cannot be used.
 
     Raises:
         DataError: The machine, not the file, is at fault, and that may pass.
     """
     try:
-        return read_clean_view(
+        return read_view(
             read_whole(file),
             image_px=model.image_px,
             fit=model.fit,

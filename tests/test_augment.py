@@ -30,7 +30,7 @@ from tasks.augment import describe_policy, main, render_rows
 from tasks.errors import ArtifactError, DataError
 from tasks.images.contact_sheet import SHEET_IMAGES, Strip, choose_strips, draw_contact_sheet
 from tasks.images.decoding.conversion import settle_conversion
-from tasks.images.decoding.decode import read_clean_view
+from tasks.images.decoding.decode import read_view
 from tasks.params import Params
 from tasks.runtime.parallel import AHEAD, map_in_order
 
@@ -127,7 +127,7 @@ def test_clean_rows_are_the_clean_views_of_the_files(project: Project) -> None:
             store.rows(store.clean_rows()), project.manifest.of(split), strict=True
         ):
             content = (project.root / row.path).read_bytes()
-            expected = read_clean_view(content, image_px=PX, fit="squash", max_pixels=10**6)
+            expected = read_view(content, image_px=PX, fit="squash", max_pixels=10**6).pixels
             assert np.array_equal(pixels, expected)
 
 

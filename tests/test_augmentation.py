@@ -25,7 +25,7 @@ from tasks.images.decoding.decode import (
     clean_view,
     draft_side,
     frame_image,
-    read_clean_view,
+    read_view,
 )
 from tasks.images.operations import registry
 from tasks.images.operations.blur_px import Blur
@@ -262,7 +262,7 @@ def test_frames_leave_their_image_as_it_was() -> None:
 def test_clean_view_of_a_file_is_the_one_that_is_packed() -> None:
     file = io.BytesIO()
     smooth(640, 400).save(file, "JPEG")
-    pixels = read_clean_view(file.getvalue(), image_px=PX, fit="crop", max_pixels=10**6)
+    pixels = read_view(file.getvalue(), image_px=PX, fit="crop", max_pixels=10**6).pixels
     plain = smooth(640, 400).crop((120, 0, 520, 400)).resize((PX, PX), Image.Resampling.BICUBIC)
     assert pixels.shape == (PX, PX, 3)
     assert np.abs(pixels.astype(int) - np.asarray(plain)).mean() < 1.5

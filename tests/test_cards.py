@@ -24,7 +24,7 @@ from tasks.backbones.source_cards import (
     write_card,
 )
 from tasks.errors import ArtifactError, DataError
-from tasks.images.decoding.decode import read_clean_view
+from tasks.images.decoding.decode import read_view
 from tasks.images.texture import (
     STATISTICS,
     gray_share,
@@ -160,7 +160,7 @@ def test_the_command_makes_features_of_every_image(image_folder, tmp_path, defau
     card = read_card(out)
     backbone = load_backbone("test_resnet", "random", image_px=32, seed=default_params.seed)
     views = [
-        read_clean_view(path.read_bytes(), image_px=32, fit="squash", max_pixels=10**6)
+        read_view(path.read_bytes(), image_px=32, fit="squash", max_pixels=10**6).pixels
         for path in list_source_images(root)
     ]
     pixels = normalize(backbone.model.conv1[0].weight.new_tensor(np.stack(views)), backbone.input)
@@ -178,7 +178,7 @@ def test_the_card_of_a_network_without_statistics_tells_what_its_layers_see(
     run_main(root, out, backbone=name)
     backbone = load_backbone(name, "random", image_px=32, seed=default_params.seed)
     views = [
-        read_clean_view(path.read_bytes(), image_px=32, fit="crop", max_pixels=10**6)
+        read_view(path.read_bytes(), image_px=32, fit="crop", max_pixels=10**6).pixels
         for path in list_source_images(root)
     ]
     images = normalize(torch.from_numpy(np.stack(views)), backbone.input)
@@ -206,7 +206,7 @@ def test_a_card_tells_the_texture_of_its_images_unless_they_were_enlarged(image_
     root, out = image_folder(images=4), tmp_path / "card.safetensors"  # of 40 x 32 px
     run_main(root, out)
     views = [
-        read_clean_view(path.read_bytes(), image_px=32, fit="crop", max_pixels=10**6)
+        read_view(path.read_bytes(), image_px=32, fit="crop", max_pixels=10**6).pixels
         for path in list_source_images(root)
     ]
     textures, found = measure_textures(views), read_card(out).provenance
@@ -240,7 +240,7 @@ def test_most_images_must_fill_the_size_of_a_card_that_tells_texture(tmp_path, s
     assert bool(found.textures) == told
     if fit == "pad":
         views = [
-            read_clean_view(path.read_bytes(), image_px=90, fit="pad", max_pixels=10**6)
+            read_view(path.read_bytes(), image_px=90, fit="pad", max_pixels=10**6).pixels
             for path in list_source_images(tmp_path / "raw")
         ]
         assert found.textures == tabulate(measure_textures(unpadded(v, 90, 36) for v in views))

@@ -20,6 +20,7 @@ from tasks.artifacts.arrays import read_tensors
 from tasks.artifacts.files import write_text
 from tasks.artifacts.records import Estimate
 from tasks.artifacts.tables import read_rows
+from tasks.delivery.appearance import FACTS
 from tasks.delivery.folder import SUMS, hash_files, read_delivered
 from tasks.errors import ArtifactError
 from tasks.monitor import main
@@ -73,7 +74,9 @@ def test_the_world_as_it_was_is_fine(
     found = look(model)
     assert (found.verdict, found.images, found.judged_images, found.judged) == ("fine", 50, 50, 1)
     assert found.model == read_delivered(model).name
-    assert {test.of for test in found.tests} == {"features", "strangers", "classes"}
+    assert {test.of for test in found.tests} == {"features", "strangers", "classes", *FACTS}
+    size = found.appearance[FACTS.index("megapixels")]
+    assert size.now == size.held_out == pytest.approx(40 * 32 / 1e6)
     assert found.expected == pytest.approx(FALSE_ALARM)
     assert found.out_of_domain is not None
     assert found.out_of_domain.n == 50
@@ -88,7 +91,16 @@ def test_a_change_is_told_with_what_changed_and_what_to_do(model: Path, new: Pat
     found = look(model)
     assert found.verdict == "changed"
     assert min(test.corrected for test in found.tests) <= ALARM_RATE
-    assert tells(found.words, "changed: ", "of the 30 new images 100.0%", "brightness", "Look at")
+    assert tells(found.words, "changed: ", "of the 30 new images 100.0%", "Look at")
+    light = found.appearance[FACTS.index("brightness")]
+    assert light.now is not None
+    assert light.held_out is not None
+    assert light.held_out > 2 * light.now
+    assert tells(
+        found.words,
+        f"brightness of the 30 new images differs, {light.now:.3g} of the new ones and",
+        f"{light.held_out:.3g} of the held-out ones",
+    )
     assert str(OUT / "looks/00002.jpg") in found.words
     with Image.open(OUT / "looks/00002.jpg") as sheet:
         assert sheet.format == "JPEG"
@@ -191,7 +203,10 @@ def test_a_name_that_stands_twice_is_one_image(model: Path, new: Path) -> None:
 def test_classes_that_rose_and_fell_are_named() -> None:
     predicted = {"held out": [0] * 60 + [1] * 40, "new": [0] * 2 + [1] * 38}
     nothing = np.empty((0, 1), np.float32)
-    known, new = (Seen(nothing, np.zeros(len(rows)), np.array(rows)) for rows in predicted.values())
+    known, new = (
+        Seen(nothing, np.zeros(len(rows)), np.array(rows), np.empty((len(rows), 0)))
+        for rows in predicted.values()
+    )
     p_value = classes_p_value(known, new, needed=1e-4, seed=0)
     test = ShiftTest(
         of="classes", window="new", images=40, p_value=p_value, corrected=p_value * 200
@@ -208,13 +223,12 @@ def test_classes_that_rose_and_fell_are_named() -> None:
         out_of_domain=Estimate(value=0.0, low=0.0, high=0.09, n=40),
         expected=0.05,
         classes=monitor.compare_classes(known, new, ["glass", "paper"]),
-        brightness=None,
-        sharpness=None,
+        appearance=[],
         tests=[test],
         sheet=None,
         words="",
     )
-    words = say(look, [], waiting=0, sheet=Path("sheet.jpg"))
+    words = say(look, waiting=0, sheet=Path("sheet.jpg"))
     assert tells(words, "the 40 new images fall into other classes", "glass 60% to 5%")
     assert tells(words, "paper 40% to 95%", "label some images and measure it")
 

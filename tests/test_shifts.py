@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.special import comb
+from scipy.stats import ks_2samp
 
 from tasks import monitor
+from tasks.delivery.appearance import FACTS
 from tasks.monitor import judge_windows, windows_of
 from tasks.watching import repeated
 from tasks.watching.shifts import (
     Seen,
+    appearance_p_values,
     classes_p_value,
     draw_known,
     features_p_value,
@@ -28,13 +31,14 @@ def seen(count: int, *, seed: int, shift: float = 0.0, classes: int = 3) -> Seen
     """Images whose features, scores and classes have nothing to do with each other."""
     rng = np.random.default_rng(seed)
     features = rng.normal(shift, 1, (count, 4)).astype(np.float32)
-    return Seen(features, rng.normal(shift, 1, count), rng.integers(0, classes, count))
+    looks = rng.normal(shift, 1, (count, len(FACTS)))
+    return Seen(features, rng.normal(shift, 1, count), rng.integers(0, classes, count), looks)
 
 
 def of(*, scores: Any = (), predicted: Any = ()) -> Seen:
     count = max(len(scores), len(predicted))
-    nothing = np.zeros((count, 1), np.float32)
-    return Seen(nothing, np.asarray(scores, np.float64), np.asarray(predicted, np.int64))
+    nothing, no_looks = np.zeros((count, 1), np.float32), np.full((count, len(FACTS)), np.nan)
+    return Seen(nothing, np.asarray(scores, np.float64), np.asarray(predicted, np.int64), no_looks)
 
 
 # the reference -----------------------------------------------------------------------------------
@@ -46,12 +50,40 @@ def test_a_group_counts_once_and_features_of_training_images_not_at_all() -> Non
         held_out=np.repeat(np.arange(100), 4).reshape(100, 4).astype(np.float32),
         held_out_predicted=np.arange(100),
         held_out_groups=groups,
+        held_out_appearance=np.arange(100.0)[:, None],
         scores=lambda features: features[:, 0],
     )
     known = draw_known(domain)
     assert groups[known.predicted].tolist() == list(range(20))
     np.testing.assert_array_equal(known.features[:, 0], known.predicted)
+    np.testing.assert_array_equal(known.appearance[:, 0], known.predicted)
     assert len(set(known.predicted % 5)) > 1  # not always the first, which may be of one class
+
+
+# appearance --------------------------------------------------------------------------------------
+
+
+def test_facts_are_tested_one_by_one_without_those_that_are_unknown() -> None:
+    known, new = seen(40, seed=1), seen(30, seed=2)
+    known.appearance[:30, 0], new.appearance[:10, 0] = np.nan, np.nan
+    new.appearance[:, 1] += 3
+    new.appearance[:, 2] = np.nan
+    found = appearance_p_values(known, new)
+    assert list(found) == ["brightness", "sharpness", "megapixels"]
+    kept = known.appearance[30:, 0], new.appearance[10:, 0]
+    assert found["brightness"] == ks_2samp(*kept, method="exact").pvalue
+    assert found["sharpness"] < 1e-6
+    assert found["megapixels"] == 1
+
+
+def test_facts_of_one_world_are_seldom_told_apart_also_where_many_are_the_same() -> None:
+    p_values = []
+    for seed in range(400):
+        known, new = seen(60, seed=seed), seen(25, seed=1000 + seed)
+        for one in (known, new):
+            one.appearance[:, 2] = np.round(one.appearance[:, 2])
+        p_values.append(list(appearance_p_values(known, new).values()))
+    assert ((np.array(p_values) <= 0.05).mean(axis=0) <= 0.075).all()
 
 
 # out of the domain -------------------------------------------------------------------------------
@@ -140,7 +172,7 @@ def alarms(looks: int, draw: Callable[[int], Seen]) -> int:
     for look in range(looks):
         known, new, before = seen(KNOWN, seed=3 * look), draw(look), seen(20, seed=3 * look + 1)
         tests = judge_windows(known, windows_of(new, [before, new]), 1.5, 1)
-        assert len(tests) == 6
+        assert len(tests) == 12
         count += any(test.corrected <= repeated.ALARM_RATE for test in tests)
     return count
 
@@ -152,7 +184,7 @@ def test_all_tests_of_a_look_together_keep_its_level(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(monitor, "ALARM_RATE", repeated.ALARM_RATE)
 
     def judged(tests: Any, look: int) -> Any:  # 1 is no bound where the rate is above it
-        return np.where(np.array(tests) <= repeated.smallest_needed(6, look), 0.0, np.inf)
+        return np.where(np.array(tests) <= repeated.smallest_needed(12, look), 0.0, np.inf)
 
     monkeypatch.setattr(monitor, "correct", judged)
     wrong = alarms(looks, lambda look: seen(20, seed=3 * look + 2))

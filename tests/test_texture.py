@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.images.decoding.decode import read_clean_view
+from tasks.images.decoding.decode import read_view
 from tasks.images.texture import (
     STATISTICS,
     even_share,
@@ -148,9 +148,9 @@ def photograph(width, height, seed):
 @pytest.mark.parametrize(("width", "height"), [(600, 300), (300, 600)])
 def test_padding_makes_no_photograph_look_drawn(width, height):
     files = [photograph(width, height, seed) for seed in range(6)]
-    whole = [read_clean_view(one, image_px=224, fit="pad", max_pixels=10**6) for one in files]
+    whole = [read_view(one, image_px=224, fit="pad", max_pixels=10**6).pixels for one in files]
     # The same part at about the same scale.
-    half = [read_clean_view(one, image_px=112, fit="crop", max_pixels=10**6) for one in files]
+    half = [read_view(one, image_px=112, fit="crop", max_pixels=10**6).pixels for one in files]
     padded, expected = (np.median(measure_textures(one), axis=0) for one in (whole, half))
     shown = [unpadded(pixels, width, height) for pixels in whole]
     found = np.median(measure_textures(shown), axis=0)

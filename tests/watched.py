@@ -9,11 +9,12 @@ from test_delivery import make_samples
 from test_export import shipped_model
 
 from tasks.artifacts.files import write_text
+from tasks.delivery.appearance import measure_appearance
 from tasks.delivery.folder import SUMS, hash_files
 from tasks.delivery.in_domain import REFERENCE, InDomain
 from tasks.delivery.onnx_answers import OnnxAnswers
 from tasks.evaluation.unknown import Embedded, fit_in_domain
-from tasks.images.decoding.decode import read_clean_view
+from tasks.images.decoding.decode import read_view
 from tasks.reporting.export import export_model
 
 KNOWN = 80  # images of train, and of those held out
@@ -42,23 +43,26 @@ def export_watched(folder: Path, scratch: Path) -> Path:
     """Export a model with its reference: drawn images from 10,000 on."""
     export_model(folder, shipped_model("test_efficientnet"), {}, make_samples(scratch / "stores"))
     images = draw(scratch / "known", range(10_000, 10_000 + 2 * KNOWN))
-    pixels = np.stack(
-        [
-            read_clean_view(
-                file.read_bytes(),
-                image_px=32,
-                fit="squash",
-                max_pixels=10**7,
-                min_side_px=8,
-                conversion=shipped_model("test_efficientnet").conversion,
-            )
-            for file in sorted(images.iterdir())
-        ]
+    views = [
+        read_view(
+            file.read_bytes(),
+            image_px=32,
+            fit="squash",
+            max_pixels=10**7,
+            min_side_px=8,
+            conversion=shipped_model("test_efficientnet").conversion,
+        )
+        for file in sorted(images.iterdir())
+    ]
+    _, features, logits = OnnxAnswers(folder / "model.onnx", 1)(
+        np.stack([view.pixels for view in views])
     )
-    _, features, logits = OnnxAnswers(folder / "model.onnx", 1)(pixels)
     predicted, groups = logits.argmax(axis=1), [str(number) for number in range(2 * KNOWN)]
+    looks = np.stack(
+        [measure_appearance(view.pixels, width=view.width, height=view.height) for view in views]
+    )
     train, val = (
-        Embedded(features[part], predicted[part], groups[part])
+        Embedded(features[part], predicted[part], groups[part], looks[part])
         for part in (slice(KNOWN), slice(KNOWN, None))
     )
     keep_known(folder, fit_in_domain(train, val, false_alarm=FALSE_ALARM))

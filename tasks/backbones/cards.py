@@ -29,7 +29,7 @@ from tasks.backbones.source_cards import (
     write_card,
 )
 from tasks.errors import DataError, ImageError
-from tasks.images.decoding.decode import read_clean_view
+from tasks.images.decoding.decode import read_view
 from tasks.images.decoding.formats import SUFFIXES
 from tasks.images.texture import (
     STATISTICS,
@@ -98,7 +98,9 @@ def read_views(
 def _read_view(path: Path, *, image_px: int, fit: Fit, max_pixels: int) -> Pixels | str:
     """Give the pixels of a file, or the reason why there are none."""
     try:
-        return read_clean_view(path.read_bytes(), image_px=image_px, fit=fit, max_pixels=max_pixels)
+        return read_view(
+            path.read_bytes(), image_px=image_px, fit=fit, max_pixels=max_pixels
+        ).pixels
     except ImageError as err:
         return str(err)
     except OSError as err:

@@ -28,6 +28,7 @@ class InDomain:
         held_out: Features of val images, float32 (M, D).
         held_out_predicted: Their predicted classes, int64 (M,).
         held_out_groups: Numbers of their groups, int64 (M,).
+        held_out_appearance: Facts of `tasks.delivery.appearance`, float64 (M, 3); NaN is unknown.
         threshold: Largest score of an image in the domain; infinite where val has too few images.
         false_alarm: Share of the images in the domain that may score more.
     """
@@ -37,6 +38,7 @@ class InDomain:
     held_out: Features
     held_out_predicted: Ints
     held_out_groups: Ints
+    held_out_appearance: Floats
     threshold: float
     false_alarm: float
 
@@ -65,6 +67,7 @@ class InDomain:
             "held_out": self.held_out.astype(np.float16),
             "held_out_predicted": self.held_out_predicted,
             "held_out_groups": self.held_out_groups,
+            "held_out_appearance": self.held_out_appearance,
             "limits": np.array([self.threshold, self.false_alarm]),
         }
         write_tensors(path, arrays)

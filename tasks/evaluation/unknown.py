@@ -9,6 +9,7 @@ from sklearn.covariance import ledoit_wolf
 
 from tasks.artifacts.arrays import Bools, Features, Floats, Ints
 from tasks.artifacts.records import DomainCheck, Estimate, PredictionSets, SetScores
+from tasks.delivery.appearance import FACTS
 from tasks.delivery.in_domain import InDomain, scale_rows
 from tasks.judging.conformal import (
     SetMethod,
@@ -101,11 +102,13 @@ class Embedded:
         features: (N, D).
         classes: Their labels, or what is predicted of them, (N,).
         groups: Of each image, (N,).
+        appearance: Facts of `tasks.delivery.appearance`, (N, 3); None where nobody asks for them.
     """
 
     features: Features
     classes: Ints
     groups: Sequence[str]
+    appearance: Floats | None = None
 
 
 def fit_in_domain(train: Embedded, val: Embedded, *, false_alarm: float) -> InDomain:
@@ -122,12 +125,14 @@ def fit_in_domain(train: Embedded, val: Embedded, *, false_alarm: float) -> InDo
     features, classes = scale_rows(train.features), np.unique(train.classes, return_inverse=True)[1]
     means = np.stack([features[classes == c].mean(axis=0) for c in range(classes.max() + 1)])
     covariance, _ = ledoit_wolf(features - means[classes], assume_centered=True)
+    unknown = np.full((len(val.features), len(FACTS)), np.nan)
     fitted = InDomain(
         means=means.astype(np.float32),
         whitening=_whiten(covariance),
         held_out=val.features,
         held_out_predicted=val.classes,
         held_out_groups=np.unique(np.array(val.groups, dtype=object), return_inverse=True)[1],
+        held_out_appearance=unknown if val.appearance is None else val.appearance,
         threshold=np.inf,
         false_alarm=false_alarm,
     )

@@ -26,7 +26,7 @@ from tasks.backbones.groups import PooledFeatures
 from tasks.backbones.probe import sample_pixels
 from tasks.backbones.source_cards import SourceCard, find_cards, name_by_size
 from tasks.errors import ArtifactError, DataError
-from tasks.images.decoding.decode import read_clean_view
+from tasks.images.decoding.decode import read_view
 from tasks.images.listing.sources import list_images, resolve_root
 from tasks.params import Params
 from tasks.params_file import load_params
@@ -76,12 +76,12 @@ def read_set(source: Path, params: Params, *, images: int) -> KnownImages:
     ]
     chosen = [rows[row] for row in choose_rows(rows, images, seed=params.seed)]
     pixels = (
-        read_clean_view(
+        read_view(
             (root / row.path).read_bytes(),
             image_px=params.augment.image_px,
             fit=params.augment.fit,
             max_pixels=params.ingest.max_pixels,
-        )
+        ).pixels
         for row in chosen
     )
     return KnownImages(pixels, chosen)

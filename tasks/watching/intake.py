@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.artifacts.arrays import Features, Floats, Pixels
+from tasks.artifacts.arrays import Features, Pixels
+from tasks.delivery.appearance import FACTS, measure_appearance
 from tasks.delivery.in_domain import InDomain
 from tasks.delivery.onnx_answers import LOGITS, OUTPUTS, Answers
 from tasks.errors import ImageError
 from tasks.images.contact_sheet import Strip, draw_contact_sheet
-from tasks.images.texture import LUMA, STATISTICS, measure_texture
+from tasks.images.decoding.decode import ImageView
 from tasks.watching.shifts import Seen
 
 FEATURES = OUTPUTS.index("features")
@@ -27,14 +28,12 @@ class Incoming:
         names: Of the usable ones.
         bad: Of the others.
         seen: What the model makes of the usable ones.
-        facts: float64 (N, 2), brightness and sharpness of each.
         strangest: Score, name and pixels of the images farthest from the domain, farthest first.
     """
 
     names: list[str]
     bad: list[str]
     seen: Seen
-    facts: Floats
     strangest: list[tuple[float, str, Pixels]]
 
 
@@ -55,35 +54,36 @@ class Intake:
         self._drawn: list[tuple[float, int, Features]] = []  # the largest numbers stay
         self._names: list[str] = []
         self._bad: list[str] = []
-        self._facts: list[tuple[float, float]] = []
         self._strangest: list[tuple[float, str, Pixels]] = []
         nothing = np.empty((0, domain.held_out.shape[1]), np.float32)
-        self._parts = [Seen(nothing, np.empty(0), np.empty(0, np.int64))]
+        no_facts = np.empty((0, len(FACTS)))
+        self._parts = [Seen(nothing, np.empty(0), np.empty(0, np.int64), no_facts)]
 
-    def take(self, batch: Sequence[tuple[str, Pixels | ImageError]]) -> None:
-        """Take names with their pixels, or with why there are none."""
-        sound = [(name, pixels) for name, pixels in batch if not isinstance(pixels, ImageError)]
-        self._bad += [name for name, pixels in batch if isinstance(pixels, ImageError)]
+    def take(self, batch: Sequence[tuple[str, ImageView | ImageError]]) -> None:
+        """Take names with what the model is to see, or with why there is nothing."""
+        sound = [(name, view) for name, view in batch if not isinstance(view, ImageError)]
+        self._bad += [name for name, view in batch if isinstance(view, ImageError)]
         if not sound:
             return
-        found = self._run([pixels for _, pixels in sound])
+        found = self._run([view for _, view in sound])
         self._draw(found.features)
-        self._parts.append(Seen(found.features[:0], found.scores, found.predicted))
+        self._parts.append(replace(found, features=found.features[:0]))
         self._names += [name for name, _ in sound]
-        self._facts += [_measure(pixels) for _, pixels in sound]
-        ranked = [(score, *one) for score, one in zip(found.scores.tolist(), sound, strict=True)]
+        ranked = [
+            (score, name, view.pixels)
+            for score, (name, view) in zip(found.scores.tolist(), sound, strict=True)
+        ]
         self._strangest = heapq.nlargest(
             STRANGEST, self._strangest + ranked, key=lambda one: one[:2]
         )
 
     def give(self) -> Incoming:
         """Give what was taken."""
-        facts = np.array(self._facts, dtype=np.float64).reshape(-1, 2)
         seen = Seen.join(self._parts)
         if self._drawn:
             rows = sorted(self._drawn, key=lambda one: one[1])
             seen = replace(seen, features=np.stack([features for *_, features in rows]))
-        return Incoming(self._names, self._bad, seen, facts, self._strangest)
+        return Incoming(self._names, self._bad, seen, self._strangest)
 
     def _draw(self, features: Features) -> None:
         """Keep some of all rows so far, each with the same chance."""
@@ -93,18 +93,15 @@ class Intake:
             if len(self._drawn) > self._most:
                 heapq.heappop(self._drawn)
 
-    def _run(self, pixels: Sequence[Pixels]) -> Seen:
-        outputs = self._engine(np.stack(pixels))
+    def _run(self, views: Sequence[ImageView]) -> Seen:
+        outputs = self._engine(np.stack([view.pixels for view in views]))
         # As coarse as those of the reference.
         features: Features = outputs[FEATURES].astype(np.float16).astype(np.float32)
         predicted = np.argmax(outputs[LOGITS], axis=1)
-        return Seen(features, self._domain.scores(features), predicted)
-
-
-def _measure(pixels: Pixels) -> tuple[float, float]:
-    """Mean gray value, in [0, 255], and sharpness (`tasks.images.texture`) of an image."""
-    sharpness = measure_texture(pixels)[STATISTICS.index("sharpness")]
-    return float((pixels @ np.array(LUMA)).mean() / 1000), float(sharpness)
+        facts = [
+            measure_appearance(view.pixels, width=view.width, height=view.height) for view in views
+        ]
+        return Seen(features, self._domain.scores(features), predicted, np.stack(facts))
 
 
 def draw_strangest(strangest: Sequence[tuple[float, str, Pixels]]) -> bytes:

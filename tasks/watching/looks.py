@@ -22,6 +22,7 @@ from tasks.artifacts.arrays import Array, read_tensors, read_tensors_note, write
 from tasks.artifacts.records import Estimate, Record, read_record, write_record
 from tasks.artifacts.tables import Ratio, write_rows
 from tasks.delivery.answer_file import holding
+from tasks.delivery.appearance import FACTS, Fact
 from tasks.errors import ArtifactError
 from tasks.watching.shifts import Seen
 
@@ -29,7 +30,7 @@ LOOKS, TABLE, NEWEST = "looks", "looks.csv", "look.json"
 
 Verdict = Literal["fine", "changed", "waiting"]
 Window = Literal["new", "recent"]
-Subject = Literal["features", "strangers", "classes"]
+Subject = Literal["features", "strangers", "classes", Fact]
 
 
 class ShiftTest(Record):
@@ -50,6 +51,14 @@ class ClassShare(Record):
     held_out: float
 
 
+class FactShift(Record):
+    """The median of a fact of appearance, of the new images and of those that were held out."""
+
+    name: Fact
+    now: float | None
+    held_out: float | None
+
+
 class LookRecord(Record):
     """What a look found (look.json: the newest one)."""
 
@@ -64,8 +73,7 @@ class LookRecord(Record):
     out_of_domain: Estimate | None
     expected: float  # share of the held-out images that is out of the domain
     classes: list[ClassShare]  # the one that changed most first
-    brightness: float | None  # median over images of the mean gray value, in [0, 255]
-    sharpness: float | None  # median of standard deviations, Laplacian over gray values
+    appearance: list[FactShift]  # in the order of `tasks.delivery.appearance.FACTS`
     tests: list[ShiftTest]
     sheet: str | None  # of the strangest images, beside look.json
     words: str
@@ -87,8 +95,12 @@ class LookRow:
     p_features: Ratio
     p_strangers: Ratio
     p_classes: Ratio
+    p_brightness: Ratio
+    p_sharpness: Ratio
+    p_megapixels: Ratio
     brightness: Ratio
     sharpness: Ratio
+    megapixels: Ratio
     words: str
 
 
@@ -104,7 +116,7 @@ class _Kept:
     def seen(self) -> Seen:
         arrays = read_tensors(self.file)
         features = arrays["features"].astype(np.float32)
-        return Seen(features, arrays["scores"], arrays["predicted"])
+        return Seen(features, arrays["scores"], arrays["predicted"], arrays["appearance"])
 
 
 class LookFolder:
@@ -208,6 +220,7 @@ class LookFolder:
             "features": seen.features.astype(np.float16),
             "scores": seen.scores,
             "predicted": seen.predicted,
+            "appearance": seen.appearance,
         }
         note = {
             "look": look.model_dump_json(),
@@ -254,6 +267,7 @@ def _read(file: Path) -> _Kept:
 
 def _row(look: LookRecord) -> LookRow:
     found = {of: min(p_values) for of, p_values in _corrected(look)}
+    medians = {fact.name: fact.now for fact in look.appearance}
     return LookRow(
         look=look.number,
         at=look.at,
@@ -267,8 +281,8 @@ def _row(look: LookRecord) -> LookRow:
         p_features=found.get("features"),
         p_strangers=found.get("strangers"),
         p_classes=found.get("classes"),
-        brightness=look.brightness,
-        sharpness=look.sharpness,
+        **{f"p_{name}": found.get(name) for name in FACTS},
+        **{name: medians.get(name) for name in FACTS},
         words=look.words,
     )
 

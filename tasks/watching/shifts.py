@@ -1,4 +1,4 @@
-"""Do incoming images come from the distribution of the held-out ones? Three tests of that.
+"""Do incoming images come from the distribution of the held-out ones? Tests of that.
 
 Features of training images are no reference: a fine-tuned network has learned those by heart, and
 new images of the same world differ from them. Images that were held out do not.
@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from scipy.stats import betabinom, binomtest
+from scipy.stats import betabinom, binomtest, ks_2samp
 
 from tasks.artifacts.arrays import Features, Floats, Ints
 from tasks.artifacts.records import Estimate
+from tasks.delivery.appearance import FACTS, Fact
 from tasks.delivery.in_domain import InDomain
 from tasks.transferability.mmd import median_bandwidths, permutation_p_value
 
@@ -32,11 +33,13 @@ class Seen:
         features: float32 (n, D), of all of them or, where those are many, of some.
         scores: float64 (N,), how strange each is.
         predicted: int64 (N,).
+        appearance: float64 (N, 3), the facts of `tasks.delivery.appearance`; NaN is unknown.
     """
 
     features: Features
     scores: Floats
     predicted: Ints
+    appearance: Floats
 
     @classmethod
     def join(cls, parts: Sequence["Seen"]) -> Self:
@@ -45,11 +48,17 @@ class Seen:
             np.concatenate([part.features for part in parts]),
             np.concatenate([part.scores for part in parts]),
             np.concatenate([part.predicted for part in parts]),
+            np.concatenate([part.appearance for part in parts]),
         )
 
     def newest(self, most: int) -> "Seen":
         """Give at most so many of them, the last ones."""
-        return Seen(self.features[-most:], self.scores[-most:], self.predicted[-most:])
+        return Seen(
+            self.features[-most:],
+            self.scores[-most:],
+            self.predicted[-most:],
+            self.appearance[-most:],
+        )
 
 
 def draw_known(domain: InDomain) -> Seen:
@@ -58,7 +67,12 @@ def draw_known(domain: InDomain) -> Seen:
     rows = order[np.unique(domain.held_out_groups[order], return_index=True)[1]]
     rows = np.sort(rows if len(rows) > 1 else order)
     features = domain.held_out[rows]
-    return Seen(features, domain.scores(features), domain.held_out_predicted[rows])
+    return Seen(
+        features,
+        domain.scores(features),
+        domain.held_out_predicted[rows],
+        domain.held_out_appearance[rows],
+    )
 
 
 def features_p_value(known: Seen, incoming: Seen, *, needed: float, seed: int) -> float:
@@ -142,6 +156,23 @@ def classes_p_value(known: Seen, incoming: Seen, *, needed: float, seed: int) ->
             return ENOUGH / (drawn + 1 + int(np.searchsorted(hits, ENOUGH)))
         reached, drawn = int(hits[-1]), drawn + size
     return (1 + reached) / (1 + drawn)
+
+
+def appearance_p_values(known: Seen, incoming: Seen) -> dict[Fact, float]:
+    """Test whether each fact of appearance has one distribution in both, by Kolmogorov and Smirnov.
+
+    Exact up to 10,000 images of a side; where many values are the same, p is too large, not small.
+    """
+    pairs = zip(FACTS, known.appearance.T, incoming.appearance.T, strict=True)
+    return {fact: _same_distribution(_known(x), _known(y)) for fact, x, y in pairs}
+
+
+def _known(values: Floats) -> Floats:
+    return values[np.isfinite(values)]
+
+
+def _same_distribution(x: Floats, y: Floats) -> float:
+    return float(ks_2samp(x, y).pvalue) if min(len(x), len(y)) > 1 else 1.0
 
 
 def count_classes(one: Ints, other: Ints) -> tuple[Ints, Ints]:

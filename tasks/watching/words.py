@@ -1,24 +1,20 @@
 """What a look found, in one line: fine, or what changed, how surely, and what to do."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from tasks.artifacts.words import listed, plural
-from tasks.watching.looks import LookRecord, ShiftTest
+from tasks.watching.looks import FactShift, LookRecord, ShiftTest
 from tasks.watching.repeated import ALARM_RATE
 
 LEAST_IMAGES = 20  # fewer wait for the next look
 SHOWN_CLASSES = 3
 
 
-def say(look: LookRecord, before: Sequence[LookRecord], *, waiting: int, sheet: Path) -> str:
+def say(look: LookRecord, *, waiting: int, sheet: Path) -> str:
     """Say in one line what a look found.
 
     Args:
         look: Its record, but for the words.
-        before: The looks of the same model before it.
         waiting: Images that are not judged where the verdict is `waiting`.
         sheet: Where the pictures are.
     """
@@ -33,7 +29,7 @@ def say(look: LookRecord, before: Sequence[LookRecord], *, waiting: int, sheet: 
             f"fine: {plural(look.judged_images, 'new image')} as the held-out ones, "
             f"{_say_strangers(look)}; look {look.judged}{bad}"
         )
-    return f"changed: {'; '.join(_findings(look, before))}. {_advise(look, sheet)}{bad}"
+    return f"changed: {'; '.join(_findings(look))}. {_advise(look, sheet)}{bad}"
 
 
 def _say_strangers(look: LookRecord) -> str:
@@ -48,15 +44,11 @@ def _say_strangers(look: LookRecord) -> str:
     )
 
 
-def _findings(look: LookRecord, before: Sequence[LookRecord]) -> list[str]:
+def _findings(look: LookRecord) -> list[str]:
     """What alarms, with its p-value after correction, and what else tells about it."""
     found = [f"{_say_test(test, look)} (p {test.corrected:.1g})" for test in _alarms(look)]
     if "strangers" not in {test.of for test in _alarms(look)}:
         found.append(_say_strangers(look))
-    usual = [one.brightness for one in before if one.verdict == "fine" and one.brightness]
-    if usual and look.brightness is not None:
-        middle = float(np.median(usual))
-        found.append(f"brightness {look.brightness:.0f}, {middle:.0f} in the looks that were fine")
     return found
 
 
@@ -75,11 +67,21 @@ def _say_test(test: ShiftTest, look: LookRecord) -> str:
         return f"of {images} {_say_strangers(look) if is_new else 'more are out of the domain'}"
     if test.of == "features":
         return f"the features of {images} differ from the held-out ones"
+    facts = {fact.name: fact for fact in look.appearance}
+    if test.of in facts:
+        return f"{test.of} of {images} differs, {_say_medians(facts[test.of])}"
     shown = [
         f"{share.name} {share.held_out:.0%} to {share.now:.0%}"
         for share in look.classes[:SHOWN_CLASSES]
     ]
     return f"{images} fall into other classes, the new ones {listed(shown)}"
+
+
+def _say_medians(fact: FactShift) -> str:
+    now, held_out = (
+        "unknown" if value is None else f"{value:.3g}" for value in (fact.now, fact.held_out)
+    )
+    return f"{now} of the new ones and {held_out} of the held-out ones (medians)"
 
 
 def _advise(look: LookRecord, sheet: Path) -> str:

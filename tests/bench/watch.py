@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from bench.frozen import scratch_of, table
@@ -24,9 +25,11 @@ from tasks.artifacts.arrays import Bools, Features, Floats, Ints
 from tasks.evaluation.unknown import Embedded, fit_in_domain
 from tasks.monitor import RECENT_IMAGES
 from tasks.transferability.mmd import gaussian_kernel, median_bandwidths
+from tasks.watching.looks import Subject
 from tasks.watching.repeated import ALARM_RATE, HALF_SPENT, level_of, smallest_needed
 from tasks.watching.shifts import (
     Seen,
+    appearance_p_values,
     classes_p_value,
     enough_for,
     strangers_p_value,
@@ -53,7 +56,8 @@ the rest comes in; all by group, and the latter two are dealt anew for every lif
 {weeks} weeks, a look a week. The rate of the whole lifetime is {rate:g}; {expected:.0%} of the
 held-out images count as out of the domain. In brackets intervals of 95 % (Clopper and Pearson). To
 be fast, MMD is computed from the {components} leading components of the kernel, {explained} of its
-trace, with a bandwidth of all the images of a set.
+trace, with a bandwidth of all the images of a set. Brightness and sharpness are tested, the size of
+the files is not, since all are made equal here.
 
 ## The world stays
 
@@ -93,6 +97,7 @@ class World:
         explained: Share of the kernel's trace that they hold.
         scores: float64 (M,).
         predicted: int64 (M,).
+        looks: float64 (M, 3).
         states: First row of each state; every state but `another set` has the same images.
         labels: int64 (N,), of the images of a state.
         groups: int64 (N,).
@@ -104,6 +109,7 @@ class World:
     explained: float
     scores: Floats
     predicted: Ints
+    looks: Floats
     states: Mapping[str, int]
     labels: Ints
     groups: Ints
@@ -122,6 +128,7 @@ def make_world(data: StreamSet, other: StreamSet, seed: int) -> World:
     train, left = data.features["clean"][trained], np.flatnonzero(~trained)
     strangers = other.features["clean"][: len(left) // 2]
     rows: Features = np.concatenate([*(data.features[name][left] for name in CHANGES), strangers])
+    looks = [*(data.looks[name][left] for name in CHANGES), other.looks["clean"][: len(strangers)]]
     scale = train.std(axis=0) + 1e-6
     head = LogisticRegression(C=0.01, max_iter=300).fit(train / scale, data.labels[trained])
     learned = Embedded(train, data.labels[trained], [str(group) for group in data.groups[trained]])
@@ -133,6 +140,7 @@ def make_world(data: StreamSet, other: StreamSet, seed: int) -> World:
         explained=float(np.square(components).sum() / len(rows)),
         scores=known.scores(rows),
         predicted=head.predict(rows / scale),
+        looks=np.concatenate(looks),
         states={name: len(left) * place for place, name in enumerate([*CHANGES, "another set"])},
         labels=data.labels[left],
         groups=data.groups[left],
@@ -218,11 +226,15 @@ class Lifetime:
         """Take a look; tell whether it alarms. The tests that cost little come first."""
         longer = len(self._recent) > len(new)
         windows = [new, self._recent] if longer else [new]
-        needed = smallest_needed(3 * len(windows), week)
+        needed = smallest_needed(len(get_args(Subject)) * len(windows), week)
         known = self._seen(self._known)
         return (
             any(
                 strangers_p_value(known, self._seen(rows), self._threshold) <= needed
+                for rows in windows
+            )
+            or any(
+                min(appearance_p_values(known, self._seen(rows)).values()) <= needed
                 for rows in windows
             )
             or any(
@@ -234,7 +246,8 @@ class Lifetime:
 
     def _seen(self, rows: Ints) -> Seen:
         nothing = np.empty((0, 1), np.float32)
-        return Seen(nothing, self._world.scores[rows], self._world.predicted[rows])
+        world = self._world
+        return Seen(nothing, world.scores[rows], world.predicted[rows], world.looks[rows])
 
     def _mmd(self, rows: Ints, needed: float, seed: int) -> bool:
         both = self._world.components[np.concatenate([self._known, rows])]

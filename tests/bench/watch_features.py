@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from bench.planted import Backbone, read_images
 from PIL import Image, ImageEnhance, ImageFilter
 
-from tasks.artifacts.arrays import Array, Features, Ints, read_tensors, write_tensors
+from tasks.artifacts.arrays import Array, Features, Floats, Ints, read_tensors, write_tensors
+from tasks.delivery.appearance import FACTS, measure_appearance
 
 BLUR_PX, DARKER = 1.2, 0.6  # radius at 128 px; share of the light that is left
 Change = Callable[[Image.Image], Image.Image]
@@ -25,12 +27,15 @@ class StreamSet:
     Attributes:
         name: Of the source.
         features: Name of a change -> float32 (N, D).
+        looks: Name of a change -> brightness and sharpness of the pixels, float64 (N, 3); what
+            files tell is NaN.
         labels: int64 (N,).
         groups: int64 (N,).
     """
 
     name: str
     features: Mapping[str, Features]
+    looks: Mapping[str, Floats]
     labels: Ints
     groups: Ints
 
@@ -50,7 +55,8 @@ def _read_set(
         write_tensors(kept, _make(source, backbone, px, images, seed))
     arrays = read_tensors(kept)
     features = {name: arrays[name] for name in CHANGES}
-    return StreamSet(source.stem, features, arrays["labels"], arrays["groups"])
+    looks = {name: arrays[f"looks of {name}"] for name in CHANGES}
+    return StreamSet(source.stem, features, looks, arrays["labels"], arrays["groups"])
 
 
 def _make(source: Path, backbone: Backbone, px: int, images: int, seed: int) -> dict[str, Array]:
@@ -58,8 +64,10 @@ def _make(source: Path, backbone: Backbone, px: int, images: int, seed: int) -> 
     small = [
         image.convert("RGB").resize((px, px), Image.Resampling.BICUBIC) for image in found.images
     ]
-    arrays: dict[str, Array] = {
-        name: backbone.features([change(image) for image in small])
-        for name, change in CHANGES.items()
-    }
-    return {**arrays, "labels": found.labels, "groups": found.groups}
+    arrays: dict[str, Array] = {"labels": found.labels, "groups": found.groups}
+    for name, change in CHANGES.items():
+        changed = [change(image) for image in small]
+        looks = [measure_appearance(np.asarray(one), width=px, height=px) for one in changed]
+        arrays[name], arrays[f"looks of {name}"] = backbone.features(changed), np.stack(looks)
+        arrays[f"looks of {name}"][:, FACTS.index("megapixels")] = np.nan
+    return arrays

@@ -257,7 +257,16 @@ def clean_view(frame: Frame, image_px: int) -> Pixels:
     return np.asarray(view)
 
 
-def read_clean_view(
+@dataclass(frozen=True)
+class ImageView:
+    """The clean view of an image, uint8 (R, R, 3), and the size of the whole in pixels, upright."""
+
+    pixels: Pixels
+    width: int
+    height: int
+
+
+def read_view(
     content: bytes,
     *,
     image_px: int,
@@ -265,8 +274,8 @@ def read_clean_view(
     max_pixels: int,
     min_side_px: int = 1,
     conversion: Conversion | None = None,
-) -> Pixels:
-    """Decode an image file and give its clean view: uint8 (image_px, image_px, 3).
+) -> ImageView:
+    """Decode an image file and give its clean view.
 
     Raises:
         ImageError: The file cannot be used.
@@ -278,7 +287,8 @@ def read_clean_view(
         draft_px=draft_side(image_px),
         conversion=conversion,
     )
-    return clean_view(frame_image(decoded.image, image_px=image_px, fit=fit), image_px)
+    pixels = clean_view(frame_image(decoded.image, image_px=image_px, fit=fit), image_px)
+    return ImageView(pixels, decoded.width, decoded.height)
 
 
 def border_color(image: Image.Image) -> tuple[int, int, int]:
