@@ -824,12 +824,12 @@ def test_too_little_coverage_is_a_warning():
     share = Estimate(value=0.7, low=0.6, high=0.8, n=100)
     kind = SetScores(
         method="lac", thresholds=[0.5], coverage=share, lowest_of_a_class=0.2, mean_size=1.5,
-        single=0.5,
+        single=0.5, lowest_images=15,
     )  # fmt: skip
     usual = Estimate(value=0.05, low=0.02, high=0.1, n=9)
     fine = DomainCheck(threshold=1.0, asked=0.05, false_alarms=usual)
     (warning,) = warn_of_unknown(PredictionSets(asked=0.9, kinds=[kind]), fine)
-    assert tells(warning, "90 %", "70.0 %", "[60.0, 80.0]", "20.0 %")
+    assert tells(warning, "90 %", "70.0 %", "[60.0, 80.0]", "20.0 % (of 15)")
     strange = fine.model_copy(update={"false_alarms": share})
     enough = kind.model_copy(update={"coverage": Estimate(value=0.85, low=0.8, high=0.92, n=9)})
     (warning,) = warn_of_unknown(PredictionSets(asked=0.9, kinds=[enough]), strange)

@@ -111,12 +111,17 @@ def test_sets_are_judged_on_test():
         probabilities /= probabilities.sum(axis=1, keepdims=True)
         return Answered(probabilities, labels, [str(number) for number in range(count)])
 
-    found = judge_sets(answers(400), answers(500), PARAMS, seed=1)
+    test = answers(500)
+    found = judge_sets(answers(400), test, PARAMS, seed=1)
     assert [one.method for one in found.kinds] == ["lac", "aps"]
     for one in found.kinds:
         assert one.coverage.low < 0.93
         assert one.coverage.high > 0.87
         assert one.lowest_of_a_class <= one.coverage.value
+        assert one.lowest_images in np.bincount(test.labels)
+        assert one.lowest_of_a_class * one.lowest_images == pytest.approx(
+            round(one.lowest_of_a_class * one.lowest_images)
+        )
         assert 1 <= one.mean_size <= 4
         assert 0 <= one.single <= 1
     assert found.kinds[0].mean_size <= found.kinds[1].mean_size  # LAC's are the smallest

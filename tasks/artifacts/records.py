@@ -693,6 +693,7 @@ class SetScores(Record):
     thresholds: list[float]  # largest score of each class that is in a set
     coverage: Estimate  # share of labels that are in their set
     lowest_of_a_class: float  # the same of the class with the least
+    lowest_images: int  # test images of that class
     mean_size: float
     single: float  # share of sets with one class
 

@@ -67,12 +67,15 @@ def _judge_kind(
     )
     sets = build_sets(test.probabilities, thresholds, method)
     covered, sizes = sets[np.arange(len(sets)), test.labels], sets.sum(axis=1)
-    by_class = [covered[test.labels == c].mean() for c in np.unique(test.labels)]
+    labels, counts = np.unique(test.labels, return_counts=True)
+    by_class = [covered[test.labels == label].mean() for label in labels]
+    lowest = int(np.argmin(by_class))
     return SetScores(
         method=method,
         thresholds=thresholds,
         coverage=share_of(covered, test.groups, params, seed=seed),
-        lowest_of_a_class=float(min(by_class)),
+        lowest_of_a_class=float(by_class[lowest]),
+        lowest_images=int(counts[lowest]),
         mean_size=float(sizes.mean()),
         single=float(np.mean(sizes == 1)),
     )
