@@ -1,11 +1,12 @@
 """Looks at incoming images: are they still of the world that the exported model knows?
 
 python -m tasks.monitor SOURCE OUT. Each look takes the images of SOURCE that no look in the folder
-OUT has seen, by their names, and compares them with images that were held out from training.
+OUT has seen, by where they lie, and compares them with images that were held out from training.
 """
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from tasks.artifacts.files import write_bytes
 from tasks.artifacts.words import printable
 from tasks.delivery.appearance import FACTS
 from tasks.delivery.folder import DeliveredModel, read_delivered
-from tasks.delivery.inputs import list_inputs
+from tasks.delivery.inputs import InputFiles, list_inputs
 from tasks.predict import MODEL, open_engine, read_as_trained, read_batches
 from tasks.runtime.entry import run_stage
 from tasks.runtime.machine import read_machine
@@ -162,6 +163,18 @@ def _middle(values: Floats) -> float | None:
     return float(np.median(known)) if len(known) else None
 
 
+def name_by_place(inputs: InputFiles) -> InputFiles:
+    """Name files by where they lie, so that a source may be spelled otherwise the next time.
+
+    Names are relative to the current folder where they are below it, and absolute elsewhere.
+    """
+    here, places = Path.cwd(), [os.path.abspath(inputs.path(name)) for name in inputs.names]
+    names = [
+        os.path.relpath(place, here) if here in Path(place).parents else place for place in places
+    ]
+    return InputFiles(Path(), names)
+
+
 # command line ------------------------------------------------------------------------------------
 
 
@@ -180,7 +193,7 @@ def main(argv: Sequence[str] | None) -> None:
     """Read the model and the source, take a look."""
     asked, machine = _read_command(argv), read_machine()
     model = read_delivered(asked.model.resolve() if asked.model.is_symlink() else asked.model)
-    inputs = list_inputs(asked.source, without=asked.out, may_be_empty=True)
+    inputs = name_by_place(list_inputs(asked.source, without=asked.out, may_be_empty=True))
     with LookFolder(asked.out, model.name) as folder:
         names = folder.unseen(inputs.names)
         nothing_new = f"nothing new in {printable(asked.source)} since look {folder.number - 1}"

@@ -195,8 +195,20 @@ def test_a_name_that_stands_twice_is_one_image(model: Path, new: Path) -> None:
     names = sorted(file.name for file in new.glob("*.png"))
     table.write_text("path\n" + "".join(f"{name}\n" for name in [*names, names[3]]))
     main([str(table), "out", "--model", str(model)])
-    assert names_of(OUT) == names
+    assert names_of(OUT) == [f"new/{name}" for name in names]
     main([str(table), "out", "--model", str(model)])
+    assert len(read_rows(OUT / "looks.csv", LookRow)) == 1
+
+
+@pytest.mark.parametrize("spelled", ["./new/", "{here}/new", "new/../new", "new/list.csv"])
+def test_a_source_that_is_spelled_otherwise_is_not_seen_again(
+    spelled: str, model: Path, new: Path
+) -> None:
+    draw(new, range(20))
+    files = sorted(file.name for file in new.glob("*.png"))
+    look(model)
+    (new / "list.csv").write_text("path\n" + "".join(f"{name}\n" for name in files))
+    main([spelled.format(here=Path.cwd()), "out", "--model", str(model)])
     assert len(read_rows(OUT / "looks.csv", LookRow)) == 1
 
 
