@@ -62,6 +62,8 @@ def test_what_is_typed_wrong_is_told(owls: ToyProject) -> None:
     assert "name a candidate" in stopped(owls.root, "promote")
     assert "give --back alone" in stopped(owls.root, "promote", "HEAD", "--back")
     assert regraft(owls.root, "promote", "-x")[0] == 2
+    text = stopped(owls.root, "promote", "HEAD", "--approve", os.fsdecode(b"caf\xe9"))
+    assert tells(text, "--approve: the reason is no UTF-8")
     text = stopped(owls.root, "promote", "--", "--upload-pack=touch bad")
     assert text.count("\n") == 1
     assert owls.git("tag", "--list") == ""

@@ -131,6 +131,20 @@ def test_tags_of_gto_itself_count_and_others_do_not(repository: Repository) -> N
     assert "classifier#prod#4" in repository.tags
 
 
+@pytest.mark.parametrize("name", ["classifier@v2.0.0", "classifier#prod#2"])
+def test_a_tag_without_annotation_that_has_the_next_name_is_told(
+    name: str, repository: Repository
+) -> None:
+    repository.use(0)
+    repository.git("tag", name, repository.commits[3])
+    before = repository.tags
+    with pytest.raises(PromotionError, match=f"the tag {name} is there.*git tag --delete '{name}'"):
+        repository.use(1)
+    assert (repository.tags, repository.line) == (before, [0])
+    repository.git("tag", "--delete", name)
+    assert repository.use(1) == "classifier@v2.0.0"
+
+
 def test_what_leads_nowhere_in_the_line_is_taken_as_it_is(repository: Repository) -> None:
     repository.use(0)
     repository.use(1, "back")

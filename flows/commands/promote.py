@@ -108,6 +108,8 @@ def promote_on_command(
     """
     if back == (candidate is not None) or (back and approve is not None):
         raise PromotionError("name a candidate (`regraft promote NAME`), or give --back alone")
+    if approve and any("\ud800" <= letter <= "\udfff" for letter in approve):
+        raise PromotionError("--approve: the reason is no UTF-8; git keeps it, so type it again")
     if candidate is None:
         yield go_back(root, user_of(root), say)
         return

@@ -179,12 +179,18 @@ def write_tags(root: Path, commit: str, promotion: Promotion, remote: str | None
     The remote has them first, all or none: what it refuses is not here either.
 
     Raises:
-        PromotionError: The remote refuses them.
+        PromotionError: The remote refuses them, or a tag that does not count has their name.
     """
     known = read_registry(root)
     version = known.name(commit)
     names = [] if commit in known.versions else [version]
     names.append(f"{ARTIFACT}#{STAGE}#{known.counter + 1}")
+    for name in names:
+        if git(root, "tag", "--list", name).strip():  # not annotated, or it would have been read
+            raise PromotionError(
+                f"the tag {name} is there, but without annotation, so that it says nothing; "
+                f"remove it: git tag --delete '{name}'"
+            )
     # GTO goes by the time, in whole seconds.
     seconds = max(int(time.time()), known.seconds + 1)
     tags = {name: _make_tag(root, name, commit, promotion, seconds) for name in names}
