@@ -58,7 +58,7 @@ class Ablations:
         done = {(one.pair, one.variant) for one in read_results(self.path)}
         for seed in self.options.seeds:
             for name in self.options.sets:
-                for variant in VARIANTS:
+                for variant in self.options.variants:
                     if ((name, seed, self.options.px), variant) not in done:
                         self.measure(name, seed, variant)
 
@@ -216,6 +216,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=SOURCE", help=what)
     parser.add_argument("--level", default="60", help="training images a class")
     parser.add_argument("--px", type=int, default=96, help="side of the images")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18, 19])
     parser.add_argument("--scratch", type=Path, default=Path(".regraft/bench"), help="is kept")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the table")
