@@ -51,25 +51,6 @@ def test_a_worse_calibrated_loss_at_the_same_accuracy_is_worse():
     assert judge(blunt, telling).better
 
 
-@pytest.mark.parametrize(("before", "after", "fell"), [(7, 4, True), (7, 6, False)])
-def test_few_images_whose_accuracy_fell_do_not_take_a_model_for_its_loss(
-    before: int, after: int, fell: bool
-):
-    labels = np.arange(10) % 2
-    val = ValSet(labels, [str(number) for number in range(10)])
-
-    def answers(right: int, sureness: float, when_wrong: float) -> np.ndarray:
-        is_right = np.arange(10) < right
-        named = np.where(is_right, labels, 1 - labels)
-        sure = np.where(is_right, sureness, when_wrong)
-        return (sure[:, None] * np.eye(2)[named]).astype(np.float32)
-
-    verdict = judge(answers(before, 1.0, 3.0), answers(after, 3.0, 0.1), val)
-    assert (verdict.better, verdict.worse) == (False, False)
-    assert verdict.loss.value < 0
-    assert (verdict.fell, verdict.preferred) == (fell, not fell)
-
-
 @pytest.mark.parametrize("right", [150, N], ids=["some wrong", "all right"])
 @pytest.mark.parametrize("factor", [0.3, 10.0])
 def test_a_temperature_is_no_change(right: int, factor: float):

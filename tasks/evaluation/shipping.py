@@ -10,7 +10,7 @@ from tasks.artifacts.arrays import Bools, Logits
 from tasks.artifacts.records import Arm
 from tasks.artifacts.tables import Manifest
 from tasks.artifacts.words import name_trained
-from tasks.judging.rule import ValSet, Verdict, judge_change
+from tasks.judging.rule import ValSet, judge_change
 from tasks.judging.statistics import paired_accuracy_interval
 from tasks.params import EvaluateParams
 
@@ -31,7 +31,7 @@ ONLY_BASELINE = Choice("baseline", "Nothing was fine-tuned; the baseline is the 
 def choose_model(
     baseline: Logits, finetuned: Logits, val: ValSet, *, confidence: float, seed: int, arm: Arm
 ) -> Choice:
-    """Choose on val by `Verdict.preferred`.
+    """Choose on val: by accuracy, and where it leaves doubt by calibrated loss.
 
     Args:
         baseline: Its logits on the val images, (N, C).
@@ -44,19 +44,12 @@ def choose_model(
     verdict = judge_change(baseline, finetuned, val, confidence=confidence, seed=seed)
     names: dict[Shipped, str] = {"baseline": "baseline", "finetuned": name_trained(arm)}
     shipped: Shipped = "finetuned" if verdict.preferred else "baseline"
+    sure = "is better" if verdict.better or verdict.worse else "has no higher loss"
     return Choice(
         shipped,
-        f"The {names[shipped]} {_why(verdict)} on val: from the baseline to the "
-        f"{names['finetuned']}, {verdict.reason}.",
+        f"The {names[shipped]} {sure} on val: from the baseline to the {names['finetuned']}, "
+        f"{verdict.reason}.",
     )
-
-
-def _why(verdict: Verdict) -> str:
-    if verdict.better or verdict.worse:
-        return "is better"
-    if verdict.fell:
-        return "is the one taken, right more often by more than a standard error,"
-    return "has no higher loss"
 
 
 # the least a model must beat ---------------------------------------------------------------------

@@ -22,7 +22,6 @@ from tasks.judging.statistics import paired_interval
 
 RESAMPLES = 2000
 FOLDS = 5  # of the groups, for temperatures
-ONE_ERROR = 0.683  # confidence of an interval of one standard error
 SAME = 1e-4  # nats: losses that differ by less are those of one model at two temperatures
 FITTED_IMAGES = 2000  # most images that a temperature is fitted on: one number needs no more
 
@@ -121,7 +120,6 @@ class Verdict:
         loss: Change in calibrated loss.
         better: The accuracy rose beyond doubt; or it did not fall, and the loss fell beyond doubt.
         worse: The same of the way back.
-        fell: Whether accuracy fell by more than its standard error, which leaves doubt.
         reason: One sentence.
     """
 
@@ -129,22 +127,12 @@ class Verdict:
     loss: Estimate
     better: bool
     worse: bool
-    fell: bool
     reason: str
 
     @property
     def preferred(self) -> bool:
-        """Whether the changed model is the one to take.
-
-        Where nothing is sure, it is if its loss is lower and its accuracy is not lower by more than
-        a standard error: few images tell little by their loss, whose temperature they fit too, and
-        the model before is the simpler one.
-
-        Source: Breiman et al. 1984, Classification and regression trees, 3.4.3 (the simplest of
-        those within a standard error).
-        """
-        doubtful = not self.worse and not self.fell
-        return self.better or (doubtful and self.loss.value < -SAME)
+        """Whether the changed model is the one to take; where nothing is sure, by the loss."""
+        return self.better or (not self.worse and self.loss.value < -SAME)
 
 
 def judge_change(
@@ -166,19 +154,18 @@ def judge_change(
     measure = partial(
         paired_interval,
         groups=val.groups,
+        confidence=confidence,
         resamples=RESAMPLES,
         seed=seed,
         weights=val.weights,
     )
-    gains = val.right(after).astype(np.float64) - val.right(before)
-    accuracy = measure(gains, largest=1.0, confidence=confidence)
-    loss = measure(val.losses(after) - val.losses(before), confidence=confidence)
+    accuracy = measure(val.right(after).astype(np.float64) - val.right(before), largest=1.0)
+    loss = measure(val.losses(after) - val.losses(before))
     return Verdict(
         accuracy=accuracy,
         loss=loss,
         better=_is_above(accuracy) or (_is_below(loss) and accuracy.value >= 0),
         worse=_is_below(accuracy) or (_is_above(loss) and accuracy.value <= 0),
-        fell=_is_below(measure(gains, largest=1.0, confidence=ONE_ERROR)),
         reason=_describe(accuracy, loss, confidence, balanced=val.balanced),
     )
 
