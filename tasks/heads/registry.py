@@ -127,6 +127,14 @@ def write_head(path: Path, head: nn.Module) -> None:
     write_tensors(path, to_arrays(head))
 
 
+def soften_head(head: nn.Module, temperature: float) -> None:
+    """Divide the logits of a head by a temperature, in its last layer."""
+    last = [layer for layer in head.modules() if isinstance(layer, nn.Linear)][-1]
+    with torch.no_grad():
+        for parameter in last.parameters():
+            parameter.div_(temperature)
+
+
 def load_head(path: Path, summary: Baseline) -> nn.Module:
     """Read the head that a baseline chose, in eval mode.
 

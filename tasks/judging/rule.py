@@ -57,14 +57,13 @@ class ValSet:
     def losses(self, logits: Logits) -> Floats:
         """Calibrated cross-entropy of each image, nats, (N,), from logits (N, C).
 
-        The temperature of an image is fitted on the groups of the other folds, so that no model
-        gains by what it says of the image itself.
+        The temperature is fitted on the same images. That flatters every model by one number, so
+        that it cancels where models are compared. Out of fold, few images tell a temperature so
+        badly that a good model may lose more than it knows: of ten solar cells 0.81 against 0.73
+        of one that had collapsed, where its own temperature gives 0.58 against 0.67.
         """
-        losses = np.empty(len(self.labels))
-        for fitted, judged in self._folds:
-            log_p = log_probabilities(logits[judged], self._fit(logits, fitted))
-            losses[judged] = label_losses(log_p, self.labels[judged])
-        return losses
+        temperature = self._fit(logits, self._fitted(np.arange(len(self.labels))))
+        return label_losses(log_probabilities(logits, temperature), self.labels)
 
     def temperature(self, logits: Logits) -> float:
         """Temperature of a model for images to come, from its logits (N, C).
@@ -108,7 +107,11 @@ class ValSet:
             if count < 2
             else GroupKFold(count).split(everyone, groups=groups)
         )
-        return [(fitted[:: -(-len(fitted) // FITTED_IMAGES)], judged) for fitted, judged in folds]
+        return [(self._fitted(fitted), judged) for fitted, judged in folds]
+
+    def _fitted(self, images: Ints) -> Ints:
+        """Those of some images that a temperature is fitted on."""
+        return images[:: -(-len(images) // FITTED_IMAGES)]
 
 
 @dataclass(frozen=True)

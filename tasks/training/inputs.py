@@ -13,7 +13,7 @@ from tasks.artifacts.records import BackboneInfo, Baseline, Transfer, read_recor
 from tasks.artifacts.tables import Manifest, read_manifest
 from tasks.errors import ArtifactError
 from tasks.heads.classifier import Classifier, start_classifier
-from tasks.heads.registry import load_head
+from tasks.heads.registry import load_head, soften_head
 from tasks.judging.rule import ValSet
 from tasks.runtime.device import find_device
 from tasks.runtime.entry import Read, StagePaths
@@ -67,12 +67,18 @@ class FinetuneInputs:
     def start(self, *, seed: int, machine: Machine) -> Classifier:
         """Make the classifier that training starts from, where the machine computes.
 
+        A head that is too sure of itself on val is divided by its temperature: it answers as
+        before, but an image that it has wrong would else move the network so far that it forgets.
+
         Raises:
             ArtifactError: The backbone's weights are not those that made the features.
         """
         classifier = start_classifier(
             self.backbone, self.baseline, self.head, arm=self.transfer.arm, seed=seed
         )
+        if self.transfer.arm == "fine_tune":
+            temperature = self.examples().val.temperature(self.baseline_logits)
+            soften_head(classifier.head, max(1.0, temperature))
         return classifier.to(find_device(machine)).to(memory_format=torch.channels_last)
 
     def examples(self, *, balanced: bool = False) -> Examples:
