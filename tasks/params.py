@@ -207,18 +207,8 @@ class DecideParams(Block):
     scratch_min_images: int = Field(
         ge=0, description="Training images from which training from scratch is considered."
     )
-    frozen_max_images_per_class: int = Field(
-        ge=0,
-        description="Training images a class up to which only the head is trained.",
-    )
-    depth_images_per_class: list[int] = Field(
-        min_length=1,
-        max_length=8,
-        description="Images a class up to which each level of data reaches, ascending; the last "
-        "level has no end.",
-    )
-    depth: list[float] = Field(
-        description="Share of the backbone's blocks that fine-tuning unfreezes, one a level."
+    depth: float = Field(
+        gt=0, le=1, description="Share of the backbone's blocks that fine-tuning unfreezes."
     )
     similar_mmd: Annotated[float, Field(ge=0, le=10)] | Literal["auto"] = Field(
         description="Matched MMD^2 below which the domain counts as similar. auto: the mark of the "
@@ -246,19 +236,6 @@ class DecideParams(Block):
     min_transfer_gain: float = Field(
         ge=-1, le=1, description="Accuracy that pretrained features must gain over random ones."
     )
-
-    @model_validator(mode="after")
-    def check_depths(self) -> Self:
-        """Refuse depths that fall with more data."""
-        levels, depths = self.depth_images_per_class, self.depth
-        if levels != sorted(set(levels)):
-            raise ValueError(f"depth_images_per_class is {levels}; allowed: ascending")
-        fits = len(depths) == len(levels) + 1 and depths == sorted(depths)
-        if not fits or depths[0] < 0 or depths[-1] > 1:
-            raise ValueError(
-                f"depth is {depths}; allowed: {len(levels) + 1} shares in [0, 1] that never fall"
-            )
-        return self
 
     @model_validator(mode="after")
     def check_order(self) -> Self:

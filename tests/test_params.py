@@ -189,12 +189,6 @@ RULES = {
         "0.1",
         "decide: similar_mmd is auto and far_mmd 0.1; allowed: both",
     ),
-    "levels": (
-        "decide.depth_images_per_class",
-        "[20, 1]",
-        r"decide: depth_images_per_class is \[20, 1\]",
-    ),
-    "depths": ("decide.depth", "[0.5]", r"decide: depth is \[0.5\]; allowed: 5 shares in"),
     "rates": ("finetune.backbone_lr", "0.5", "finetune: backbone_lr is 0.5; allowed: at most head"),
     "heads": (
         "baseline.heads",

@@ -1,12 +1,12 @@
 """The rules that choose how to transfer: evidence in, choice out, every rule open to inspection.
 
-They follow what the field's guides agree on: from scratch only with very much data in a far domain,
-frozen features for very little data, deeper fine-tuning with more. That a farther domain wants
-deeper fine-tuning too, and a similar one frozen features, was not borne out (docs/decisions.md).
+The field's guides agree on training from scratch only with very much data in a far domain. They
+also advise frozen features for little data and similar domains, and deeper fine-tuning with more
+data and in farther ones. With low rates below the head, and val that keeps the frozen features
+where fine-tuning does not pay, that was not borne out (docs/decisions.md): all layers did best.
 """
 
 import math
-from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -24,6 +24,8 @@ from tasks.artifacts.records import (
 from tasks.artifacts.tables import Manifest
 from tasks.params import DecideParams
 from tasks.transferability.arms import count_groups
+
+ONE_PHASE = 20  # images a class up to which all layers are unfrozen at once
 
 Domain = Literal["similar", "intermediate", "far"]
 DOMAINS: tuple[Domain, ...] = ("similar", "intermediate", "far")
@@ -136,7 +138,7 @@ def choose_cuts(arm: Arm, evidence: Evidence, params: DecideParams) -> tuple[int
         return (0,)
     depth = _depth(evidence, params)
     steps = {depth}
-    if _data_level(evidence, params) > 0:
+    if evidence.images_per_class > ONE_PHASE:
         steps |= {math.ceil(depth / part) for part in (2, 4)} - {0, 1}
     return tuple(evidence.groups - step for step in sorted(steps))
 
@@ -146,22 +148,11 @@ def _depth(evidence: Evidence, params: DecideParams) -> int:
 
     A race that fine-tuning won has measured it; where deeper arms did not take part, at least.
     """
-    share, winner = depth_share(evidence, params), evidence.winner
-    by_rule = count_groups(share, evidence.blocks)
+    winner, by_rule = evidence.winner, count_groups(params.depth, evidence.blocks)
     if winner is None or winner.arm != "fine_tune":
         return by_rule
     measured = evidence.groups - winner.cut
     return measured if winner.deepest else max(measured, by_rule)
-
-
-def depth_share(evidence: Evidence, params: DecideParams) -> float:
-    """Share of the backbone's blocks to unfreeze, by level of data."""
-    return params.depth[_data_level(evidence, params)]
-
-
-def _data_level(evidence: Evidence, params: DecideParams) -> int:
-    """0 for few images a class, one more at each of the levels in params.yaml."""
-    return bisect_left(params.depth_images_per_class, evidence.images_per_class)
 
 
 # the rules ---------------------------------------------------------------------------------------
@@ -179,8 +170,7 @@ def _rules(evidence: Evidence, params: DecideParams) -> Iterator[Rule]:
     yield _ceiling_rule(evidence, params)
     yield _race_rule(evidence)
     yield _scratch_rule(evidence, params)
-    yield _frozen_rule(evidence, params)
-    yield _depth_rule(evidence, params)
+    yield _fine_tune_rule(evidence, params)
 
 
 def _mmd_rule(evidence: Evidence, params: DecideParams) -> Rule:
@@ -268,26 +258,14 @@ def _scratch_rule(evidence: Evidence, params: DecideParams) -> Rule:
     )
 
 
-def _frozen_rule(evidence: Evidence, params: DecideParams) -> Rule:
+def _fine_tune_rule(evidence: Evidence, params: DecideParams) -> Rule:
     return Rule(
-        name="frozen for very few images",
-        statement=f"Only the head is trained with at most {params.frozen_max_images_per_class} "
-        "images a class: val could not tell where fine-tuning does harm.",
-        inputs={"images_per_class": evidence.images_per_class},
-        fired=evidence.images_per_class <= params.frozen_max_images_per_class,
-        votes_for="feature_extraction",
-    )
-
-
-def _depth_rule(evidence: Evidence, params: DecideParams) -> Rule:
-    return Rule(
-        name="fine-tune deeper with data",
-        statement="Whatever no rule above decides is fine-tuned; the more images a class, the more "
-        "blocks.",
+        name="fine-tune",
+        statement="Whatever no rule above decides is fine-tuned, and val keeps the frozen features "
+        "where that does not pay.",
         inputs={
-            "images_per_class": evidence.images_per_class,
-            "share_of_blocks": depth_share(evidence, params),
-            "groups": count_groups(depth_share(evidence, params), evidence.blocks),
+            "share_of_blocks": params.depth,
+            "groups": count_groups(params.depth, evidence.blocks),
         },
         fired=True,
         votes_for="fine_tune",

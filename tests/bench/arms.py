@@ -96,7 +96,6 @@ def cuts_of(arm: CellArm, study: Study, groups: Sequence[LayerGroup]) -> list[in
     if arm == "scratch":
         return [0]
     params, manifest = study.params.decide, study.manifest
-    levels = len(params.depth)
     evidence = Evidence(
         images=len(manifest.of("train")),
         classes=len(manifest.class_names),
@@ -106,7 +105,7 @@ def cuts_of(arm: CellArm, study: Study, groups: Sequence[LayerGroup]) -> list[in
         shift=None,
         gain=0.0,
     )
-    depths = params.model_copy(update={"depth": [DEPTHS[arm]] * levels})
+    depths = params.model_copy(update={"depth": DEPTHS[arm]})
     return list(choose_cuts("fine_tune", evidence, depths))
 
 
