@@ -329,11 +329,12 @@ def see_images(inputs: Inputs, shipped: ModelName, *, seed: int) -> dict[Split, 
             )
         groups = [rows[image].group for image in images]
         seen = Embedded(features, answers[split][images], groups)
-        found[split] = replace(seen, appearance=look_at(inputs, images)) if split == "val" else seen
+        looks = measure_looks(inputs, images) if split == "val" else None
+        found[split] = replace(seen, appearance=looks)
     return found
 
 
-def look_at(inputs: Inputs, images: Ints) -> Floats:
+def measure_looks(inputs: Inputs, images: Ints) -> Floats:
     """Measure how val images look, (N, 3)."""
     store, rows = inputs.pixels["val"], inputs.manifest.of("val")
     views = chain.from_iterable(store.batches(store.row_of(images), ROWS_AT_ONCE))

@@ -28,10 +28,11 @@ from tasks.artifacts.tables import HistoryRow, read_rows, write_manifest
 from tasks.backbones.catalogue import load_backbone
 from tasks.errors import ArtifactError, EngineError
 from tasks.heads.classifier import load_finetuned
-from tasks.heads.registry import apply_head, write_head
+from tasks.heads.registry import apply_head, to_arrays, write_head
 from tasks.judging.rule import judge_change
 from tasks.params import Params
 from tasks.runtime.device import normalize
+from tasks.runtime.machine import read_machine
 from tasks.training import epoch, loop, outcome
 from tasks.training.feed import parts
 from tasks.training.inputs import FinetuneInputs
@@ -203,6 +204,20 @@ def test_first_epoch_starts_from_the_baseline(project: Project, caplog: pytest.L
     loss = project.inputs.examples().val.loss(logits)
     first = next(line for line in caplog.messages if line.startswith("phase 1 of 2"))
     assert f"val loss {loss:.3f}" in first
+
+
+def test_training_starts_from_a_head_as_sure_as_val_finds_right(project: Project) -> None:
+    project.arguments()
+    assert project.inputs is not None
+    sure = np.random.default_rng(1).normal(0, 30, project.inputs.baseline_logits.shape)
+    inputs = replace(project.inputs, baseline_logits=sure.astype(np.float32))
+    temperature = inputs.examples().val.temperature(inputs.baseline_logits)
+    assert temperature > 2
+    before = to_arrays(inputs.head)
+    start = inputs.start(seed=1, machine=read_machine())
+    for name, values in to_arrays(start.head).items():
+        np.testing.assert_allclose(values, before[name] / temperature, rtol=1e-5)
+    np.testing.assert_array_equal(to_arrays(inputs.head)["weight"], before["weight"])
 
 
 def test_nothing_to_train_gives_the_frozen_baseline(project: Project):

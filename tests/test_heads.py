@@ -11,7 +11,7 @@ from torch import nn
 from tasks.artifacts.arrays import write_tensors
 from tasks.artifacts.records import Baseline, Estimate, HeadKind
 from tasks.errors import ArtifactError
-from tasks.heads.registry import apply_head, find_head, load_head, write_head
+from tasks.heads.registry import apply_head, find_head, load_head, soften_head, write_head
 
 
 def baseline(kind: HeadKind) -> Baseline:
@@ -109,3 +109,14 @@ def test_a_head_with_a_tensor_too_many_is_refused(tmp_path: Path):
 def test_a_missing_head_file_says_which_stage_to_run(tmp_path: Path):
     with pytest.raises(ArtifactError, match="run the stage that writes it"):
         load_head(tmp_path / "head.safetensors", baseline("linear"))
+
+
+@pytest.mark.parametrize("kind", get_args(HeadKind))
+@pytest.mark.parametrize(("temperature", "divisor"), [(4.0, 4.0), (0.5, 1.0)])
+def test_a_softened_head_gives_the_same_answers_less_surely(
+    kind: HeadKind, temperature: float, divisor: float
+) -> None:
+    head = head_of(kind)
+    before = apply_head(head, rows())
+    soften_head(head, temperature)
+    np.testing.assert_allclose(apply_head(head, rows()), before / divisor, rtol=1e-5)

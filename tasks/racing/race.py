@@ -22,6 +22,7 @@ from tasks.artifacts.sampling import nested_turns
 from tasks.artifacts.tables import Manifest
 from tasks.heads.features import Labeled
 from tasks.heads.linear import choose_linear, to_module
+from tasks.heads.registry import soften_head
 from tasks.judging.rule import ValSet, judge_change
 from tasks.params import FinetuneParams, RaceParams
 from tasks.racing.field import ROUNDS, VAL_IMAGES, Field, staying
@@ -177,6 +178,7 @@ def _run_round(
     means: Means,
 ) -> Lap:
     head, frozen = ground.frozen(images)
+    soften_head(head, val.temperature(frozen[judges]))
     names = [row.path for row in ground.manifest.of("train")]
     track = Track(
         backbone=ground.backbone,

@@ -1,6 +1,7 @@
 """What fine-tuning reads from the stages before it, checked to fit together."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,18 +68,17 @@ class FinetuneInputs:
     def start(self, *, seed: int, machine: Machine) -> Classifier:
         """Make the classifier that training starts from, where the machine computes.
 
-        A head that is too sure of itself on val is divided by its temperature: it answers as
-        before, but an image that it has wrong would else move the network so far that it forgets.
+        A head that is too sure of itself on val is softened.
 
         Raises:
             ArtifactError: The backbone's weights are not those that made the features.
         """
         classifier = start_classifier(
-            self.backbone, self.baseline, self.head, arm=self.transfer.arm, seed=seed
+            self.backbone, self.baseline, deepcopy(self.head), arm=self.transfer.arm, seed=seed
         )
         if self.transfer.arm == "fine_tune":
             temperature = self.examples().val.temperature(self.baseline_logits)
-            soften_head(classifier.head, max(1.0, temperature))
+            soften_head(classifier.head, temperature)
         return classifier.to(find_device(machine)).to(memory_format=torch.channels_last)
 
     def examples(self, *, balanced: bool = False) -> Examples:

@@ -64,6 +64,8 @@ def describe(
     balanced: bool,
 ) -> FinetunedModel:
     """Put together what training ended with; no state: nothing but the head was to be trained."""
+    if chosen is None:  # the frozen baseline, at its own temperature
+        classifier.head.load_state_dict(inputs.head.state_dict())
     if state is None:
         logits = inputs.baseline_logits
         return FinetunedModel(classifier, groups, (), (), START, logits, (), [ONLY_HEAD])

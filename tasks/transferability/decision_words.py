@@ -13,7 +13,7 @@ from tasks.artifacts.records import (
     Rule,
     Similarity,
 )
-from tasks.artifacts.words import ORDERS
+from tasks.artifacts.words import ORDERS, plural
 from tasks.transferability.arms import IN_WORDS
 from tasks.transferability.doubts import Change
 from tasks.transferability.rules import Evidence
@@ -30,13 +30,14 @@ def describe_plan(arm: Arm, phases: Sequence[int], groups: Sequence[LayerGroup])
     """Say in words what is trained: which groups, how many parameters, how many phases."""
     if arm != "fine_tune":
         return ORDERS[arm]
-    lowest = min(phases)
+    lowest, steps = min(phases), plural(len(phases), "phase")
+    if lowest == 0:
+        return f"{ORDERS['fine_tune']} all {plural(len(groups), 'layer group')} in {steps}"
     part = (
         f"the top {len(groups) - lowest} of {len(groups)} layer groups (from {groups[lowest].name})"
     )
     trained = sum(group.parameters for group in groups[lowest:])
     share = trained / max(1, sum(group.parameters for group in groups))
-    steps = "one phase" if len(phases) == 1 else f"{len(phases)} phases"
     return f"{ORDERS['fine_tune']} {part}, {share:.0%} of the backbone's parameters, in {steps}"
 
 
