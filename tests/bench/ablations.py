@@ -36,8 +36,9 @@ INTRO = """\
 One change at a time, against what `params.yaml` did when this began (base: 2 stored views beside
 the clean image, label smoothing 0.05, no averaging). About {level} training images a class at {px}
 px, {arm}, {sets}; seeds {seeds}, each with its own split and
-subset. One seed decides nothing. Val is large here, all that a fifth of the groups holds, because nothing but val may choose: the figures are of
-the very val that chose epochs and weights of each variant, which flatters all of them alike.
+subset. One seed decides nothing. Val is large here, all that a fifth of the groups holds, because
+nothing but val may choose: the figures are of the very val that chose epochs and weights of each
+variant, which flatters all of them alike.
 
 Differences are to the base of the same set and seed: means over the pairs, with 95 % intervals of
 Student's t over them (pairs of one set are no independent samples of sets). Loss is calibrated, in
