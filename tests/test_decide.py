@@ -28,7 +28,7 @@ from tasks.artifacts.records import (
 from tasks.artifacts.tables import Manifest, ManifestRow, write_manifest
 from tasks.decide import Measured, decide, main
 from tasks.params_file import load_params
-from tasks.transferability.decision_words import write_page
+from tasks.transferability.decision_words import describe_plan, write_page
 from tasks.transferability.ruler import say_moments
 
 PARAMS = load_params(ROOT / "params.yaml").decide
@@ -169,7 +169,7 @@ def test_a_moment_shift_is_told_and_has_no_vote(value):
 
 def test_solar_cells_are_fine_tuned():
     decision = decided()
-    assert (decision.arm, decision.domain, decision.phases) == ("fine_tune", "far", [6, 4, 0])
+    assert (decision.arm, decision.domain, decision.phases) == ("fine_tune", "far", [6, 4])
     assert (decision.forced, decision.recommended) == (False, "fine_tune")
     assert decision.confidence == "high"
 
@@ -204,7 +204,7 @@ def test_reasons_without_a_card(what, facts):
     assert any(tells(reason, *facts) for reason in decided(**what).reasons)
 
 
-FORCED = {"scratch": [0], "feature_extraction": [], "fine_tune": [6, 4, 0]}
+FORCED = {"scratch": [0], "feature_extraction": [], "fine_tune": [6, 4]}
 
 
 @pytest.mark.parametrize(("arm", "phases"), FORCED.items())
@@ -221,13 +221,18 @@ def test_fine_tuning_can_be_forced_where_the_rules_name_frozen_features():
     )
     assert decided(baseline=flawless).arm == "feature_extraction"
     decision = decided("fine_tune", baseline=flawless, images=40)
-    assert decision.phases == [0]
+    assert decision.phases == [4]
     assert decision.recommended == "feature_extraction"
 
 
 def test_what_would_change_the_answer_is_said_in_words():
     [few] = decided().would_change
-    assert tells(few, "40 training images or fewer", "fine-tune all 8 layer groups in 1 phase")
+    assert tells(few, "40 training images or fewer", "fine-tune the top 4 of 8", "in 1 phase")
+
+
+def test_a_plan_without_frozen_groups_is_said_so():
+    plan = describe_plan("fine_tune", [6, 4, 0], INFO.groups)
+    assert tells(plan, "all 8 layer groups in 3 phases")
 
 
 def test_main_writes_decision_and_words(tmp_path):
@@ -256,7 +261,7 @@ def test_main_writes_decision_and_words(tmp_path):
     page = (tmp_path / "out/decision.md").read_text()
     title, _, answer, *_ = page.splitlines()
     assert title.startswith("# ")
-    assert tells(answer, "Fine-tune all 8 layer groups in 3 phases")
+    assert tells(answer, "Fine-tune", "top 4 of 8", "from blocks.3", "in 2 phases")
     assert f"\n{LOOK.words}\n" in page
     assert "| 1 | blocks.5 to blocks.6, head |" in page
     assert "| 2 | blocks.3 to blocks.6, head |" in page
@@ -351,7 +356,7 @@ def test_the_winner_of_a_race_is_taken_with_its_depth():
 def test_the_rules_may_go_deeper_than_a_winner_that_no_deeper_arm_raced_with():
     unsure = {"mmd": None, "shift": (0.1, 0.2, 0.4), "images": 4_000}
     by_rule = decided(**unsure).phases
-    assert by_rule == [6, 4, 0]
+    assert by_rule == [6, 4]
     assert decided(**unsure, race=make_race("top", 6)).phases == [6]
     assert decided(**unsure, race=make_race("top", 6, alone=True)).phases == by_rule
 
@@ -371,7 +376,7 @@ def test_a_race_without_a_winner_leaves_the_choice_to_the_rules_and_the_doubt():
 
 
 @pytest.mark.parametrize(
-    ("arm", "name"), [("scratch", "scratch"), ("feature_extraction", "frozen"), ("auto", "all")]
+    ("arm", "name"), [("scratch", "scratch"), ("feature_extraction", "frozen"), ("auto", "most")]
 )
 def test_one_arm_is_marked_as_chosen(arm, name):
     assert [one.name for one in decided(arm).arms if one.chosen] == [name]

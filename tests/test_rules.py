@@ -33,35 +33,35 @@ def evidence(images=1000, mmd=0.08, shift=0.2, gain=0.3, **more):
 
 CASES = {
     # name: (what is seen, domain, arm, phases)
-    "few and similar": ({"images": 200, "mmd": 0.01}, "similar", "fine_tune", (0,)),
-    "some and similar": ({"images": 201, "mmd": 0.01}, "similar", "fine_tune", (6, 4, 0)),
-    "few, in between": ({"images": 20}, "intermediate", "fine_tune", (0,)),
-    "more, in between": ({"images": 5000}, "intermediate", "fine_tune", (6, 4, 0)),
-    "few and far": ({"images": 100, "mmd": 0.2}, "far", "fine_tune", (0,)),
-    "solar cells": ({"images": 1557, "classes": 2, "mmd": 0.186}, "far", "fine_tune", (6, 4, 0)),
+    "few and similar": ({"images": 200, "mmd": 0.01}, "similar", "fine_tune", (4,)),
+    "some and similar": ({"images": 201, "mmd": 0.01}, "similar", "fine_tune", (6, 4)),
+    "few, in between": ({"images": 20}, "intermediate", "fine_tune", (4,)),
+    "more, in between": ({"images": 5000}, "intermediate", "fine_tune", (6, 4)),
+    "few and far": ({"images": 100, "mmd": 0.2}, "far", "fine_tune", (4,)),
+    "solar cells": ({"images": 1557, "classes": 2, "mmd": 0.186}, "far", "fine_tune", (6, 4)),
     "huge, far, no gain": (
         {"images": 500_000, "mmd": 0.2, "gain": 0.0}, "far", "scratch", (0,),
     ),
-    "huge, far, with gain": ({"images": 500_000, "mmd": 0.2}, "far", "fine_tune", (6, 4, 0)),
+    "huge, far, with gain": ({"images": 500_000, "mmd": 0.2}, "far", "fine_tune", (6, 4)),
     "huge, similar, no gain": (
-        {"images": 500_000, "mmd": 0.01, "gain": 0.0}, "similar", "fine_tune", (6, 4, 0),
+        {"images": 500_000, "mmd": 0.01, "gain": 0.0}, "similar", "fine_tune", (6, 4),
     ),
     "just below huge": (
-        {"images": 499_999, "mmd": 0.2, "gain": 0.0}, "far", "fine_tune", (6, 4, 0),
+        {"images": 499_999, "mmd": 0.2, "gain": 0.0}, "far", "fine_tune", (6, 4),
     ),
     "at its ceiling": (
         {"error": 0.01, "room": 0.0}, "intermediate", "feature_extraction", (),
     ),
-    "no card, small shift": ({"mmd": None, "shift": 0.05}, "similar", "fine_tune", (6, 4, 0)),
-    "no card, large shift": ({"mmd": None, "shift": 0.5}, "far", "fine_tune", (6, 4, 0)),
-    "nothing measured": ({"mmd": None, "shift": None}, "intermediate", "fine_tune", (6, 4, 0)),
-    "MMD rules over shift": ({"mmd": 0.2, "shift": 0.05}, "far", "fine_tune", (6, 4, 0)),
+    "no card, small shift": ({"mmd": None, "shift": 0.05}, "similar", "fine_tune", (6, 4)),
+    "no card, large shift": ({"mmd": None, "shift": 0.5}, "far", "fine_tune", (6, 4)),
+    "nothing measured": ({"mmd": None, "shift": None}, "intermediate", "fine_tune", (6, 4)),
+    "MMD rules over shift": ({"mmd": 0.2, "shift": 0.05}, "far", "fine_tune", (6, 4)),
     "exactly at the limits": (
-        {"images": 200, "mmd": 0.04}, "intermediate", "fine_tune", (0,),
+        {"images": 200, "mmd": 0.04}, "intermediate", "fine_tune", (4,),
     ),
     "one group only": ({"mmd": 0.2, "blocks": (5,)}, "far", "fine_tune", (0,)),
-    "a vision transformer": ({"mmd": 0.2, "blocks": (1,) * 13}, "far", "fine_tune", (9, 6, 0)),
-    "ConvNeXt's stages": ({"mmd": 0.2, "blocks": (1, 3, 3, 9, 4)}, "far", "fine_tune", (3, 2, 0)),
+    "a vision transformer": ({"mmd": 0.2, "blocks": (1,) * 13}, "far", "fine_tune", (10, 8, 4)),
+    "ConvNeXt's stages": ({"mmd": 0.2, "blocks": (1, 3, 3, 9, 4)}, "far", "fine_tune", (3,)),
 }  # fmt: skip
 
 
@@ -83,14 +83,19 @@ def test_rules_show_what_they_saw():
     assert rules["domain by MMD"].inputs == {"mmd": 0.08, "p_value": 0.002, "says": "intermediate"}
     assert rules["domain by batch-norm shift"].fired is False  # a second opinion only
     assert rules["transfer must gain"].fired is True
-    assert rules["fine-tune"].inputs == {"share_of_blocks": 1.0, "groups": 8}
+    assert rules["fine-tune"].inputs == {"share_of_blocks": 0.67, "groups": 4}
 
 
 @pytest.mark.parametrize("arm", ["scratch", "feature_extraction", "fine_tune"])
 def test_phases_fit_the_arm_whatever_the_evidence(arm):
     seen = evidence(images=50, error=0.0, room=0.0)  # where the rules would train the head alone
     expected = {"scratch": (0,), "feature_extraction": (), "fine_tune": (4,)}
-    assert choose_cuts(arm, seen, PARAMS.model_copy(update={"depth": 0.67})) == expected[arm]
+    assert choose_cuts(arm, seen, PARAMS) == expected[arm]
+
+
+@pytest.mark.parametrize(("depth", "phases"), [(1.0, (6, 4, 0)), (0.3, (6,)), (0.01, (7,))])
+def test_the_depth_that_the_user_sets_is_reached_by_halves(depth, phases):
+    assert choose(evidence(), PARAMS.model_copy(update={"depth": depth})).phases == phases
 
 
 # what must hold everywhere -----------------------------------------------------------------------

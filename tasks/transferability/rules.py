@@ -3,7 +3,7 @@
 The field's guides agree on training from scratch only with very much data in a far domain. They
 also advise frozen features for little data and similar domains, and deeper fine-tuning with more
 data and in farther ones. With low rates below the head, and val that keeps the frozen features
-where fine-tuning does not pay, that was not borne out (docs/decisions.md): all layers did best.
+where fine-tuning does not pay, that was not borne out (docs/decisions.md).
 """
 
 import math

@@ -53,10 +53,10 @@ strategy is too large; the second one has the best arm chosen on one half of the
 measured on the other, with nothing to flatter, and may be negative. A better model that val did not
 ship counts for no arm. Seconds are processor time of one thread.
 
-`today` are the rules of this version: fine-tune all layers, unless frozen features are at their
-ceiling or a race says otherwise, and let val ship the frozen head where that does not pay. Older
-rules are judged by the same cells, on the tasks that they were asked about. `frozen at 5` kept
-frozen features at up to 5 images a class and trained two thirds of the blocks above. `by domain`
+`today` are the rules of this version: fine-tune two thirds of the blocks, unless frozen features
+are at their ceiling or a race says otherwise, and let val ship the frozen head where that does not
+pay. Older rules are judged by the same cells, on the tasks that they were asked about. `frozen at
+5` kept frozen features at up to 5 images a class and trained two thirds of the blocks above. `by domain`
 kept them in a similar domain at up to 20 images a class and trained a third of the blocks above, in
 an intermediate one a third, in a far one two thirds. `before` measured the distance with a card of
 224 px whatever the size of the images. What the rules of today are was chosen by cells like these;
