@@ -56,11 +56,12 @@ ship counts for no arm. Seconds are processor time of one thread.
 `today` are the rules of this version: fine-tune two thirds of the blocks, unless frozen features
 are at their ceiling or a race says otherwise, and let val ship the frozen head where that does not
 pay. Older rules are judged by the same cells, on the tasks that they were asked about. `frozen at
-5` kept frozen features at up to 5 images a class and trained two thirds of the blocks above. `by domain`
-kept them in a similar domain at up to 20 images a class and trained a third of the blocks above, in
-an intermediate one a third, in a far one two thirds. `before` measured the distance with a card of
-224 px whatever the size of the images. What the rules of today are was chosen by cells like these;
-the tables that are fitted to the other sets are judged on cells that they have not seen.
+5` kept frozen features at up to 5 images a class and trained two thirds of the blocks above. `by
+domain` kept them in a similar domain at up to 20 images a class and trained a third of the blocks
+above, in an intermediate one a third, in a far one two thirds. `before` measured the distance with
+a card of 224 px whatever the size of the images. What the rules of today are was chosen by cells
+like these; the tables that are fitted to the other sets are judged on cells that they have not
+seen.
 
 Cells of older versions told another tale of few images: fine-tuning seemed to ruin them. It began
 with a head that was up to ten times too sure, and val compared losses whose temperatures ten images
