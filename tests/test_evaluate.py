@@ -640,7 +640,8 @@ def test_the_summary_repeats_numbers_of_the_metrics(project):
         assert summary[f"test_{name}_low"] == estimate.low
         assert summary[f"test_{name}_high"] == estimate.high
     assert summary["test_accuracy_frozen"] == metrics.baseline.accuracy.value
-    assert summary["test_ece"] == shipped.ece.value
+    assert summary["test_ece"] == shipped.ece_calibrated.value
+    assert summary["test_nll"] == shipped.nll_calibrated
 
 
 def test_with_features_alone_no_second_model_is_run(project, tmp_path):

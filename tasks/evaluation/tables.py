@@ -109,7 +109,7 @@ def reliability_rows(
 
 
 def summarize_metrics(metrics: Metrics) -> Summary:
-    """Pick the numbers that `dvc metrics` shows of test."""
+    """Pick the numbers that `dvc metrics` shows of test; calibrated, as the model ships."""
     tuned = metrics.finetuned if metrics.shipped == "finetuned" else None
     shipped = tuned or metrics.baseline
     gain = metrics.difference.accuracy if metrics.difference else None
@@ -123,8 +123,8 @@ def summarize_metrics(metrics: Metrics) -> Summary:
         test_gain_high=gain.high if gain else None,
         test_balanced_accuracy=shipped.balanced_accuracy.value,
         test_macro_f1=shipped.macro_f1.value,
-        test_nll=shipped.nll.value,
-        test_ece=shipped.ece.value,
+        test_nll=shipped.nll_calibrated,
+        test_ece=shipped.ece_calibrated.value,
     )
 
 
