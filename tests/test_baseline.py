@@ -444,7 +444,7 @@ def test_the_curve_ends_with_the_linear_head_where_the_mlp_is_chosen(tmp_path: P
 
 
 def test_planted_labels_are_listed_with_their_pictures(tmp_path: Path):
-    train, val = make_labeled(90, noise=0.3), make_labeled(30, seed=1, noise=0.3)
+    train, val = make_labeled(90, noise=0.2), make_labeled(30, seed=1, noise=0.2)
     right = {"train": train.labels.copy(), "val": val.labels.copy()}
     for data, image in ((train, 4), (train, 40), (val, 7)):
         data.labels[image] = (data.labels[image] + 1) % len(NAMES)

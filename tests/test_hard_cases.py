@@ -165,9 +165,8 @@ def test_a_class_with_a_thousandth_of_the_images_is_still_learned(
     task = Task(tmp_path, [0] * 1000 + [1], [0] * 100 + [1] * 3, side=16)
     params = with_values(params_with(default_params, batch_size=64), {"class_balanced": True})
     baseline, model = learn(task, params, phases=[5])
-    (phase,) = model.phases
-    assert phase.kept
-    assert phase.stopped == "finished"
+    assert model.phases[-1].kept  # rates that are too high for such weights are tried lower
+    assert model.phases[-1].stopped == "finished"
     rare = model.val_logits[100:]
     assert accuracy(model.val_logits[:100], [0] * 100) > 0.95
     margins = [
