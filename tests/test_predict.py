@@ -726,6 +726,33 @@ def test_torch_is_not_imported_where_onnxruntime_does(delivered: Run, folder: Pa
     )
 
 
+PEAK = """\
+import resource, sys
+from tasks.predict import main
+main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_memory_grows_by_little_more_than_the_paths(delivered: Run, folder: Path) -> None:
+    names = sorted(path.name for path in folder.glob("*.png"))
+    peaks = []
+    for count in (300, 30_000):
+        table = folder / f"{count}.csv"
+        rows = (names[number % len(names)] for number in range(count))
+        table.write_text("path\n" + "".join(f"{name}\n" for name in rows))
+        arguments = [str(table), f"{count}-out.csv", "--model", str(delivered.paths.export)]
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, *arguments],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True, check=True,
+        )  # fmt: skip
+        peaks.append(1024 * int(done.stdout))
+        assert len(rows_of(Path(f"{count}-out.csv"))) == count
+    assert peaks[1] - peaks[0] < 30_000 * 1_000  # a kilobyte an image
+
+
 # explained ---------------------------------------------------------------------------------------
 
 
