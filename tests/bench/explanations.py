@@ -18,7 +18,6 @@ from bench.scratch import ROOT
 from PIL import Image, ImageDraw
 from scipy.stats import spearmanr
 from torch import nn
-from torch.nn import functional
 
 from tasks.artifacts.arrays import Bools, Floats, Ints, Pixels
 from tasks.artifacts.records import Estimate
@@ -30,7 +29,7 @@ from tasks.heads.features import Labeled
 from tasks.heads.registry import apply_head, find_head
 from tasks.judging.statistics import accuracy_interval, paired_interval
 from tasks.params_file import load_params
-from tasks.runtime.device import configure_torch, normalize
+from tasks.runtime.device import configure_torch
 from tasks.runtime.machine import read_machine
 
 OUT = Path("docs/benchmarks/explanations.md")
@@ -38,8 +37,6 @@ NAME, SEED, BATCH = "tf_efficientnet_lite0", 17, 16
 SHAPES = ("circle", "square", "triangle")
 SIDES = (0.25, 0.4)  # of a shape, as shares of the image's side
 CELL = 32  # px of a place of the backbone
-FROZEN, TUNED = "frozen", "fine-tuned"
-TUNED_EPOCHS, TUNED_RATE = 4, 2e-4
 GRAY, SHARE, BLOCKS = 127, 0.2, 10  # what is grayed, and blocks of the image a side
 CPU = torch.device("cpu")
 
@@ -166,34 +163,9 @@ class Subject:
             classes=int(sample.labels.max()) + 1,
             seed=SEED,
         )
-        self.head, self._train = fitted.chosen.module, train
-        self._ask()
-
-    def _ask(self) -> None:
+        self.head = fitted.chosen.module
         self.answers = self.probabilities(self.test.pixels).argmax(axis=1)
         self.accuracy = float(np.mean(self.answers == self.test.labels))
-
-    def tune(self) -> None:
-        """Fine-tune the upper two thirds of the layer groups, and the head, on the same half."""
-        groups = list(parameter_names(self.backbone))
-        upper = {name for names in groups[len(groups) // 3 :] for name in names}
-        own = [param for name, param in self.backbone.named_parameters() if name in upper]
-        optimizer = torch.optim.AdamW(
-            [{"params": own, "lr": TUNED_RATE}, {"params": self.head.parameters(), "lr": 1e-3}]
-        )
-        shuffled, count = np.random.default_rng(SEED), len(self._train.labels)
-        self.backbone.eval()  # statistics of batch normalization stay, as in stage finetune
-        for _ in range(TUNED_EPOCHS):
-            for rows in batches(shuffled.permutation(count)):
-                images = normalize(torch.from_numpy(self._train.pixels[rows]), self.spec)
-                logits = self.head(self.backbone(images))
-                loss = functional.cross_entropy(logits, torch.from_numpy(self._train.labels[rows]))
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-        machine = read_machine()
-        self._engine = make_engine(self.backbone, self.spec, machine, self._train.pixels[:BATCH])
-        self._ask()
 
     def _features(self, pixels: Pixels) -> Floats:
         return np.concatenate([self._engine(batch)[0] for batch in batches(pixels)])
@@ -235,20 +207,13 @@ def inside(x: Floats, y: Floats, boxes: Ints) -> Bools:
 def pointing_rows(count: int, tested: int, px: int) -> Iterator[list[str]]:
     """Point at drawn shapes, a row a kind of map."""
     subject = Subject(draw_shapes(count, px), tested)
-    yield from _point(subject, FROZEN)
-    subject.tune()
-    yield from _point(subject, TUNED)
-
-
-def _point(subject: Subject, weights: str) -> Iterator[list[str]]:
-    boxes, px, tested = subject.test.boxes, subject.test.pixels.shape[1], len(subject.answers)
+    boxes = subject.test.boxes
     area = float(np.mean((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])) / px**2)
     middle = inside(np.full(tested, px / 2), np.full(tested, px / 2), boxes)
     for name, view in PLACES.items():
         maps = subject.evidence(view(subject.backbone), subject.head)
         yield [
             str(px),
-            weights,
             f"{100 * subject.accuracy:.0f}",
             name,
             f"{maps.shape[1]} x {maps.shape[1]}",
@@ -340,12 +305,6 @@ def random_blocks(count: int, px: int) -> Bools:
 
 def deletion_rows(name: str, subject: Subject) -> Iterator[list[str]]:
     """Gray parts of the test images and measure the confidence in the answer that is lost."""
-    yield from _gray(name, subject, FROZEN)
-    subject.tune()
-    yield from _gray(name, subject, TUNED)
-
-
-def _gray(name: str, subject: Subject, weights: str) -> Iterator[list[str]]:
     pixels, everyone = subject.test.pixels, np.arange(len(subject.answers))
     px = pixels.shape[1]
     before = subject.probabilities(pixels)[everyone, subject.answers]
@@ -362,23 +321,22 @@ def _gray(name: str, subject: Subject, weights: str) -> Iterator[list[str]]:
         strange = lose(np.roll(top, 1, axis=0))
         cells = [lost, blocks, strange, least, lost - blocks, lost - strange]
         accuracy = f"{100 * subject.accuracy:.0f}"
-        yield [name, weights, accuracy, kind, *(say_mean(one) for one in cells)]
+        yield [name, accuracy, kind, *(say_mean(one) for one in cells)]
 
 
 # page --------------------------------------------------------------------------------------------
 
-POINTING = ["px", "weights", "accuracy, %", "map", "places", "hits", "box", "middle", "empty"]
-DELETION = ["set", "weights", "accuracy, %", "map", "most", "blocks", "another's", "least"]
+POINTING = ["px", "accuracy, %", "map", "places", "hits", "box", "middle", "empty"]
+DELETION = ["set", "accuracy, %", "map", "most", "blocks", "another's", "least"]
 DELETION += ["most - blocks", "most - another's"]
 PAGE = """\
 # Heatmaps of answers
 
 `{command}` wrote this page.
 
-Can the [heatmaps](../predict.md#why-this-answer) be trusted? {name}, with a linear head as
-`baseline` fits it, is asked on images that it did not see; the maps speak for its answers. It is
-frozen, or fine-tuned on the same images: the upper two thirds of the layer groups, {epochs} epochs,
-rate {rate:g}. Intervals are 95 %.
+Can the [heatmaps](../predict.md#why-this-answer) be trusted? {name}, frozen, with a
+linear head as `baseline` fits it, is asked on images that the head did not see; the maps speak for
+its answers. Intervals are 95 %.
 
 ## Pointing at a known place
 
@@ -416,7 +374,7 @@ patch of the same area, and gray itself is strange to the network: so they cost 
 {deletion}
 
 What this does not show: that the network is right to look there, or that it looks at nothing else.
-Other networks were not measured here; of a ResNet, a ConvNeXt, a vision
+Fine-tuned weights and other networks were not measured here; of a ResNet, a ConvNeXt, a vision
 transformer and a Swin with random weights the tests know that a square in a corner, which the head
 tells, lights that corner.
 """
@@ -453,8 +411,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         PAGE.format(
             command=say_command(options),
             name=NAME,
-            epochs=TUNED_EPOCHS,
-            rate=TUNED_RATE,
             low=SIDES[0],
             high=SIDES[1],
             cell=CELL,
