@@ -485,6 +485,24 @@ def test_parquet_grows_and_is_gone_on_with_without_its_errors(
         AnswerFile(out, [], "n").__enter__()
 
 
+def test_parquet_with_errors_is_gone_on_with_by_the_command_itself(
+    delivered: Run, folder: Path
+) -> None:
+    (folder / "empty.png").touch()
+    command = [sys.executable, "-m", "tasks.predict", str(folder), "out.parquet"]
+    for _ in range(2):
+        done = subprocess.run(
+            [*command, "--model", str(delivered.paths.export)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert tells(done.stderr, "71 rows in out.parquet, 1 of them new")
+    assert parquet.read_table("out.parquet").num_rows == IMAGES + 1
+
+
 def test_many_writes_of_parquet_do_not_leave_many_parts(tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
     rows_of_parquet(out, *(answer(f"{number}") for number in range(50)))

@@ -180,9 +180,9 @@ class ParquetFormat:
 
     def __init__(self, classes: Sequence[str]) -> None:
         import pyarrow  # noqa: PLC0415 - an extra
-        from pyarrow import parquet  # noqa: PLC0415
+        from pyarrow import compute, parquet  # noqa: PLC0415
 
-        self._arrow, self._parquet = pyarrow, parquet
+        self._arrow, self._compute, self._parquet = pyarrow, compute, parquet
         self._classes, self.columns = classes, columns_of(AnswerRow, classes)
         kinds = {
             "label_set": pyarrow.list_(pyarrow.string()),
@@ -233,9 +233,7 @@ class ParquetFormat:
 
     def drop_errors(self, old: Path, new: Path) -> None:
         """Write the rows without an error."""
-        kept = (
-            part.filter(self._arrow.compute.equal(part["error"], "")) for part in self._parts(old)
-        )
+        kept = (part.filter(self._compute.equal(part["error"], "")) for part in self._parts(old))
         self._write(new, kept)
 
     def _table(self, rows: Sequence[AnswerRow]) -> Any:
