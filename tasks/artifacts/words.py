@@ -114,8 +114,8 @@ def say_sets(sets: PredictionSets) -> str:
     return (
         f"Sets of classes that are to hold the label of {100 * sets.asked:g} % of the images hold "
         f"it for {_percent(found.coverage)} of the test images, of the class with the least for "
-        f"{100 * found.lowest_of_a_class:.1f} % (of {found.lowest_images:,}); {found.single:.0%} of "
-        f"them name one class, on average {found.mean_size:.1f}."
+        f"{100 * found.lowest_of_a_class:.1f} % (of {found.lowest_images:,}); {found.single:.0%} "
+        f"of them name one class, on average {found.mean_size:.1f}."
     )
 
 
