@@ -23,6 +23,7 @@ from tasks.artifacts.arrays import Pixels
 from tasks.artifacts.tables import AnswerRow
 from tasks.artifacts.words import plural, printable
 from tasks.delivery.answer_file import AnswerFile
+from tasks.delivery.answer_formats import refuse
 from tasks.delivery.folder import DeliveredModel, read_delivered
 from tasks.delivery.inputs import InputFiles, list_inputs
 from tasks.delivery.onnx_answers import WHOLE, Answers, OnnxAnswers
@@ -146,7 +147,7 @@ def classify(
     answers = answer(np.stack(sound), model, engine, classes) if sound else []
     answered = iter(answers)
     return [
-        refuse(name, pixels, model, classes)
+        refuse(name, str(pixels), model.name, classes)
         if isinstance(pixels, ImageError)
         else replace(next(answered), path=name)
         for name, pixels in batch
@@ -179,23 +180,6 @@ def answer(
             np.argmax(logits, axis=1), probabilities, sets, scores, strict=True
         )
     ]
-
-
-def refuse(
-    name: str, error: ImageError, model: DeliveredModel, classes: Sequence[str]
-) -> AnswerRow:
-    """Give the row of a file that cannot be used."""
-    return AnswerRow(
-        path=name,
-        predicted="",
-        probability=None,
-        label_set="",
-        strangeness=None,
-        in_domain=None,
-        error=str(error),
-        model=model.name,
-        probabilities=dict.fromkeys(classes),
-    )
 
 
 def open_engine(model: DeliveredModel, machine: Machine, *, rows: int) -> Answers:

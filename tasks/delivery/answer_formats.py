@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -56,6 +57,21 @@ class AnswerFormat(Protocol):
         ...
 
 
+def refuse(path: str, error: str, model: str, classes: Sequence[str]) -> AnswerRow:
+    """Give the row of a file that has no answer, only an error."""
+    return AnswerRow(
+        path=path,
+        predicted="",
+        probability=None,
+        label_set="",
+        strangeness=None,
+        in_domain=None,
+        error=error,
+        model=model,
+        probabilities=dict.fromkeys(classes),
+    )
+
+
 def choose_format(path: Path, classes: Sequence[str]) -> AnswerFormat:
     """Choose by the suffix of a table.
 
@@ -76,7 +92,7 @@ def choose_format(path: Path, classes: Sequence[str]) -> AnswerFormat:
         ) from err
 
 
-class _TextFormat:
+class _TextFormat(ABC):
     """Rows are lines of text; names that are no UTF-8 keep their bytes or stand escaped."""
 
     def __init__(self, classes: Sequence[str]) -> None:
@@ -106,17 +122,17 @@ class _TextFormat:
             kept = (text for text, _, row in self.lines(old) if not row.get("error"))
             file.writelines(f"{text.removesuffix(chr(10))}\n" for text in kept)
 
+    @abstractmethod
     def header(self) -> str:
         """Give the text before all rows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def render(self, rows: Sequence[AnswerRow]) -> str:
         """Give the text of rows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def lines(self, file: Path) -> Iterator[tuple[str, list[str], dict[str, str]]]:
         """Give text, columns and cells of the header, if there is one, and of every row."""
-        raise NotImplementedError
 
 
 class CsvFormat(_TextFormat):
@@ -196,17 +212,8 @@ class ParquetFormat:
         """Make an error of a row whose name is no UTF-8."""
         if _is_unicode(row.path):
             return row
-        return AnswerRow(
-            path=os.fsencode(row.path).decode("utf-8", "backslashreplace"),
-            predicted="",
-            probability=None,
-            label_set="",
-            strangeness=None,
-            in_domain=None,
-            error=row.error or NO_UNICODE,
-            model=row.model,
-            probabilities=dict.fromkeys(self._classes),
-        )
+        name = os.fsencode(row.path).decode("utf-8", "backslashreplace")
+        return refuse(name, row.error or NO_UNICODE, row.model, self._classes)
 
     def begin(self, new: Path) -> None:
         """Write the columns."""
