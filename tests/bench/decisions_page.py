@@ -21,6 +21,8 @@ from bench.regret import (
     mean_over_sets,
 )
 
+from tasks.artifacts.words import plural
+
 WORST = 10  # tasks that are told one by one
 NAMES: dict[CellArm, str] = {
     "frozen": "always frozen",
@@ -85,7 +87,7 @@ def write_page(cells: Sequence[Cell], said: Sequence[Said], command: str) -> str
         f"`{command}` made the cells, with `--page` it wrote this page.",
         _intro(cells, done),
         "## Regret",
-        _strategies(done, strategies),
+        _strategies(done, strategies, deciders),
         "## By set and size",
         _by_part(done, {name: strategies[name] for name in [*deciders, *NAMES.values()]}),
         "## What was known and chosen",
@@ -127,10 +129,8 @@ def _intro(cells: Sequence[Cell], done: Cells) -> str:
     counted = [cell for cell in cells if cell.task in done]
     codes = len({cell.code for cell in counted})
     levels = list(dict.fromkeys(task[1] for task in sorted(done, key=lambda task: _place(task)[1])))
-    parts = Counter((task[1], task[2]) for task in done)
-    told = [f"{count} with {level} images, seed {seed}" for (level, seed), count in parts.items()]
     return INTRO.format(
-        parts=", ".join(told),
+        parts="; ".join(f"{level} images: {_seeds(done, level)}" for level in levels),
         sets=len({task[0] for task in done}),
         levels=", ".join(levels),
         px=", ".join(sorted({str(task[3]) for task in done})),
@@ -141,12 +141,30 @@ def _intro(cells: Sequence[Cell], done: Cells) -> str:
     )
 
 
-def _strategies(cells: Cells, strategies: Mapping[str, Mapping[Task, Choice]]) -> str:
+def _seeds(cells: Cells, level: str) -> str:
+    """Tell the seeds of a number of images, and of how many sets they are."""
+    sets = Counter(seed for _, images, seed, _ in cells if images == level)
+    seeds: dict[int, list[int]] = defaultdict(list)
+    for seed in sorted(sets):
+        seeds[sets[seed]].append(seed)
+    return ", ".join(
+        f"{plural(count, 'set')} with {'seed' if len(some) == 1 else 'seeds'} "
+        f"{', '.join(map(str, some))}"
+        for count, some in seeds.items()
+    )
+
+
+def _strategies(
+    cells: Cells, strategies: Mapping[str, Mapping[Task, Choice]], deciders: Sequence[str]
+) -> str:
     head = ["strategy", "tasks", "regret, points", "regret by halves, points", "seconds a task"]
-    head += ["of them rolled back"]
+    head += ["of them rolled back", "beyond the last rules, points"]
+    last = deciders[-1] if deciders else None
+    own = {one.task: one.regret for one in judge_all(cells, strategies[last])} if last else {}
     rows = []
     for name, choices in strategies.items():
         outcomes = judge_all(cells, choices)
+        shared = [one for one in outcomes if one.task in own]
         seconds = mean_over_sets(outcomes, lambda one: one.seconds).value
         lost = mean_over_sets(outcomes, lambda one: one.lost).value
         rows.append(
@@ -157,6 +175,9 @@ def _strategies(cells: Cells, strategies: Mapping[str, Mapping[Task, Choice]]) -
                 show(mean_over_sets(outcomes, lambda one: one.unbiased)),
                 f"{seconds:.0f}",
                 f"{lost / seconds:.0%}" if seconds else "-",
+                show(mean_over_sets(shared, lambda one: one.regret - own[one.task]))
+                if shared and name != last
+                else "-",
             ]
         )
     told = (
