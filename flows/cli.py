@@ -192,7 +192,7 @@ def predict_verb(context: typer.Context) -> None:
     """Classify images by the exported model."""
     from tasks import predict as module  # noqa: PLC0415 - half a second
 
-    _run_module("predict", module, context.args)
+    _run_module("predict", module, _with_model(context.args))
 
 
 @app.command("monitor", context_settings=PASSED_ON, add_help_option=False)
@@ -200,7 +200,7 @@ def monitor_verb(context: typer.Context) -> None:
     """Tell whether incoming images are still those that the model knows."""
     from tasks import monitor as module  # noqa: PLC0415 - half a second
 
-    _run_module("monitor", module, context.args)
+    _run_module("monitor", module, _with_model(context.args))
 
 
 @app.command("card", context_settings=PASSED_ON, add_help_option=False)
@@ -310,6 +310,13 @@ def new_verb(
     checkout = Path(__file__).parent.parent
     for line in make_project(checkout, folder, source, choose_views(views)):
         typer.echo(line)
+
+
+def _with_model(words: Sequence[str]) -> list[str]:
+    """Name the project's own model, before what the user says, where there is a project."""
+    root = find_project(Path.cwd())
+    own = ["--model", os.path.relpath(root / MODEL)] if root else []
+    return [*own, *words]
 
 
 def _run_module(name: str, module: Any, words: Sequence[str]) -> None:

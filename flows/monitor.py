@@ -15,11 +15,13 @@ from flows.predict import run_command
 from flows.recovery import settle_run
 from flows.stages.graph import find_root
 from flows.stages.runner import Outcome
+from tasks.artifacts.files import write_text
 from tasks.delivery.inputs import STDIN
 from tasks.errors import DataError, RegraftError
 from tasks.predict import MODEL
-from tasks.watching.looks import LookRecord, read_newest
+from tasks.watching.looks import LookRecord, read_looks
 
+TOLD = "told.txt"  # in OUT: number of the newest look that was told, so that a kill loses none
 CHANGED = "Changed"  # name of the state of a run that alarms, so that a list of runs shows it
 EVENT, RESOURCE = "regraft.monitor.changed", "regraft.monitor."
 
@@ -36,27 +38,36 @@ def monitor_images(source: str, out: str, model: str = str(MODEL)) -> State[Any]
         out: The folder of the looks, kept between runs.
         model: The folder of the exported model.
     """
-    look = None
+    untold: list[LookRecord] = []
     try:
         if source == STDIN:
             raise DataError("source is '-', but a flow has no stdin; name a folder or a csv")
         root = find_root(Path.cwd())
-        before = read_newest(root / out)
         outcome = run_command(root, "monitor", ["--model", model, "--", source, out])
-        look = read_newest(root / out)
+        untold = read_looks(root / out, after=read_told(root / out))
     except RegraftError as err:
         outcome = Outcome("failed", str(err))
     if outcome.kind == "stopped":
         return Cancelled(message=outcome.message)
     if outcome.kind == "failed":
         return Failed(message=outcome.message)
-    if look is None or look == before:
+    if not untold:
         return Completed(message=outcome.message)
+    changed = [look for look in untold if look.verdict == "changed"]
+    look = changed[-1] if changed else untold[-1]
     publish_look(root / out, look)
-    if look.verdict != "changed":
-        return Completed(message=look.words)
-    _tell(Path(out).name, look)
-    return Completed(name=CHANGED, message=look.words)
+    if changed:
+        _tell(Path(out).name, look)
+    write_text(root / out / TOLD, f"{untold[-1].number}\n")  # after a kill it is told once more
+    return Completed(name=CHANGED if changed else None, message=look.words)
+
+
+def read_told(out: Path) -> int:
+    """Give the number of the newest look that was told; 0 before there is one."""
+    try:
+        return int((out / TOLD).read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 def _tell(name: str, look: LookRecord) -> None:

@@ -17,7 +17,14 @@ from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field
 
 from flows.artifacts import publish_promotion
-from flows.commands.promote import SAID, CandidateVerdict, go_back, judge_candidate, put_into_use
+from flows.commands.promote import (
+    REFUSED,
+    SAID,
+    CandidateVerdict,
+    go_back,
+    judge_candidate,
+    put_into_use,
+)
 from flows.errors import PromotionError
 from flows.recovery import settle_run
 from flows.stages.graph import find_root
@@ -41,8 +48,9 @@ class Approval(RunInput):
 def promote_model(candidate: str = "", back: bool = False) -> State[Any]:
     """Put a candidate into use in place of the model in use, as `regraft promote` does.
 
-    It is judged on the same test images. Better beyond doubt, it comes into use by itself;
-    otherwise the run pauses and asks. Nothing changes where nobody answers within a day.
+    It is judged on the same test images. Better beyond doubt, it comes into use by itself; worse
+    beyond doubt, it is refused; otherwise the run pauses and asks. Nothing changes where nobody
+    answers within a day.
 
     Args:
         candidate: A commit, branch, tag or experiment.
@@ -72,6 +80,8 @@ def _promote(root: Path, verdict: CandidateVerdict) -> State[Any]:
     if verdict.by_itself:
         by = f"run {flow_run.name}"
         return Completed(message=put_into_use(root, verdict, verdict.by_itself, by, "", log.info))
+    if verdict.finding == "worse":
+        return Completed(name="Refused", message=REFUSED)
     answer = _ask(verdict, words)
     if answer is None:
         return _end(f"nobody answered within {HOURS} hours; nothing changed")

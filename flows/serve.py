@@ -6,6 +6,7 @@ read nor changed. Both processes stop with this one.
 
 import logging
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -119,9 +120,10 @@ def explain_end(log: Path, database: Path) -> str:
     written = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     for sign, reason in SIGNS.items():
         if sign in written:
+            aside = shlex.join(["mv", str(database), f"{database}.old"])
             return (
                 f"{database} {reason}. It holds the history of runs, their schedules and nothing "
-                f"else: mv {database} {database}.old"
+                f"else: {aside}"
             )
     last = next((line.strip() for line in reversed(written.splitlines()) if line.strip()), "")
     return f"its last line: {last or 'nothing was written'} (see {log})"

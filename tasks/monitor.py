@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import get_args
 
@@ -163,16 +163,20 @@ def _middle(values: Floats) -> float | None:
     return float(np.median(known)) if len(known) else None
 
 
-def name_by_place(inputs: InputFiles) -> InputFiles:
-    """Name files by where they lie, so that a source may be spelled otherwise the next time.
+def name_by_place(inputs: InputFiles, folder: Path) -> InputFiles:
+    """Name files by where they lie as seen from a folder, and give it as their root.
 
-    Names are relative to the current folder where they are below it, and absolute elsewhere.
+    A source may then be spelled otherwise the next time, or be named from another folder, and a
+    project may be moved with its images.
     """
-    here, places = Path.cwd(), [os.path.abspath(inputs.path(name)) for name in inputs.names]
-    names = [
-        os.path.relpath(place, here) if here in Path(place).parents else place for place in places
-    ]
-    return InputFiles(Path(), names)
+    root = Path(os.path.realpath(folder))
+
+    @cache
+    def place_of(parent: Path) -> Path:
+        return Path(os.path.relpath(os.path.realpath(parent), root))
+
+    files = map(inputs.path, inputs.names)
+    return InputFiles(root, [str(place_of(file.parent) / file.name) for file in files])
 
 
 # command line ------------------------------------------------------------------------------------
@@ -192,8 +196,9 @@ def _read_command(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None) -> None:
     """Read the model and the source, take a look."""
     asked, machine = _read_command(argv), read_machine()
+    listed = list_inputs(asked.source, without=[asked.out], may_be_empty=True)
+    inputs = name_by_place(listed, asked.out.parent)
     model = read_delivered(asked.model.resolve() if asked.model.is_symlink() else asked.model)
-    inputs = name_by_place(list_inputs(asked.source, without=asked.out, may_be_empty=True))
     with LookFolder(asked.out, model.name) as folder:
         names = folder.unseen(inputs.names)
         nothing_new = f"nothing new in {printable(asked.source)} since look {folder.number - 1}"

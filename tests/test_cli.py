@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import ROOT, tells
+from PIL import Image
 from served import wait_for_file
 from toy import STAGES, ToyProject
 
@@ -92,6 +93,16 @@ def test_the_nearest_project_above_is_entered(toy: ToyProject) -> None:
     below = toy.root / "out/deep"
     below.mkdir()
     assert "4 stages unchanged" in said(below, "plan")
+
+
+@pytest.mark.parametrize("verb", ["predict", "monitor"])
+def test_from_below_the_project_its_own_model_is_meant(toy: ToyProject, verb: str) -> None:
+    below = toy.root / "out/below"
+    below.mkdir()
+    Image.new("RGB", (40, 30)).save(below / "a.png")
+    out = "answers.csv" if verb == "predict" else "looks"
+    assert "../../data/report/model: " in stopped(below, verb, ".", out)
+    assert "other: " in stopped(below, verb, ".", out, "--model", "other")
 
 
 @pytest.mark.parametrize("verb", ["run", "plan", "ui", "doctor"])
@@ -230,13 +241,15 @@ def test_ui_says_what_the_folder_lacks(toy: ToyProject) -> None:
 
 
 def test_predict_passes_on_what_it_is_given(tmp_path: Path) -> None:
-    words = ["predict", "--model", "nowhere", "--on-bad", "fail", "images", "out.csv"]
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    words = ["predict", "--model", "nowhere", "--on-bad", "fail", "a.png", "out.csv"]
     assert tells(stopped(tmp_path, *words), "predict stopped: ", "nowhere")
     assert tells(said(tmp_path, "predict", "--help"), "--probabilities", "source out")
 
 
 def test_monitor_passes_on_what_it_is_given(tmp_path: Path) -> None:
-    words = ["monitor", "--model", "nowhere", "images", "looks"]
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    words = ["monitor", "--model", "nowhere", "a.png", "looks"]
     assert tells(stopped(tmp_path, *words), "monitor stopped: ", "nowhere")
 
 

@@ -18,14 +18,14 @@ from watched import FALSE_ALARM, darken, draw, export_watched
 from tasks import monitor
 from tasks.artifacts.arrays import read_tensors
 from tasks.artifacts.files import write_text
-from tasks.artifacts.records import Estimate
+from tasks.artifacts.records import Estimate, read_record
 from tasks.artifacts.tables import read_rows
 from tasks.delivery.appearance import FACTS
 from tasks.delivery.folder import SUMS, hash_files, read_delivered
 from tasks.errors import ArtifactError
 from tasks.monitor import main
 from tasks.watching import looks as looks_module
-from tasks.watching.looks import LookFolder, LookRecord, LookRow, ShiftTest, read_newest
+from tasks.watching.looks import LookFolder, LookRecord, LookRow, ShiftTest
 from tasks.watching.repeated import ALARM_RATE
 from tasks.watching.shifts import Seen, classes_p_value
 from tasks.watching.words import LEAST_IMAGES, say
@@ -50,11 +50,13 @@ def new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path("new")
 
 
+def newest_of(out: Path) -> LookRecord:
+    return read_record(out / "look.json", LookRecord)
+
+
 def look(model: Path) -> LookRecord:
     main(["new", "out", "--model", str(model)])
-    newest = read_newest(OUT)
-    assert newest is not None
-    return newest
+    return newest_of(OUT)
 
 
 def names_of(out: Path) -> list[str]:
@@ -212,6 +214,31 @@ def test_a_source_that_is_spelled_otherwise_is_not_seen_again(
     assert len(read_rows(OUT / "looks.csv", LookRow)) == 1
 
 
+def test_a_source_that_is_named_from_another_folder_is_not_seen_again(
+    model: Path, new: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(new, range(20))
+    look(model)
+    here = Path.cwd()
+    (here / "elsewhere").symlink_to(here / new)
+    monkeypatch.chdir(new)
+    main([".", "../out", "--model", str(model)])
+    monkeypatch.chdir(here.parent)
+    main([f"{here.name}/elsewhere", f"{here.name}/out", "--model", str(model)])
+    monkeypatch.chdir(here)
+    assert len(read_rows(OUT / "looks.csv", LookRow)) == 1
+
+
+def test_names_of_many_files_do_not_make_a_look_that_cannot_be_read(model: Path, new: Path) -> None:
+    draw(new, range(20))
+    look(model)
+    with (OUT / "looks/00001.safetensors").open("rb") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+    assert b"\"files\"" in header  # what readers refuse above 100 MB
+    assert b".png" not in header
+    assert names_of(OUT) == sorted(str(file) for file in new.glob("*.png"))
+
+
 def test_classes_that_rose_and_fell_are_named() -> None:
     predicted = {"held out": [0] * 60 + [1] * 40, "new": [0] * 2 + [1] * 38}
     nothing = np.empty((0, 1), np.float32)
@@ -338,9 +365,7 @@ def test_an_interrupt_at_any_write_loses_nothing_and_counts_nothing_twice(
     monkeypatch.setattr(module, step, write)
     main(["new", "out", "--model", str(model)])
     assert [row.images for row in read_rows(OUT / "looks.csv", LookRow)] == [20, 20]
-    newest = read_newest(OUT)
-    assert newest is not None
-    assert newest.number == 2
+    assert newest_of(OUT).number == 2
     assert sorted(names_of(OUT)) == sorted(str(file) for file in new.iterdir())
 
 
@@ -383,8 +408,7 @@ def test_its_own_pictures_are_no_incoming_images(model: Path, new: Path) -> None
     draw(new, range(25))
     for _ in range(2):
         main(["new", "new/out", "--model", str(model)])
-    newest = read_newest(new / "out")
-    assert newest is not None
+    newest = newest_of(new / "out")
     assert (newest.number, newest.images, newest.bad) == (1, 25, 0)
 
 
@@ -402,7 +426,7 @@ def test_what_a_model_has_judged_is_not_new_to_the_next_one(model: Path, new: Pa
 
 def test_an_emptied_folder_has_nothing_new(model: Path, new: Path) -> None:
     main(["new", "out", "--model", str(model)])
-    assert read_newest(OUT) is None
+    assert not (OUT / "look.json").exists()
 
 
 # mistakes ----------------------------------------------------------------------------------------

@@ -197,6 +197,11 @@ def test_nothing_is_overwritten(tmp_path: Path, images: Path) -> None:
     light = ("--views", "light")
     assert "full is not empty" in refused(tmp_path, "full", images, *light)
     assert "file is a file" in refused(tmp_path, "file", images, *light)
+    here = tmp_path / "empty here"
+    here.mkdir()
+    text = stopped(here, "new", ".", "--source", str(images), *light)
+    assert tells(text, "is the current folder", "cd .. && regraft new 'empty here'")
+    assert list(here.iterdir()) == []
 
 
 def test_images_and_project_lie_beside_each_other(tmp_path: Path, images: Path) -> None:

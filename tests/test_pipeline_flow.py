@@ -455,6 +455,27 @@ def test_a_look_that_alarms_is_told_in_the_list_of_runs_on_the_page_and_by_an_ev
     assert event["event"] == "regraft.monitor.changed"
     assert event["resource"]["prefect.resource.id"] == "regraft.monitor.looks"
     assert event["payload"]["verdict"] == "changed"
+    assert run_flow(0, monitor_images, **LOOK).state.name == "Completed"
+    assert len(events) == 1
+
+
+def test_a_change_is_told_by_the_next_run_where_the_first_was_killed_before_its_word(
+    watched: ToyProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[dict[str, Any]] = []
+
+    def die(**event: Any) -> None:
+        raise KeyboardInterrupt
+
+    darken(watched.root / "data/incoming", range(100, 130))
+    monkeypatch.setattr(monitor_flow, "emit_event", die)
+    with pytest.raises(KeyboardInterrupt):
+        monitor_images(**LOOK)
+    monkeypatch.setattr(monitor_flow, "emit_event", lambda **event: events.append(event))
+    draw(watched.root / "data/incoming", range(200, 230))
+    run = run_flow(0, monitor_images, **LOOK)
+    assert run.state.name == "Changed"
+    assert [event["payload"]["number"] for event in events] == [1]
 
 
 @pytest.mark.parametrize(

@@ -395,6 +395,15 @@ def test_what_is_there_is_not_done_again_and_new_files_are_added(
     assert Path("out.csv").stat().st_mtime_ns == written
 
 
+def test_the_table_and_the_pictures_are_no_images_of_the_folder_that_they_lie_in(
+    delivered: Run, folder: Path
+) -> None:
+    tables = [f"{folder}/out.parquet", f"{folder}/out.csv"]
+    for table in tables * 2:
+        main([str(folder), table, "--model", str(delivered.paths.export), "--on-bad", "fail"])
+    assert len(rows_of(Path(tables[1]))) == IMAGES
+
+
 def test_a_path_that_stands_twice_has_two_rows_also_when_it_is_gone_on_with(
     delivered: Run, folder: Path
 ) -> None:

@@ -47,8 +47,13 @@ def test_a_person_walks_there_and_back(owls: ToyProject) -> None:
     assert (why["decision"], why["why"]) == ("approved", "fewer misses of b")
     assert why["by"] == "Toy <toy@localhost>"
 
+    text = stopped(owls.root, "promote", "bad-owl", "--approve", "I like it")
+    assert tells(text, "worse beyond doubt: nothing changed, and no approval")
+    assert in_use(owls) == "dull-owl"
+
     text = said(owls.root, "promote", "swift-owl")
-    assert tells(text, "better beyond doubt", "3 candidates", "classifier@v3.0.0")
+    assert tells(text, "98.3 % interval", "better beyond doubt", "4 candidates")
+    assert "classifier@v3.0.0" in text
 
     assert "classifier@v2.0.0 is in use" in said(owls.root, "promote", "--back")
     assert in_use(owls) == "dull-owl"
@@ -137,6 +142,8 @@ def test_every_candidate_counts_once_whatever_became_of_it(used: ToyProject) -> 
         for owl in ("bad-owl", "dull-owl", "bad-owl")
     ]
     assert [figures.judged for figures in judged if figures] == [2, 3, 3]
+    rates = [1 - figures.confidence for figures in judged if figures]
+    assert rates == pytest.approx([0.05, 0.025, 0.025])  # of one comparison and of two
     fresh = judge_candidate(used.root, "new-owl", silent).figures  # on other images
     assert fresh is not None
     assert fresh.judged == 1

@@ -87,17 +87,23 @@ def test_in_doubt_a_person_is_asked_and_decides(project: ToyProject, approve: st
         said = {"approve": approve, "by": "Grace", "why": "looked at all of them"}
         resume_flow_run(run.id, run_input=said)
 
-    state = promote_with(answer, candidate="bad-owl")
+    state = promote_with(answer, candidate="dull-owl")
     question = asked[0].replace("\\\\", "")
-    assert tells(question, "Worse beyond doubt", "50.0 -", "-50.0 points", "24 hours")
+    assert tells(question, "Not better beyond doubt", "50.0 -", "+5.0 points", "24 hours")
     if approve == "yes":
         assert state.is_completed()
-        assert in_use(project) == "bad-owl"
+        assert in_use(project) == "dull-owl"
         told = record(project, 2)
         assert (told["by"], told["why"]) == ("Grace", "looked at all of them")
     else:
         assert (state.name, in_use(project)) == ("Cancelled", "first")
         assert tells(str(state.message), "Grace said no", "nothing changed")
+
+
+def test_one_that_is_worse_is_refused_and_nobody_is_asked(project: ToyProject) -> None:
+    state = promote_model("bad-owl", return_state=True)
+    assert (state.name, in_use(project)) == ("Refused", "first")
+    assert "worse beyond doubt: nothing changed" in str(state.message)
 
 
 def test_without_an_answer_nothing_changes(

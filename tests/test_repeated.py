@@ -1,16 +1,34 @@
 """One rate of false alarms for all looks of a lifetime, against closed forms and naive loops."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
-from tasks.watching.repeated import ALARM_RATE, HALF_SPENT, correct, level_of, smallest_needed
+from tasks.watching.looks import Subject
+from tasks.watching.repeated import (
+    ALARM_RATE,
+    HALF_SPENT,
+    LIFETIME,
+    correct,
+    level_of,
+    smallest_needed,
+)
+from tasks.watching.shifts import enough_for
 
 
-@pytest.mark.parametrize("looks", [1, 2, HALF_SPENT, 100_000])
+@pytest.mark.parametrize("looks", [1, 2, HALF_SPENT, LIFETIME])
 def test_so_many_looks_spend_their_share_and_never_more_than_the_rate(looks: int) -> None:
     spent = sum(level_of(look) for look in range(1, looks + 1))
     assert spent == pytest.approx(ALARM_RATE * looks / (HALF_SPENT + looks))
     assert spent < ALARM_RATE
+
+
+def test_after_a_lifetime_the_rate_begins_anew_and_no_look_needs_more_draws_than_fit() -> None:
+    levels = [level_of(look) for look in range(1, 3 * LIFETIME + 1)]
+    assert levels[:LIFETIME] == levels[LIFETIME : 2 * LIFETIME] == levels[2 * LIFETIME :]
+    tests = 2 * len(get_args(Subject))
+    assert enough_for(smallest_needed(tests, LIFETIME)) < 2_000_000
 
 
 def test_two_years_of_weekly_looks_leave_more_to_each_than_the_common_rule() -> None:

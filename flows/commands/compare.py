@@ -71,7 +71,7 @@ def compare_states(root: Path, one: str, other: str) -> Iterator[str]:
         if lacking:
             yield f"{where}: {_alone(metrics, split, names)}; not paired by image: {lacking}"
         else:
-            yield f"{where}: {say_pair(names, pair_by_image(sides[0], sides[1], params))}"
+            yield f"{where}: {say_pair(names, _pair(sides, params))}"
 
 
 def read_sides(
@@ -184,20 +184,28 @@ class Paired:
     most: int
 
 
-def pair_by_image(one: Rightness, other: Rightness, params: Params) -> Paired | None:
+def _pair(sides: Sequence[Rightness], params: Params) -> Paired | None:
+    judged = params.evaluate
+    return pair_by_image(
+        *sides, confidence=judged.confidence, resamples=judged.bootstrap, seed=params.seed
+    )
+
+
+def pair_by_image(
+    one: Rightness, other: Rightness, *, confidence: float, resamples: int, seed: int
+) -> Paired | None:
     """Compare two states on the images that both judged; None where there are none."""
     shared = [image for image in one.right if image in other.right]
     if not shared:
         return None
     before, after = (np.array([side.right[image] for image in shared]) for side in (one, other))
-    confidence = params.evaluate.confidence
     gain = paired_accuracy_interval(
         before,
         after,
         [other.groups[image] for image in shared],
         confidence=confidence,
-        resamples=params.evaluate.bootstrap,
-        seed=params.seed,
+        resamples=resamples,
+        seed=seed,
     )
     return Paired(before, after, gain, confidence, max(len(one.right), len(other.right)))
 
@@ -212,7 +220,7 @@ def say_pair(names: tuple[str, str], pair: Paired | None) -> str:
     images = plural(len(before), "image") + f" of {pair.most:,}" * (len(before) < pair.most)
     return (
         f"{100 * before.mean():.1f} -> {100 * after.mean():.1f} %, {100 * gain.value:+.1f} points "
-        f"[{100 * gain.low:.1f}, {100 * gain.high:.1f}], {100 * pair.confidence:g} % "
+        f"[{100 * gain.low:.1f}, {100 * gain.high:.1f}], {100 * pair.confidence:.3g} % "
         f"interval paired by image; {images} that both have: {np.sum(after & ~before)} right only "
         f"in {names[1]}, {np.sum(before & ~after)} only in {names[0]}"
     )

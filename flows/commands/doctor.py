@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -155,10 +156,10 @@ def _dvc_locks(root: Path) -> Iterator[Finding]:
         readers = [one for several in held.get("read", {}).values() for one in several]
         holders = {(int(one["pid"]), str(one["cmd"])) for one in [*writers, *readers]}
     except (ValueError, AttributeError, KeyError, TypeError):
-        yield Finding("fault", "locks", f"{RWLOCK} was cut off", f"rm {rwlock}")
+        yield Finding("fault", "locks", f"{RWLOCK} was cut off", shlex.join(["rm", str(rwlock)]))
         return
     for died in filter(None, (holder_has_died(pid, command) for pid, command in sorted(holders))):
-        yield Finding("fault", "locks", f"{RWLOCK} {died}", f"rm {rwlock}")
+        yield Finding("fault", "locks", f"{RWLOCK} {died}", shlex.join(["rm", str(rwlock)]))
 
 
 def _own_locks(root: Path) -> Iterator[Finding]:
@@ -171,7 +172,7 @@ def _own_locks(root: Path) -> Iterator[Finding]:
             "warning",
             "copies",
             f"{clone} is of a run that failed ({reason})",
-            f"rm -r {clone}",
+            shlex.join(["rm", "-r", str(clone)]),
         )
 
 

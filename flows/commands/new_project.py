@@ -6,6 +6,7 @@ parameters at a first look is set; which views keep a label nobody can see from 
 
 import math
 import os
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -123,7 +124,7 @@ def make_project(checkout: Path, folder: Path, source: Path, views: Views) -> It
     yield f"{folder} is a project of its own; git has its first commit"
     yield from say_values(values, look)
     yield f"  environment         {environment}"
-    yield f"Next: cd {os.path.relpath(folder)} && regraft run"
+    yield f"Next: cd {shlex.quote(os.path.relpath(folder))} && regraft run"
 
 
 def _check_places(checkout: Path, folder: Path, source: Path) -> None:
@@ -151,12 +152,22 @@ def _check_places(checkout: Path, folder: Path, source: Path) -> None:
             f"{folder} lies inside of the project {checkout}, whose git and DVC would see its "
             "files; name a folder beside it"
         )
+    _check_absent(folder)
+
+
+def _check_absent(folder: Path) -> None:
+    """See that there is no such folder, or an empty one that may go."""
     if folder.is_dir() and any(folder.iterdir()):
         raise ProjectError(
             f"{folder} is not empty, and nothing is overwritten; name a new folder, or empty it"
         )
     if os.path.lexists(folder) and not folder.is_dir():
         raise ProjectError(f"{folder} is a file; name a new folder")
+    if folder.resolve() == Path.cwd():
+        raise ProjectError(
+            f"{folder} is the current folder, which a new one would replace; name it from the "
+            f"folder above: cd .. && regraft new {shlex.quote(folder.name)} ..."
+        )
 
 
 def look_first(listing: Listing, max_pixels: int) -> FirstLook:

@@ -46,14 +46,16 @@ from flows.stages.registry import (
     write_tags,
 )
 from tasks.artifacts.words import listed, plural, printable
-from tasks.params_file import load_params
 
 LOCK = Path(".regraft/promote.lock")  # the working tree is neither read nor written: no WORKSPACE
+ERROR_RATE = 0.05  # of all candidates together that were compared on the same test images
+RESAMPLES, SEED = 10_000, 17  # of the interval, whatever params.yaml says just now
 JUDGED = LINK.with_name("judged.csv")  # candidates that never came into use were judged too
 SET_DIGITS = 12
 SHOWN_REASONS = 4
 
 Finding = Literal["in use", "first", "better", "no better", "worse", "other images", "no results"]
+REFUSED = "worse beyond doubt: nothing changed, and no approval brings it into use"
 SAID: dict[Finding, str] = {
     "in use": "it is in use already",
     "first": "no model is in use yet",
@@ -118,6 +120,8 @@ def promote_on_command(
     decision: Decision | None = verdict.by_itself or ("approved" if approve else None)
     if verdict.finding == "in use":
         return
+    if verdict.finding == "worse":
+        raise PromotionError(REFUSED)
     if decision is None:
         raise PromotionError(
             f"{SAID[verdict.finding]}: nothing changed. If it is to come into use nevertheless, "
@@ -281,16 +285,27 @@ def _judge(root: Path, candidate: str, commit: str, registry: Registry) -> Candi
         finding: Finding = "no results" if registry.in_use else "first"
         line = f"{names[-1]}: {SAID[finding]}; {lacking}"
         return CandidateVerdict(candidate, commit, registry.in_use, finding, (line,), None)
-    pair = _pair(root, sides)
+    test_set = hashlib.sha256(repr(sorted(sides[-1].right)).encode()).hexdigest()[:SET_DIGITS]
+    judged = _count(root, commit, registry, test_set)
+    confidence = 1 - ERROR_RATE / max(1, judged - 1)  # the first one was compared with none
+    pair = (
+        pair_by_image(*sides, confidence=confidence, resamples=RESAMPLES, seed=SEED)
+        if len(sides) > 1
+        else None
+    )
     finding = _find(sides, pair)
-    figures = _figures(root, commit, registry, sides, pair)
+    figures = Figures(
+        against=registry.name(registry.in_use) if registry.in_use else None,
+        test_set=test_set,
+        test_images=len(sides[-1].right),
+        judged=judged,
+        before=float(pair.before.mean()) if pair else None,
+        after=float(pair.after.mean()) if pair else None,
+        gain=pair.gain if pair else None,
+        confidence=confidence,
+    )
     lines = tuple(_say(names, figures, pair, finding))
     return CandidateVerdict(candidate, commit, registry.in_use, finding, lines, figures)
-
-
-def _pair(root: Path, sides: list[Rightness]) -> Paired | None:
-    params = load_params(root / "params.yaml")
-    return pair_by_image(sides[0], sides[1], params) if len(sides) > 1 else None
 
 
 def _find(sides: list[Rightness], pair: Paired | None) -> Finding:
@@ -303,23 +318,6 @@ def _find(sides: list[Rightness], pair: Paired | None) -> Finding:
     if pair.gain.low > 0:
         return "better"
     return "worse" if pair.gain.high < 0 else "no better"
-
-
-def _figures(
-    root: Path, commit: str, registry: Registry, sides: list[Rightness], pair: Paired | None
-) -> Figures:
-    images = sides[-1].right
-    test_set = hashlib.sha256(repr(sorted(images)).encode()).hexdigest()[:SET_DIGITS]
-    return Figures(
-        against=registry.name(registry.in_use) if registry.in_use else None,
-        test_set=test_set,
-        test_images=len(images),
-        judged=_count(root, commit, registry, test_set),
-        before=float(pair.before.mean()) if pair else None,
-        after=float(pair.after.mean()) if pair else None,
-        gain=pair.gain if pair else None,
-        confidence=load_params(root / "params.yaml").evaluate.confidence,
-    )
 
 
 def _count(root: Path, commit: str, registry: Registry, test_set: str) -> int:
@@ -362,5 +360,5 @@ def _say(
         yield (
             f"{figures.judged} candidates were judged on these "
             f"{plural(figures.test_images, 'test image')} so far: the more there are, the more the "
-            "best of them flatters; new test images would tell"
+            "best of them flatters, and the wider is the interval; new test images would tell"
         )

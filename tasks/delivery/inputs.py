@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,7 @@ class InputFiles:
 
 
 def list_inputs(
-    source: str, *, without: Path | None = None, may_be_empty: bool = False
+    source: str, *, without: Sequence[Path] = (), may_be_empty: bool = False
 ) -> InputFiles:
     """List the files of a source without opening them.
 
@@ -42,7 +42,7 @@ def list_inputs(
             may be, named as below the folder as it is given; a csv with a column `path`, relative
             to its folder; `-` for paths on stdin, one a line or separated by zero bytes; or an
             image file.
-        without: A folder whose files are not meant, such as one that is written to.
+        without: Files and folders that are written to: of a folder, none of these is meant.
         may_be_empty: Whether a folder without images is no mistake.
 
     Raises:
@@ -78,15 +78,15 @@ def list_inputs(
     )
 
 
-def _list_folder(path: Path, without: Path | None) -> InputFiles:
+def _list_folder(path: Path, without: Sequence[Path]) -> InputFiles:
     names = sorted(str(path / name) for name in files_below(path, most=None))
-    return InputFiles(Path(), [name for name in names if not _is_below(name, without)])
+    written = {Path(os.path.abspath(one)) for one in without}
+    return InputFiles(Path(), [name for name in names if not _is_of(name, written)])
 
 
-def _is_below(name: str, folder: Path | None) -> bool:
-    return (
-        folder is not None and Path(os.path.abspath(folder)) in Path(os.path.abspath(name)).parents
-    )
+def _is_of(name: str, written: Set[Path]) -> bool:
+    place = Path(os.path.abspath(name))
+    return not written.isdisjoint((place, *place.parents))
 
 
 def _refuse_empty(inputs: InputFiles, words: str) -> InputFiles:

@@ -7,7 +7,7 @@ files, and again after a kill.
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import takewhile
@@ -17,9 +17,10 @@ from typing import Literal, Self
 
 import numpy as np
 from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
 
-from tasks.artifacts.arrays import Array, read_tensors, read_tensors_note, write_tensors
-from tasks.artifacts.records import Estimate, Record, read_record, write_record
+from tasks.artifacts.arrays import Array, read_tensors, write_tensors
+from tasks.artifacts.records import Estimate, Record, write_record
 from tasks.artifacts.tables import Ratio, write_rows
 from tasks.delivery.answer_file import holding
 from tasks.delivery.appearance import FACTS, Fact
@@ -139,8 +140,7 @@ class LookFolder:
             held.enter_context(holding(self.path, Path(os.path.realpath(self.path))))
             if self.path.is_file():
                 raise ArtifactError(f"{self.path}: is a file; name a folder for the looks")
-            files = sorted((self.path / LOOKS).glob("*.safetensors"))
-            self._kept = [_read(file) for file in files]
+            self._kept = _read_all(self.path)
             if self._kept:  # a kill may have come before they were written
                 self._write_tables()
             self._held = held.pop_all()
@@ -221,13 +221,9 @@ class LookFolder:
             "scores": seen.scores,
             "predicted": seen.predicted,
             "appearance": seen.appearance,
+            "files": np.frombuffer(json.dumps([list(names), list(bad)]).encode(), np.uint8),
         }
-        note = {
-            "look": look.model_dump_json(),
-            "names": json.dumps(list(names)),
-            "bad": json.dumps(list(bad)),
-        }
-        write_tensors(file, arrays, note)
+        write_tensors(file, arrays, {"look": look.model_dump_json()})
         self._kept.append(_Kept(look, list(names), list(bad), file))
         self._write_tables()
 
@@ -244,22 +240,26 @@ def _waits(kept: _Kept) -> bool:
     return kept.look.verdict == "waiting"
 
 
-def read_newest(folder: Path) -> LookRecord | None:
-    """Read the newest look of a folder; None before there is any.
+def read_looks(folder: Path, *, after: int) -> list[LookRecord]:
+    """Read the looks of a folder whose number is above `after`, the oldest first.
 
     Raises:
-        ArtifactError: look.json is damaged.
+        ArtifactError: A file is damaged.
     """
-    file = folder / NEWEST
-    return read_record(file, LookRecord) if file.is_file() else None
+    return [kept.look for kept in _read_all(folder) if kept.look.number > after]
+
+
+def _read_all(folder: Path) -> list[_Kept]:
+    return [_read(file) for file in sorted((folder / LOOKS).glob("*.safetensors"))]
 
 
 def _read(file: Path) -> _Kept:
     try:
-        note: Mapping[str, str] = read_tensors_note(file)
-        look = LookRecord.model_validate_json(note["look"])
-        return _Kept(look, json.loads(note["names"]), json.loads(note["bad"]), file)
-    except (ArtifactError, KeyError, ValueError, ValidationError) as err:
+        with safe_open(file, framework="numpy") as opened:
+            look = LookRecord.model_validate_json(opened.metadata()["look"])
+            names, bad = json.loads(opened.get_tensor("files").tobytes())
+        return _Kept(look, names, bad, file)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, ValidationError) as err:
         raise ArtifactError(
             f"{file}: is no look of this version; move it away, and its images are seen anew"
         ) from err

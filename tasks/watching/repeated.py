@@ -1,4 +1,4 @@
-"""Tests that are repeated look after look: one rate of false alarms for all looks of a lifetime.
+"""Tests that are repeated look after look: one rate of false alarms for all looks of ten years.
 
 A look gets a share of the rate, and its tests share that. Only the union bound is used, because
 the looks are not independent: all are compared with the same held-out images, so that an odd
@@ -15,18 +15,21 @@ import numpy as np
 
 from tasks.artifacts.arrays import Floats
 
-ALARM_RATE = 0.05  # probability of any false alarm in the lifetime of a model, at most
+ALARM_RATE = 0.05  # probability of any false alarm in `LIFETIME` looks of a model, at most
 HALF_SPENT = 104  # looks that may spend half of it: weekly ones of two years
+LIFETIME = 520  # looks after which the rate begins anew: later levels take hours of relabelings
 
 
 def level_of(look: int) -> float:
     """Give the rate of false alarms that a look may have; `look` counts from 1.
 
-    alpha_k = alpha c / ((c + k - 1) (c + k)), of which k looks spend alpha k / (c + k), and all
-    looks that there can be alpha. It falls slowly: the 104th look has a quarter of what the first
-    has, where the common 6 alpha / (pi^2 k^2) would leave a tenth of that to it.
+    alpha_k = alpha c / ((c + k - 1) (c + k)), of which k looks spend alpha k / (c + k), less than
+    alpha in all. It falls slowly: the 104th look has a quarter of what the first has, where the
+    common 6 alpha / (pi^2 k^2) would leave a tenth of that to it. After `LIFETIME` looks k begins
+    at 1 again.
     """
-    return ALARM_RATE * HALF_SPENT / ((HALF_SPENT + look - 1) * (HALF_SPENT + look))
+    k = 1 + (look - 1) % LIFETIME
+    return ALARM_RATE * HALF_SPENT / ((HALF_SPENT + k - 1) * (HALF_SPENT + k))
 
 
 def correct(p_values: Sequence[float], look: int) -> Floats:

@@ -53,7 +53,7 @@ _OF_SYSTEMS = re.compile(
 # What programs write beside pictures. Other suffixes, and none, are judged by the content.
 _COMPANIONS = re.compile(
     r"\.(txt|xml|jsonl?|[ct]sv|ya?ml|toml|ini|cfg|md|rst|html?|log|pdf|docx?|xlsx?|od[st]|rtf|xmp|aae"
-    r"|pp3|dop|url|lnk|db|info|py|ipynb|md5|sha1|sha256|dvc)"
+    r"|parquet|pp3|dop|url|lnk|db|info|py|ipynb|md5|sha1|sha256|dvc)"
 )
 _UNFINISHED = re.compile(r"\.(crdownload|opdownload|download|part|partial|aria2|tmp|temp)")
 _BACKUPS = re.compile(r"\.(bak|orig|old|swp)")
