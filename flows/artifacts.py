@@ -48,20 +48,13 @@ from tasks.reporting.confusion import count_answers, matrix
 from tasks.reporting.figures import accuracy_curves, loss_curves
 from tasks.reporting.pages import picture
 from tasks.runtime.progress import read_progress
-from tasks.watching.looks import LookRecord, Subject
+from tasks.watching.looks import LookRecord
 from tasks.watching.repeated import ALARM_RATE
+from tasks.watching.words import NAMES
 
 METRICS, REPORT = "data/evaluate/metrics.json", "data/report/report.html"
 FINETUNED, BASELINE = "data/finetune/finetune.json", "data/baseline/baseline.json"
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "nll", "brier", "ece", "ece_calibrated")
-SUBJECTS: dict[Subject, str] = {
-    "features": "features (MMD)",
-    "strangers": "out of the domain",
-    "classes": "predicted classes",
-    "brightness": "brightness",
-    "sharpness": "sharpness",
-    "megapixels": "size of the files",
-}
 SHOWN_CLASSES = 10
 LARGEST_PICTURE_BYTES, LARGEST_SIDE_PX = 150_000, 900
 
@@ -254,7 +247,7 @@ def look_in_words(look: LookRecord) -> str:
     head = ("test", "images", "p", "p for all tests and looks")
     tests = [
         (
-            f"{SUBJECTS[test.of]}, {test.window}",
+            f"{NAMES[test.of]}, {test.window}",
             f"{test.images:,}",
             f"{test.p_value:.2g}",
             f"**{test.corrected:.2g}**"
@@ -263,19 +256,19 @@ def look_in_words(look: LookRecord) -> str:
         )
         for test in look.tests
     ]
-    shares = [
-        (share.name, f"{share.held_out:.1%}", f"{share.now:.1%}")
-        for share in look.classes[:SHOWN_CLASSES]
-    ]
     facts = [
         ("new images, bad files", f"{look.images:,}, {look.bad:,}"),
         ("out of the domain", _out_of_domain(look)),
     ]
-    medians = [(fact.name, _short(fact.held_out), _short(fact.now)) for fact in look.appearance]
+    medians = [
+        (NAMES[fact.name], _short(fact.held_out), _short(fact.now)) for fact in look.appearance
+    ]
     parts = [look.words, _table((f"look {look.number}", look.at), facts)]
     parts += [_table(head, tests)] if tests else []
     parts += [_table(("median", "held out", "new"), medians)]
-    parts += [_table(("predicted class", "held out", "new"), shares)] if shares else []
+    for what, shares in (("predicted class", look.classes), ("kind of file", look.kinds)):
+        rows = [(share.name, f"{share.held_out:.1%}", f"{share.now:.1%}") for share in shares]
+        parts += [_table((what, "held out", "new"), rows[:SHOWN_CLASSES])] if rows else []
     return "\n\n".join(parts)
 
 

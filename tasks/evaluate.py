@@ -7,13 +7,12 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
-from tasks.artifacts.arrays import Floats, Ints, Logits, read_array, write_array, write_tensors
+from tasks.artifacts.arrays import Ints, Logits, read_array, write_array, write_tensors
 from tasks.artifacts.pixels import PixelStore
 from tasks.artifacts.records import (
     SPLITS,
@@ -31,6 +30,7 @@ from tasks.artifacts.sampling import choose_rows
 from tasks.artifacts.tables import (
     ClassRow,
     ConfusionRow,
+    FactRow,
     Manifest,
     PredictionRow,
     ReliabilityRow,
@@ -44,7 +44,7 @@ from tasks.artifacts.words import name_trained
 from tasks.auditing.held_out import HeldOut, Pool, compare_with_folds, hold_out
 from tasks.auditing.suspects import list_suspects, picture_suspects
 from tasks.backbones.engine import make_engine
-from tasks.delivery.appearance import measure_appearance
+from tasks.delivery.appearance import Appearance
 from tasks.delivery.in_domain import InDomain
 from tasks.errors import ArtifactError
 from tasks.evaluation import tables
@@ -96,6 +96,7 @@ class Paths(StagePaths):
     finetune: Read
     finetune_logits: Read
     twins: Read
+    facts: Read
     summary: Write
     metrics: Write
     predictions: Write
@@ -114,7 +115,7 @@ class Inputs:
     """What the stage reads, checked to belong together. No fine-tuned model: features sufficed.
 
     `held_out` has the frozen features of all images, those of test last, and a linear head for each
-    fold; `model` is the fine-tuned one.
+    fold; `facts` are those of the val images; `model` is the fine-tuned one.
     """
 
     manifest: Manifest
@@ -123,6 +124,7 @@ class Inputs:
     finetuned: ModelLogits | None
     arm: Arm
     held_out: HeldOut
+    facts: list[FactRow]
     model: Classifier | None = None
     spec: InputSpec | None = None
     balanced: bool = False
@@ -248,8 +250,9 @@ def read_inputs(paths: Paths, *, seed: int) -> Inputs:
     held_out = hold_out(pool, summary.l2_strength, classes=len(manifest.class_names), seed=seed)
     test = apply_head(load_head(paths.head, summary), pool.parts[-1].features[:, 0])
     baseline = _model_logits(paths.baseline_logits, paths.head, test, manifest)
+    facts = _read_facts(paths.facts, manifest)
     if finetuned.arm == "feature_extraction":
-        return Inputs(manifest, pixels, baseline, None, finetuned.arm, held_out)
+        return Inputs(manifest, pixels, baseline, None, finetuned.arm, held_out, facts)
     model = load_finetuned(paths.model, finetuned)
     what = f"{name_trained(finetuned.arm)} on test"
     test = run_model(model, finetuned.input, pixels["test"], seed=seed, what=what)
@@ -261,11 +264,21 @@ def read_inputs(paths: Paths, *, seed: int) -> Inputs:
         logits,
         finetuned.arm,
         held_out,
+        facts,
         model,
         finetuned.input,
         finetuned.class_balanced,
         finetuned.rejection,
     )
+
+
+def _read_facts(path: Path, manifest: Manifest) -> list[FactRow]:
+    """Read the facts of the val images, in the order of the manifest."""
+    names = [row.path for row in manifest.of("val")]
+    wanted = set(names)
+    by_name = {row.path: row for row in read_rows(path, FactRow) if row.path in wanted}
+    _expect(path, "facts of val images", len(by_name), len(wanted))
+    return [by_name[name] for name in names]
 
 
 def run_model(
@@ -334,16 +347,14 @@ def see_images(inputs: Inputs, shipped: ModelName, *, seed: int) -> dict[Split, 
     return found
 
 
-def measure_looks(inputs: Inputs, images: Ints) -> Floats:
-    """Measure how val images look, (N, 3)."""
-    store, rows = inputs.pixels["val"], inputs.manifest.of("val")
-    views = chain.from_iterable(store.batches(store.row_of(images), ROWS_AT_ONCE))
-    return np.stack(
-        [
-            measure_appearance(view, width=rows[image].width, height=rows[image].height)
-            for image, view in zip(images, views, strict=True)
-        ]
-    )
+def measure_looks(inputs: Inputs, images: Ints) -> Appearance:
+    """Measure how val images look."""
+    store, at, parts = inputs.pixels["val"], 0, []
+    for views in store.batches(store.row_of(images), ROWS_AT_ONCE):
+        some = images[at : at + len(views)].tolist()
+        parts.append(Appearance.measure(views, [inputs.facts[image] for image in some]))
+        at += len(views)
+    return Appearance.join(parts)
 
 
 def judge_unknown(

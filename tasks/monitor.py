@@ -8,6 +8,7 @@ import argparse
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -29,10 +30,10 @@ from tasks.runtime.progress import progress
 from tasks.watching.intake import Incoming, Intake, draw_strangest
 from tasks.watching.looks import (
     LOOKS,
-    ClassShare,
     FactShift,
     LookFolder,
     LookRecord,
+    ShareShift,
     ShiftTest,
     Subject,
     Verdict,
@@ -43,10 +44,10 @@ from tasks.watching.shifts import (
     MOST_ROWS,
     Seen,
     appearance_p_values,
-    classes_p_value,
-    count_classes,
     draw_known,
     features_p_value,
+    kinds_p_value,
+    shares_p_value,
     strangers_p_value,
     strangers_share,
 )
@@ -76,7 +77,8 @@ def judge_windows(
         for of, p_value in (
             ("features", features_p_value(known, seen, needed=needed, seed=look)),
             ("strangers", strangers_p_value(known, seen, threshold)),
-            ("classes", classes_p_value(known, seen, needed=needed, seed=look)),
+            ("classes", shares_p_value(known.predicted, seen.predicted, needed=needed, seed=look)),
+            ("kinds", kinds_p_value(known, seen, needed=needed, seed=look)),
             *appearance_p_values(known, seen).items(),
         )
     ]
@@ -99,22 +101,26 @@ def windows_of(new: Seen, before: Sequence[Seen]) -> dict[Window, Seen]:
     return {"new": new, "recent": recent} if longer else {"new": new}
 
 
-def compare_classes(known: Seen, new: Seen, names: Sequence[str]) -> list[ClassShare]:
-    """Compare how often each class is predicted; the one that changed most comes first."""
-    counts = count_classes(known.predicted, new.predicted)
-    held_out, now = (count / max(count.sum(), 1) for count in counts)
-    order = np.argsort(-np.abs(now - held_out), kind="stable").tolist()
-    return [
-        ClassShare(name=names[row], now=float(now[row]), held_out=float(held_out[row]))
-        for row in order
+def compare_shares(known: Sequence[str], new: Sequence[str]) -> list[ShareShift]:
+    """Compare how often each word comes, but empty ones; whose share changed most is first."""
+    held_out, now = Counter(filter(None, known)), Counter(filter(None, new))
+    shares = [
+        ShareShift(
+            name=name,
+            now=now[name] / max(now.total(), 1),
+            held_out=held_out[name] / max(held_out.total(), 1),
+        )
+        for name in sorted({*held_out, *now})
     ]
+    return sorted(shares, key=lambda share: -abs(share.now - share.held_out))
 
 
 def compare_appearance(known: Seen, new: Seen) -> list[FactShift]:
     """Compare the medians of every fact of appearance."""
+    columns = zip(FACTS, new.appearance.numbers.T, known.appearance.numbers.T, strict=True)
     return [
         FactShift(name=name, now=_middle(now), held_out=_middle(held_out))
-        for name, now, held_out in zip(FACTS, new.appearance.T, known.appearance.T, strict=True)
+        for name, now, held_out in columns
     ]
 
 
@@ -137,7 +143,8 @@ def take_look(incoming: Incoming, model: DeliveredModel, folder: LookFolder) -> 
         judged_images=len(new.scores) if enough else 0,
         out_of_domain=strangers_share(new, limit) if enough and np.isfinite(limit) else None,
         expected=model.known.false_alarm,
-        classes=compare_classes(known, new, model.classes) if enough else [],
+        classes=compare_shares(*_predicted(model, known, new)) if enough else [],
+        kinds=compare_shares(known.appearance.kinds, new.appearance.kinds) if enough else [],
         appearance=compare_appearance(known, new),
         tests=tests,
         sheet=f"{LOOKS}/{folder.number:05d}.jpg" if incoming.strangest else None,
@@ -150,6 +157,11 @@ def take_look(incoming: Incoming, model: DeliveredModel, folder: LookFolder) -> 
     look = look.model_copy(update={"words": words})
     folder.append(look, incoming.seen, incoming.names, incoming.bad)
     return look
+
+
+def _predicted(model: DeliveredModel, *some: Seen) -> list[list[str]]:
+    """Give the names of the predicted classes."""
+    return [[model.classes[row] for row in seen.predicted.tolist()] for seen in some]
 
 
 def _verdict(tests: Sequence[ShiftTest]) -> Verdict:

@@ -28,8 +28,8 @@ from tasks.delivery.folder import DeliveredModel, read_delivered
 from tasks.delivery.inputs import InputFiles, list_inputs
 from tasks.delivery.onnx_answers import WHOLE, Answers, OnnxAnswers
 from tasks.errors import ArtifactError, DataError, ImageError, first_line
-from tasks.images.decoding.decode import ImageView, read_view
 from tasks.images.validate import read_whole
+from tasks.images.views import ImageView, read_view
 from tasks.judging.conformal import build_sets
 from tasks.judging.metrics import log_probabilities
 from tasks.runtime.entry import LACKING, run_stage

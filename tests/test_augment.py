@@ -30,7 +30,7 @@ from tasks.augment import describe_policy, main, render_rows
 from tasks.errors import ArtifactError, DataError
 from tasks.images.contact_sheet import SHEET_IMAGES, Strip, choose_strips, draw_contact_sheet
 from tasks.images.decoding.conversion import settle_conversion
-from tasks.images.decoding.decode import read_view
+from tasks.images.views import read_view
 from tasks.params import Params
 from tasks.runtime.parallel import AHEAD, map_in_order
 

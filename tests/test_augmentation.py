@@ -25,11 +25,11 @@ from tasks.images.decoding.decode import (
     clean_view,
     draft_side,
     frame_image,
-    read_view,
 )
 from tasks.images.operations import registry
 from tasks.images.operations.blur_px import Blur
 from tasks.images.operations.erase_fraction import Erasing
+from tasks.images.views import read_view
 from tasks.params import AugmentationRanges, Params
 
 PX = 32

@@ -24,7 +24,6 @@ from tasks.backbones.source_cards import (
     write_card,
 )
 from tasks.errors import ArtifactError, DataError
-from tasks.images.decoding.decode import read_view
 from tasks.images.texture import (
     STATISTICS,
     gray_share,
@@ -33,6 +32,7 @@ from tasks.images.texture import (
     tabulate,
     unpadded,
 )
+from tasks.images.views import read_view
 from tasks.runtime.device import normalize
 
 ROOT = Path(__file__).parent.parent

@@ -158,7 +158,7 @@ def test_a_folder_without_a_model_or_of_another_version_is_told(tmp_path: Path) 
     with pytest.raises(ArtifactError, match=r"holds no exported model; `make run` makes one"):
         read_delivered(tmp_path)
     (tmp_path / "regraft.json").write_text('{"format": 1}')
-    with pytest.raises(ArtifactError, match=r"another version of Regraft \(format 1, expected 4\)"):
+    with pytest.raises(ArtifactError, match=r"another version of Regraft \(format 1, expected 5\)"):
         read_delivered(tmp_path)
 
 

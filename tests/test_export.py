@@ -15,7 +15,7 @@ from torch import nn
 from tasks.artifacts.files import hash_file
 from tasks.artifacts.records import Calibration, Conversion, Fit, HeadKind, InputSpec
 from tasks.backbones.catalogue import create_architecture
-from tasks.delivery.appearance import FACTS
+from tasks.delivery.appearance import Appearance
 from tasks.delivery.in_domain import InDomain
 from tasks.errors import ArtifactError
 from tasks.heads.registry import find_head
@@ -57,7 +57,7 @@ def calibration(temperature: float = 1.0) -> Calibration:
 def known_features(dim: int) -> InDomain:
     means, of_one = np.zeros((len(CLASSES), dim), np.float32), np.zeros(1, np.int64)
     held_out = np.ones((1, dim), np.float32)
-    looks = np.full((len(held_out), len(FACTS)), np.nan)
+    looks = Appearance.unknown(len(held_out))
     return InDomain(
         means, np.eye(dim, dtype=np.float32), held_out, of_one, of_one, looks, 1.0, 0.05
     )

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -25,9 +25,9 @@ from tasks.delivery.folder import SUMS, hash_files, read_delivered
 from tasks.errors import ArtifactError
 from tasks.monitor import main
 from tasks.watching import looks as looks_module
-from tasks.watching.looks import LookFolder, LookRecord, LookRow, ShiftTest
+from tasks.watching.looks import LookFolder, LookRecord, LookRow, ShiftTest, Subject
 from tasks.watching.repeated import ALARM_RATE
-from tasks.watching.shifts import Seen, classes_p_value
+from tasks.watching.shifts import shares_p_value
 from tasks.watching.words import LEAST_IMAGES, say
 
 OUT = Path("out")
@@ -76,7 +76,8 @@ def test_the_world_as_it_was_is_fine(
     found = look(model)
     assert (found.verdict, found.images, found.judged_images, found.judged) == ("fine", 50, 50, 1)
     assert found.model == read_delivered(model).name
-    assert {test.of for test in found.tests} == {"features", "strangers", "classes", *FACTS}
+    assert {test.of for test in found.tests} == set(get_args(Subject))
+    assert [share.name for share in found.kinds] == ["PNG, RGB, no camera named"]
     size = found.appearance[FACTS.index("megapixels")]
     assert size.now == size.held_out == pytest.approx(40 * 32 / 1e6)
     assert found.expected == pytest.approx(FALSE_ALARM)
@@ -112,6 +113,24 @@ def test_a_change_is_told_with_what_changed_and_what_to_do(model: Path, new: Pat
     assert second.brightness is not None
     assert first.brightness > 2 * second.brightness
     assert second.words == found.words
+
+
+def test_another_kind_of_file_is_told_though_pictures_look_the_same(model: Path, new: Path) -> None:
+    draw(new, range(30))
+    assert look(model).verdict == "fine"
+    for file in draw(new, range(100, 130)).glob("001*.png"):
+        with Image.open(file) as image:
+            image.save(file.with_suffix(".tif"))
+        file.unlink()
+    found = look(model)
+    assert found.verdict == "changed"
+    assert {test.of for test in found.tests if test.corrected <= ALARM_RATE} >= {"kinds"}
+    assert tells(found.words, "the 30 new images are other kinds of files, the new ones")
+    assert "PNG, RGB, no camera named 100% to 0%" in found.words
+    assert "TIFF, RGB, no camera named 0% to 100%" in found.words
+    [*_, row] = read_rows(OUT / "looks.csv", LookRow)
+    assert row.p_kinds is not None
+    assert row.p_kinds <= ALARM_RATE < (row.p_brightness or 0)
 
 
 def test_a_slow_change_adds_up_over_looks(model: Path, new: Path) -> None:
@@ -234,19 +253,16 @@ def test_names_of_many_files_do_not_make_a_look_that_cannot_be_read(model: Path,
     look(model)
     with (OUT / "looks/00001.safetensors").open("rb") as file:
         header = file.read(int.from_bytes(file.read(8), "little"))
-    assert b"\"files\"" in header  # what readers refuse above 100 MB
+    assert b'"files"' in header  # what readers refuse above 100 MB
     assert b".png" not in header
     assert names_of(OUT) == sorted(str(file) for file in new.glob("*.png"))
 
 
 def test_classes_that_rose_and_fell_are_named() -> None:
     predicted = {"held out": [0] * 60 + [1] * 40, "new": [0] * 2 + [1] * 38}
-    nothing = np.empty((0, 1), np.float32)
-    known, new = (
-        Seen(nothing, np.zeros(len(rows)), np.array(rows), np.empty((len(rows), 0)))
-        for rows in predicted.values()
-    )
-    p_value = classes_p_value(known, new, needed=1e-4, seed=0)
+    known, new = map(np.array, predicted.values())
+    p_value = shares_p_value(known, new, needed=1e-4, seed=0)
+    names = ["glass", "paper"]
     test = ShiftTest(
         of="classes", window="new", images=40, p_value=p_value, corrected=p_value * 200
     )
@@ -261,7 +277,8 @@ def test_classes_that_rose_and_fell_are_named() -> None:
         judged_images=40,
         out_of_domain=Estimate(value=0.0, low=0.0, high=0.09, n=40),
         expected=0.05,
-        classes=monitor.compare_classes(known, new, ["glass", "paper"]),
+        classes=monitor.compare_shares(*([names[row] for row in rows] for rows in (known, new))),
+        kinds=[],
         appearance=[],
         tests=[test],
         sheet=None,

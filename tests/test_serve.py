@@ -119,7 +119,7 @@ def test_the_deployment_is_paused_and_has_a_time_zone() -> None:
     *others, predict, promote, monitor = read_specifications(ROOT / "prefect.yaml")
     whole, *single, sweep, sweep_dask = others
     assert f"{pipeline.name}/{whole['name']}" == DEPLOYMENT
-    for one in (whole, monitor):
+    for one in (whole, predict, monitor):
         [schedule] = [Schedule(**schedule) for schedule in one["schedules"]]
         assert (schedule.active, schedule.timezone) == (False, "Etc/UTC")
     assert [one["entrypoint"] for one in single] == [f"flows/stage.py:{name}" for name in STAGES_OF]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from itertools import product
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,15 +11,17 @@ from scipy.special import comb
 from scipy.stats import ks_2samp
 
 from tasks import monitor
-from tasks.delivery.appearance import FACTS
+from tasks.delivery.appearance import FACTS, Appearance
 from tasks.monitor import judge_windows, windows_of
 from tasks.watching import repeated
+from tasks.watching.looks import Subject
 from tasks.watching.shifts import (
     Seen,
     appearance_p_values,
-    classes_p_value,
     draw_known,
     features_p_value,
+    kinds_p_value,
+    shares_p_value,
     strangers_p_value,
     strangers_share,
 )
@@ -31,13 +33,15 @@ def seen(count: int, *, seed: int, shift: float = 0.0, classes: int = 3) -> Seen
     """Images whose features, scores and classes have nothing to do with each other."""
     rng = np.random.default_rng(seed)
     features = rng.normal(shift, 1, (count, 4)).astype(np.float32)
-    looks = rng.normal(shift, 1, (count, len(FACTS)))
-    return Seen(features, rng.normal(shift, 1, count), rng.integers(0, classes, count), looks)
+    scores, predicted = rng.normal(shift, 1, count), rng.integers(0, classes, count)
+    kinds = [f"kind {number}" for number in rng.integers(0, classes, count)]
+    looks = Appearance(rng.normal(shift, 1, (count, len(FACTS))), kinds)
+    return Seen(features, scores, predicted, looks)
 
 
 def of(*, scores: Any = (), predicted: Any = ()) -> Seen:
     count = max(len(scores), len(predicted))
-    nothing, no_looks = np.zeros((count, 1), np.float32), np.full((count, len(FACTS)), np.nan)
+    nothing, no_looks = np.zeros((count, 1), np.float32), Appearance.unknown(count)
     return Seen(nothing, np.asarray(scores, np.float64), np.asarray(predicted, np.int64), no_looks)
 
 
@@ -50,13 +54,14 @@ def test_a_group_counts_once_and_features_of_training_images_not_at_all() -> Non
         held_out=np.repeat(np.arange(100), 4).reshape(100, 4).astype(np.float32),
         held_out_predicted=np.arange(100),
         held_out_groups=groups,
-        held_out_appearance=np.arange(100.0)[:, None],
+        held_out_appearance=Appearance(np.arange(100.0)[:, None], [str(n) for n in range(100)]),
         scores=lambda features: features[:, 0],
     )
     known = draw_known(domain)
     assert groups[known.predicted].tolist() == list(range(20))
     np.testing.assert_array_equal(known.features[:, 0], known.predicted)
-    np.testing.assert_array_equal(known.appearance[:, 0], known.predicted)
+    np.testing.assert_array_equal(known.appearance.numbers[:, 0], known.predicted)
+    assert known.appearance.kinds == [str(number) for number in known.predicted]
     assert len(set(known.predicted % 5)) > 1  # not always the first, which may be of one class
 
 
@@ -65,15 +70,27 @@ def test_a_group_counts_once_and_features_of_training_images_not_at_all() -> Non
 
 def test_facts_are_tested_one_by_one_without_those_that_are_unknown() -> None:
     known, new = seen(40, seed=1), seen(30, seed=2)
-    known.appearance[:30, 0], new.appearance[:10, 0] = np.nan, np.nan
-    new.appearance[:, 1] += 3
-    new.appearance[:, 2] = np.nan
+    old, now = known.appearance.numbers, new.appearance.numbers
+    old[:30, 0], now[:10, 0] = np.nan, np.nan
+    now[:, 1] += 3
+    now[:, 2] = np.nan
     found = appearance_p_values(known, new)
-    assert list(found) == ["brightness", "sharpness", "megapixels"]
-    kept = known.appearance[30:, 0], new.appearance[10:, 0]
-    assert found["brightness"] == ks_2samp(*kept, method="exact").pvalue
-    assert found["sharpness"] < 1e-6
-    assert found["megapixels"] == 1
+    assert tuple(found) == FACTS
+    assert found["brightness"] == ks_2samp(old[30:, 0], now[10:, 0], method="exact").pvalue
+    assert found["border"] < 1e-6
+    assert found["sharpness"] == 1
+
+
+def test_kinds_of_files_are_tested_by_their_shares_without_those_that_are_unknown() -> None:
+    known, new = seen(40, seed=1), seen(30, seed=2)
+    found = kinds_p_value(known, new, needed=1e-4, seed=3)
+    codes = [[int(kind[-1]) for kind in one.appearance.kinds] for one in (known, new)]
+    one, other = (np.array(some) for some in codes)
+    assert found == pytest.approx(shares_p_value(one, other, needed=1e-4, seed=3), rel=0.5)
+    new.appearance.kinds[:] = ["PNG"] * 30
+    assert kinds_p_value(known, new, needed=1e-4, seed=3) <= 1e-4
+    new.appearance.kinds[1:] = [""] * 29
+    assert kinds_p_value(known, new, needed=1e-4, seed=3) == 1
 
 
 def test_facts_of_one_world_are_seldom_told_apart_also_where_many_are_the_same() -> None:
@@ -81,7 +98,7 @@ def test_facts_of_one_world_are_seldom_told_apart_also_where_many_are_the_same()
     for seed in range(400):
         known, new = seen(60, seed=seed), seen(25, seed=1000 + seed)
         for one in (known, new):
-            one.appearance[:, 2] = np.round(one.appearance[:, 2])
+            one.appearance.numbers[:, 2] = np.round(one.appearance.numbers[:, 2])
         p_values.append(list(appearance_p_values(known, new).values()))
     assert ((np.array(p_values) <= 0.05).mean(axis=0) <= 0.075).all()
 
@@ -141,15 +158,15 @@ def exact_g_test(known: list[int], incoming: list[int]) -> float:
     ("known", "incoming"), [([8, 3, 1], [3, 6, 4]), ([9, 2, 2], [5, 1, 1]), ([5, 5, 0], [1, 2, 5])]
 )
 def test_random_tables_approach_the_exact_g_test(known: list[int], incoming: list[int]) -> None:
-    one, other = (of(predicted=np.repeat(np.arange(3), counts)) for counts in (known, incoming))
-    found = [classes_p_value(one, other, needed=1e-4, seed=seed) for seed in range(300)]
+    one, other = (np.repeat(np.arange(3), counts) for counts in (known, incoming))
+    found = [shares_p_value(one, other, needed=1e-4, seed=seed) for seed in range(300)]
     # Where draws stop after h hits, h / l lies above p by a share of up to 1 / h.
     assert np.mean(found) == pytest.approx(exact_g_test(known, incoming), rel=0.25)
 
 
 def test_a_class_that_was_never_predicted_is_told() -> None:
-    one, other = of(predicted=[0, 1] * 30), of(predicted=[2] * 20)
-    assert classes_p_value(one, other, needed=1e-4, seed=0) <= 1e-4
+    one, other = np.array([0, 1] * 30), np.array([2] * 20)
+    assert shares_p_value(one, other, needed=1e-4, seed=0) <= 1e-4
 
 
 # features ----------------------------------------------------------------------------------------
@@ -172,7 +189,7 @@ def alarms(looks: int, draw: Callable[[int], Seen]) -> int:
     for look in range(looks):
         known, new, before = seen(KNOWN, seed=3 * look), draw(look), seen(20, seed=3 * look + 1)
         tests = judge_windows(known, windows_of(new, [before, new]), 1.5, 1)
-        assert len(tests) == 12
+        assert len(tests) == 2 * len(get_args(Subject))
         count += any(test.corrected <= repeated.ALARM_RATE for test in tests)
     return count
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.images.decoding.decode import read_view
 from tasks.images.texture import (
     STATISTICS,
     even_share,
@@ -19,6 +18,7 @@ from tasks.images.texture import (
     tabulate,
     unpadded,
 )
+from tasks.images.views import read_view
 
 
 def white(side=128, seed=0, low=0, high=256):

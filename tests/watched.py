@@ -9,12 +9,12 @@ from test_delivery import make_samples
 from test_export import shipped_model
 
 from tasks.artifacts.files import write_text
-from tasks.delivery.appearance import measure_appearance
+from tasks.delivery.appearance import Appearance
 from tasks.delivery.folder import SUMS, hash_files
 from tasks.delivery.in_domain import REFERENCE, InDomain
 from tasks.delivery.onnx_answers import OnnxAnswers
 from tasks.evaluation.unknown import Embedded, fit_in_domain
-from tasks.images.decoding.decode import read_view
+from tasks.images.views import read_view
 from tasks.reporting.export import export_model
 
 KNOWN = 80  # images of train, and of those held out
@@ -58,11 +58,15 @@ def export_watched(folder: Path, scratch: Path) -> Path:
         np.stack([view.pixels for view in views])
     )
     predicted, groups = logits.argmax(axis=1), [str(number) for number in range(2 * KNOWN)]
-    looks = np.stack(
-        [measure_appearance(view.pixels, width=view.width, height=view.height) for view in views]
-    )
     train, val = (
-        Embedded(features[part], predicted[part], groups[part], looks[part])
+        Embedded(
+            features[part],
+            predicted[part],
+            groups[part],
+            Appearance.measure(
+                [view.pixels for view in views[part]], [view.facts for view in views[part]]
+            ),
+        )
         for part in (slice(KNOWN), slice(KNOWN, None))
     )
     keep_known(folder, fit_in_domain(train, val, false_alarm=FALSE_ALARM))

@@ -29,7 +29,6 @@ from tasks.backbones.source_cards import (
     write_card,
 )
 from tasks.errors import DataError, ImageError
-from tasks.images.decoding.decode import read_view
 from tasks.images.decoding.formats import SUFFIXES
 from tasks.images.texture import (
     STATISTICS,
@@ -39,6 +38,7 @@ from tasks.images.texture import (
     tabulate,
     unpadded,
 )
+from tasks.images.views import read_view
 from tasks.params import Params
 from tasks.params_file import load_params
 from tasks.runtime.device import configure_torch, normalize

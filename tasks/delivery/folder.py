@@ -13,7 +13,7 @@ from tasks.artifacts.records import Calibration, Conversion, Fit, read_json, rea
 from tasks.delivery.in_domain import REFERENCE, InDomain
 from tasks.errors import ArtifactError
 
-FORMAT = 4  # of regraft.json; another one was written by another version of Regraft
+FORMAT = 5  # of regraft.json; another one was written by another version of Regraft
 SUMS = "SHA256SUMS"
 LINE = re.compile(r"([0-9a-f]{64})  ([^/]+)")
 NAME_DIGITS = 12  # of the sha256 by which tables name a model

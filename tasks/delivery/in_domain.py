@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.artifacts.arrays import Features, Floats, Ints, read_tensors, write_tensors
+from tasks.delivery.appearance import Appearance
 from tasks.errors import ArtifactError
 
 REFERENCE = "reference.safetensors"
@@ -28,7 +29,7 @@ class InDomain:
         held_out: Features of val images, float32 (M, D).
         held_out_predicted: Their predicted classes, int64 (M,).
         held_out_groups: Numbers of their groups, int64 (M,).
-        held_out_appearance: Facts of `tasks.delivery.appearance`, float64 (M, 3); NaN is unknown.
+        held_out_appearance: How they look.
         threshold: Largest score of an image in the domain; infinite where val has too few images.
         false_alarm: Share of the images in the domain that may score more.
     """
@@ -38,7 +39,7 @@ class InDomain:
     held_out: Features
     held_out_predicted: Ints
     held_out_groups: Ints
-    held_out_appearance: Floats
+    held_out_appearance: Appearance
     threshold: float
     false_alarm: float
 
@@ -52,8 +53,13 @@ class InDomain:
         arrays = read_tensors(path)
         try:
             threshold, false_alarm = arrays.pop("limits").tolist()
-            held_out = arrays.pop("held_out").astype(np.float32)
-            return cls(**arrays, held_out=held_out, threshold=threshold, false_alarm=false_alarm)
+            return cls(
+                held_out=arrays.pop("held_out").astype(np.float32),
+                held_out_appearance=Appearance.unpack(arrays),
+                threshold=threshold,
+                false_alarm=false_alarm,
+                **arrays,
+            )
         except (KeyError, TypeError, ValueError) as err:
             raise ArtifactError(
                 f"{path}: holds other tensors than expected; dvc repro evaluate makes it anew"
@@ -67,7 +73,7 @@ class InDomain:
             "held_out": self.held_out.astype(np.float16),
             "held_out_predicted": self.held_out_predicted,
             "held_out_groups": self.held_out_groups,
-            "held_out_appearance": self.held_out_appearance,
+            **self.held_out_appearance.pack(),
             "limits": np.array([self.threshold, self.false_alarm]),
         }
         write_tensors(path, arrays)

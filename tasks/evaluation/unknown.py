@@ -9,7 +9,7 @@ from sklearn.covariance import ledoit_wolf
 
 from tasks.artifacts.arrays import Bools, Features, Floats, Ints
 from tasks.artifacts.records import DomainCheck, Estimate, PredictionSets, SetScores
-from tasks.delivery.appearance import FACTS
+from tasks.delivery.appearance import Appearance
 from tasks.delivery.in_domain import InDomain, scale_rows
 from tasks.judging.conformal import (
     SetMethod,
@@ -105,13 +105,13 @@ class Embedded:
         features: (N, D).
         classes: Their labels, or what is predicted of them, (N,).
         groups: Of each image, (N,).
-        appearance: Facts of `tasks.delivery.appearance`, (N, 3); None where nobody asks for them.
+        appearance: How they look; None where nobody asks.
     """
 
     features: Features
     classes: Ints
     groups: Sequence[str]
-    appearance: Floats | None = None
+    appearance: Appearance | None = None
 
 
 def fit_in_domain(train: Embedded, val: Embedded, *, false_alarm: float) -> InDomain:
@@ -128,14 +128,13 @@ def fit_in_domain(train: Embedded, val: Embedded, *, false_alarm: float) -> InDo
     features, classes = scale_rows(train.features), np.unique(train.classes, return_inverse=True)[1]
     means = np.stack([features[classes == c].mean(axis=0) for c in range(classes.max() + 1)])
     covariance, _ = ledoit_wolf(features - means[classes], assume_centered=True)
-    unknown = np.full((len(val.features), len(FACTS)), np.nan)
     fitted = InDomain(
         means=means.astype(np.float32),
         whitening=_whiten(covariance),
         held_out=val.features,
         held_out_predicted=val.classes,
         held_out_groups=np.unique(np.array(val.groups, dtype=object), return_inverse=True)[1],
-        held_out_appearance=unknown if val.appearance is None else val.appearance,
+        held_out_appearance=val.appearance or Appearance.unknown(len(val.features)),
         threshold=np.inf,
         false_alarm=false_alarm,
     )

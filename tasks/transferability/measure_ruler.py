@@ -26,8 +26,8 @@ from tasks.backbones.groups import PooledFeatures
 from tasks.backbones.probe import sample_pixels
 from tasks.backbones.source_cards import SourceCard, find_cards, name_by_size
 from tasks.errors import ArtifactError, DataError
-from tasks.images.decoding.decode import read_view
 from tasks.images.listing.sources import list_images, resolve_root
+from tasks.images.views import read_view
 from tasks.params import Params
 from tasks.params_file import load_params
 from tasks.runtime.device import configure_torch

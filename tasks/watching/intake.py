@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from tasks.artifacts.arrays import Features, Pixels
-from tasks.delivery.appearance import FACTS, measure_appearance
+from tasks.delivery.appearance import Appearance
 from tasks.delivery.in_domain import InDomain
 from tasks.delivery.onnx_answers import LOGITS, OUTPUTS, Answers
 from tasks.errors import ImageError
 from tasks.images.contact_sheet import Strip, draw_contact_sheet
-from tasks.images.decoding.decode import ImageView
+from tasks.images.views import ImageView
 from tasks.watching.shifts import Seen
 
 FEATURES = OUTPUTS.index("features")
@@ -56,8 +56,8 @@ class Intake:
         self._bad: list[str] = []
         self._strangest: list[tuple[float, str, Pixels]] = []
         nothing = np.empty((0, domain.held_out.shape[1]), np.float32)
-        no_facts = np.empty((0, len(FACTS)))
-        self._parts = [Seen(nothing, np.empty(0), np.empty(0, np.int64), no_facts)]
+        no_looks = Appearance.unknown(0)
+        self._parts = [Seen(nothing, np.empty(0), np.empty(0, np.int64), no_looks)]
 
     def take(self, batch: Sequence[tuple[str, ImageView | ImageError]]) -> None:
         """Take names with what the model is to see, or with why there is nothing."""
@@ -94,14 +94,13 @@ class Intake:
                 heapq.heappop(self._drawn)
 
     def _run(self, views: Sequence[ImageView]) -> Seen:
-        outputs = self._engine(np.stack([view.pixels for view in views]))
+        pixels = np.stack([view.pixels for view in views])
+        outputs = self._engine(pixels)
         # As coarse as those of the reference.
         features: Features = outputs[FEATURES].astype(np.float16).astype(np.float32)
         predicted = np.argmax(outputs[LOGITS], axis=1)
-        facts = [
-            measure_appearance(view.pixels, width=view.width, height=view.height) for view in views
-        ]
-        return Seen(features, self._domain.scores(features), predicted, np.stack(facts))
+        looks = Appearance.measure(pixels, [view.facts for view in views])
+        return Seen(features, self._domain.scores(features), predicted, looks)
 
 
 def draw_strangest(strangest: Sequence[tuple[float, str, Pixels]]) -> bytes:

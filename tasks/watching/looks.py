@@ -23,7 +23,7 @@ from tasks.artifacts.arrays import Array, read_tensors, write_tensors
 from tasks.artifacts.records import Estimate, Record, write_record
 from tasks.artifacts.tables import Ratio, write_rows
 from tasks.delivery.answer_file import holding
-from tasks.delivery.appearance import FACTS, Fact
+from tasks.delivery.appearance import FACTS, Appearance, Fact
 from tasks.errors import ArtifactError
 from tasks.watching.shifts import Seen
 
@@ -31,7 +31,7 @@ LOOKS, TABLE, NEWEST = "looks", "looks.csv", "look.json"
 
 Verdict = Literal["fine", "changed", "waiting"]
 Window = Literal["new", "recent"]
-Subject = Literal["features", "strangers", "classes", Fact]
+Subject = Literal["features", "strangers", "classes", "kinds", Fact]
 
 
 class ShiftTest(Record):
@@ -44,8 +44,8 @@ class ShiftTest(Record):
     corrected: float  # for the other tests and for all looks; small enough is an alarm
 
 
-class ClassShare(Record):
-    """How often a class is predicted, of the new images and of those that were held out."""
+class ShareShift(Record):
+    """How often a class is predicted, or a kind of file comes, of the new images and held out."""
 
     name: str
     now: float
@@ -73,7 +73,8 @@ class LookRecord(Record):
     judged_images: int  # with those that waited
     out_of_domain: Estimate | None
     expected: float  # share of the held-out images that is out of the domain
-    classes: list[ClassShare]  # the one that changed most first
+    classes: list[ShareShift]  # the one that changed most first
+    kinds: list[ShareShift]  # of files, in the same order
     appearance: list[FactShift]  # in the order of `tasks.delivery.appearance.FACTS`
     tests: list[ShiftTest]
     sheet: str | None  # of the strangest images, beside look.json
@@ -96,12 +97,21 @@ class LookRow:
     p_features: Ratio
     p_strangers: Ratio
     p_classes: Ratio
+    p_kinds: Ratio
     p_brightness: Ratio
+    p_border: Ratio
     p_sharpness: Ratio
     p_megapixels: Ratio
+    p_aspect: Ratio
+    p_bytes_per_pixel: Ratio
+    p_quantization: Ratio
     brightness: Ratio
+    border: Ratio
     sharpness: Ratio
     megapixels: Ratio
+    aspect: Ratio
+    bytes_per_pixel: Ratio
+    quantization: Ratio
     words: str
 
 
@@ -117,7 +127,8 @@ class _Kept:
     def seen(self) -> Seen:
         arrays = read_tensors(self.file)
         features = arrays["features"].astype(np.float32)
-        return Seen(features, arrays["scores"], arrays["predicted"], arrays["appearance"])
+        looks = Appearance.unpack(arrays)
+        return Seen(features, arrays["scores"], arrays["predicted"], looks)
 
 
 class LookFolder:
@@ -220,7 +231,7 @@ class LookFolder:
             "features": seen.features.astype(np.float16),
             "scores": seen.scores,
             "predicted": seen.predicted,
-            "appearance": seen.appearance,
+            **seen.appearance.pack(),
             "files": np.frombuffer(json.dumps([list(names), list(bad)]).encode(), np.uint8),
         }
         write_tensors(file, arrays, {"look": look.model_dump_json()})
@@ -281,6 +292,7 @@ def _row(look: LookRecord) -> LookRow:
         p_features=found.get("features"),
         p_strangers=found.get("strangers"),
         p_classes=found.get("classes"),
+        p_kinds=found.get("kinds"),
         **{f"p_{name}": found.get(name) for name in FACTS},
         **{name: medians.get(name) for name in FACTS},
         words=look.words,

@@ -1,4 +1,4 @@
-"""Tests that are repeated look after look: one rate of false alarms for all looks of ten years.
+"""Tests that are repeated look after look: one rate of false alarms for all looks of five years.
 
 A look gets a share of the rate, and its tests share that. Only the union bound is used, because
 the looks are not independent: all are compared with the same held-out images, so that an odd
@@ -17,7 +17,7 @@ from tasks.artifacts.arrays import Floats
 
 ALARM_RATE = 0.05  # probability of any false alarm in `LIFETIME` looks of a model, at most
 HALF_SPENT = 104  # looks that may spend half of it: weekly ones of two years
-LIFETIME = 520  # looks after which the rate begins anew: later levels take hours of relabelings
+LIFETIME = 260  # looks after which the rate begins anew: later levels take hours of relabelings
 
 
 def level_of(look: int) -> float:

@@ -13,7 +13,7 @@ from scipy.stats import betabinom, binomtest, ks_2samp
 
 from tasks.artifacts.arrays import Features, Floats, Ints
 from tasks.artifacts.records import Estimate
-from tasks.delivery.appearance import FACTS, Fact
+from tasks.delivery.appearance import FACTS, Appearance, Fact
 from tasks.delivery.in_domain import InDomain
 from tasks.transferability.mmd import median_bandwidths, permutation_p_value
 
@@ -33,13 +33,13 @@ class Seen:
         features: float32 (n, D), of all of them or, where those are many, of some.
         scores: float64 (N,), how strange each is.
         predicted: int64 (N,).
-        appearance: float64 (N, 3), the facts of `tasks.delivery.appearance`; NaN is unknown.
+        appearance: How the N images look.
     """
 
     features: Features
     scores: Floats
     predicted: Ints
-    appearance: Floats
+    appearance: Appearance
 
     @classmethod
     def join(cls, parts: Sequence["Seen"]) -> Self:
@@ -48,16 +48,17 @@ class Seen:
             np.concatenate([part.features for part in parts]),
             np.concatenate([part.scores for part in parts]),
             np.concatenate([part.predicted for part in parts]),
-            np.concatenate([part.appearance for part in parts]),
+            Appearance.join([part.appearance for part in parts]),
         )
 
     def newest(self, most: int) -> "Seen":
         """Give at most so many of them, the last ones."""
+        rows = np.arange(len(self.scores))[-most:]
         return Seen(
             self.features[-most:],
-            self.scores[-most:],
-            self.predicted[-most:],
-            self.appearance[-most:],
+            self.scores[rows],
+            self.predicted[rows],
+            self.appearance.of(rows),
         )
 
 
@@ -71,7 +72,7 @@ def draw_known(domain: InDomain) -> Seen:
         features,
         domain.scores(features),
         domain.held_out_predicted[rows],
-        domain.held_out_appearance[rows],
+        domain.held_out_appearance.of(rows),
     )
 
 
@@ -129,23 +130,23 @@ def strangers_share(incoming: Seen, threshold: float) -> Estimate:
     return Estimate(value=beyond / n, low=float(bounds.low), high=float(bounds.high), n=n)
 
 
-def classes_p_value(known: Seen, incoming: Seen, *, needed: float, seed: int) -> float:
-    """Test whether both have the same shares of predicted classes, by a G-test on random tables.
+def shares_p_value(known: Ints, incoming: Ints, *, needed: float, seed: int) -> float:
+    """Test whether each class has the same share in both samples, by a G-test on random tables.
 
-    Given how often each class is predicted in both together, the table is multivariate
-    hypergeometric, so that the test is exact also for rare classes.
+    Given how often each class is in both together, the table is multivariate hypergeometric, so
+    that the test is exact also for rare classes.
 
     Args:
-        known: The held-out images.
-        incoming: The others.
+        known: Class of each held-out image.
+        incoming: Of the others.
         needed: As of `features_p_value`.
         seed: Of the tables.
 
     Source: Agresti 1992, A survey of exact inference for contingency tables, section 4; Besag and
     Clifford 1991, Sequential Monte Carlo p-values.
     """
-    of_known, of_incoming = count_classes(known.predicted, incoming.predicted)
-    total, n, rng = of_known + of_incoming, len(incoming.predicted), np.random.default_rng(seed)
+    of_known, of_incoming = count_classes(known, incoming)
+    total, n, rng = of_known + of_incoming, len(incoming), np.random.default_rng(seed)
     observed = float(_g_of_tables(of_incoming[None], total)[0])
     reached, drawn, most = 0, 0, enough_for(needed)
     while drawn < most:
@@ -158,12 +159,27 @@ def classes_p_value(known: Seen, incoming: Seen, *, needed: float, seed: int) ->
     return (1 + reached) / (1 + drawn)
 
 
+def kinds_p_value(known: Seen, incoming: Seen, *, needed: float, seed: int) -> float:
+    """Test whether files are of the same kinds, as `shares_p_value`; unknown ones are left out."""
+    numbers: dict[str, int] = {}
+    one, other = (
+        np.array(
+            [numbers.setdefault(kind, len(numbers)) for kind in seen.appearance.kinds if kind],
+            dtype=np.int64,
+        )
+        for seen in (known, incoming)
+    )
+    if min(len(one), len(other)) < 2:
+        return 1.0
+    return shares_p_value(one, other, needed=needed, seed=seed)
+
+
 def appearance_p_values(known: Seen, incoming: Seen) -> dict[Fact, float]:
     """Test whether each fact of appearance has one distribution in both, by Kolmogorov and Smirnov.
 
     Exact up to 10,000 images of a side; where many values are the same, p is too large, not small.
     """
-    pairs = zip(FACTS, known.appearance.T, incoming.appearance.T, strict=True)
+    pairs = zip(FACTS, known.appearance.numbers.T, incoming.appearance.numbers.T, strict=True)
     return {fact: _same_distribution(_known(x), _known(y)) for fact, x, y in pairs}
 
 

@@ -1,13 +1,27 @@
 """What a look found, in one line: fine, or what changed, how surely, and what to do."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tasks.artifacts.words import listed, plural
-from tasks.watching.looks import FactShift, LookRecord, ShiftTest
+from tasks.artifacts.words import listed, plural, printable
+from tasks.watching.looks import FactShift, LookRecord, ShareShift, ShiftTest, Subject
 from tasks.watching.repeated import ALARM_RATE
 
 LEAST_IMAGES = 20  # fewer wait for the next look
 SHOWN_CLASSES = 3
+NAMES: Mapping[Subject, str] = {
+    "features": "features (MMD)",
+    "strangers": "out of the domain",
+    "classes": "predicted classes",
+    "kinds": "kinds of files",
+    "brightness": "brightness",
+    "border": "light at the border",
+    "sharpness": "sharpness",
+    "megapixels": "size in megapixels",
+    "aspect": "width by height",
+    "bytes_per_pixel": "bytes a pixel",
+    "quantization": "JPEG quantization",
+}
 
 
 def say(look: LookRecord, *, waiting: int, sheet: Path) -> str:
@@ -69,12 +83,19 @@ def _say_test(test: ShiftTest, look: LookRecord) -> str:
         return f"the features of {images} differ from the held-out ones"
     facts = {fact.name: fact for fact in look.appearance}
     if test.of in facts:
-        return f"{test.of} of {images} differs, {_say_medians(facts[test.of])}"
-    shown = [
-        f"{share.name} {share.held_out:.0%} to {share.now:.0%}"
-        for share in look.classes[:SHOWN_CLASSES]
-    ]
-    return f"{images} fall into other classes, the new ones {listed(shown)}"
+        return f"{NAMES[test.of]} of {images} differs, {_say_medians(facts[test.of])}"
+    if test.of == "kinds":
+        return f"{images} are other kinds of files, the new ones {_say_shares(look.kinds)}"
+    return f"{images} fall into other classes, the new ones {_say_shares(look.classes)}"
+
+
+def _say_shares(shares: Sequence[ShareShift]) -> str:
+    return listed(
+        [
+            f"{printable(share.name)} {share.held_out:.0%} to {share.now:.0%}"
+            for share in shares[:SHOWN_CLASSES]
+        ]
+    )
 
 
 def _say_medians(fact: FactShift) -> str:

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import json
 import logging
 import sys
 import tempfile
@@ -33,11 +34,13 @@ from tasks.artifacts.records import (
     Calibration,
     Conversion,
     Finetuned,
+    OnnxFile,
     Split,
     Transfer,
     read_record,
     write_record,
 )
+from tasks.artifacts.tables import read_manifest
 from tasks.backbones.engine import TorchEngine
 from tasks.delivery.answer_file import AnswerFile
 from tasks.delivery.folder import read_delivered
@@ -52,7 +55,7 @@ from tasks.judging.conformal import fit_thresholds, score_classes
 from tasks.judging.metrics import log_probabilities
 from tasks.judging.rule import ValSet
 from tasks.params_file import load_params
-from tasks.reporting.export import Exported, ShippedModel, export_model
+from tasks.reporting.export import ShippedModel, export_model
 from tasks.runtime.machine import prepare_memory
 
 OUT = Path("docs/benchmarks/delivery.md")
@@ -61,16 +64,18 @@ BATCH = 32
 REPEATS = 3
 TURNS = 7  # of predict, between runs of onnxruntime alone
 TIMED = 2048  # images a run, so that it takes seconds
+DEFAULT = "the embedded default"
 INTRO = """\
 The upper two thirds of {backbone} were fine-tuned on {level} training images a class at {px} px
-(seed {seed}) and exported as `report` does. *Differ*: test images that get another class than from
-torch, and the largest difference of a probability. Accuracy on test, %. Where integers cost more
-than half a point of accuracy, on val or as torch's probabilities make expect on val and test, they
-are not shipped. Images a second: the best of {repeats} runs over {timed} images (those of test,
-time and again) in batches of {batch}, {threads} thread(s) on {processor}. *predict* is the loop of
-`tasks.predict` on decoded pixels, with sets, strangeness and the table, as a share of the time that
-onnxruntime alone takes for model.onnx right before and after it: the median of {turns} turns, the
-least and the most. Decoding is not in it.
+(seed {seed}) and exported as `report` does; {default} is what `make run` exports, at its size of
+images. *Differ*: test images that get another class than from torch, and the largest difference of
+a probability. Accuracy on test, %. Where integers cost more than half a point of accuracy, on val
+or as torch's probabilities make expect on val and test, they are not shipped. Images a second: the
+best of {repeats} runs over {timed} images (those of test, time and again) in batches of {batch},
+{threads} thread(s) on {processor}. *predict* is the loop of `tasks.predict` on decoded pixels, with
+sets, strangeness and the table, as a share of the time that onnxruntime alone takes for model.onnx
+right before and after it: the median of {turns} turns, the least and the most. Decoding is not in
+it.
 """
 
 
@@ -80,7 +85,8 @@ class Row:
 
     name: str
     test: int
-    exported: Exported
+    onnx: OnnxFile
+    int8: OnnxFile
     accuracies: list[float]
     speeds: list[float]
     overheads: list[float]
@@ -91,27 +97,44 @@ def measure(name: str, study: Study, folder: Path) -> Row:
     """Train, export, compare."""
     shipped = train(study)
     stores: dict[Split, PixelStore] = {split: study.pixels(split) for split in SPLITS}
-    manifest = study.manifest
-    samples = Samples(stores, manifest, study.params.seed, threads=1)
+    samples = Samples(stores, study.manifest, study.params.seed, threads=1)
     exported = export_model(folder, shipped, {}, samples)
-    pixels = stores["test"].rows(stores["test"].clean_rows())
-    labels = manifest.labels("test")
-    engines = [torch_engine(folder, shipped), OnnxAnswers(folder / WHOLE, 1)]
-    if exported.int8.shipped:
+    labels = study.manifest.labels("test")
+    return compare(name, folder, stores["test"], labels, exported.onnx, exported.int8)
+
+
+def measure_project(root: Path) -> Row:
+    """Compare what the pipeline exported in a project."""
+    folder = root / "data/report/model"
+    told = json.loads((folder / "regraft.json").read_text(encoding="utf-8"))
+    measured = [OnnxFile(**told[name]) for name in ("onnx", "int8")]
+    labels = read_manifest(root / "data/ingest/manifest.csv").labels("test")
+    store = PixelStore.open(root / "data/augment/test")
+    return compare(DEFAULT, folder, store, labels, *measured)
+
+
+def compare(
+    name: str, folder: Path, store: PixelStore, labels: Ints, onnx: OnnxFile, int8: OnnxFile
+) -> Row:
+    """Run torch and the ONNX files over the test images."""
+    pixels = store.rows(store.clean_rows())
+    engines = [torch_engine(folder), OnnxAnswers(folder / WHOLE, 1)]
+    if int8.shipped:
         engines.append(OnnxAnswers(folder / SMALL, 1))
     found = [run(engine, pixels) for engine in engines]
     timed = pixels[np.arange(TIMED) % len(pixels)]
     runs = [partial(run, engine, timed) for engine in engines]
     times = [min(_seconds(one) for _ in range(REPEATS)) for one in runs]
-    sizes = [(folder / file).stat().st_size for file in (WHOLE, SMALL) if (folder / file).exists()]
+    files = ("model.safetensors", WHOLE, SMALL)
     return Row(
         name=name,
         test=len(labels),
-        exported=exported,
+        onnx=onnx,
+        int8=int8,
         accuracies=[float(np.mean(one == labels)) for one in found],
         speeds=[TIMED / seconds for seconds in times],
         overheads=compare_with_predict(folder, timed),
-        sizes=[exported.size, *sizes],
+        sizes=[(folder / file).stat().st_size for file in files if (folder / file).exists()],
     )
 
 
@@ -172,10 +195,11 @@ def train(study: Study) -> ShippedModel:
 Engine = Callable[[Pixels], Sequence[np.ndarray]]
 
 
-def torch_engine(folder: Path, shipped: ShippedModel) -> Engine:
+def torch_engine(folder: Path) -> Engine:
     """Give the exported model in torch, float32."""
-    backbone, head, spec = load_parts(read_delivered(folder))
-    answers = AnswerNetwork(backbone, head, shipped.calibration.temperature).eval()
+    model = read_delivered(folder)
+    backbone, head, spec = load_parts(model)
+    answers = AnswerNetwork(backbone, head, model.calibration.temperature).eval()
     return TorchEngine(answers, spec, torch.device("cpu"))
 
 
@@ -226,8 +250,10 @@ def write_page(rows: Sequence[Row], backbone: str, options: argparse.Namespace) 
     intro = INTRO.format(
         backbone=backbone, level=options.level, px=options.px, seed=options.seed, batch=BATCH,
         repeats=REPEATS, timed=TIMED, turns=TURNS, threads=1, processor=_processor(),
+        default=DEFAULT,
     )  # fmt: skip
     named = " ".join(f"--set {name}=..." for name in options.sets)
+    named += " --project ." if options.project else ""
     command = f"PYTHONPATH=tests python -m bench.delivery {named}"
     head = ["set", "test images", "model.onnx: differ, at most", "model_int8.onnx: differ, at most"]
     head += ["its loss on val; expected, points", "accuracy: torch, ONNX, INT8"]
@@ -235,11 +261,11 @@ def write_page(rows: Sequence[Row], backbone: str, options: argparse.Namespace) 
         [
             row.name,
             str(row.test),
-            _differ(row.exported.onnx.answers_that_differ, row.exported.onnx.largest_difference),
-            _differ(row.exported.int8.answers_that_differ, row.exported.int8.largest_difference)
-            + ("" if row.exported.int8.shipped else ", not shipped"),
-            f"{100 * (row.exported.int8.val_accuracy_lost or 0):.1f}; "
-            f"{100 * (row.exported.int8.expected_accuracy_lost or 0):.2f}",
+            _differ(row.onnx.answers_that_differ, row.onnx.largest_difference),
+            _differ(row.int8.answers_that_differ, row.int8.largest_difference)
+            + ("" if row.int8.shipped else ", not shipped"),
+            f"{100 * (row.int8.val_accuracy_lost or 0):.1f}; "
+            f"{100 * (row.int8.expected_accuracy_lost or 0):.2f}",
             ", ".join(f"{100 * one:.1f}" for one in row.accuracies),
         ]
         for row in rows
@@ -285,6 +311,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.delivery", description=__doc__)
     what = "a folder, csv or descriptor"
     parser.add_argument("--set", action="append", default=[], metavar="NAME=SOURCE", help=what)
+    parser.add_argument("--project", type=Path, help="also a checkout in which `make run` ran")
     parser.add_argument("--level", default="50", help="training images a class")
     parser.add_argument("--px", type=int, default=96, help="side of the images")
     parser.add_argument("--seed", type=int, default=17)
@@ -305,6 +332,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         study = Study.make(pool, subset, root, seed=options.seed)
         rows.append(measure(name, study, root / "model"))
         print(name, file=sys.stderr, flush=True)  # noqa: T201
+        options.out.write_text(write_page(rows, backbone, options))
+    if options.project:
+        rows.append(measure_project(options.project))
         options.out.write_text(write_page(rows, backbone, options))
 
 

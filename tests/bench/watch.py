@@ -22,6 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.extmath import randomized_svd
 
 from tasks.artifacts.arrays import Bools, Features, Floats, Ints
+from tasks.delivery.appearance import Appearance
 from tasks.evaluation.unknown import Embedded, fit_in_domain
 from tasks.monitor import RECENT_IMAGES
 from tasks.transferability.mmd import gaussian_kernel, median_bandwidths
@@ -30,8 +31,8 @@ from tasks.watching.repeated import ALARM_RATE, HALF_SPENT, level_of, smallest_n
 from tasks.watching.shifts import (
     Seen,
     appearance_p_values,
-    classes_p_value,
     enough_for,
+    shares_p_value,
     strangers_p_value,
 )
 
@@ -56,8 +57,9 @@ the rest comes in; all by group, and the latter two are dealt anew for every lif
 {weeks} weeks, a look a week. The rate of the whole lifetime is {rate:g}; {expected:.0%} of the
 held-out images count as out of the domain. In brackets intervals of 95 % (Clopper and Pearson). To
 be fast, MMD is computed from the {components} leading components of the kernel, {explained} of its
-trace, with a bandwidth of all the images of a set. Brightness and sharpness are tested, the size of
-the files is not, since all are made equal here.
+trace, with a bandwidth of all the images of a set. Brightness, light at the border and sharpness
+are tested; facts of the files are not, since all are made equal here, but have their part of the
+rate.
 
 ## The world stays
 
@@ -97,7 +99,7 @@ class World:
         explained: Share of the kernel's trace that they hold.
         scores: float64 (M,).
         predicted: int64 (M,).
-        looks: float64 (M, 3).
+        looks: float64 (M, 7).
         states: First row of each state; every state but `another set` has the same images.
         labels: int64 (N,), of the images of a state.
         groups: int64 (N,).
@@ -227,7 +229,7 @@ class Lifetime:
         longer = len(self._recent) > len(new)
         windows = [new, self._recent] if longer else [new]
         needed = smallest_needed(len(get_args(Subject)) * len(windows), week)
-        known = self._seen(self._known)
+        known, predicted = self._seen(self._known), self._world.predicted
         return (
             any(
                 strangers_p_value(known, self._seen(rows), self._threshold) <= needed
@@ -238,7 +240,7 @@ class Lifetime:
                 for rows in windows
             )
             or any(
-                classes_p_value(known, self._seen(rows), needed=needed, seed=week) <= needed
+                shares_p_value(known.predicted, predicted[rows], needed=needed, seed=week) <= needed
                 for rows in windows
             )
             or any(self._mmd(rows, needed, week) for rows in windows)
@@ -247,7 +249,8 @@ class Lifetime:
     def _seen(self, rows: Ints) -> Seen:
         nothing = np.empty((0, 1), np.float32)
         world = self._world
-        return Seen(nothing, world.scores[rows], world.predicted[rows], world.looks[rows])
+        looks = Appearance(world.looks[rows], [""] * len(rows))
+        return Seen(nothing, world.scores[rows], world.predicted[rows], looks)
 
     def _mmd(self, rows: Ints, needed: float, seed: int) -> bool:
         both = self._world.components[np.concatenate([self._known, rows])]
@@ -301,7 +304,7 @@ def compare_rules(share: float, size: int, runs: int, held: int) -> list[list[st
     """Let the exact test of images out of the domain run under every rule, on the same counts."""
     rng = np.random.default_rng(5)
     beyond = round(EXPECTED * held)
-    looks = RECENT_IMAGES // size
+    looks, tests = RECENT_IMAGES // size, 2 * len(get_args(Subject))
     weeks = np.arange(1, 4 * PATIENCE)
     true = rng.beta(beyond + 1, held - beyond, runs)  # what a threshold of held-out images keeps
     rates = np.concatenate([np.zeros(looks), np.full(len(weeks), share)])
@@ -312,7 +315,7 @@ def compare_rules(share: float, size: int, runs: int, held: int) -> list[list[st
     smallest = np.minimum(p_new, p_recent)
     lines = []
     for name, rule in RULES_TRIED.items():
-        levels = np.array([rule(DRIFT_FROM - 1 + week) for week in weeks]) * ALARM_RATE / 6
+        levels = np.array([rule(DRIFT_FROM - 1 + week) for week in weeks]) * ALARM_RATE / tests
         hit = smallest <= levels
         first = np.where(hit.any(axis=1), 1 + hit.argmax(axis=1), np.inf)
         shown = [f"{rule(look):.2g}" for look in (1, DRIFT_FROM, HALF_SPENT)]

@@ -9,9 +9,12 @@ from bench.planted import Backbone, read_images
 from PIL import Image, ImageEnhance, ImageFilter
 
 from tasks.artifacts.arrays import Array, Features, Floats, Ints, read_tensors, write_tensors
+from tasks.artifacts.tables import FactRow
 from tasks.delivery.appearance import FACTS, measure_appearance
 
 BLUR_PX, DARKER = 1.2, 0.6  # radius at 128 px; share of the light that is left
+OF_PIXELS = ("brightness", "border", "sharpness")
+NO_FILE = FactRow("", 1, 1, "", "", 0.0, 1, "", 0.0, 0.0, 0.0, 0.0)
 Change = Callable[[Image.Image], Image.Image]
 CHANGES: Mapping[str, Change] = {
     "clean": lambda image: image,
@@ -27,8 +30,7 @@ class StreamSet:
     Attributes:
         name: Of the source.
         features: Name of a change -> float32 (N, D).
-        looks: Name of a change -> brightness and sharpness of the pixels, float64 (N, 3); what
-            files tell is NaN.
+        looks: Name of a change -> facts of the pixels, float64 (N, 7); what files tell is NaN.
         labels: int64 (N,).
         groups: int64 (N,).
     """
@@ -67,7 +69,7 @@ def _make(source: Path, backbone: Backbone, px: int, images: int, seed: int) -> 
     arrays: dict[str, Array] = {"labels": found.labels, "groups": found.groups}
     for name, change in CHANGES.items():
         changed = [change(image) for image in small]
-        looks = [measure_appearance(np.asarray(one), width=px, height=px) for one in changed]
-        arrays[name], arrays[f"looks of {name}"] = backbone.features(changed), np.stack(looks)
-        arrays[f"looks of {name}"][:, FACTS.index("megapixels")] = np.nan
+        looks = np.stack([measure_appearance(np.asarray(one), NO_FILE) for one in changed])
+        looks[:, [FACTS.index(fact) for fact in FACTS if fact not in OF_PIXELS]] = np.nan
+        arrays[name], arrays[f"looks of {name}"] = backbone.features(changed), looks
     return arrays

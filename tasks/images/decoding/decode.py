@@ -257,40 +257,6 @@ def clean_view(frame: Frame, image_px: int) -> Pixels:
     return np.asarray(view)
 
 
-@dataclass(frozen=True)
-class ImageView:
-    """The clean view of an image, uint8 (R, R, 3), and the size of the whole in pixels, upright."""
-
-    pixels: Pixels
-    width: int
-    height: int
-
-
-def read_view(
-    content: bytes,
-    *,
-    image_px: int,
-    fit: Fit,
-    max_pixels: int,
-    min_side_px: int = 1,
-    conversion: Conversion | None = None,
-) -> ImageView:
-    """Decode an image file and give its clean view.
-
-    Raises:
-        ImageError: The file cannot be used.
-    """
-    decoded = decode_image(
-        content,
-        max_pixels=max_pixels,
-        min_side_px=min_side_px,
-        draft_px=draft_side(image_px),
-        conversion=conversion,
-    )
-    pixels = clean_view(frame_image(decoded.image, image_px=image_px, fit=fit), image_px)
-    return ImageView(pixels, decoded.width, decoded.height)
-
-
 def border_color(image: Image.Image) -> tuple[int, int, int]:
     """Give the mean color of the outermost pixels of an RGB image."""
     pixels = np.asarray(image)
