@@ -30,6 +30,7 @@ from tasks.artifacts.records import (
 from tasks.artifacts.tables import (
     ClassRow,
     ConfusionRow,
+    FactRow,
     HardestRow,
     Manifest,
     ManifestRow,
@@ -41,6 +42,7 @@ from tasks.artifacts.tables import (
     write_rows,
 )
 from tasks.backbones.catalogue import create_architecture
+from tasks.delivery.appearance import FACTS
 from tasks.delivery.in_domain import InDomain
 from tasks.errors import ArtifactError
 from tasks.evaluate import evaluate, main, run_model
@@ -420,6 +422,10 @@ def write_inputs(folder, manifest):
         for number, row in enumerate(manifest.of("test"))
     ]
     write_rows(folder / "twins.csv", TwinRow, found)
+    facts = [
+        FactRow(row.path, 40, 32, "L", "JPEG", 9.0, 640, "", 0, 0, 0, 0) for row in manifest.rows
+    ]
+    write_rows(folder / "facts.csv", FactRow, facts[::-1])
     for name in ("baseline", "finetune"):
         val = rng.normal(size=(len(manifest.of("val")), 3)).astype(np.float32)
         val[np.arange(len(val)), manifest.labels("val")] += 1.5
@@ -441,6 +447,7 @@ READS = {
     "finetune": "finetune.json",
     "finetune-logits": "finetune_logits.npy",
     "twins": "twins.csv",
+    "facts": "facts.csv",
 }
 WRITES = {
     "summary": "summary.json",
@@ -675,6 +682,13 @@ def damage_manifest(project):
     write_manifest(project / "more.csv", make_manifest(SPLIT_IMAGES | {"test": 91}))
 
 
+def damage_facts(project):
+    rows = read_rows(project / "facts.csv", FactRow)
+    write_rows(
+        project / "few.csv", FactRow, [row for row in rows if not row.path.startswith("val/3")]
+    )
+
+
 MISMATCHES = {
     "features": (
         damage_features,
@@ -693,6 +707,7 @@ MISMATCHES = {
         r"classes \['a', 'b', 'c'\], the manifest says",
     ),
     "pixels": (damage_manifest, {"manifest": "more.csv"}, "test: images 90, the manifest says 91"),
+    "facts": (damage_facts, {"facts": "few.csv"}, r"few\.csv: facts of val images 49, .* says 60"),
     "missing": (lambda project: None, {"baseline": "none.json"}, "none.json: cannot be read"),
 }
 
@@ -806,6 +821,24 @@ def test_sets_and_domain_are_those_of_the_shipped_model(project, tiny_params):
     known = InDomain.read(found.folder / "reference.safetensors")
     assert (known.threshold, known.false_alarm) == (metrics.domain.threshold, params.false_alarm)
     assert len(known.held_out) == len(manifest.of("val"))
+    looks = known.held_out_appearance
+    assert looks.kinds == ["JPEG, L, no camera named"] * len(known.held_out)
+    store = PixelStore.open(project / "val")
+    views = store.rows(store.clean_rows())
+    of_pixels, of_files = (
+        ["brightness"],
+        ["megapixels", "aspect", "bytes_per_pixel", "quantization"],
+    )
+    for name in of_pixels + of_files:
+        column = looks.numbers[:, FACTS.index(name)]
+        expected = {
+            "brightness": (views @ [0.299, 0.587, 0.114]).mean(axis=(1, 2)),
+            "megapixels": 0.00128,
+            "aspect": 1.25,
+            "bytes_per_pixel": 0.5,
+            "quantization": 9.0,
+        }[name]
+        np.testing.assert_allclose(column, expected, atol=1e-9)
     assert metrics.domain.false_alarms.n == len(manifest.of("test"))
 
 
