@@ -325,9 +325,6 @@ class FinetuneParams(Block):
         ge=1, le=10_000, description="Most epochs of every phase before the last."
     )
     epochs: int = Field(ge=1, le=10_000, description="Most epochs of the last phase.")
-    rounds: int = Field(
-        ge=1, le=100, description="How often the last phase is repeated at most, while it pays."
-    )
     batch_size: int = Field(ge=2, le=65_536, description="Images a training step.")
     head_lr: float = Field(gt=0, le=1, description="Peak learning rate of the head (AdamW).")
     backbone_lr: float = Field(

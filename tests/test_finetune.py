@@ -42,7 +42,6 @@ from tasks.training.verdicts import Chosen
 FAST = {
     "finetune.early_epochs": 2,
     "finetune.epochs": 2,
-    "finetune.rounds": 1,
     "finetune.batch_size": 8,
     "finetune.head_lr": 0.01,
     "finetune.backbone_lr": 0.003,

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from conftest import with_values
 from tiny_finetune import make_inputs, phases_if_kept, record_of
 
 from tasks.artifacts.records import Arm, Phase, Transfer
@@ -29,14 +28,14 @@ class Training:
         self.groups, self.params = groups, params.finetune
 
     def plans_after(self, outcomes: str) -> list[PhasePlan | None]:
-        """Plans of all phases and of the next one; k: kept, b: kept and better, r: rolled back."""
+        """Plans of all phases and of the next one; k: kept, r: rolled back."""
         finished: list[Phase] = []
         plans = [self.next(finished)]
         for outcome in outcomes:
             plan = plans[-1]
             assert plan is not None
             assert plan.number == len(plans)
-            finished.append(record_of(plan, kept=outcome != "r", better=outcome == "b"))
+            finished.append(record_of(plan, kept=outcome == "k"))
             plans.append(self.next(finished))
         return plans
 
@@ -52,7 +51,6 @@ def training(tmp_path: Path, default_params: Params) -> Training:
 def make_training(folder: Path, params: Params, arm: Arm = "fine_tune") -> Training:
     made = make_inputs(folder)
     classifier = start_classifier(made.backbone, made.baseline, made.head, arm=arm, seed=17)
-    params = with_values(params, {"finetune.rounds": 3})
     return Training(training_groups(classifier), params, arm)
 
 
@@ -64,14 +62,7 @@ def make_training(folder: Path, params: Params, arm: Arm = "fine_tune") -> Train
         "kr": [5, 4, 2],
         "rr": [5, 4, 2],
         "kkk": [5, 4, 2, None],
-        "bbk": [5, 4, 2, None],
         "rrk": [5, 4, 2, None],
-        "kkb": [5, 4, 2, 2],
-        "kkbb": [5, 4, 2, 2, 2],
-        "kkbbb": [5, 4, 2, 2, 2, None],
-        "kkbk": [5, 4, 2, 2, None],
-        "kkbr": [5, 4, 2, 2, None],
-        "kkrb": [5, 4, 2, 2, 2],
         "kkrk": [5, 4, 2, 2, None],
         "kkrr": [5, 4, 2, 2, 2],
         "kkrrr": [5, 4, 2, 2, 2, None],
@@ -83,8 +74,8 @@ def test_what_is_trained_next(training: Training, outcomes: str, cuts: list[int 
 
 
 def test_rates_of_the_last_phase_fall_each_time_it_is_rolled_back(training: Training):
-    plans = [plan for plan in training.plans_after("rkrrb") if plan]
-    shares = [1, 1, 1, LOWER, LOWER**2, LOWER**2]
+    plans = [plan for plan in training.plans_after("rkrr") if plan]
+    shares = [1, 1, 1, LOWER, LOWER**2]
     assert [plan.share for plan in plans] == pytest.approx(shares)
     full = plans[2].rates
     for plan, share in zip(plans[3:], shares[3:], strict=True):
@@ -92,8 +83,8 @@ def test_rates_of_the_last_phase_fall_each_time_it_is_rolled_back(training: Trai
     assert TRIES == 3
 
 
-def test_a_repetition_is_as_long_as_the_last_phase(training: Training):
-    plans = [plan for plan in training.plans_after("kkb") if plan]
+def test_another_try_is_as_long_as_the_last_phase(training: Training):
+    plans = [plan for plan in training.plans_after("kkr") if plan]
     early, last = training.params.early_epochs, training.params.epochs
     assert [plan.epochs for plan in plans] == [early, early, last, last]
     assert [plan.of for plan in plans] == [3, 3, 3, 4]
@@ -101,5 +92,5 @@ def test_a_repetition_is_as_long_as_the_last_phase(training: Training):
 
 def test_from_scratch_there_is_one_phase(tmp_path: Path, default_params: Params):
     training = make_training(tmp_path, default_params, arm="scratch")
-    assert training.plans_after("b")[-1] is None
+    assert training.plans_after("k")[-1] is None
     assert len(phases_if_kept(training.transfer, training.groups, training.params)) == 1

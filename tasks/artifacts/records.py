@@ -564,7 +564,6 @@ class Phase(Record):
     val_accuracy: float
     change_in_val_accuracy: Estimate  # against the state before the phase, paired
     rate_share: float = 1.0  # of the rates of params.yaml
-    better: bool = False  # val says beyond doubt that it brought something
     kept: bool
     reason: str
 

@@ -207,8 +207,7 @@ def next_phase(
 ) -> PhasePlan | None:
     """Say what is trained next, from what became of the phases before; None: training is over.
 
-    Every phase before the last one is trained once. The last one is repeated as long as val says
-    beyond doubt that it paid; rolled back, it is tried again at lower rates.
+    Every phase is trained once; the last one, if it is rolled back, again at lower rates.
 
     Args:
         transfer: The arm and the lowest unfrozen group of each phase.
@@ -222,17 +221,16 @@ def next_phase(
     cuts = phase_cuts(transfer, groups)
     scratch = transfer.arm == "scratch"
     last = finished[max(len(cuts) - 1, 0) :]
-    if not cuts or (last and (scratch or _is_over(last, params.rounds))):
+    if not cuts or (last and (scratch or last[-1].kept or len(last) == TRIES)):
         return None
     place = min(len(finished), len(cuts) - 1)
-    repeated = any(phase.kept for phase in last)
-    share = LOWER ** sum(not phase.kept for phase in last)
+    share = LOWER ** len(last)
     cut, number = cuts[place], len(finished) + 1
     rates = _scratch_rates(groups, params) if scratch else _peak_rates(groups, cut, params)
     return PhasePlan(
         number=number,
         of=number + len(cuts) - 1 - place,
-        name="from scratch" if scratch else _name(groups[cut], share, repeated=repeated),
+        name="from scratch" if scratch else _name(groups[cut], share),
         unfrozen_from=cut,
         epochs=_most_epochs(params, scratch=scratch, last=place == len(cuts) - 1),
         patience=params.scratch_patience if scratch else params.patience,
@@ -242,18 +240,9 @@ def next_phase(
     )
 
 
-def _is_over(last: Sequence[Phase], rounds: int) -> bool:
-    """Whether the last phase, of which these are all the times, is not trained once more."""
-    kept = sum(phase.kept for phase in last)
-    if last[-1].kept:
-        return not last[-1].better or kept >= rounds
-    return kept > 0 or len(last) == TRIES
-
-
-def _name(lowest: TrainingGroup, share: float, *, repeated: bool) -> str:
-    again = ", repeated" if repeated else ""
+def _name(lowest: TrainingGroup, share: float) -> str:
     rates = f", at {share:.2g} of the rates" if share < 1 else ""
-    return f"unfrozen from {lowest.name}{again}{rates}"
+    return f"unfrozen from {lowest.name}{rates}"
 
 
 def _most_epochs(params: FinetuneParams, *, scratch: bool, last: bool) -> int:

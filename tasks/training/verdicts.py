@@ -181,7 +181,6 @@ def end_phase(
         val_accuracy=val.accuracy(shown.val_logits),
         change_in_val_accuracy=verdict.accuracy,
         rate_share=plan.share,
-        better=verdict.better,
         kept=kept,
         reason=f"{'kept' if kept else 'rolled back'}: {diverged or verdict.reason}",
     )
