@@ -65,12 +65,15 @@ REPEATS = 3
 TURNS = 7  # of predict, between runs of onnxruntime alone
 TIMED = 2048  # images a run, so that it takes seconds
 DEFAULT = "the embedded default"
-INTRO = """\
+OF_SETS = """\
 The upper two thirds of {backbone} were fine-tuned on {level} training images a class at {px} px
-(seed {seed}) and exported as `report` does; {default} is what `make run` exports, at its size of
-images. *Differ*: test images that get another class than from torch, and the largest difference of
-a probability. Accuracy on test, %. Where integers cost more than half a point of accuracy, on val
-or as torch's probabilities make expect on val and test, they are not shipped. Images a second: the
+(seed {seed}) and exported as `report` does.
+"""
+OF_PROJECT = "What `make run` exported: the embedded default at its size of images.\n"
+INTRO = """\
+*Differ*: test images that get another class than from torch, and the largest difference of a
+probability. Accuracy on test, %. Where integers cost more than half a point of accuracy, on val or
+as torch's probabilities make expect on val and test, they are not shipped. Images a second: the
 best of {repeats} runs over {timed} images (those of test, time and again) in batches of {batch},
 {threads} thread(s) on {processor}. *predict* is the loop of `tasks.predict` on decoded pixels, with
 sets, strangeness and the table, as a share of the time that onnxruntime alone takes for model.onnx
@@ -247,14 +250,21 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def write_page(rows: Sequence[Row], backbone: str, options: argparse.Namespace) -> str:
     """Write the page."""
-    intro = INTRO.format(
-        backbone=backbone, level=options.level, px=options.px, seed=options.seed, batch=BATCH,
-        repeats=REPEATS, timed=TIMED, turns=TURNS, threads=1, processor=_processor(),
-        default=DEFAULT,
-    )  # fmt: skip
+    of_sets = OF_SETS.format(
+        backbone=backbone, level=options.level, px=options.px, seed=options.seed
+    )
+    intro = (of_sets if options.sets else "") + (OF_PROJECT if options.project else "")
+    intro += INTRO.format(
+        batch=BATCH,
+        repeats=REPEATS,
+        timed=TIMED,
+        turns=TURNS,
+        threads=1,
+        processor=_processor(),
+    )
     named = " ".join(f"--set {name}=..." for name in options.sets)
-    named += " --project ." if options.project else ""
-    command = f"PYTHONPATH=tests python -m bench.delivery {named}"
+    words = [named, "--project ."] if options.project else [named]
+    command = " ".join(["PYTHONPATH=tests python -m bench.delivery", *filter(None, words)])
     head = ["set", "test images", "model.onnx: differ, at most", "model_int8.onnx: differ, at most"]
     head += ["its loss on val; expected, points", "accuracy: torch, ONNX, INT8"]
     answers = [
