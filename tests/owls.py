@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,11 @@ def write_model(folder: Path, weights: bytes) -> None:
 
 def add_results(toy: ToyProject, name: str, wrong: list[int], images: int = 20) -> None:
     """What a run leaves, its exported model included."""
-    rows = [row for row in manifest() if row.split != "test" or int(row.path[5:]) < images]
+    rows = [
+        replace(row, group=row.path)  # as many groups as there can be, so that few images tell
+        for row in manifest()
+        if row.split != "test" or int(row.path[5:]) < images
+    ]
     write_model(toy.root / MODEL, name.encode())
     write_results(toy, wrong, rows, MODEL)
 
