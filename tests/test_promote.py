@@ -52,7 +52,7 @@ def test_a_person_walks_there_and_back(owls: ToyProject) -> None:
     assert in_use(owls) == "dull-owl"
 
     text = said(owls.root, "promote", "swift-owl")
-    assert tells(text, "98.3 % interval", "better beyond doubt", "4 candidates")
+    assert tells(text, "99.2 % interval", "better beyond doubt", "4 candidates")
     assert "classifier@v3.0.0" in text
 
     assert "classifier@v2.0.0 is in use" in said(owls.root, "promote", "--back")
@@ -143,7 +143,7 @@ def test_every_candidate_counts_once_whatever_became_of_it(used: ToyProject) -> 
     ]
     assert [figures.judged for figures in judged if figures] == [2, 3, 3]
     rates = [1 - figures.confidence for figures in judged if figures]
-    assert rates == pytest.approx([0.05, 0.025, 0.025])  # of one comparison and of two
+    assert rates == pytest.approx([0.05, 0.05 / 3, 0.05 / 3])  # of the first comparison and second
     fresh = judge_candidate(used.root, "new-owl", silent).figures  # on other images
     assert fresh is not None
     assert fresh.judged == 1
@@ -152,6 +152,13 @@ def test_every_candidate_counts_once_whatever_became_of_it(used: ToyProject) -> 
     again = judge_candidate(used.root, "swift-owl", silent).figures
     assert again is not None
     assert again.judged == 4
+
+
+def test_all_candidates_together_keep_one_rate_of_promotions_by_chance() -> None:
+    assert promote.confidence_of(1) == pytest.approx(0.95)
+    spent = [(1 - promote.confidence_of(k)) / 2 for k in range(1, 100_001)]  # one side of each
+    assert sum(spent) == pytest.approx(promote.ERROR_RATE, rel=1e-4)
+    assert sum(spent) < promote.ERROR_RATE
 
 
 def test_results_that_are_stale_do_not_come_into_use(used: ToyProject) -> None:

@@ -48,7 +48,7 @@ from flows.stages.registry import (
 from tasks.artifacts.words import listed, plural, printable
 
 LOCK = Path(".regraft/promote.lock")  # the working tree is neither read nor written: no WORKSPACE
-ERROR_RATE = 0.05  # of all candidates together that were compared on the same test images
+ERROR_RATE = 0.05  # at which chance brings any candidate into use, of all on the same test images
 RESAMPLES, SEED = 10_000, 17  # of the interval, whatever params.yaml says just now
 JUDGED = LINK.with_name("judged.csv")  # candidates that never came into use were judged too
 SET_DIGITS = 12
@@ -287,7 +287,7 @@ def _judge(root: Path, candidate: str, commit: str, registry: Registry) -> Candi
         return CandidateVerdict(candidate, commit, registry.in_use, finding, (line,), None)
     test_set = hashlib.sha256(repr(sorted(sides[-1].right)).encode()).hexdigest()[:SET_DIGITS]
     judged = _count(root, commit, registry, test_set)
-    confidence = 1 - ERROR_RATE / max(1, judged - 1)  # the first one was compared with none
+    confidence = confidence_of(max(1, judged - 1))  # the first one was compared with none
     pair = (
         pair_by_image(*sides, confidence=confidence, resamples=RESAMPLES, seed=SEED)
         if len(sides) > 1
@@ -306,6 +306,15 @@ def _judge(root: Path, candidate: str, commit: str, registry: Registry) -> Candi
     )
     lines = tuple(_say(names, figures, pair, finding))
     return CandidateVerdict(candidate, commit, registry.in_use, finding, lines, figures)
+
+
+def confidence_of(comparison: int) -> float:
+    """Give the confidence of the interval of a comparison; `comparison` counts from 1.
+
+    One that is no better has an interval above zero at the rate ERROR_RATE / (k (k + 1)), half of
+    what lies outside; the sum over all k is ERROR_RATE.
+    """
+    return 1 - 2 * ERROR_RATE / (comparison * (comparison + 1))
 
 
 def _find(sides: list[Rightness], pair: Paired | None) -> Finding:

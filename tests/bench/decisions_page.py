@@ -67,9 +67,8 @@ seen.
 
 Cells of older versions told another tale of few images: fine-tuning seemed to ruin them. It began
 with a head that was up to ten times too sure, and val compared losses whose temperatures ten images
-could not tell, so that networks at the level of chance shipped. Neither is so any more. The cells
-below still repeated the last phase once where it had paid (41 of 150 times), which this version
-does not do.
+could not tell, so that networks at the level of chance shipped. Neither is so any more. Cells of
+code 4bbee872 repeated the last phase once where it had paid, which this version does not do.
 """
 
 
