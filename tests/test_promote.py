@@ -155,8 +155,10 @@ def test_every_candidate_counts_once_whatever_became_of_it(used: ToyProject) -> 
 
 
 def test_all_candidates_together_keep_one_rate_of_promotions_by_chance() -> None:
-    assert promote.confidence_of(1) == pytest.approx(0.95)
-    spent = [(1 - promote.confidence_of(k)) / 2 for k in range(1, 100_001)]  # one side of each
+    assert promote.interval_confidence(1) == pytest.approx(0.95)
+    spent = [
+        (1 - promote.interval_confidence(k)) / 2 for k in range(1, 100_001)
+    ]  # one side of each
     assert sum(spent) == pytest.approx(promote.ERROR_RATE, rel=1e-4)
     assert sum(spent) < promote.ERROR_RATE
 

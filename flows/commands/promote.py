@@ -287,7 +287,7 @@ def _judge(root: Path, candidate: str, commit: str, registry: Registry) -> Candi
         return CandidateVerdict(candidate, commit, registry.in_use, finding, (line,), None)
     test_set = hashlib.sha256(repr(sorted(sides[-1].right)).encode()).hexdigest()[:SET_DIGITS]
     judged = _count(root, commit, registry, test_set)
-    confidence = confidence_of(max(1, judged - 1))  # the first one was compared with none
+    confidence = interval_confidence(max(1, judged - 1))  # the first one was compared with none
     pair = (
         pair_by_image(*sides, confidence=confidence, resamples=RESAMPLES, seed=SEED)
         if len(sides) > 1
@@ -308,7 +308,7 @@ def _judge(root: Path, candidate: str, commit: str, registry: Registry) -> Candi
     return CandidateVerdict(candidate, commit, registry.in_use, finding, lines, figures)
 
 
-def confidence_of(comparison: int) -> float:
+def interval_confidence(comparison: int) -> float:
     """Give the confidence of the interval of a comparison; `comparison` counts from 1.
 
     One that is no better has an interval above zero at the rate ERROR_RATE / (k (k + 1)), half of
