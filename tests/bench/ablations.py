@@ -1,12 +1,13 @@
 """Try single changes of how fine-tuning is done, on val, against what params.yaml does.
 
 `PYTHONPATH=tests python -m bench.ablations --help`. Every result is kept at once in
-docs/benchmarks/ablations/ablations.csv, a further run goes on from there; `--page` writes
-docs/benchmarks/ablations.md of what there is.
+ablations.csv of the folder --out, a further run goes on from there; `--page` writes a page of what
+there is beside the folder, with what kept.md in it says was made of it.
 """
 
 import argparse
 import logging
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from bench.frozen import table
 from bench.pools import list_images
 from bench.scratch import Copy
 from bench.studies import Study
-from bench.subsets import choose_subset
+from bench.subsets import ALL, choose_subset
 from bench.variants import ARM, BASE, VARIANTS, Result, average_flips, train_variant
 from scipy import stats
 
@@ -29,13 +30,12 @@ from tasks.runtime.machine import prepare_memory
 from tasks.transferability.arms import IN_WORDS
 
 OUT = Path("docs/benchmarks/ablations")
-PAGE = Path("docs/benchmarks/ablations.md")
 VAL_SHARE = 10.0  # so that val is all that there is: it is what measures here
 CONFIDENCE = 0.95
 INTRO = """\
-One change at a time, against what `params.yaml` did when this began (base: 2 stored views beside
-the clean image, label smoothing 0.05, no averaging). About {level} training images a class at {px}
-px, {arm}, {sets}; seeds {seeds}, each with its own split and
+One change at a time, against {base}: {views} stored views beside the clean image, label smoothing
+{smoothing:g}, rates up to {rate:g}, no averaging. {level} training images a class at {px} px,
+{arm}, {sets}; seeds {seeds}, each with its own split and
 subset. One seed decides nothing. Val is large here, all that a fifth of the groups holds, because
 nothing but val may choose: the figures are of the very val that chose epochs and weights of each
 variant, which flatters all of them alike.
@@ -45,12 +45,6 @@ Student's t over them (pairs of one set are no independent samples of sets). Los
 nats; less is better. *12 stored views* stands for views drawn anew in each epoch: no view is shown
 twice in twelve epochs. Operations of torchvision act on the views of the policy, with the defaults
 of torchvision. A frozen head changes with its views alone.
-"""
-KEPT = """\
-Label smoothing is gone since then: without it the loss was lower in all nine pairs. Averaging over
-flips brought nothing sure, and doubles the time of every prediction for as long as the model lives.
-Nor did other numbers of stored views, or torchvision's operations after those of the policy, so
-that the views stay two and the policy what it is.
 """
 
 
@@ -96,8 +90,7 @@ class Ablations:
         rows, level, params = copy.manifest().rows, self.options.level, copy.params().ingest
         subset = choose_subset(rows, level, params, seed=seed, val_share=VAL_SHARE)
         assert subset is not None, f"{name} has fewer than {level} training images a class"
-        values: dict[str, object] = {"seed": seed, "augment.views": change.views}
-        values["finetune.label_smoothing"] = change.smoothing
+        values = {"seed": seed, **change.values}
         return Study.start(copy, subset.rows(rows), self.folder(name, seed, variant), values)
 
     def folder(self, name: str, seed: int, variant: str) -> Path:
@@ -152,8 +145,13 @@ def compare_pairs(differences: Sequence[float]) -> Difference:
 def write_page(results: Sequence[Result], options: argparse.Namespace, command: str) -> str:
     """Write the page."""
     sets = list(dict.fromkeys(one.set for one in results))
+    base = VARIANTS[options.base]
     facts = {
-        "level": options.level,
+        "base": options.base,
+        "views": base.views,
+        "smoothing": base.smoothing,
+        "rate": base.backbone_lr,
+        "level": "All" if options.level == ALL else f"About {options.level}",
         "px": options.px,
         "arm": IN_WORDS[ARM],
         "sets": ", ".join(sets),
@@ -164,19 +162,24 @@ def write_page(results: Sequence[Result], options: argparse.Namespace, command: 
     rows = [
         row
         for variant in VARIANTS
-        if variant != BASE
+        if variant != options.base
         for part in ([None, *sets] if len(sets) > 1 else sets)
-        for row in _difference_rows(results, variant, part)
+        for row in _difference_rows(results, variant, options.base, part)
     ]
     parts = ["# Ablations of fine-tuning", f"`{command}` wrote this page."]
-    parts += [INTRO.format(**facts).rstrip(), table(head, rows), "## What was kept", KEPT.rstrip()]
-    parts += ["## The base", _base(results)]
+    parts += [INTRO.format(**facts).rstrip(), table(head, rows)]
+    kept = options.out / "kept.md"
+    if kept.exists():
+        parts += ["## What was kept", kept.read_text().rstrip()]
+    parts += ["## The base", _base(results, options.base)]
     return "\n\n".join(parts) + "\n"
 
 
-def _difference_rows(results: Sequence[Result], variant: str, part: str | None) -> list[list[str]]:
+def _difference_rows(
+    results: Sequence[Result], variant: str, base_name: str, part: str | None
+) -> list[list[str]]:
     """Write a variant against the base, on one set or on all; nothing where it was not tried."""
-    base = {one.pair: one for one in results if one.variant == BASE}
+    base = {one.pair: one for one in results if one.variant == base_name}
     pairs = [
         (base[one.pair], one)
         for one in results
@@ -201,14 +204,14 @@ def show(difference: Difference, digits: int) -> str:
     return f"{text} [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"
 
 
-def _base(results: Sequence[Result]) -> str:
+def _base(results: Sequence[Result], name: str) -> str:
     """Write what the base reaches."""
     rows = [
         [one.set, str(one.seed), str(one.train_images), str(one.val_images),
          f"{100 * one.frozen_accuracy:.1f}", f"{one.frozen_loss:.3f}",
          f"{100 * one.accuracy:.1f}", f"{one.loss:.3f}", str(one.epochs)]
         for one in results
-        if one.variant == BASE
+        if one.variant == name
     ]  # fmt: skip
     head = ["set", "seed", "train", "val", "frozen, %", "its loss", "fine-tuned, %", "its loss"]
     return table([*head, "epochs"], rows)
@@ -225,6 +228,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--level", default="60", help="training images a class")
     parser.add_argument("--px", type=int, default=96, help="side of the images")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument(
+        "--base", choices=VARIANTS, default=BASE, help="others are compared with it"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18, 19])
     parser.add_argument("--scratch", type=Path, default=Path(".regraft/bench"), help="is kept")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the table")
@@ -241,8 +247,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not options.page:
         ablations.run()
         return
-    command = "PYTHONPATH=tests python -m bench.ablations --page"
-    PAGE.write_text(write_page(read_results(ablations.path), options, command))
+    given = " ".join(map(shlex.quote, sys.argv[1:] if argv is None else argv))
+    command = f"PYTHONPATH=tests python -m bench.ablations {given}"
+    page = options.out.with_suffix(".md")
+    page.write_text(write_page(read_results(ablations.path), options, command))
 
 
 if __name__ == "__main__":

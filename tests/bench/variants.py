@@ -35,6 +35,7 @@ class Variant:
         views: Stored views of an image, beside its clean one.
         smoothing: Of labels.
         operations: Of torchvision, after those of the policy.
+        backbone_lr: Peak rate of the topmost backbone group; the head's is half as much again.
         flip: Whether prediction averages the logits of an image and its mirror image; such a
             variant trains nothing, it takes the model of the base.
     """
@@ -42,14 +43,27 @@ class Variant:
     views: int = 2
     smoothing: float = 0.05
     operations: str | None = None
+    backbone_lr: float = 0.0002
     flip: bool = False
+
+    @property
+    def values(self) -> dict[str, object]:
+        """Values of params.yaml, by key path."""
+        return {
+            "augment.views": self.views,
+            "finetune.label_smoothing": self.smoothing,
+            "finetune.backbone_lr": self.backbone_lr,
+            "finetune.head_lr": HEAD_SHARE * self.backbone_lr,
+        }
 
 
 BASE = "base"
+HEAD_SHARE = 1.5  # rate of the head as a multiple of the backbone's
 VARIANTS: dict[str, Variant] = {
     BASE: Variant(),
     "flips averaged at prediction": Variant(flip=True),
     "no label smoothing": Variant(smoothing=0.0),
+    "twice the rates, no label smoothing": Variant(smoothing=0.0, backbone_lr=0.0004),
     "1 stored view": Variant(views=1),
     "3 stored views": Variant(views=3),
     "12 stored views": Variant(views=12),
