@@ -333,6 +333,12 @@ class FinetuneParams(Block):
     lr_decay: float = Field(
         gt=0, le=1, description="Learning rate of each deeper group as a share of the one above."
     )
+    raise_lr: float = Field(
+        ge=1,
+        le=10,
+        description="Multiple of all rates in a phase where the one before lowered the val loss; "
+        "1 is off.",
+    )
     warmup_fraction: float = Field(ge=0, lt=1, description="Share of a phase with linear warm-up.")
     weight_decay: float = Field(ge=0, le=1, description="AdamW weight decay.")
     label_smoothing: float = Field(

@@ -144,7 +144,7 @@ def test_every_mistake_gets_its_line(params_file):
 
 
 UNKNOWN = {
-    "misspelled": ("  patience: 3", "  patiense: 3", "patiense", "finetune.patience"),
+    "misspelled": ("  patience: 6", "  patiense: 6", "patiense", "finetune.patience"),
     "misspelled block": ("\nfinetune:", "\nfinetun:", "finetun", "finetune"),
     "in the wrong block": ("\nseed:", "\nhead_lr: 1.0\nseed:", "head_lr", "finetune.head_lr"),
 }

@@ -91,11 +91,12 @@ def make_info(name: str = BACKBONE) -> tuple[BackboneInfo, int]:
     return info, len(info.groups)
 
 
-def record_of(plan: PhasePlan, *, kept: bool = True) -> Phase:
+def record_of(plan: PhasePlan, *, kept: bool = True, helped: bool = False) -> Phase:
     """The record of a phase that took one epoch."""
     return Phase(
         name=plan.name, unfrozen_from=plan.unfrozen_from, epochs=1, best_epoch=1,
-        stopped="finished", val_loss=0.5, val_accuracy=0.5, rate_share=plan.share,
+        stopped="finished", start_val_loss=0.6 if helped else 0.5, val_loss=0.5,
+        val_accuracy=0.5, rate_share=plan.share,
         change_in_val_accuracy=Estimate(value=0.0, low=-0.1, high=0.1, n=10), kept=kept, reason="",
     )  # fmt: skip
 

@@ -560,12 +560,18 @@ class Phase(Record):
     epochs: int
     best_epoch: int
     stopped: Literal["finished", "patience", "diverged"]
-    val_loss: float  # calibrated
+    start_val_loss: float  # calibrated, before the first step
+    val_loss: float  # the same at the end
     val_accuracy: float
     change_in_val_accuracy: Estimate  # against the state before the phase, paired
-    rate_share: float = 1.0  # of the rates of params.yaml
+    rate_share: float = 1.0  # multiple of the rates of params.yaml
     kept: bool
     reason: str
+
+    @property
+    def helped(self) -> bool:
+        """Whether it stayed and lowered the val loss."""
+        return self.kept and self.val_loss < self.start_val_loss
 
 
 class Finetuned(Record):

@@ -157,7 +157,7 @@ class PhasePlan:
         epochs: Most epochs.
         patience: Epochs without a lower val loss that end it.
         rates: Peak rate of each trained group by name, the head's included.
-        share: Of the rates of params.yaml that these are, in (0, 1].
+        share: Multiple of the rates of params.yaml that these are.
         adapt_norm: Whether trained norm layers normalize by the batch and update their statistics.
     """
 
@@ -207,7 +207,8 @@ def next_phase(
 ) -> PhasePlan | None:
     """Say what is trained next, from what became of the phases before; None: training is over.
 
-    Every phase is trained once; the last one, if it is rolled back, again at lower rates.
+    Every phase is trained once; the last one, if it is rolled back, again at lower rates. Where
+    a phase lowered the val loss, the images bear higher rates: those of the next one are raised.
 
     Args:
         transfer: The arm and the lowest unfrozen group of each phase.
@@ -224,7 +225,9 @@ def next_phase(
     if not cuts or (last and (scratch or last[-1].kept or len(last) == TRIES)):
         return None
     place = min(len(finished), len(cuts) - 1)
-    share = LOWER ** len(last)
+    before = finished[place - 1 : place]
+    raised = params.raise_lr if before and before[0].helped else 1.0
+    share = raised * LOWER ** len(last)
     cut, number = cuts[place], len(finished) + 1
     rates = _scratch_rates(groups, params) if scratch else _peak_rates(groups, cut, params)
     return PhasePlan(
@@ -241,7 +244,7 @@ def next_phase(
 
 
 def _name(lowest: TrainingGroup, share: float) -> str:
-    rates = f", at {share:.2g} of the rates" if share < 1 else ""
+    rates = f", at {share:.2g} times the rates" if share != 1 else ""
     return f"unfrozen from {lowest.name}{rates}"
 
 

@@ -36,6 +36,7 @@ class Variant:
         smoothing: Of labels.
         operations: Of torchvision, after those of the policy.
         backbone_lr: Peak rate of the topmost backbone group; the head's is half as much again.
+        raise_lr: Multiple of the rates in a phase where the one before lowered the val loss.
         flip: Whether prediction averages the logits of an image and its mirror image; such a
             variant trains nothing, it takes the model of the base.
     """
@@ -44,6 +45,7 @@ class Variant:
     smoothing: float = 0.05
     operations: str | None = None
     backbone_lr: float = 0.0002
+    raise_lr: float = 1.0
     flip: bool = False
 
     @property
@@ -54,6 +56,7 @@ class Variant:
             "finetune.label_smoothing": self.smoothing,
             "finetune.backbone_lr": self.backbone_lr,
             "finetune.head_lr": HEAD_SHARE * self.backbone_lr,
+            "finetune.raise_lr": self.raise_lr,
         }
 
 
@@ -64,6 +67,9 @@ VARIANTS: dict[str, Variant] = {
     "flips averaged at prediction": Variant(flip=True),
     "no label smoothing": Variant(smoothing=0.0),
     "twice the rates, no label smoothing": Variant(smoothing=0.0, backbone_lr=0.0004),
+    "twice the rates where the phase before helped, no label smoothing": Variant(
+        smoothing=0.0, raise_lr=2.0
+    ),
     "1 stored view": Variant(views=1),
     "3 stored views": Variant(views=3),
     "12 stored views": Variant(views=12),
