@@ -46,6 +46,19 @@ def test_the_page_compares_the_same_set_and_seed():
     assert "| a | 17 | 60 | 40 | 50.0 | 1.200 | 60.0 | 1.000 | 6 |" in page
 
 
+def test_the_base_is_named_and_what_was_kept_stands_beside_the_table(tmp_path: Path):
+    smooth, raised = "no label smoothing", "twice the rates, no label smoothing"
+    rows = [result(smooth, 0.6), result(raised, 0.7), result(BASE, 0.1)]
+    given = ["--base", smooth, "--out", str(tmp_path), "--level", "all"]
+    page = write_page(rows, parse(given), "make it")
+    assert "against no label smoothing: 2 stored views" in page
+    assert "All training images a class" in page
+    assert "|  | a | 1 | +10.0 |" in page
+    assert "What was kept" not in page
+    (tmp_path / "kept.md").write_text("Nothing.\n")
+    assert "## What was kept\n\nNothing.\n\n## The base" in write_page(rows, parse(given), "")
+
+
 def test_operations_change_views_and_leave_clean_images_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -69,6 +82,10 @@ def test_a_run_goes_on_with_the_variants_that_are_missing(
     monkeypatch.setattr(Ablations, "measure", lambda _, *what: measured.append(what))
     Ablations(parse(given)).run()
     assert measured == [("a", 17, name) for name in VARIANTS if name != BASE]
+    measured.clear()
+    few = ["--base", "no label smoothing", "--variants", "1 stored view"]
+    Ablations(parse([*given, *few])).run()
+    assert measured == [("a", 17, "no label smoothing"), ("a", 17, "1 stored view")]
 
 
 @pytest.mark.slow

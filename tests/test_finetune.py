@@ -332,8 +332,17 @@ def test_what_the_phases_were_judged_by_is_kept(project: Project):
     for phase, after in zip(summary.phases, judged, strict=True):
         verdict = judge_change(before, after, val, confidence=0.5, seed=project.defaults.seed)
         assert phase.val_loss == pytest.approx(val.loss(after))
+        assert phase.start_val_loss == pytest.approx(val.loss(before), abs=1e-3)
         assert phase.kept != verdict.worse
         before = after if phase.kept else before
+
+
+def test_the_phase_after_one_that_helped_has_higher_rates(project: Project):
+    summary = project.run(project.arguments(values={"finetune.raise_lr": 3.0}))
+    first, second = summary.phases[:2]
+    assert first.helped
+    assert (first.rate_share, second.rate_share) == (1.0, 3.0)
+    assert second.name.endswith(", at 3 times the rates")
 
 
 def test_runs_are_chosen_by_numbers_of_val_alone(project: Project):
@@ -355,7 +364,10 @@ def test_one_kept_phase_is_not_averaged(project: Project):
     assert "average" not in summary.notes[-1]
 
 
-def test_a_phase_that_learns_by_heart_is_told(project: Project, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("stopped", ["patience", "finished"])
+def test_a_phase_that_learns_by_heart_is_told(
+    project: Project, monkeypatch: pytest.MonkeyPatch, stopped: str
+):
     real = stage.Trainer.run_phases
 
     def run_phases(*args: object) -> object:
@@ -365,9 +377,10 @@ def test_a_phase_that_learns_by_heart_is_told(project: Project, monkeypatch: pyt
             replace(row, phase=2, train_loss=train, val_loss=val)
             for row, (train, val) in zip(state.history, losses, strict=True)
         ]
-        changes = {"stopped": "patience", "best_epoch": 2}
+        changes = {"stopped": stopped, "best_epoch": 2}
         second = state.finished[1].model_copy(update=changes)
-        return replace(state, history=rows, finished=(state.finished[0], second))
+        first = [row for row in state.history if row.phase == 1]
+        return replace(state, history=(*first, *rows), finished=(state.finished[0], second))
 
     monkeypatch.setattr(stage.Trainer, "run_phases", run_phases)
     summary = project.run(project.arguments())

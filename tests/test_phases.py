@@ -106,6 +106,15 @@ def test_a_phase_that_lowered_the_val_loss_raises_the_rates_of_the_next(
     assert raise_lr > 1
 
 
+def test_a_phase_that_broke_down_raises_no_rates(training: Training):
+    plan = training.next([])
+    assert plan is not None
+    diverged = record_of(plan, helped=True).model_copy(update={"stopped": "diverged"})
+    following = training.next([diverged])
+    assert following is not None
+    assert following.share == 1.0
+
+
 def test_another_try_is_as_long_as_the_last_phase(training: Training):
     plans = [plan for plan in training.plans_after("kkr") if plan]
     early, last = training.params.early_epochs, training.params.epochs

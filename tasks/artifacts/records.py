@@ -570,8 +570,8 @@ class Phase(Record):
 
     @property
     def helped(self) -> bool:
-        """Whether it stayed and lowered the val loss."""
-        return self.kept and self.val_loss < self.start_val_loss
+        """Whether it ran well, lowered the val loss and stayed."""
+        return self.kept and self.stopped != "diverged" and self.val_loss < self.start_val_loss
 
 
 class Finetuned(Record):

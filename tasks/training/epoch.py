@@ -146,8 +146,10 @@ def log_epoch(plan: PhasePlan, epoch: int, row: HistoryRow) -> None:
 
 
 def _advise(plan: PhasePlan) -> str:
-    scratch = "lower finetune.scratch_lr"
-    return scratch if plan.adapt_norm else "lower finetune.backbone_lr and finetune.head_lr"
+    if plan.adapt_norm:
+        return "lower finetune.scratch_lr"
+    rates = "finetune.backbone_lr and finetune.head_lr"
+    return f"lower finetune.raise_lr, or {rates}" if plan.share > 1 else f"lower {rates}"
 
 
 SAVE_SECONDS = 600.0  # between two states of one epoch

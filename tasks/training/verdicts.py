@@ -205,10 +205,10 @@ def state_after(state: TrainState, end: PhaseEnd) -> TrainState:
 
 
 def note_overfitting(state: TrainState) -> list[str]:
-    """Say of which phases patience ended because they learned the training images by heart."""
+    """Say which phases went on to learn the training images by heart after their best epoch."""
     notes = []
     for number, phase in enumerate(state.finished, start=1):
-        if phase.stopped == "patience":
+        if phase.stopped != "diverged":
             epochs = [
                 EpochLosses(row.train_loss, row.val_loss)
                 for row in state.history

@@ -1,4 +1,4 @@
-"""Try single changes of how fine-tuning is done, on val, against what params.yaml does.
+"""Try single changes of how fine-tuning is done, on val, against a variant that is named.
 
 `PYTHONPATH=tests python -m bench.ablations --help`. Every result is kept at once in
 ablations.csv of the folder --out, a further run goes on from there; `--page` writes a page of what
@@ -34,11 +34,11 @@ VAL_SHARE = 10.0  # so that val is all that there is: it is what measures here
 CONFIDENCE = 0.95
 INTRO = """\
 One change at a time, against {base}: {views} stored views beside the clean image, label smoothing
-{smoothing:g}, rates up to {rate:g}, no averaging. {level} training images a class at {px} px,
-{arm}, {sets}; seeds {seeds}, each with its own split and
-subset. One seed decides nothing. Val is large here, all that a fifth of the groups holds, because
-nothing but val may choose: the figures are of the very val that chose epochs and weights of each
-variant, which flatters all of them alike.
+{smoothing:g}, rates of the backbone up to {rate:g}, no averaging. {level} training images a class
+at {px} px, {arm}, {sets}; seeds {seeds}, each with
+its own split and subset. One seed decides nothing. Val is large here, all that a fifth of the
+groups holds, because nothing but val may choose: the figures are of the very val that chose epochs
+and weights of each variant, which flatters all of them alike.
 
 Differences are to the base of the same set and seed: means over the pairs, with 95 % intervals of
 Student's t over them (pairs of one set are no independent samples of sets). Loss is calibrated, in
@@ -59,21 +59,21 @@ class Ablations:
         done = {(one.pair, one.variant) for one in read_results(self.path)}
         for seed in self.options.seeds:
             for name in self.options.sets:
-                for variant in self.options.variants:
+                for variant in dict.fromkeys([self.options.base, *self.options.variants]):
                     if ((name, seed, self.options.px), variant) not in done:
                         self.measure(name, seed, variant)
 
     def measure(self, name: str, seed: int, variant: str) -> None:
         """Train or predict with one variant and keep what it brought."""
         if VARIANTS[variant].flip:
-            study = self.open_study(name, seed, BASE)
+            study = self.open_study(name, seed, self.options.base)
             if not study.path("finetune/finetune.json").exists():
-                train_variant(study, name, BASE)
+                train_variant(study, name, self.options.base)
             result = average_flips(study, name, variant)
         else:
             study = self.start_study(name, seed, variant)
             result = train_variant(study, name, variant)
-            if variant != BASE:
+            if variant != self.options.base:
                 shutil.rmtree(study.root)
         append_row(self.path, result)
         say(f"{name} {seed} {variant}: val {result.accuracy:.3f}, loss {result.loss:.3f}")
