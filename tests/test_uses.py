@@ -1,7 +1,7 @@
-"""Two of the three uses, each walked from a fresh clone to its end: dvc repro, and one stage.
+"""The use by DVC, walked from a fresh clone to its end: dvc repro, whole and after a change.
 
 Also what comes between: runs that are killed at any moment, and a worker elsewhere. Everything is
-real: git, DVC with a remote, a Prefect server. The third use is test_uses_ui's.
+real: git, DVC with a remote, a Prefect server. The uses from the UI are in test_uses_ui.
 """
 
 import json

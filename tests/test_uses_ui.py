@@ -1,4 +1,4 @@
-"""The use from the Prefect UI, walked from a fresh clone to its end.
+"""The uses from the Prefect UI, the whole and one stage, walked from a fresh clone to their end.
 
 Everything is real: git, DVC, a Prefect server and, marked `browser`, Debian's chromium.
 """
