@@ -26,7 +26,7 @@ from tasks.heads.curve import measure_curve
 from tasks.heads.features import Labeled, read_features
 from tasks.heads.registry import ROWS_AT_ONCE, TrainedHead, apply_head, find_head, write_head
 from tasks.judging.metrics import right_images
-from tasks.judging.rule import RESAMPLES, describe_gap, judge_change, measure_room
+from tasks.judging.rule import RESAMPLES, ValSet, describe_gap, judge_change, measure_room
 from tasks.judging.statistics import accuracy_interval
 from tasks.params import BaselineParams
 from tasks.runtime.device import configure_torch
@@ -131,6 +131,7 @@ def train_baseline(
             seed=seed,
         ),
         val_loss=val.judge.loss(chosen.val_logits),
+        train_loss=_train_loss(chosen.trained.module, train),
         class_balanced=train.balanced,
         majority_accuracy=float(np.mean(val.labels == np.bincount(train.labels).argmax())),
         notes=notes,
@@ -174,6 +175,13 @@ def _accuracy(head: nn.Module, data: Labeled) -> float:
             right_images(apply_head(head, data.features[some, 0]), data.labels[some]).sum()
         )
     return right / len(data.labels)
+
+
+def _train_loss(head: nn.Module, data: Labeled) -> float:
+    """Calibrated loss on clean views, nats; of very many images, on as many as tell it well."""
+    some = slice(None, None, -(-len(data.labels) // ROWS_AT_ONCE))
+    judge = ValSet(data.labels[some], data.groups[some], balanced=data.balanced)
+    return judge.loss(apply_head(head, data.features[some, 0]))
 
 
 def _describe(head: JudgedHead, val: Labeled, *, chosen: bool) -> TriedHead:

@@ -35,6 +35,7 @@ from tasks.transferability.rules import (
     choose_cuts,
     errors_by_folds,
     gather_evidence,
+    raises_rates,
     set_marks,
 )
 
@@ -93,6 +94,7 @@ def decide(found: Measured, params: DecideParams) -> Decision:
         domain=recommended.domain,
         confidence=assessment.confidence,
         phases=list(choose_cuts(arm, evidence, params)),
+        raised=arm == "fine_tune" and raises_rates(evidence),
         rules=apply_rules(evidence, params),
         would_change=[
             describe_change(change, info.groups) for change in find_changes(evidence, params)
@@ -132,7 +134,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     decision, groups = decide(found, params.decide), found.backbone.groups
     write_record(paths.decision, decision)
-    write_record(paths.transfer, Transfer(arm=decision.arm, phases=decision.phases))
+    transfer = Transfer(arm=decision.arm, phases=decision.phases, raised=decision.raised)
+    write_record(paths.transfer, transfer)
     write_text(paths.words, write_page(decision, groups, found.similarity.look))
     log.info(
         "%s (domain %s, confidence %s)",

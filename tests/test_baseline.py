@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, with_values
+from scipy.special import softmax
+from sklearn.metrics import log_loss
+from sklearn.utils.class_weight import compute_sample_weight
 from torch import nn
 
 from tasks import baseline as stage
@@ -89,6 +92,25 @@ def test_the_summary_tells_the_numbers_of_the_chosen_head(params: BaselineParams
     assert chosen.val_accuracy == summary.val_accuracy.value
     assert summary.majority_accuracy == pytest.approx(1 / 3)
     assert (summary.hidden, summary.dropout, summary.feature_dim) == (0, 0.0, D)
+
+
+@pytest.mark.parametrize("rows", [4096, 60])
+@pytest.mark.parametrize("balanced", [False, True])
+def test_the_train_loss_is_that_of_clean_views_at_their_best_temperature(
+    params: BaselineParams, monkeypatch: pytest.MonkeyPatch, rows: int, *, balanced: bool
+):
+    monkeypatch.setattr("tasks.baseline.ROWS_AT_ONCE", rows)  # 60 of 240: every fourth image
+    train = keep_few_of_class_0(make_labeled(240, noise=2.5), balanced=balanced)
+    val = make_labeled(60, seed=1, noise=2.5)
+    found = train_baseline(train, val, params, class_names=NAMES, seed=1)
+    some = range(0, len(train.labels), -(-len(train.labels) // rows))
+    logits, labels = apply_head(found.head, train.features[some, 0]), train.labels[some]
+    weights = compute_sample_weight("balanced", labels) if balanced else None
+    losses = [
+        log_loss(labels, softmax(logits / temperature, axis=1), sample_weight=weights)
+        for temperature in np.geomspace(0.1, 10, 1001)
+    ]
+    assert found.summary.train_loss == pytest.approx(min(losses), rel=0.03)  # labels are smoothed
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp"])

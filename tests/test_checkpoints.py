@@ -45,7 +45,6 @@ def make_state(phase: int = 1, epoch: int = 2, *, best: bool = True, steps: int 
         epochs=3,
         best_epoch=2,
         stopped="patience",
-        start_val_loss=0.6,
         val_loss=0.5,
         val_accuracy=0.75,
         change_in_val_accuracy=Estimate(value=0.1, low=-0.1, high=0.3, n=5),

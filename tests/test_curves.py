@@ -27,7 +27,6 @@ def phase(name: str, *, kept: bool = True, best: int = 2) -> Phase:
         epochs=3,
         best_epoch=best,
         stopped="finished",
-        start_val_loss=0.6,
         val_loss=0.5,
         val_accuracy=0.7,
         change_in_val_accuracy=Estimate(value=0.0, low=-0.1, high=0.1, n=50),

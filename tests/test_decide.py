@@ -89,6 +89,7 @@ def found_by_baseline(right=(0.8, 0.84, 0.88), folds=(0.82, 0.84, 0.86), room=(0
         candidates=[],
         val_accuracy=estimate(*right),
         val_loss=0.4,
+        train_loss=0.3,
         majority_accuracy=0.5,
         notes=[],
         l2_strength=0.1,
@@ -235,6 +236,19 @@ def test_a_plan_without_frozen_groups_is_said_so():
     assert tells(plan, "all 8 layer groups in 3 phases")
 
 
+@pytest.mark.parametrize(
+    ("train_loss", "arm", "raised"),
+    [(0.3, "auto", False), (0.1, "auto", True), (0.0, "auto", False), (0.1, "scratch", False)],
+)
+def test_the_loss_of_frozen_features_tells_whether_rates_are_raised(train_loss, arm, raised):
+    baseline = found_by_baseline().model_copy(update={"train_loss": train_loss})
+    decision = decided(arm=arm, baseline=baseline)
+    assert decision.raised is raised
+    told = [reason for reason in decision.reasons if "so that the rates are" in reason]
+    assert len(told) == (arm == "auto" and train_loss > 0)
+    assert all(tells(one, "raised (finetune.raise_lr)") is raised for one in told)
+
+
 def test_main_writes_decision_and_words(tmp_path):
     rows = [
         ManifestRow(f"{i}.png", "ab"[i % 2], "train" if i < 200 else "test", f"{i}", "", 8, 8, "L")
@@ -257,7 +271,7 @@ def test_main_writes_decision_and_words(tmp_path):
     decision = read_record(tmp_path / "out/decision.json", Decision)
     assert decision == decided(images=200)
     transfer = read_record(tmp_path / "out/transfer.json", Transfer)
-    assert transfer == Transfer(arm=decision.arm, phases=decision.phases)
+    assert transfer == Transfer(arm=decision.arm, phases=decision.phases, raised=decision.raised)
     page = (tmp_path / "out/decision.md").read_text()
     title, _, answer, *_ = page.splitlines()
     assert title.startswith("# ")

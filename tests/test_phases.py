@@ -28,14 +28,14 @@ class Training:
         self.groups, self.params = groups, params.finetune
 
     def plans_after(self, outcomes: str) -> list[PhasePlan | None]:
-        """Plans of all phases and of the next one; h: helped, k: kept, r: rolled back."""
+        """Plans of all phases and of the next one; k: kept, r: rolled back."""
         finished: list[Phase] = []
         plans = [self.next(finished)]
         for outcome in outcomes:
             plan = plans[-1]
             assert plan is not None
             assert plan.number == len(plans)
-            finished.append(record_of(plan, kept=outcome != "r", helped=outcome != "k"))
+            finished.append(record_of(plan, kept=outcome != "r"))
             plans.append(self.next(finished))
         return plans
 
@@ -83,36 +83,16 @@ def test_rates_of_the_last_phase_fall_each_time_it_is_rolled_back(training: Trai
     assert TRIES == 3
 
 
-@pytest.mark.parametrize(
-    ("outcomes", "raised"),
-    {
-        "kk": [False, False, False],
-        "hk": [False, True, False],
-        "hh": [False, True, True],
-        "rh": [False, False, True],
-        "hr": [False, True, False],  # it would have lowered the loss, but was rolled back
-        "khrr": [False, False, True, True, True],
-    }.items(),
-)
-def test_a_phase_that_lowered_the_val_loss_raises_the_rates_of_the_next(
-    training: Training, outcomes: str, raised: list[bool]
-):
-    plans = [plan for plan in training.plans_after(outcomes) if plan]
-    raise_lr = training.params.raise_lr
-    falls = [1, 1, 1, LOWER, LOWER**2][: len(plans)]
-    expected = [fall * (raise_lr if up else 1) for fall, up in zip(falls, raised, strict=True)]
-    assert [plan.share for plan in plans] == pytest.approx(expected)
-    assert plans[1].rates["head"] == pytest.approx(plans[1].share * training.params.head_lr)
-    assert raise_lr > 1
-
-
-def test_a_phase_that_broke_down_raises_no_rates(training: Training):
-    plan = training.next([])
-    assert plan is not None
-    diverged = record_of(plan, helped=True).model_copy(update={"stopped": "diverged"})
-    following = training.next([diverged])
-    assert following is not None
-    assert following.share == 1.0
+def test_raised_rates_are_those_of_every_phase_and_of_every_try(training: Training):
+    plain = [plan for plan in training.plans_after("kkrr") if plan]
+    training.transfer = training.transfer.model_copy(update={"raised": True})
+    raised = [plan for plan in training.plans_after("kkrr") if plan]
+    factor = training.params.raise_lr
+    assert factor > 1
+    assert [plan.share for plan in plain] == pytest.approx([1, 1, 1, LOWER, LOWER**2])
+    assert [plan.share for plan in raised] == pytest.approx([factor * p.share for p in plain])
+    for before, after in zip(plain, raised, strict=True):
+        assert after.rates == pytest.approx({k: factor * v for k, v in before.rates.items()})
 
 
 def test_another_try_is_as_long_as_the_last_phase(training: Training):

@@ -15,6 +15,7 @@ from tasks.transferability.rules import (
     choose,
     choose_cuts,
     domain_of,
+    raises_rates,
 )
 
 PARAMS = load_params(ROOT / "params.yaml").decide.model_copy(
@@ -96,6 +97,22 @@ def test_phases_fit_the_arm_whatever_the_evidence(arm):
 @pytest.mark.parametrize(("depth", "phases"), [(1.0, (6, 4, 0)), (0.3, (6,)), (0.01, (7,))])
 def test_the_depth_that_the_user_sets_is_reached_by_halves(depth, phases):
     assert choose(evidence(), PARAMS.model_copy(update={"depth": depth})).phases == phases
+
+
+@pytest.mark.parametrize(
+    ("seen", "raised"),
+    {
+        "what frozen features cannot fit": ({"overfit": 1.43}, False),
+        "what they learn by heart": ({"overfit": 3.36}, True),
+        "few images": ({"images": 200, "overfit": 13.5}, False),
+        "just enough images": ({"images": 201, "overfit": 13.5}, True),
+        "no train loss at all": ({"overfit": None}, False),
+    }.values(),
+)
+def test_rates_are_raised_where_frozen_features_fit_train_far_better_than_val(seen, raised):
+    assert raises_rates(evidence(**seen)) is raised
+    rule = next(one for one in apply_rules(evidence(**seen), PARAMS) if one.name == "raised rates")
+    assert (rule.fired, rule.votes_for) == (raised, None)
 
 
 # what must hold everywhere -----------------------------------------------------------------------

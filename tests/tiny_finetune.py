@@ -91,11 +91,11 @@ def make_info(name: str = BACKBONE) -> tuple[BackboneInfo, int]:
     return info, len(info.groups)
 
 
-def record_of(plan: PhasePlan, *, kept: bool = True, helped: bool = False) -> Phase:
+def record_of(plan: PhasePlan, *, kept: bool = True) -> Phase:
     """The record of a phase that took one epoch."""
     return Phase(
         name=plan.name, unfrozen_from=plan.unfrozen_from, epochs=1, best_epoch=1,
-        stopped="finished", start_val_loss=0.6 if helped else 0.5, val_loss=0.5,
+        stopped="finished", val_loss=0.5,
         val_accuracy=0.5, rate_share=plan.share,
         change_in_val_accuracy=Estimate(value=0.0, low=-0.1, high=0.1, n=10), kept=kept, reason="",
     )  # fmt: skip
@@ -133,6 +133,7 @@ def make_inputs(
         candidates=[],
         val_accuracy=Estimate(value=0.3, low=0.1, high=0.5, n=12),
         val_loss=1.1,
+        train_loss=0.9,
         majority_accuracy=1 / 3,
         l2_strength=0.1,
         notes=[],

@@ -440,6 +440,7 @@ class Baseline(Record):
     candidates: list[TriedHead]
     val_accuracy: Estimate
     val_loss: float  # calibrated
+    train_loss: float  # the same of the clean training images
     class_balanced: bool = False  # whether all classes counted the same in fitting and judging
     majority_accuracy: float  # of always naming the largest training class, on val
     notes: list[str]
@@ -535,6 +536,7 @@ class Decision(Record):
     domain: Literal["similar", "intermediate", "far"]
     confidence: Literal["low", "medium", "high"]
     phases: list[int]  # lowest unfrozen group of each phase, top down; scratch [0]; frozen []
+    raised: bool = False  # whether fine-tuning has the raised rates
     rules: list[Rule]
     would_change: list[str]  # sentences: what would have changed the answer
     reasons: list[str]  # sentences, most important first
@@ -547,6 +549,7 @@ class Transfer(Record):
 
     arm: Arm
     phases: list[int]  # lowest unfrozen group of each phase, top down; scratch [0]; frozen []
+    raised: bool = False  # whether fine-tuning has the raised rates
 
 
 # finetune ----------------------------------------------------------------------------------------
@@ -560,18 +563,12 @@ class Phase(Record):
     epochs: int
     best_epoch: int
     stopped: Literal["finished", "patience", "diverged"]
-    start_val_loss: float  # calibrated, before the first step
-    val_loss: float  # the same at the end
+    val_loss: float  # calibrated
     val_accuracy: float
     change_in_val_accuracy: Estimate  # against the state before the phase, paired
     rate_share: float = 1.0  # multiple of the rates of params.yaml
     kept: bool
     reason: str
-
-    @property
-    def helped(self) -> bool:
-        """Whether it ran well, lowered the val loss and stayed."""
-        return self.kept and self.stopped != "diverged" and self.val_loss < self.start_val_loss
 
 
 class Finetuned(Record):

@@ -207,11 +207,10 @@ def next_phase(
 ) -> PhasePlan | None:
     """Say what is trained next, from what became of the phases before; None: training is over.
 
-    Every phase is trained once; the last one, if it is rolled back, again at lower rates. Where
-    a phase lowered the val loss, the images bear higher rates: those of the next one are raised.
+    Every phase is trained once; the last one, if it is rolled back, again at lower rates.
 
     Args:
-        transfer: The arm and the lowest unfrozen group of each phase.
+        transfer: The arm, the lowest unfrozen group of each phase, and whether rates are raised.
         groups: The backbone's groups in forward order, then the head.
         params: The `finetune` block.
         finished: Records of the phases that are over.
@@ -225,9 +224,7 @@ def next_phase(
     if not cuts or (last and (scratch or last[-1].kept or len(last) == TRIES)):
         return None
     place = min(len(finished), len(cuts) - 1)
-    before = finished[place - 1 : place]
-    raised = params.raise_lr if before and before[0].helped else 1.0
-    share = raised * LOWER ** len(last)
+    share = (params.raise_lr if transfer.raised else 1.0) * LOWER ** len(last)
     cut, number = cuts[place], len(finished) + 1
     rates = _scratch_rates(groups, params) if scratch else _peak_rates(groups, cut, params)
     return PhasePlan(

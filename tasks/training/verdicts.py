@@ -177,7 +177,6 @@ def end_phase(
         epochs=state.epoch,
         best_epoch=shown.epoch,
         stopped="diverged" if diverged else stopped,
-        start_val_loss=val.loss(state.start.val_logits),
         val_loss=val.loss(shown.val_logits),
         val_accuracy=val.accuracy(shown.val_logits),
         change_in_val_accuracy=verdict.accuracy,

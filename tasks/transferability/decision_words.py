@@ -79,6 +79,7 @@ def _reasons(evidence: Evidence, similarity: Similarity, decision: Decision) -> 
     )
     if decision.evidence is not None:
         yield from _of_frozen_features(decision.evidence)
+        yield from _of_rates(evidence, decision)
         yield from _of_more_images(decision.evidence.curve)
         race = decision.evidence.race
         if race is not None and (race.winner is not None or race.skipped):
@@ -101,6 +102,15 @@ def _of_frozen_features(evidence: DecisionEvidence) -> Iterator[str]:
         yield (
             "Frozen features are at their ceiling here: not even a flawless model could be shown "
             "to be better on val."
+        )
+
+
+def _of_rates(evidence: Evidence, decision: Decision) -> Iterator[str]:
+    """Say whether the rates are raised, and by what that was told."""
+    if decision.arm == "fine_tune" and evidence.overfit is not None:
+        yield (
+            f"Their loss on val is {evidence.overfit:.2g} times that on train, so that the rates "
+            f"are {'raised (finetune.raise_lr)' if decision.raised else 'not raised'}."
         )
 
 

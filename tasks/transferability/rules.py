@@ -26,6 +26,7 @@ from tasks.params import DecideParams
 from tasks.transferability.arms import count_groups
 
 ONE_PHASE = 20  # images a class up to which all layers are unfrozen at once
+RAISE_ABOVE = 2.0  # loss of frozen features on val, as a multiple of that on train
 
 Domain = Literal["similar", "intermediate", "far"]
 DOMAINS: tuple[Domain, ...] = ("similar", "intermediate", "far")
@@ -48,7 +49,8 @@ class Evidence:
     None where they could not be measured; `mmd` is that to the source images that fit best.
     `gain`: accuracy of pretrained minus random features. `error`: share of images that frozen
     features have wrong, by folds; `room`: val accuracy that a model without mistakes would surely
-    add; both None where they were not measured. `winner`: of a race; None where there was none.
+    add; both None where they were not measured. `overfit`: loss of frozen features on val, as a
+    multiple of that on train. `winner`: of a race; None where there was none.
     """
 
     images: int
@@ -60,6 +62,7 @@ class Evidence:
     gain: float
     error: float | None = None
     room: float | None = None
+    overfit: float | None = None
     winner: RaceWinner | None = None
 
     @property
@@ -171,6 +174,7 @@ def _rules(evidence: Evidence, params: DecideParams) -> Iterator[Rule]:
     yield _race_rule(evidence)
     yield _scratch_rule(evidence, params)
     yield _fine_tune_rule(evidence, params)
+    yield _rates_rule(evidence)
 
 
 def _mmd_rule(evidence: Evidence, params: DecideParams) -> Rule:
@@ -272,6 +276,32 @@ def _fine_tune_rule(evidence: Evidence, params: DecideParams) -> Rule:
     )
 
 
+def raises_rates(evidence: Evidence) -> bool:
+    """Whether fine-tuning bears higher rates.
+
+    It does where the images are many and frozen features separate those of train far better than
+    those of val. Where they cannot even fit train, higher rates did harm, and with few images no
+    good (docs/benchmarks/rates.md).
+    """
+    many = evidence.images_per_class > ONE_PHASE
+    return many and evidence.overfit is not None and evidence.overfit > RAISE_ABOVE
+
+
+def _rates_rule(evidence: Evidence) -> Rule:
+    return Rule(
+        name="raised rates",
+        statement="Fine-tuning has the raised rates (finetune.raise_lr) with more than "
+        f"{ONE_PHASE} images a class, where the loss of frozen features on val is more than "
+        f"{RAISE_ABOVE:g} times that on train.",
+        inputs={
+            "loss_on_val_over_train": evidence.overfit,
+            "images_a_class": evidence.images_per_class,
+        },
+        fired=raises_rates(evidence),
+        votes_for=None,
+    )
+
+
 # what stages before the decision measured, as the rules look at it --------------------------------
 
 
@@ -314,6 +344,7 @@ def gather_evidence(
         gain=similarity.transfer_gain.value,
         error=1 - folds.value if folds else None,
         room=room.low if room else None,
+        overfit=baseline.val_loss / baseline.train_loss if baseline.train_loss else None,
         winner=_winner_of(race) if race else None,
     )
 

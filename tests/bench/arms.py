@@ -17,7 +17,6 @@ from tasks.artifacts.records import (
     BackboneInfo,
     Baseline,
     Finetuned,
-    LayerGroup,
     Phase,
     Transfer,
     read_record,
@@ -33,7 +32,7 @@ from tasks.params import Params
 from tasks.training.phases import next_phase
 from tasks.training.resume.workspace import CONSTRAINTS, IMPORTED, TASKS, fingerprint
 from tasks.transferability.arms import DEPTHS
-from tasks.transferability.rules import Evidence, choose_cuts
+from tasks.transferability.rules import Evidence, choose_cuts, raises_rates
 
 
 def code_of(params: Params) -> str:
@@ -63,10 +62,8 @@ def train_frozen(study: Study, task: Task) -> Cell:
 
 def train_arm(study: Study, task: Task, arm: CellArm) -> Cell:
     """Train an arm after the frozen baseline; val says which of both ships."""
-    info = read_record(study.path("extract/backbone.json"), BackboneInfo)
-    chosen: Arm = "scratch" if arm == "scratch" else "fine_tune"
-    cuts = cuts_of(arm, study, info.groups)
-    write_record(study.path("decide/transfer.json"), Transfer(arm=chosen, phases=cuts))
+    transfer = transfer_by(arm, study)
+    write_record(study.path("decide/transfer.json"), transfer)
     # What a killed run left would save time that is measured.
     shutil.rmtree(study.root / ".regraft", ignore_errors=True)
     with timing_phases() as marks:
@@ -77,7 +74,7 @@ def train_arm(study: Study, task: Task, arm: CellArm) -> Cell:
     logits = run_model(model, summary.input, pixels, seed=params.seed, what=arm)
     right = np.equal(logits.argmax(axis=1), study.manifest.labels("test"))
     frozen = read_record(study.path("baseline/baseline.json"), Baseline)
-    shipped = "baseline" if summary.rejection else _ship(study, params, chosen)
+    shipped = "baseline" if summary.rejection else _ship(study, params, transfer.arm)
     return _cell(
         study,
         task,
@@ -91,11 +88,13 @@ def train_arm(study: Study, task: Task, arm: CellArm) -> Cell:
     )
 
 
-def cuts_of(arm: CellArm, study: Study, groups: Sequence[LayerGroup]) -> list[int]:
-    """Lowest unfrozen group of each phase, as the rules reach the depth of an arm."""
+def transfer_by(arm: CellArm, study: Study) -> Transfer:
+    """Phases and rates with which the rules reach the depth of an arm; after baseline."""
     if arm == "scratch":
-        return [0]
+        return Transfer(arm="scratch", phases=[0])
     params, manifest = study.params.decide, study.manifest
+    baseline = read_record(study.path("baseline/baseline.json"), Baseline)
+    groups = read_record(study.path("extract/backbone.json"), BackboneInfo).groups
     evidence = Evidence(
         images=len(manifest.of("train")),
         classes=len(manifest.class_names),
@@ -104,9 +103,11 @@ def cuts_of(arm: CellArm, study: Study, groups: Sequence[LayerGroup]) -> list[in
         p_value=None,
         shift=None,
         gain=0.0,
+        overfit=baseline.val_loss / baseline.train_loss,
     )
     depths = params.model_copy(update={"depth": DEPTHS[arm]})
-    return list(choose_cuts("fine_tune", evidence, depths))
+    cuts = choose_cuts("fine_tune", evidence, depths)
+    return Transfer(arm="fine_tune", phases=list(cuts), raised=raises_rates(evidence))
 
 
 @contextmanager

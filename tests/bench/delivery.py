@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from bench.arms import cuts_of
+from bench.arms import transfer_by
 from bench.decisions import parse_sets
 from bench.frozen import table
 from bench.pools import make_pool
@@ -30,13 +30,11 @@ from tasks.artifacts.arrays import Features, Ints, Pixels, read_array
 from tasks.artifacts.pixels import PixelStore
 from tasks.artifacts.records import (
     SPLITS,
-    BackboneInfo,
     Calibration,
     Conversion,
     Finetuned,
     OnnxFile,
     Split,
-    Transfer,
     read_record,
     write_record,
 )
@@ -144,9 +142,7 @@ def compare(
 def train(study: Study) -> ShippedModel:
     """Fine-tune in a study and put together what ships."""
     study.run("baseline")
-    groups = read_record(study.path("extract/backbone.json"), BackboneInfo).groups
-    cuts = cuts_of(ARM, study, groups)
-    write_record(study.path("decide/transfer.json"), Transfer(arm="fine_tune", phases=cuts))
+    write_record(study.path("decide/transfer.json"), transfer_by(ARM, study))
     study.run("finetune")
     summary = read_record(study.path("finetune/finetune.json"), Finetuned)
     model = load_finetuned(study.path("finetune/model.safetensors"), summary)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from bench.arms import code_of, cuts_of
+from bench.arms import code_of, transfer_by
 from bench.studies import Study
 from PIL import Image
 from torchvision.transforms import v2
@@ -13,10 +13,8 @@ from tasks.artifacts.arrays import Logits, read_array
 from tasks.artifacts.files import replacing_folder
 from tasks.artifacts.pixels import PixelStore, StoreWriter
 from tasks.artifacts.records import (
-    BackboneInfo,
     Baseline,
     Finetuned,
-    Transfer,
     read_record,
     write_record,
 )
@@ -36,7 +34,6 @@ class Variant:
         smoothing: Of labels.
         operations: Of torchvision, after those of the policy.
         backbone_lr: Peak rate of the topmost backbone group; the head's is half as much again.
-        raise_lr: Multiple of the rates in a phase where the one before lowered the val loss.
         flip: Whether prediction averages the logits of an image and its mirror image; such a
             variant trains nothing, it takes the model of the base.
     """
@@ -45,7 +42,6 @@ class Variant:
     smoothing: float = 0.05
     operations: str | None = None
     backbone_lr: float = 0.0002
-    raise_lr: float = 1.0
     flip: bool = False
 
     @property
@@ -56,7 +52,6 @@ class Variant:
             "finetune.label_smoothing": self.smoothing,
             "finetune.backbone_lr": self.backbone_lr,
             "finetune.head_lr": HEAD_SHARE * self.backbone_lr,
-            "finetune.raise_lr": self.raise_lr,
         }
 
 
@@ -67,9 +62,6 @@ VARIANTS: dict[str, Variant] = {
     "flips averaged at prediction": Variant(flip=True),
     "no label smoothing": Variant(smoothing=0.0),
     "twice the rates, no label smoothing": Variant(smoothing=0.0, backbone_lr=0.0004),
-    "twice the rates where the phase before helped, no label smoothing": Variant(
-        smoothing=0.0, raise_lr=2.0
-    ),
     "1 stored view": Variant(views=1),
     "3 stored views": Variant(views=3),
     "12 stored views": Variant(views=12),
@@ -128,9 +120,8 @@ def train_variant(study: Study, set_name: str, name: str) -> Result:
     if variant.operations:
         change_views(study, variant.operations)
     seconds += sum(study.run(stage) for stage in ("select", "extract", "baseline"))
-    info = read_record(study.path("extract/backbone.json"), BackboneInfo)
-    cuts = cuts_of(ARM, study, info.groups)
-    write_record(study.path("decide/transfer.json"), Transfer(arm="fine_tune", phases=cuts))
+    transfer = transfer_by(ARM, study).model_copy(update={"raised": False})
+    write_record(study.path("decide/transfer.json"), transfer)
     seconds += study.run("finetune")
     logits = np.array(read_array(study.path("finetune/val_logits.npy")))
     return describe(study, set_name, name, logits, seconds)
