@@ -22,7 +22,8 @@ from tasks.artifacts.tables import write_manifest
 def result(variant: str, accuracy: float, **values: object) -> Result:
     known = Result(
         set="a", seed=17, px=96, variant=variant, code="c", train_images=60, val_images=40,
-        frozen_accuracy=0.5, frozen_loss=1.2, accuracy=accuracy, loss=1.0, epochs=6, seconds=30.0,
+        frozen_accuracy=0.5, frozen_loss=1.2, frozen_train_loss=0.4,
+        accuracy=accuracy, loss=1.0, epochs=6, seconds=30.0,
     )  # fmt: skip
     return replace(known, **values)
 
@@ -41,9 +42,9 @@ def test_the_page_compares_the_same_set_and_seed():
     rows.append(result("1 stored view", 0.8, seed=18, loss=0.9))
     page = write_page(rows, parse([]), "make it")
     assert "| 1 stored view | all |" not in page
-    assert "|  | a | 2 | -5.0 [-68.5, +58.5] | -0.050 [-0.685, +0.585] |" in page
+    assert "| 1 stored view | a | 2 | -5.0 [-68.5, +58.5] | -0.050 [-0.685, +0.585] |" in page
     assert "no label smoothing" not in page
-    assert "| a | 17 | 60 | 40 | 50.0 | 1.200 | 60.0 | 1.000 | 6 |" in page
+    assert "| a | 17 | 60 | 40 | 50.0 | 1.200 | 0.400 | 60.0 | 1.000 | 6 |" in page
 
 
 def test_the_base_is_named_and_what_was_kept_stands_beside_the_table(tmp_path: Path):
@@ -53,7 +54,7 @@ def test_the_base_is_named_and_what_was_kept_stands_beside_the_table(tmp_path: P
     page = write_page(rows, parse(given), "make it")
     assert "against no label smoothing: 2 stored views" in page
     assert "All training images a class" in page
-    assert "|  | a | 1 | +10.0 |" in page
+    assert f"| {raised} | a | 1 | +10.0 |" in page
     assert "What was kept" not in page
     (tmp_path / "kept.md").write_text("Nothing.\n")
     assert "## What was kept\n\nNothing.\n\n## The base" in write_page(rows, parse(given), "")

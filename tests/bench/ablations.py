@@ -160,11 +160,10 @@ def write_page(results: Sequence[Result], options: argparse.Namespace, command: 
     head = ["variant", "set", "pairs", "val accuracy, points", "loss", "loss of the frozen head"]
     head += ["seconds"]
     rows = [
-        row
+        [variant if number == 0 else "", *row]
         for variant in VARIANTS
         if variant != options.base
-        for part in ([None, *sets] if len(sets) > 1 else sets)
-        for row in _difference_rows(results, variant, options.base, part)
+        for number, row in enumerate(_difference_rows(results, variant, options.base, sets))
     ]
     parts = ["# Ablations of fine-tuning", f"`{command}` wrote this page."]
     parts += [INTRO.format(**facts).rstrip(), table(head, rows)]
@@ -176,24 +175,25 @@ def write_page(results: Sequence[Result], options: argparse.Namespace, command: 
 
 
 def _difference_rows(
-    results: Sequence[Result], variant: str, base_name: str, part: str | None
+    results: Sequence[Result], variant: str, base_name: str, sets: Sequence[str]
 ) -> list[list[str]]:
-    """Write a variant against the base, on one set or on all; nothing where it was not tried."""
+    """Write a variant against the base, on all sets and on each; nothing where it was not tried."""
     base = {one.pair: one for one in results if one.variant == base_name}
     pairs = [
-        (base[one.pair], one)
-        for one in results
-        if one.variant == variant and one.pair in base and part in (None, one.set)
+        (base[one.pair], one) for one in results if one.variant == variant and one.pair in base
     ]
-    if not pairs:
-        return []
+    parts = [("all", pairs)] if len(sets) > 1 else []
+    parts += [(name, [pair for pair in pairs if pair[0].set == name]) for name in sets]
+    return [[name, *_describe_pairs(some)] for name, some in parts if some]
+
+
+def _describe_pairs(pairs: Sequence[tuple[Result, Result]]) -> list[str]:
     accuracy = compare_pairs([100 * (one.accuracy - other.accuracy) for other, one in pairs])
     loss = compare_pairs([one.loss - other.loss for other, one in pairs])
     frozen = compare_pairs([one.frozen_loss - other.frozen_loss for other, one in pairs])
     seconds = np.mean([one.seconds - other.seconds for other, one in pairs if one.seconds] or [0.0])
-    name = [variant if part is None else "", part or "all"]
     shown = [show(accuracy, 1), show(loss, 3), show(frozen, 3)]
-    return [[*name, str(len(pairs)), *shown, f"{seconds:+.0f}"]]
+    return [str(len(pairs)), *shown, f"{seconds:+.0f}"]
 
 
 def show(difference: Difference, digits: int) -> str:
@@ -209,11 +209,22 @@ def _base(results: Sequence[Result], name: str) -> str:
     rows = [
         [one.set, str(one.seed), str(one.train_images), str(one.val_images),
          f"{100 * one.frozen_accuracy:.1f}", f"{one.frozen_loss:.3f}",
+         "-" if np.isnan(one.frozen_train_loss) else f"{one.frozen_train_loss:.3f}",
          f"{100 * one.accuracy:.1f}", f"{one.loss:.3f}", str(one.epochs)]
         for one in results
         if one.variant == name
     ]  # fmt: skip
-    head = ["set", "seed", "train", "val", "frozen, %", "its loss", "fine-tuned, %", "its loss"]
+    head = [
+        "set",
+        "seed",
+        "train",
+        "val",
+        "frozen, %",
+        "its loss",
+        "on train",
+        "fine-tuned, %",
+        "its loss",
+    ]
     return table([*head, "epochs"], rows)
 
 
