@@ -323,7 +323,7 @@ def _run_module(name: str, module: Any, words: Sequence[str]) -> None:
     """Run a module that has a command line of its own, as `python -m` does."""
     from tasks.runtime.entry import run_stage  # noqa: PLC0415 - a third of a second
 
-    raise typer.Exit(run_stage(name, lambda _: module.main(words)))
+    raise typer.Exit(run_stage(name, lambda _: module.main(words), timed=False))
 
 
 if __name__ == "__main__":

@@ -233,4 +233,4 @@ def main(argv: Sequence[str] | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_stage("monitor", main))
+    sys.exit(run_stage("monitor", main, timed=False))

@@ -311,4 +311,4 @@ def _say_strange(strange: int, new: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_stage("predict", main))
+    sys.exit(run_stage("predict", main, timed=False))

@@ -162,6 +162,11 @@ def test_the_status_says_how_a_stage_ended(quiet, tmp_path, main, status):
     assert (tmp_path / "timings/toy.json").exists() == (status == 0)
 
 
+def test_what_is_no_stage_of_the_graph_leaves_no_timing_in_anybodys_folder(quiet, tmp_path):
+    assert run_stage("toy", lambda argv: None, timed=False) == 0
+    assert not (tmp_path / "timings").exists()
+
+
 def test_a_terminal_gets_a_styled_log(quiet, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")

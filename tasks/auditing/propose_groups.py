@@ -145,4 +145,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_stage("propose_groups", main))
+    sys.exit(run_stage("propose_groups", main, timed=False))

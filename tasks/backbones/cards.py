@@ -287,4 +287,4 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(run_stage("cards", main))
+    sys.exit(run_stage("cards", main, timed=False))

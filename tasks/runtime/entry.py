@@ -81,14 +81,17 @@ def read_arguments(
     return paths, load_params(paths.params)
 
 
-def run_stage(stage: str, main: Callable[[Sequence[str] | None], None]) -> int:
+def run_stage(
+    stage: str, main: Callable[[Sequence[str] | None], None], *, timed: bool = True
+) -> int:
     """Run a stage's main and return its exit status.
 
     0 when it finished; 1 with the message on stderr when a RegraftError stopped it, 75 where that
     came of a disk or a memory that is full or fails; 130 and 143 after SIGINT and SIGTERM. Any
     other exception is a defect of Regraft and keeps its traceback. How long it took goes to
-    timings/<stage>.json in the scratch folder, outside DVC. Of several processes of one stage, the
-    first tells what goes on.
+    timings/<stage>.json in the scratch folder, outside DVC, unless it is no stage of the graph (not
+    `timed`), which may run in anybody's folder. Of several processes of one stage, the first tells
+    what goes on.
     """
     signal.signal(signal.SIGTERM, _terminate)
     started = time.monotonic()
@@ -103,7 +106,7 @@ def run_stage(stage: str, main: Callable[[Sequence[str] | None], None]) -> int:
         return PASSING if _is_passing(err) else FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
-    if rank == 0:
+    if timed and rank == 0:
         _write_timing(stage, time.monotonic() - started, machine)
     return 0
 

@@ -246,4 +246,4 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(run_stage("measure_ruler", main))
+    sys.exit(run_stage("measure_ruler", main, timed=False))
