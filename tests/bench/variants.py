@@ -34,6 +34,7 @@ class Variant:
         smoothing: Of labels.
         operations: Of torchvision, after those of the policy.
         backbone_lr: Peak rate of the topmost backbone group; the head's is half as much again.
+        epochs: Most epochs of the last phase; None: as params.yaml.
         flip: Whether prediction averages the logits of an image and its mirror image; such a
             variant trains nothing, it takes the model of the base.
     """
@@ -42,6 +43,7 @@ class Variant:
     smoothing: float = 0.05
     operations: str | None = None
     backbone_lr: float = 0.0002
+    epochs: int | None = None
     flip: bool = False
 
     @property
@@ -52,6 +54,7 @@ class Variant:
             "finetune.label_smoothing": self.smoothing,
             "finetune.backbone_lr": self.backbone_lr,
             "finetune.head_lr": HEAD_SHARE * self.backbone_lr,
+            **({} if self.epochs is None else {"finetune.epochs": self.epochs}),
         }
 
 
@@ -62,6 +65,12 @@ VARIANTS: dict[str, Variant] = {
     "flips averaged at prediction": Variant(flip=True),
     "no label smoothing": Variant(smoothing=0.0),
     "twice the rates, no label smoothing": Variant(smoothing=0.0, backbone_lr=0.0004),
+    "twice the rates, 5 epochs, no label smoothing": Variant(
+        smoothing=0.0, backbone_lr=0.0004, epochs=5
+    ),
+    "twice the rates, 3 epochs, no label smoothing": Variant(
+        smoothing=0.0, backbone_lr=0.0004, epochs=3
+    ),
     "1 stored view": Variant(views=1),
     "3 stored views": Variant(views=3),
     "12 stored views": Variant(views=12),
