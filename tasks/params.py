@@ -336,7 +336,8 @@ class FinetuneParams(Block):
     raise_lr: float = Field(
         ge=1,
         le=10,
-        description="Multiple of all rates where the decision raises them; 1: never.",
+        description="Multiple of all rates where the decision raises them; the epochs of the last "
+        "phase are divided by it; 1: never.",
     )
     warmup_fraction: float = Field(ge=0, lt=1, description="Share of a phase with linear warm-up.")
     weight_decay: float = Field(ge=0, le=1, description="AdamW weight decay.")

@@ -1,5 +1,6 @@
 """Which phase follows which, by what became of those before."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,8 @@ def test_raised_rates_are_those_of_every_phase_and_of_every_try(training: Traini
     assert [plan.share for plan in raised] == pytest.approx([factor * p.share for p in plain])
     for before, after in zip(plain, raised, strict=True):
         assert after.rates == pytest.approx({k: factor * v for k, v in before.rates.items()})
+    early, last = training.params.early_epochs, math.ceil(training.params.epochs / factor)
+    assert [plan.epochs for plan in raised] == [early, early, last, last, last]
 
 
 def test_another_try_is_as_long_as_the_last_phase(training: Training):

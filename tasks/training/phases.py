@@ -4,6 +4,7 @@ The optimizer is built once and holds every parameter of every group, by identit
 three things: which parameters want a gradient, the rate of each group, the mode of the layers.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -207,7 +208,8 @@ def next_phase(
 ) -> PhasePlan | None:
     """Say what is trained next, from what became of the phases before; None: training is over.
 
-    Every phase is trained once; the last one, if it is rolled back, again at lower rates.
+    Every phase is trained once; the last one, if it is rolled back, again at lower rates. Where
+    rates are raised, the last phase is shorter by as much.
 
     Args:
         transfer: The arm, the lowest unfrozen group of each phase, and whether rates are raised.
@@ -224,7 +226,8 @@ def next_phase(
     if not cuts or (last and (scratch or last[-1].kept or len(last) == TRIES)):
         return None
     place = min(len(finished), len(cuts) - 1)
-    share = (params.raise_lr if transfer.raised else 1.0) * LOWER ** len(last)
+    raised = params.raise_lr if transfer.raised else 1.0
+    share = raised * LOWER ** len(last)
     cut, number = cuts[place], len(finished) + 1
     rates = _scratch_rates(groups, params) if scratch else _peak_rates(groups, cut, params)
     return PhasePlan(
@@ -232,7 +235,7 @@ def next_phase(
         of=number + len(cuts) - 1 - place,
         name="from scratch" if scratch else _name(groups[cut], share),
         unfrozen_from=cut,
-        epochs=_most_epochs(params, scratch=scratch, last=place == len(cuts) - 1),
+        epochs=_most_epochs(params, raised, scratch=scratch, last=place == len(cuts) - 1),
         patience=params.scratch_patience if scratch else params.patience,
         rates={name: share * rate for name, rate in rates.items()},
         share=share,
@@ -245,10 +248,10 @@ def _name(lowest: TrainingGroup, share: float) -> str:
     return f"unfrozen from {lowest.name}{rates}"
 
 
-def _most_epochs(params: FinetuneParams, *, scratch: bool, last: bool) -> int:
+def _most_epochs(params: FinetuneParams, raised: float, *, scratch: bool, last: bool) -> int:
     if scratch:
         return params.scratch_epochs
-    return params.epochs if last else params.early_epochs
+    return math.ceil(params.epochs / raised) if last else params.early_epochs
 
 
 def _peak_rates(
