@@ -44,7 +44,14 @@ TINY: dict[str, Any] = {
 }
 
 
-LONGEST = ("test_graph_rerun", "test_pipeline_flow", "test_isolation", "test_finetune")
+LONGEST = (
+    "test_uses",
+    "test_uses_ui",
+    "test_graph_rerun",
+    "test_pipeline_flow",
+    "test_isolation",
+    "test_finetune",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
