@@ -31,6 +31,7 @@ from tasks.runtime.device import configure_torch
 from tasks.runtime.entry import Read, StagePaths, Write, read_arguments, run_stage
 from tasks.runtime.machine import read_machine
 from tasks.training.feed.rows import Stores
+from tasks.training.phases import last_epochs
 from tasks.training.resume.workspace import Workspace
 from tasks.transferability.doubts import assess
 from tasks.transferability.rules import (
@@ -39,6 +40,7 @@ from tasks.transferability.rules import (
     choose_cuts,
     errors_by_folds,
     gather_evidence,
+    raises_rates,
     set_marks,
 )
 
@@ -90,7 +92,9 @@ def plan_race(
     costs = measure_costs(create_architecture(info.name, image_px=info.input.image_px))
     work = Workload(evidence.images, stores.train.info.views, stores.val.info.count, 0, 0)
     cuts = choose_cuts("fine_tune", evidence, decide)
-    return choose_field(info.groups, costs, cuts, work, means.params, means.tuning)
+    epochs = last_epochs(means.tuning, raised=raises_rates(evidence))
+    tuning = means.tuning.model_copy(update={"epochs": epochs})
+    return choose_field(info.groups, costs, cuts, work, means.params, tuning)
 
 
 def race_or_skip(

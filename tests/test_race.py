@@ -29,7 +29,7 @@ from tasks.heads.features import Labeled
 from tasks.judging.rule import ValSet
 from tasks.params import FinetuneParams
 from tasks.params_file import load_params
-from tasks.race import find_reason_to_skip
+from tasks.race import find_reason_to_skip, plan_race
 from tasks.racing.field import (
     Workload,
     choose_field,
@@ -53,6 +53,7 @@ from tasks.racing.racers import Track, train_racer
 from tasks.runtime.machine import Machine
 from tasks.training.inputs import Examples
 from tasks.transferability.arms import NamedArm, name_arms
+from tasks.transferability.rules import Evidence
 
 PARAMS = load_params(ROOT / "params.yaml")
 GROUPS = [LayerGroup(name=str(one), parameters=1, blocks=1) for one in range(8)]
@@ -310,6 +311,21 @@ def test_a_winner_is_told_with_its_gain(ground, tmp_path, monkeypatch):
     race = run_race(ground, make_field(ground, ["top", "most"], 9), make_means(tmp_path))
     assert race.winner.name == "top"
     assert tells(say_race(race), "top third", "beat frozen features", "+100.0 points")
+
+
+@pytest.mark.parametrize(("overfit", "raised"), [(1.3, False), (3.4, True)])
+def test_the_budget_is_a_share_of_what_fine_tuning_at_its_rates_costs(
+    ground, tmp_path, monkeypatch, overfit, raised
+):
+    monkeypatch.setattr("tasks.race.choose_field", lambda *given: given[-1].epochs)
+    seen = Evidence(
+        images=1000, classes=2, blocks=(1, 2, 3), mmd=None, p_value=None, shift=0.2, gain=0.3,
+        overfit=overfit,
+    )  # fmt: skip
+    means = make_means(tmp_path)
+    tuning = means.tuning.model_copy(update={"epochs": 9, "raise_lr": 2.0})
+    epochs = plan_race(seen, ground, PARAMS.decide, replace(means, tuning=tuning))
+    assert epochs == (5 if raised else 9)
 
 
 # the stage ---------------------------------------------------------------------------------------

@@ -226,8 +226,7 @@ def next_phase(
     if not cuts or (last and (scratch or last[-1].kept or len(last) == TRIES)):
         return None
     place = min(len(finished), len(cuts) - 1)
-    raised = params.raise_lr if transfer.raised else 1.0
-    share = raised * LOWER ** len(last)
+    share = (params.raise_lr if transfer.raised else 1.0) * LOWER ** len(last)
     cut, number = cuts[place], len(finished) + 1
     rates = _scratch_rates(groups, params) if scratch else _peak_rates(groups, cut, params)
     return PhasePlan(
@@ -235,7 +234,7 @@ def next_phase(
         of=number + len(cuts) - 1 - place,
         name="from scratch" if scratch else _name(groups[cut], share),
         unfrozen_from=cut,
-        epochs=_most_epochs(params, raised, scratch=scratch, last=place == len(cuts) - 1),
+        epochs=_most_epochs(transfer, params, last=place == len(cuts) - 1),
         patience=params.scratch_patience if scratch else params.patience,
         rates={name: share * rate for name, rate in rates.items()},
         share=share,
@@ -248,10 +247,15 @@ def _name(lowest: TrainingGroup, share: float) -> str:
     return f"unfrozen from {lowest.name}{rates}"
 
 
-def _most_epochs(params: FinetuneParams, raised: float, *, scratch: bool, last: bool) -> int:
-    if scratch:
+def _most_epochs(transfer: Transfer, params: FinetuneParams, *, last: bool) -> int:
+    if transfer.arm == "scratch":
         return params.scratch_epochs
-    return math.ceil(params.epochs / raised) if last else params.early_epochs
+    return last_epochs(params, raised=transfer.raised) if last else params.early_epochs
+
+
+def last_epochs(params: FinetuneParams, *, raised: bool) -> int:
+    """Most epochs of the last phase of fine-tuning: where rates are raised, fewer by as much."""
+    return math.ceil(params.epochs / params.raise_lr) if raised else params.epochs
 
 
 def _peak_rates(
