@@ -39,6 +39,7 @@ CONFIDENCE = 0.95  # of the interval of the val accuracy
 BALANCED = (
     "All classes count the same in fitting the head and where val judges it (class_balanced)."
 )
+LOSS_IMAGES = 8192  # most training images on which a loss is measured
 LATER_CONFIDENCE = 0.9  # with which a later head must be better to be chosen
 
 
@@ -131,11 +132,11 @@ def train_baseline(
             seed=seed,
         ),
         val_loss=val.judge.loss(chosen.val_logits),
-        train_loss=_train_loss(chosen.trained.module, train),
         class_balanced=train.balanced,
         majority_accuracy=float(np.mean(val.labels == np.bincount(train.labels).argmax())),
         notes=notes,
         l2_strength=strength or _middle(params.l2_strengths),
+        overfit=_overfit(best.get("linear", chosen), train, val),
         room=measure_room(chosen.val_logits, val.judge, confidence=LATER_CONFIDENCE, seed=seed),
     )
     linear_logits = best["linear"].val_logits if "linear" in best else None
@@ -177,11 +178,15 @@ def _accuracy(head: nn.Module, data: Labeled) -> float:
     return right / len(data.labels)
 
 
-def _train_loss(head: nn.Module, data: Labeled) -> float:
-    """Calibrated loss on clean views, nats; of very many images, on as many as tell it well."""
-    some = slice(None, None, -(-len(data.labels) // ROWS_AT_ONCE))
-    judge = ValSet(data.labels[some], data.groups[some], balanced=data.balanced)
-    return judge.loss(apply_head(head, data.features[some, 0]))
+def _overfit(head: JudgedHead, train: Labeled, val: Labeled) -> float | None:
+    """Calibrated loss on val over that on train, clean views; None where train has none.
+
+    Of very many training images, as many are asked as tell it well.
+    """
+    some = slice(None, None, -(-len(train.labels) // LOSS_IMAGES))
+    judge = ValSet(train.labels[some], train.groups[some], balanced=train.balanced)
+    on_train = judge.loss(apply_head(head.trained.module, train.features[some, 0]))
+    return val.judge.loss(head.val_logits) / on_train if on_train > 0 else None
 
 
 def _describe(head: JudgedHead, val: Labeled, *, chosen: bool) -> TriedHead:

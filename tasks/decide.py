@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_text(paths.words, write_page(decision, groups, found.similarity.look))
     log.info(
         "%s (domain %s, confidence %s)",
-        describe_plan(decision.arm, decision.phases, groups),
+        describe_plan(decision.arm, decision.phases, groups, raised=decision.raised),
         decision.domain,
         decision.confidence,
     )

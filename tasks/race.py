@@ -92,8 +92,10 @@ def plan_race(
     costs = measure_costs(create_architecture(info.name, image_px=info.input.image_px))
     work = Workload(evidence.images, stores.train.info.views, stores.val.info.count, 0, 0)
     cuts = choose_cuts("fine_tune", evidence, decide)
-    epochs = last_epochs(means.tuning, raised=raises_rates(evidence))
-    tuning = means.tuning.model_copy(update={"epochs": epochs})
+    tuning = means.tuning
+    if raises_rates(evidence):
+        epochs = last_epochs(tuning, tuning.raise_lr)
+        tuning = tuning.model_copy(update={"epochs": epochs})
     return choose_field(info.groups, costs, cuts, work, means.params, tuning)
 
 

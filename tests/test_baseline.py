@@ -5,6 +5,7 @@ import math
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,23 +95,42 @@ def test_the_summary_tells_the_numbers_of_the_chosen_head(params: BaselineParams
     assert (summary.hidden, summary.dropout, summary.feature_dim) == (0, 0.0, D)
 
 
-@pytest.mark.parametrize("rows", [4096, 60])
+@pytest.mark.parametrize("most", [8192, 200])
 @pytest.mark.parametrize("balanced", [False, True])
-def test_the_train_loss_is_that_of_clean_views_at_their_best_temperature(
-    params: BaselineParams, monkeypatch: pytest.MonkeyPatch, rows: int, *, balanced: bool
+def test_overfit_is_the_ratio_of_the_losses_at_their_best_temperatures(
+    params: BaselineParams, monkeypatch: pytest.MonkeyPatch, most: int, *, balanced: bool
 ):
-    monkeypatch.setattr("tasks.baseline.ROWS_AT_ONCE", rows)  # 60 of 240: every fourth image
-    train = keep_few_of_class_0(make_labeled(240, noise=2.5), balanced=balanced)
-    val = make_labeled(60, seed=1, noise=2.5)
+    monkeypatch.setattr(stage, "LOSS_IMAGES", most)
+    train = keep_few_of_class_0(make_labeled(900, views=3, noise=2.5), balanced=balanced)
+    val = replace(make_labeled(300, seed=1, noise=2.5), balanced=balanced)
     found = train_baseline(train, val, params, class_names=NAMES, seed=1)
-    some = range(0, len(train.labels), -(-len(train.labels) // rows))
-    logits, labels = apply_head(found.head, train.features[some, 0]), train.labels[some]
-    weights = compute_sample_weight("balanced", labels) if balanced else None
+    some = np.arange(len(train.labels))[:: -(-len(train.labels) // most)]
+    assert (len(some) == len(train.labels)) == (most == 8192)
     losses = [
-        log_loss(labels, softmax(logits / temperature, axis=1), sample_weight=weights)
-        for temperature in np.geomspace(0.1, 10, 1001)
-    ]
-    assert found.summary.train_loss == pytest.approx(min(losses), rel=0.03)  # labels are smoothed
+        loss_at_best_temperature(apply_head(found.head, data.features[rows, 0]), data.labels[rows],
+                                 balanced=balanced)
+        for data, rows in ((val, np.arange(300)), (train, some))
+    ]  # fmt: skip
+    assert found.summary.overfit == pytest.approx(losses[0] / losses[1], rel=0.01)
+
+
+def loss_at_best_temperature(logits: np.ndarray, labels: np.ndarray, *, balanced: bool) -> float:
+    weights = compute_sample_weight("balanced", labels) if balanced else None
+    return min(
+        float(log_loss(labels, softmax(logits / temperature, axis=1), sample_weight=weights))
+        for temperature in np.geomspace(0.1, 10, 501)
+    )
+
+
+def test_overfit_is_that_of_the_linear_head_whatever_is_chosen(params: BaselineParams):
+    train, val = make_labeled(240, noise=2.5), make_labeled(60, seed=1, noise=2.5)
+    ratios = {
+        heads: train_baseline(
+            train, val, params.model_copy(update={"heads": list(heads)}), class_names=NAMES, seed=1
+        ).summary.overfit
+        for heads in (("linear",), ("mlp", "linear"), ("mlp",))
+    }
+    assert ratios["linear",] == ratios["mlp", "linear"] != ratios["mlp",]
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp"])

@@ -22,7 +22,7 @@ from tasks.artifacts.tables import write_manifest
 def result(variant: str, accuracy: float, **values: object) -> Result:
     known = Result(
         set="a", seed=17, px=96, variant=variant, code="c", train_images=60, val_images=40,
-        frozen_accuracy=0.5, frozen_loss=1.2, frozen_train_loss=0.4,
+        frozen_accuracy=0.5, frozen_loss=1.2, overfit=3.0,
         accuracy=accuracy, loss=1.0, epochs=6, seconds=30.0,
     )  # fmt: skip
     return replace(known, **values)
@@ -44,7 +44,7 @@ def test_the_page_compares_the_same_set_and_seed():
     assert "| 1 stored view | all |" not in page
     assert "| 1 stored view | a | 2 | -5.0 [-68.5, +58.5] | -0.050 [-0.685, +0.585] |" in page
     assert "no label smoothing" not in page
-    assert "| a | 17 | 60 | 40 | 50.0 | 1.200 | 0.400 | 60.0 | 1.000 | 6 |" in page
+    assert "| a | 17 | 60 | 40 | 50.0 | 1.200 | 3.0 | 60.0 | 1.000 | 6 |" in page
 
 
 def test_the_base_is_named_and_what_was_kept_stands_beside_the_table(tmp_path: Path):

@@ -89,7 +89,6 @@ def found_by_baseline(right=(0.8, 0.84, 0.88), folds=(0.82, 0.84, 0.86), room=(0
         candidates=[],
         val_accuracy=estimate(*right),
         val_loss=0.4,
-        train_loss=0.3,
         majority_accuracy=0.5,
         notes=[],
         l2_strength=0.1,
@@ -237,16 +236,26 @@ def test_a_plan_without_frozen_groups_is_said_so():
 
 
 @pytest.mark.parametrize(
-    ("train_loss", "arm", "raised"),
-    [(0.3, "auto", False), (0.1, "auto", True), (0.0, "auto", False), (0.1, "scratch", False)],
+    ("overfit", "images", "arm", "raised", "told"),
+    [
+        (1.3, 1557, "auto", False, "is 1.30 times that on train, not more than 2: "),
+        (1.96, 1557, "auto", False, "is 1.96 times"),
+        (4.0, 1557, "auto", True, "is 4.00 times that on train, more than 2: "),
+        (200.0, 1557, "auto", True, "is over 10 times"),
+        (4.0, 40, "auto", False, "With at most 20 images a class rates are not raised."),
+        (None, 1557, "auto", False, None),
+        (4.0, 1557, "scratch", False, None),
+    ],
 )
-def test_the_loss_of_frozen_features_tells_whether_rates_are_raised(train_loss, arm, raised):
-    baseline = found_by_baseline().model_copy(update={"train_loss": train_loss})
-    decision = decided(arm=arm, baseline=baseline)
+def test_the_loss_of_frozen_features_tells_whether_rates_are_raised(
+    overfit, images, arm, raised, told
+):
+    baseline = found_by_baseline().model_copy(update={"overfit": overfit})
+    decision = decided(arm=arm, images=images, baseline=baseline)
     assert decision.raised is raised
-    told = [reason for reason in decision.reasons if "so that the rates are" in reason]
-    assert len(told) == (arm == "auto" and train_loss > 0)
-    assert all(tells(one, "raised (finetune.raise_lr)") is raised for one in told)
+    reasons = [reason for reason in decision.reasons if "rates are" in reason]
+    assert len(reasons) == (told is not None)
+    assert all(told in reason and (": rates are raised" in reason) is raised for reason in reasons)
 
 
 def test_main_writes_decision_and_words(tmp_path):
@@ -258,7 +267,9 @@ def test_main_writes_decision_and_words(tmp_path):
     similarity = measured()[1].model_copy(update={"marks": MARKS, "look": LOOK})
     write_record(tmp_path / "similarity.json", similarity)
     write_record(tmp_path / "backbone.json", INFO)
-    write_record(tmp_path / "baseline.json", found_by_baseline())
+    write_record(
+        tmp_path / "baseline.json", found_by_baseline().model_copy(update={"overfit": 4.0})
+    )
     write_record(tmp_path / "race.json", NO_RACE)
     names = {
         "manifest": "manifest.csv", "similarity": "similarity.json", "backbone": "backbone.json",
@@ -269,13 +280,16 @@ def test_main_writes_decision_and_words(tmp_path):
     arguments = [f"--{name}={tmp_path / file}" for name, file in names.items()]
     main([f"--params={ROOT / 'params.yaml'}", *arguments])
     decision = read_record(tmp_path / "out/decision.json", Decision)
-    assert decision == decided(images=200)
+    assert decision == decided(
+        images=200, baseline=found_by_baseline().model_copy(update={"overfit": 4.0})
+    )
+    assert decision.raised
     transfer = read_record(tmp_path / "out/transfer.json", Transfer)
     assert transfer == Transfer(arm=decision.arm, phases=decision.phases, raised=decision.raised)
     page = (tmp_path / "out/decision.md").read_text()
     title, _, answer, *_ = page.splitlines()
     assert title.startswith("# ")
-    assert tells(answer, "Fine-tune", "top 4 of 8", "from blocks.3", "in 2 phases")
+    assert tells(answer, "Fine-tune", "top 4 of 8", "from blocks.3", "in 2 phases at raised rates")
     assert f"\n{LOOK.words}\n" in page
     assert "| 1 | blocks.5 to blocks.6, head |" in page
     assert "| 2 | blocks.3 to blocks.6, head |" in page

@@ -364,7 +364,6 @@ def make_baseline(**changes):
         "candidates": [],
         "val_accuracy": ESTIMATE,
         "val_loss": 1.0,
-        "train_loss": 0.9,
         "majority_accuracy": 0.3,
         "l2_strength": 0.1,
         "notes": [],

@@ -24,7 +24,6 @@ def baseline(kind: HeadKind) -> Baseline:
         candidates=[],
         val_accuracy=Estimate(value=1.0, low=None, high=None, n=1),
         val_loss=0.0,
-        train_loss=0.0,
         majority_accuracy=0.5,
         l2_strength=0.1,
         notes=[],

@@ -94,8 +94,18 @@ def test_raised_rates_are_those_of_every_phase_and_of_every_try(training: Traini
     assert [plan.share for plan in raised] == pytest.approx([factor * p.share for p in plain])
     for before, after in zip(plain, raised, strict=True):
         assert after.rates == pytest.approx({k: factor * v for k, v in before.rates.items()})
-    early, last = training.params.early_epochs, math.ceil(training.params.epochs / factor)
-    assert [plan.epochs for plan in raised] == [early, early, last, last, last]
+    early, whole = training.params.early_epochs, training.params.epochs
+    last, again = math.ceil(whole / factor), math.ceil(whole / max(1, factor * LOWER))
+    assert [plan.epochs for plan in raised] == [early, early, last, again, whole]
+
+
+def test_from_scratch_no_rates_are_raised(tmp_path: Path, default_params: Params):
+    training = make_training(tmp_path, default_params, arm="scratch")
+    training.transfer = training.transfer.model_copy(update={"raised": True})
+    plan = training.next([])
+    assert plan is not None
+    assert plan.share == 1.0
+    assert plan.epochs == training.params.scratch_epochs
 
 
 def test_another_try_is_as_long_as_the_last_phase(training: Training):

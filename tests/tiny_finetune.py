@@ -133,7 +133,6 @@ def make_inputs(
         candidates=[],
         val_accuracy=Estimate(value=0.3, low=0.1, high=0.5, n=12),
         val_loss=1.1,
-        train_loss=0.9,
         majority_accuracy=1 / 3,
         l2_strength=0.1,
         notes=[],

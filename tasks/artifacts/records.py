@@ -440,11 +440,11 @@ class Baseline(Record):
     candidates: list[TriedHead]
     val_accuracy: Estimate
     val_loss: float  # calibrated
-    train_loss: float  # the same of the clean training images
     class_balanced: bool = False  # whether all classes counted the same in fitting and judging
     majority_accuracy: float  # of always naming the largest training class, on val
     notes: list[str]
     l2_strength: float  # of the linear heads that audit the data
+    overfit: float | None = None  # loss of the linear head on val, as a multiple of that on train
     folds_accuracy: Estimate | None = None  # of linear heads, by folds over train and val
     room: Estimate | None = None  # val accuracy that a model without mistakes would add
     curve: LearningCurve | None = None

@@ -208,8 +208,8 @@ def next_phase(
 ) -> PhasePlan | None:
     """Say what is trained next, from what became of the phases before; None: training is over.
 
-    Every phase is trained once; the last one, if it is rolled back, again at lower rates. Where
-    rates are raised, the last phase is shorter by as much.
+    Every phase is trained once; the last one, if it is rolled back, again at lower rates. At
+    raised rates the last phase is shorter by as much.
 
     Args:
         transfer: The arm, the lowest unfrozen group of each phase, and whether rates are raised.
@@ -226,7 +226,8 @@ def next_phase(
     if not cuts or (last and (scratch or last[-1].kept or len(last) == TRIES)):
         return None
     place = min(len(finished), len(cuts) - 1)
-    share = (params.raise_lr if transfer.raised else 1.0) * LOWER ** len(last)
+    raised = params.raise_lr if transfer.raised and not scratch else 1.0
+    share = raised * LOWER ** len(last)
     cut, number = cuts[place], len(finished) + 1
     rates = _scratch_rates(groups, params) if scratch else _peak_rates(groups, cut, params)
     return PhasePlan(
@@ -234,7 +235,7 @@ def next_phase(
         of=number + len(cuts) - 1 - place,
         name="from scratch" if scratch else _name(groups[cut], share),
         unfrozen_from=cut,
-        epochs=_most_epochs(transfer, params, last=place == len(cuts) - 1),
+        epochs=_most_epochs(params, share, scratch=scratch, last=place == len(cuts) - 1),
         patience=params.scratch_patience if scratch else params.patience,
         rates={name: share * rate for name, rate in rates.items()},
         share=share,
@@ -247,15 +248,15 @@ def _name(lowest: TrainingGroup, share: float) -> str:
     return f"unfrozen from {lowest.name}{rates}"
 
 
-def _most_epochs(transfer: Transfer, params: FinetuneParams, *, last: bool) -> int:
-    if transfer.arm == "scratch":
+def _most_epochs(params: FinetuneParams, share: float, *, scratch: bool, last: bool) -> int:
+    if scratch:
         return params.scratch_epochs
-    return last_epochs(params, raised=transfer.raised) if last else params.early_epochs
+    return last_epochs(params, share) if last else params.early_epochs
 
 
-def last_epochs(params: FinetuneParams, *, raised: bool) -> int:
-    """Most epochs of the last phase of fine-tuning: where rates are raised, fewer by as much."""
-    return math.ceil(params.epochs / params.raise_lr) if raised else params.epochs
+def last_epochs(params: FinetuneParams, share: float) -> int:
+    """Most epochs of the last phase of fine-tuning at a multiple of the rates: if raised, fewer."""
+    return math.ceil(params.epochs / max(1.0, share))
 
 
 def _peak_rates(

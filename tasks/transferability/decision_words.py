@@ -16,8 +16,9 @@ from tasks.artifacts.records import (
 from tasks.artifacts.words import ORDERS, plural
 from tasks.transferability.arms import IN_WORDS
 from tasks.transferability.doubts import Change
-from tasks.transferability.rules import Evidence
+from tasks.transferability.rules import ONE_PHASE, RAISE_ABOVE, Evidence
 
+MANY_TIMES = 10  # above, how many does not matter
 QUANTITIES = {
     "mmd": "MMD^2 to the source images that fit best",
     "shift": "the batch-norm shift",
@@ -26,11 +27,14 @@ QUANTITIES = {
 }
 
 
-def describe_plan(arm: Arm, phases: Sequence[int], groups: Sequence[LayerGroup]) -> str:
+def describe_plan(
+    arm: Arm, phases: Sequence[int], groups: Sequence[LayerGroup], *, raised: bool = False
+) -> str:
     """Say in words what is trained: which groups, how many parameters, how many phases."""
     if arm != "fine_tune":
         return ORDERS[arm]
     lowest, steps = min(phases), plural(len(phases), "phase")
+    steps += " at raised rates" if raised else ""
     if lowest == 0:
         return f"{ORDERS['fine_tune']} all {plural(len(groups), 'layer group')} in {steps}"
     part = (
@@ -107,11 +111,16 @@ def _of_frozen_features(evidence: DecisionEvidence) -> Iterator[str]:
 
 def _of_rates(evidence: Evidence, decision: Decision) -> Iterator[str]:
     """Say whether the rates are raised, and by what that was told."""
-    if decision.arm == "fine_tune" and evidence.overfit is not None:
-        yield (
-            f"Their loss on val is {evidence.overfit:.2g} times that on train, so that the rates "
-            f"are {'raised (finetune.raise_lr)' if decision.raised else 'not raised'}."
-        )
+    if decision.arm != "fine_tune" or evidence.overfit is None:
+        return
+    times = f"{evidence.overfit:.2f}" if evidence.overfit < MANY_TIMES else f"over {MANY_TIMES}"
+    told = f"Their loss on val is {times} times that on train"
+    if decision.raised:
+        yield f"{told}, more than {RAISE_ABOVE:g}: rates are raised (by finetune.raise_lr)."
+    elif evidence.overfit <= RAISE_ABOVE:
+        yield f"{told}, not more than {RAISE_ABOVE:g}: rates are not raised."
+    else:
+        yield f"With at most {ONE_PHASE} images a class rates are not raised."
 
 
 def _how_sure(step: Estimate, *, pays: bool) -> str:
@@ -157,7 +166,7 @@ def _interval(low: float | None, high: float | None, scale: float = 1) -> str:
 
 def write_page(decision: Decision, groups: Sequence[LayerGroup], look: Look | None = None) -> str:
     """Write decision.md; `look` is what the images look like, for the reader alone."""
-    plan = describe_plan(decision.arm, decision.phases, groups)
+    plan = describe_plan(decision.arm, decision.phases, groups, raised=decision.raised)
     return "\n".join(
         [
             "# How to transfer",

@@ -290,7 +290,7 @@ def raises_rates(evidence: Evidence) -> bool:
 def _rates_rule(evidence: Evidence) -> Rule:
     return Rule(
         name="raised rates",
-        statement="Fine-tuning has the raised rates (finetune.raise_lr) with more than "
+        statement="If it fine-tunes, it does so at raised rates (finetune.raise_lr) with more than "
         f"{ONE_PHASE} images a class, where the loss of frozen features on val is more than "
         f"{RAISE_ABOVE:g} times that on train.",
         inputs={
@@ -344,7 +344,7 @@ def gather_evidence(
         gain=similarity.transfer_gain.value,
         error=1 - folds.value if folds else None,
         room=room.low if room else None,
-        overfit=baseline.val_loss / baseline.train_loss if baseline.train_loss else None,
+        overfit=baseline.overfit,
         winner=_winner_of(race) if race else None,
     )
 

@@ -209,23 +209,13 @@ def _base(results: Sequence[Result], name: str) -> str:
     rows = [
         [one.set, str(one.seed), str(one.train_images), str(one.val_images),
          f"{100 * one.frozen_accuracy:.1f}", f"{one.frozen_loss:.3f}",
-         "-" if np.isnan(one.frozen_train_loss) else f"{one.frozen_train_loss:.3f}",
+         "-" if np.isnan(one.overfit) else f"{one.overfit:.1f}",
          f"{100 * one.accuracy:.1f}", f"{one.loss:.3f}", str(one.epochs)]
         for one in results
         if one.variant == name
     ]  # fmt: skip
-    head = [
-        "set",
-        "seed",
-        "train",
-        "val",
-        "frozen, %",
-        "its loss",
-        "on train",
-        "fine-tuned, %",
-        "its loss",
-    ]
-    return table([*head, "epochs"], rows)
+    head = ["set", "seed", "train", "val", "frozen, %", "its loss", "times that on train"]
+    return table([*head, "fine-tuned, %", "its loss", "epochs"], rows)
 
 
 # command line ------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def transfer_by(arm: CellArm, study: Study) -> Transfer:
         p_value=None,
         shift=None,
         gain=0.0,
-        overfit=baseline.val_loss / baseline.train_loss,
+        overfit=baseline.overfit,
     )
     depths = params.model_copy(update={"depth": DEPTHS[arm]})
     cuts = choose_cuts("fine_tune", evidence, depths)

@@ -93,7 +93,7 @@ class Result:
         val_images: See there.
         frozen_accuracy: Of the frozen head on val.
         frozen_loss: Its calibrated loss, nats.
-        frozen_train_loss: The same on train; NaN where an earlier version did not measure it.
+        overfit: That on val over that on train; NaN where an earlier version did not measure it.
         accuracy: Of the fine-tuned model on val.
         loss: Its calibrated loss, nats.
         epochs: Of all phases.
@@ -109,7 +109,7 @@ class Result:
     val_images: int
     frozen_accuracy: float
     frozen_loss: float
-    frozen_train_loss: float
+    overfit: float
     accuracy: float
     loss: float
     epochs: int
@@ -169,7 +169,7 @@ def describe(study: Study, set_name: str, name: str, logits: Logits, seconds: fl
         val_images=len(manifest.of("val")),
         frozen_accuracy=round(frozen.val_accuracy.value, 4),
         frozen_loss=round(frozen.val_loss, 4),
-        frozen_train_loss=round(frozen.train_loss, 4),
+        overfit=round(frozen.overfit or np.nan, 2),
         accuracy=round(val.accuracy(logits), 4),
         loss=round(val.loss(logits), 4),
         epochs=sum(phase.epochs for phase in phases),
