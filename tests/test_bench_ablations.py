@@ -1,5 +1,6 @@
 """Ablations: what a variant changes, paired differences, resuming, the page; one run of all."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from bench.decisions import Bench
 from bench.decisions import parse as parse_decisions
 from bench.studies import Study
 from bench.variants import BASE, VARIANTS, Result, change_views
-from conftest import ImageFolder
+from conftest import ROOT, ImageFolder
 from scipy import stats
 from tiny_finetune import make_manifest, make_store
 
@@ -58,6 +59,22 @@ def test_the_base_is_named_and_what_was_kept_stands_beside_the_table(tmp_path: P
     assert "What was kept" not in page
     (tmp_path / "kept.md").write_text("Nothing.\n")
     assert "## What was kept\n\nNothing.\n\n## The base" in write_page(rows, parse(given), "")
+
+
+@pytest.mark.parametrize("name", ["ablations", "rates"])
+def test_the_committed_pages_are_those_of_the_committed_tables(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(ROOT)
+    page = Path(f"docs/benchmarks/{name}.md").read_text()
+    _, command, *_ = page.split("`")
+    given = shlex.split(command.partition("bench.ablations ")[2])
+    assert (
+        write_page(
+            read_results(Path(f"docs/benchmarks/{name}/ablations.csv")), parse(given), command
+        )
+        == page
+    )
 
 
 def test_operations_change_views_and_leave_clean_images_alone(

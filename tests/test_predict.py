@@ -510,6 +510,7 @@ def test_parquet_with_errors_is_gone_on_with_by_the_command_itself(
         assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert tells(done.stderr, "71 rows in out.parquet, 1 of them new")
     assert parquet.read_table("out.parquet").num_rows == IMAGES + 1
+    assert not Path(".regraft").exists()  # nothing is left in anybody's folder
 
 
 def test_many_writes_of_parquet_do_not_leave_many_parts(tmp_path: Path) -> None:
