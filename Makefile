@@ -36,7 +36,7 @@ coverage: $(INSTALLED_DEV) ## the same, with the lines that no test reaches (hal
 	@$(PYTEST) --cov=tasks --cov-report=term-missing:skip-covered
 
 slow: $(INSTALLED_DEV) ## run the longer tests, which wait for servers more than they compute
-	@$(PYTEST) --numprocesses=4 -m "slow and not gpu and not browser"
+	@$(PYTEST) --numprocesses=3 -m "slow and not gpu and not browser"
 
 browser: $(INSTALLED_DEV) ## run the tests that need chromium (Debian: apt-get install chromium)
 	@$(PYTEST) -m browser
