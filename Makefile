@@ -35,7 +35,7 @@ test: environment $(INSTALLED_DEV) ## set up and run the tests
 coverage: $(INSTALLED_DEV) ## the same, with the lines that no test reaches (half as long again)
 	@$(PYTEST) --cov=tasks --cov-report=term-missing:skip-covered
 
-slow: $(INSTALLED_DEV) ## run the longer tests, which wait for servers more than they compute
+slow: $(INSTALLED_DEV) ## run the longer tests
 	@$(PYTEST) --numprocesses=3 -m "slow and not gpu and not browser"
 
 browser: $(INSTALLED_DEV) ## run the tests that need chromium (Debian: apt-get install chromium)
