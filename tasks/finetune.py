@@ -56,7 +56,7 @@ def finetune(
         processes: Train together, each on its part of every batch; all end with the same model.
     """
     scratch = inputs.transfer.arm == "scratch"
-    classifier = inputs.start(seed=seed, machine=machine)
+    classifier = inputs.start(seed=seed, balanced=balanced, machine=machine)
     groups = training_groups(classifier)
     cuts = phase_cuts(inputs.transfer, groups)
     if not cuts:

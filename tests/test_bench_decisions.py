@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench.arms import describe_phases, halves
+from bench.arms import describe_phases, halves, transfer_by
 from bench.cells import Cell, CellArm, Said, append_row, nearest_arm, read_cells, read_said
 from bench.decisions import Bench, order_work, parse, stages_before
 from bench.decisions_page import explain_loss, write_page
@@ -20,11 +20,14 @@ from bench.regret import (
     judge_choice,
     mean_over_sets,
 )
+from bench.studies import Study
 from bench.subsets import ALL, choose_subset
 from conftest import ROOT
+from test_decide import INFO, found_by_baseline, make_manifest
 from tiny_finetune import record_of
 
-from tasks.artifacts.tables import ManifestRow
+from tasks.artifacts.records import write_record
+from tasks.artifacts.tables import ManifestRow, write_manifest
 from tasks.params import Params
 from tasks.training.phases import PhasePlan
 
@@ -178,6 +181,22 @@ def test_the_stages_that_a_decision_rests_on_are_those_of_the_graph():
     found = stages_before("decide")
     assert "similarity" in found
     assert not {"ingest", "augment", "extract", "decide", "finetune"} & set(found)
+
+
+@pytest.mark.parametrize(("images", "raised"), [(10, False), (50, True)])
+def test_an_arm_has_the_phases_and_rates_that_the_rules_give_its_depth(
+    tmp_path: Path, images: int, raised: bool
+):
+    study = Study(tmp_path)
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    write_manifest(study.path("ingest/manifest.csv"), make_manifest(2 * images, 2))
+    baseline = found_by_baseline().model_copy(update={"overfit": 5.0})
+    write_record(study.path("baseline/baseline.json"), baseline)
+    write_record(study.path("extract/backbone.json"), INFO)
+    shallow, deep = (transfer_by(arm, study) for arm in ("top", "all"))
+    assert shallow.raised is deep.raised is raised
+    assert shallow.phases[-1] > deep.phases[-1] == 0
+    assert not transfer_by("scratch", study).raised
 
 
 def test_phases_are_told_with_their_time_and_fate():

@@ -228,6 +228,9 @@ def test_fine_tuning_can_be_forced_where_the_rules_name_frozen_features():
 def test_what_would_change_the_answer_is_said_in_words():
     [few] = decided().would_change
     assert tells(few, "40 training images or fewer", "fine-tune the top 4 of 8", "in 1 phase")
+    baseline = found_by_baseline().model_copy(update={"overfit": 1.3})
+    [_, rates] = decided(baseline=baseline).would_change
+    assert tells(rates, "the loss of frozen features on val", "above 2", "at raised rates")
 
 
 def test_a_plan_without_frozen_groups_is_said_so():

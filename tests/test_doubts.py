@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tasks.artifacts.records import Distance, Estimate, MmdResult, Similarity
 from tasks.params_file import load_params
 from tasks.transferability.doubts import assess, find_changes
-from tasks.transferability.rules import Evidence, choose
+from tasks.transferability.rules import RAISE_ABOVE, Evidence, choose
 
 PARAMS = load_params(ROOT / "params.yaml").decide.model_copy(
     update={"similar_mmd": 0.04, "far_mmd": 0.1}
@@ -107,7 +107,7 @@ def changed(evidence, change):
 
 
 def same(a, b):
-    return (a.arm, a.phases) == (b.arm, b.phases)
+    return (a.arm, a.phases, a.raised) == (b.arm, b.phases, b.raised)
 
 
 def just_before(evidence, change):
@@ -125,6 +125,7 @@ cases = st.builds(
     p_value=st.just(0.01),
     shift=st.none() | st.floats(0, 1),
     gain=st.floats(-0.2, 0.5),
+    overfit=st.none() | st.floats(0.8, 15),
 )
 
 
@@ -147,6 +148,15 @@ def test_changes_of_a_known_case():
     assert found["images", False].at == 2 * 20
     many = find_changes(replace(evidence, images=500_000, gain=0.0), PARAMS)
     assert [c.at for c in many if c.quantity == "mmd"] == [pytest.approx(0.1)]
+
+
+@pytest.mark.parametrize(("overfit", "rises"), [(1.3, True), (5.0, False)])
+def test_the_loss_on_val_over_train_changes_the_rates_alone(overfit, rises):
+    evidence = replace(measured()[0], overfit=overfit)
+    [change] = [c for c in find_changes(evidence, PARAMS) if c.quantity == "overfit"]
+    assert change.rises is rises
+    assert change.at == pytest.approx(RAISE_ABOVE)
+    assert change.choice == replace(choose(evidence, PARAMS), raised=rises)
 
 
 def test_a_change_of_the_arm_is_found_behind_a_change_of_depth():

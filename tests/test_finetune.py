@@ -205,15 +205,18 @@ def test_first_epoch_starts_from_the_baseline(project: Project, caplog: pytest.L
     assert f"val loss {loss:.3f}" in first
 
 
-def test_training_starts_from_a_head_as_sure_as_val_finds_right(project: Project) -> None:
+@pytest.mark.parametrize("balanced", [False, True])
+def test_training_starts_from_a_head_as_sure_as_val_finds_right(
+    project: Project, balanced: bool
+) -> None:
     project.arguments()
     assert project.inputs is not None
     sure = np.random.default_rng(1).normal(0, 30, project.inputs.baseline_logits.shape)
     inputs = replace(project.inputs, baseline_logits=sure.astype(np.float32))
-    temperature = inputs.examples().val.temperature(inputs.baseline_logits)
+    temperature = inputs.examples(balanced=balanced).val.temperature(inputs.baseline_logits)
     assert temperature > 2
     before = to_arrays(inputs.head)
-    start = inputs.start(seed=17, machine=read_machine())
+    start = inputs.start(seed=17, balanced=balanced, machine=read_machine())
     for name, values in to_arrays(start.head).items():
         np.testing.assert_allclose(values, before[name] / temperature, rtol=1e-5)
     np.testing.assert_array_equal(to_arrays(inputs.head)["weight"], before["weight"])

@@ -65,10 +65,10 @@ class FinetuneInputs:
     head: nn.Module
     baseline_logits: Logits
 
-    def start(self, *, seed: int, machine: Machine) -> Classifier:
+    def start(self, *, seed: int, balanced: bool, machine: Machine) -> Classifier:
         """Make the classifier that training starts from, where the machine computes.
 
-        A head that is too sure of itself on val is softened.
+        A head that is too sure of itself on val, judged as `examples` says, is softened.
 
         Raises:
             ArtifactError: The backbone's weights are not those that made the features.
@@ -77,7 +77,7 @@ class FinetuneInputs:
             self.backbone, self.baseline, deepcopy(self.head), arm=self.transfer.arm, seed=seed
         )
         if self.transfer.arm == "fine_tune":
-            temperature = self.examples().val.temperature(self.baseline_logits)
+            temperature = self.examples(balanced=balanced).val.temperature(self.baseline_logits)
             soften_head(classifier.head, temperature)
         return classifier.to(find_device(machine)).to(memory_format=torch.channels_last)
 

@@ -24,6 +24,7 @@ QUANTITIES = {
     "shift": "the batch-norm shift",
     "gain": "the transfer gain",
     "error": "the share of errors of frozen features by folds",
+    "overfit": "the loss of frozen features on val as a multiple of that on train",
 }
 
 
@@ -47,7 +48,8 @@ def describe_plan(
 
 def describe_change(change: Change, groups: Sequence[LayerGroup]) -> str:
     """Say at which value of a quantity the answer would be another one, and which."""
-    plan = describe_plan(change.choice.arm, change.choice.phases, groups)
+    then = change.choice
+    plan = describe_plan(then.arm, then.phases, groups, raised=then.raised)
     if change.quantity == "images":
         bound = "or more" if change.rises else "or fewer"
         return f"With {change.at:,.0f} training images {bound}: {plan}."

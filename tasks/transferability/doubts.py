@@ -20,7 +20,7 @@ from tasks.transferability.rules import (
 )
 
 Confidence = Literal["low", "medium", "high"]
-Quantity = Literal["images", "mmd", "shift", "gain", "error"]
+Quantity = Literal["images", "mmd", "shift", "gain", "error", "overfit"]
 
 LARGEST_IMAGES = 10**8
 STEPS = 120  # of the search along one quantity, before bisection
@@ -167,7 +167,7 @@ def _same_arm(a: ArmChoice, b: ArmChoice) -> bool:
 
 
 def _same_choice(a: ArmChoice, b: ArmChoice) -> bool:
-    return (a.arm, a.phases) == (b.arm, b.phases)
+    return (a.arm, a.phases, a.raised) == (b.arm, b.phases, b.raised)
 
 
 def _paths(evidence: Evidence, params: DecideParams) -> Iterator[tuple[Quantity, Sequence[float]]]:
@@ -183,6 +183,9 @@ def _paths(evidence: Evidence, params: DecideParams) -> Iterator[tuple[Quantity,
         yield "shift", np.linspace(evidence.shift, 0.0, STEPS).tolist()
     if evidence.error is not None and at_ceiling(evidence, params):
         yield "error", np.linspace(evidence.error, 1.0, STEPS).tolist()
+    if evidence.overfit is not None:
+        for far in (0.1, 10.0):
+            yield "overfit", np.geomspace(evidence.overfit, evidence.overfit * far, STEPS).tolist()
     yield "gain", np.linspace(evidence.gain, 1.0, STEPS).tolist()
     yield "gain", np.linspace(evidence.gain, -1.0, STEPS).tolist()
 
@@ -232,4 +235,6 @@ def _with(evidence: Evidence, quantity: Quantity, value: float) -> Evidence:
         return replace(evidence, shift=value)
     if quantity == "error":
         return replace(evidence, error=value)
+    if quantity == "overfit":
+        return replace(evidence, overfit=value)
     return replace(evidence, gain=value)

@@ -78,11 +78,15 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class ArmChoice:
-    """How to transfer. `phases`: lowest unfrozen group of each phase, top down."""
+    """How to transfer. `phases`: lowest unfrozen group of each phase, top down.
+
+    `raised`: whether the phases have raised rates.
+    """
 
     domain: Domain
     arm: Arm
     phases: tuple[int, ...]
+    raised: bool
 
 
 def choose(evidence: Evidence, params: DecideParams) -> ArmChoice:
@@ -91,7 +95,10 @@ def choose(evidence: Evidence, params: DecideParams) -> ArmChoice:
         rule.votes_for for rule in apply_rules(evidence, params) if rule.fired and rule.votes_for
     )
     return ArmChoice(
-        domain=domain_of(evidence, params), arm=arm, phases=choose_cuts(arm, evidence, params)
+        domain=domain_of(evidence, params),
+        arm=arm,
+        phases=choose_cuts(arm, evidence, params),
+        raised=arm == "fine_tune" and raises_rates(evidence),
     )
 
 
