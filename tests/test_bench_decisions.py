@@ -9,7 +9,7 @@ import pytest
 from bench.arms import describe_phases, halves, transfer_by
 from bench.cells import Cell, CellArm, Said, append_row, nearest_arm, read_cells, read_said
 from bench.decisions import Bench, order_work, parse, stages_before
-from bench.decisions_page import explain_loss, write_page
+from bench.decisions_page import explain_loss, gather_strategies, write_page
 from bench.left_out import leave_one_set_out
 from bench.pools import corrupt
 from bench.regret import (
@@ -41,7 +41,7 @@ def cell(arm: CellArm, accuracy: float, **values: object) -> Cell:
         val_images=15, test_images=100, classes=3, val_accuracy=0.5, val_loss=1.0,
         test_accuracy=accuracy, test_a=accuracy, test_b=accuracy, shipped="finetuned",
         shipped_accuracy=accuracy, shipped_a=accuracy, shipped_b=accuracy, seconds=10.0, epochs=2,
-        phases="6:2:kept:4.0 4:5:lost:6.0",
+        phases="6:2:kept:4.0 4:5:lost:6.0", raised=False,
     )  # fmt: skip
     return replace(known, **values)
 
@@ -148,7 +148,7 @@ def test_a_run_goes_on_with_what_is_missing(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(Bench, "train", lambda _, study, task, arm: trained.append((task, arm)))
     assert bench.run() == 0
     task = ("a", "10", 17, 96)
-    assert trained == [(task, arm) for arm in ("frozen", "most", "all", "scratch")]
+    assert trained == [(task, arm) for arm in ("frozen", "most", "all", "other", "scratch")]
     trained.clear()
     assert Bench(parse([*given, "--arms", "top", "most"])).run() == 0
     assert trained == [(task, "most")]
@@ -157,15 +157,15 @@ def test_a_run_goes_on_with_what_is_missing(tmp_path: Path, monkeypatch: pytest.
 def test_what_fails_does_not_stop_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     given = ["--set", "a=/a", "--seeds", "17", "--levels", "10", "--out", str(tmp_path)]
     monkeypatch.setattr(Bench, "open_study", lambda *_: 1 / 0)
-    assert Bench(parse(given)).run() == 5
+    assert Bench(parse(given)).run() == 6
 
 
 def test_few_images_of_all_sets_come_first_and_scratch_late():
     work = order_work(["a", "b"], ["10", "50", "all"], [17, 18], 96)
-    assert len(work) == len(set(work)) == 2 * 3 * 2 * 5
-    assert {task[1:3] for task, _ in work[:16]} == {("10", 17), ("50", 17)}
-    assert "scratch" not in {arm for _, arm in work[:32]}
-    assert {task[1] for task, _ in work[:36]} == {"10", "50"}
+    assert len(work) == len(set(work)) == 2 * 3 * 2 * 6
+    assert {task[1:3] for task, _ in work[:20]} == {("10", 17), ("50", 17)}
+    assert "scratch" not in {arm for _, arm in work[:40]}
+    assert {task[1] for task, _ in work[:44]} == {"10", "50"}
 
 
 def test_a_depth_is_looked_up_at_the_nearest_arm():
@@ -195,6 +195,8 @@ def test_an_arm_has_the_phases_and_rates_that_the_rules_give_its_depth(
     write_record(study.path("extract/backbone.json"), INFO)
     shallow, deep = (transfer_by(arm, study) for arm in ("top", "all"))
     assert shallow.raised is deep.raised is raised
+    most, other = (transfer_by(arm, study) for arm in ("most", "other"))
+    assert other == most.model_copy(update={"raised": not raised})
     assert shallow.phases[-1] > deep.phases[-1] == 0
     assert not transfer_by("scratch", study).raised
 
@@ -298,8 +300,25 @@ def test_a_loss_is_explained_by_val_or_by_depth():
         == "val (15 images) shipped the arm's model, the worse one on test"
     )
     assert explain_loss(arms, "most") == "too deep"
+    arms["other"] = cell("other", 0.8, raised=True)
+    assert explain_loss(arms, "most") == "rates too low"
     arms["scratch"] = cell("scratch", 0.9)
     assert explain_loss(arms, "most") == "nothing was worth transferring"
+
+
+def test_rates_that_are_the_same_for_all_are_strategies_of_their_own():
+    done = complete([
+        *arms_of(0.6, 0.7, 0.7, 0.7).values(), cell("other", 0.9, raised=True),
+        *(replace(one, raised=True) for one in arms_of(0.6, 0.7, 0.7, 0.7, seed=18).values()),
+        cell("other", 0.5, seed=18), *arms_of(0.6, 0.7, 0.7, 0.7, seed=19).values(),
+    ])  # fmt: skip
+    every = gather_strategies(done, [])
+    written, raised = (
+        every[f"always the upper two thirds, rates {one}"] for one in ("as written", "raised")
+    )
+    assert [task[2] for task in written] == [17, 18, 19]
+    assert list(written.values()) == [{"most": 1.0}, {"other": 1.0}, {"most": 1.0}]
+    assert list(raised.values()) == [{"other": 1.0}, {"most": 1.0}]
 
 
 def test_the_page_holds_regrets_confidence_and_losses():

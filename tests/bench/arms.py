@@ -58,6 +58,7 @@ def train_frozen(study: Study, task: Task) -> Cell:
         seconds=seconds,
         phases="",
         epochs=0,
+        raised=False,
     )
 
 
@@ -86,11 +87,15 @@ def train_arm(study: Study, task: Task, arm: CellArm) -> Cell:
         seconds=seconds,
         phases=describe_phases(summary.phases, marks),
         epochs=sum(phase.epochs for phase in summary.phases),
+        raised=transfer.raised,
     )
 
 
 def transfer_by(arm: CellArm, study: Study) -> Transfer:
-    """Phases and rates with which the rules reach the depth of an arm; after baseline."""
+    """Phases and rates with which the rules reach the depth of an arm; after baseline.
+
+    `other` has the depth of `most` and the rates that the rules do not choose.
+    """
     if arm == "scratch":
         return Transfer(arm="scratch", phases=[0])
     params, manifest = study.params.decide, study.manifest
@@ -106,9 +111,10 @@ def transfer_by(arm: CellArm, study: Study) -> Transfer:
         gain=0.0,
         overfit=baseline.overfit,
     )
-    depths = params.model_copy(update={"depth": DEPTHS[arm]})
+    depths = params.model_copy(update={"depth": DEPTHS.get(arm, DEPTHS["most"])})
     cuts = choose_cuts("fine_tune", evidence, depths)
-    return Transfer(arm="fine_tune", phases=list(cuts), raised=raises_rates(evidence))
+    raised = raises_rates(evidence) != (arm == "other")
+    return Transfer(arm="fine_tune", phases=list(cuts), raised=raised)
 
 
 @contextmanager
@@ -175,6 +181,7 @@ def _cell(
     seconds: float,
     phases: str,
     epochs: int,
+    raised: bool,
 ) -> Cell:
     manifest = study.manifest
     labels = manifest.labels("test")
@@ -203,4 +210,5 @@ def _cell(
         seconds=round(seconds, 1),
         epochs=epochs,
         phases=phases,
+        raised=raised,
     )

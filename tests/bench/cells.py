@@ -19,8 +19,8 @@ from tasks.transferability.arms import DEPTHS
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-CellArm = Literal["scratch", "frozen", "top", "most", "all"]
-ARMS: tuple[CellArm, ...] = ("frozen", "top", "most", "all", "scratch")
+CellArm = Literal["scratch", "frozen", "top", "most", "all", "other"]  # most at other rates: other
+ARMS: tuple[CellArm, ...] = ("frozen", "top", "most", "all", "other", "scratch")
 TUNED: tuple[CellArm, ...] = ("top", "most", "all")
 
 Task = tuple[str, str, int, int]  # set, images a class, seed, px
@@ -53,6 +53,7 @@ class Cell:
         seconds: Processor time of training, beyond the frozen head; of the frozen head its own.
         epochs: Of all phases.
         phases: `cut:epochs:kept:seconds` or `cut:epochs:lost:seconds` of each, by spaces.
+        raised: Whether rates were raised.
     """
 
     set: str
@@ -77,6 +78,7 @@ class Cell:
     seconds: float
     epochs: int
     phases: str
+    raised: bool
 
     @property
     def task(self) -> Task:

@@ -30,6 +30,10 @@ NAMES: dict[CellArm, str] = {
     "most": "always the upper two thirds",
     "all": "always all layers",
 }
+RATES = {  # whether raised
+    False: "always the upper two thirds, rates as written",
+    True: "always the upper two thirds, rates raised",
+}
 DISTANCES: dict[str, Callable[[Said], float]] = {
     "images a class alone": lambda _: 0.0,
     "MMD²": lambda said: said.mmd or 0.0,
@@ -39,14 +43,15 @@ DISTANCES: dict[str, Callable[[Said], float]] = {
 INTRO = """\
 Every way to transfer was trained on {sets} sets with {levels} training images a class at {px} px:
 the frozen head; fine-tuning that ends with the top third, the upper two thirds or all of the blocks
-unfrozen; where time allowed, training from scratch. A test set, a quarter of the groups of every
+unfrozen; the upper two thirds at the rates that the rules do not choose (`other`: raised or not);
+where time allowed, training from scratch. A test set, a quarter of the groups of every
 class, is fixed by the seed. Val has a third as many images as train, but at least 5 a class: a user
 with 10 images a class has no large val. Everything runs by the stages of the pipeline: the judge on
 val rolls phases back and chooses what ships, the frozen head or the arm's model, and what ships is
 compared on test. Regret is what that has less than the best arm of the same task, in points of test
 accuracy.
 
-There are {cells} cells of {tasks} tasks (set, images a class, seed) with all four transfer arms:
+There are {cells} cells of {tasks} tasks (set, images a class, seed) with the four depths:
 {parts}.
 {scratch} of them have training from scratch as well. {code}Sets count alike. Intervals are 95 %, by
 bootstrap over sets, those of the same images together; from so few sets they are rough. The best of
@@ -112,9 +117,16 @@ def gather_strategies(cells: Cells, said: Sequence[Said]) -> dict[str, Mapping[T
     every: dict[str, Mapping[Task, Choice]] = {
         name: follow(cells, said, name) for name in _deciders(said)
     }
-    every = {name: choices for name, choices in every.items() if choices}
     for arm, name in NAMES.items():
         every[name] = dict.fromkeys(cells, constant(arm))
+    for raised, name in RATES.items():
+        every[name] = {
+            task: constant(arm)
+            for task, arms in cells.items()
+            for arm in ("most", "other")
+            if arm in arms and arms[arm].raised is raised
+        }
+    every = {name: choices for name, choices in every.items() if choices}
     every["an arm by chance"] = dict.fromkeys(cells, RANDOM)
     latest = [one for one in said if one.decider == next(reversed(_deciders(said)), None)]
     if len({one.set for one in latest if one.task in cells}) > 2:
@@ -341,6 +353,8 @@ def explain_loss(arms: Mapping[CellArm, Cell], chosen: CellArm) -> str:
     depth = {arm: place for place, arm in enumerate(NEEDED)}
     if best.arm == "scratch":
         return "nothing was worth transferring"
+    if best.arm == "other":
+        return "rates too low" if best.raised else "rates too high"
     return "too shallow" if depth.get(chosen, -1) < depth[best.arm] else "too deep"
 
 
