@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from bench.arms import describe_phases, halves, transfer_by
 from bench.cells import Cell, CellArm, Said, append_row, nearest_arm, read_cells, read_said
-from bench.decisions import Bench, order_work, parse, stages_before
-from bench.decisions_page import explain_loss, gather_strategies, write_page
+from bench.decisions import Bench, main, order_work, parse, stages_before
+from bench.decisions_page import advise_by_domain, explain_loss, gather_strategies, write_page
 from bench.left_out import leave_one_set_out
 from bench.pools import corrupt
 from bench.regret import (
@@ -304,6 +304,26 @@ def test_a_loss_is_explained_by_val_or_by_depth():
     assert explain_loss(arms, "most") == "rates too low"
     arms["scratch"] = cell("scratch", 0.9)
     assert explain_loss(arms, "most") == "nothing was worth transferring"
+
+
+@pytest.mark.parametrize(
+    ("domain", "images", "arm"),
+    [("similar", 60, "frozen"), ("similar", 63, "top"), ("intermediate", 60, "top"),
+     ("far", 60, "most")],
+)  # fmt: skip
+def test_the_advice_of_guides_goes_deeper_the_farther_the_domain(
+    domain: str, images: int, arm: str
+):
+    assert advise_by_domain(said("all", domain=domain, images=images)) == arm
+
+
+def test_the_committed_page_is_of_the_committed_cells(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    page = Path("docs/decisions.md").read_text()
+    monkeypatch.setattr(Path, "write_text", lambda _, text: written.append(text))
+    written: list[str] = []
+    assert main(["--page"]) == 0
+    assert written == [page]
 
 
 def test_rates_that_are_the_same_for_all_are_strategies_of_their_own():

@@ -254,7 +254,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_memory()
     bench = Bench(parse(argv))
     if bench.options.page:
-        PAGE.write_text(write_page(read_cells(bench.cells), read_said(bench.said), COMMAND))
+        path = bench.options.out / "kept.md"
+        kept = path.read_text() if path.exists() else ""
+        PAGE.write_text(write_page(read_cells(bench.cells), read_said(bench.said), COMMAND, kept))
         return 0
     if bench.options.decide_only:
         bench.decide_again()
