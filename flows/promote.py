@@ -33,7 +33,7 @@ from tasks.errors import RegraftError
 HOURS = 24  # a person has to answer within
 POLL_SECONDS = 5
 HOUR_SECONDS = 3600
-MARKUP = re.compile(r"[\\`*_\[\]<#!|]")  # names of users stay names in markdown
+MARKUP = re.compile(r"[\\`*_\[\]<#!|@]")  # names of users stay names in markdown
 
 
 class Approval(RunInput):

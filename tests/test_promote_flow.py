@@ -90,6 +90,8 @@ def test_in_doubt_a_person_is_asked_and_decides(project: ToyProject, approve: st
     state = promote_with(answer, candidate="dull-owl")
     question = asked[0].replace("\\\\", "")
     assert tells(question, "Not better beyond doubt", "50.0 -", "+5.0 points", "24 hours")
+    assert "classifier@v1.0.0" in question
+    assert "classifier@" not in asked[0]  # which a browser would show as an address to write to
     if approve == "yes":
         assert state.is_completed()
         assert in_use(project) == "dull-owl"
