@@ -302,6 +302,8 @@ def test_a_loss_is_explained_by_val_or_by_depth():
     assert explain_loss(arms, "most") == "too deep"
     arms["other"] = cell("other", 0.8, raised=True)
     assert explain_loss(arms, "most") == "rates too low"
+    assert explain_loss(arms, "frozen") == "too shallow"
+    assert explain_loss(arms, "all") == "too deep"
     arms["scratch"] = cell("scratch", 0.9)
     assert explain_loss(arms, "most") == "nothing was worth transferring"
 
@@ -317,6 +319,7 @@ def test_the_advice_of_guides_goes_deeper_the_farther_the_domain(
     assert advise_by_domain(said("all", domain=domain, images=images)) == arm
 
 
+@pytest.mark.slow
 def test_the_committed_page_is_of_the_committed_cells(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     page = Path("docs/decisions.md").read_text()

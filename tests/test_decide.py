@@ -230,7 +230,10 @@ def test_what_would_change_the_answer_is_said_in_words():
     assert tells(few, "40 training images or fewer", "fine-tune the top 4 of 8", "in 1 phase")
     baseline = found_by_baseline().model_copy(update={"overfit": 1.3})
     [_, rates] = decided(baseline=baseline).would_change
-    assert tells(rates, "the loss of frozen features on val", "above 2", "at raised rates")
+    assert tells(rates, "loss of frozen features on val", "more than 2 times", "at raised rates.")
+    baseline = found_by_baseline().model_copy(update={"overfit": 5.0})
+    [_, rates] = decided(baseline=baseline).would_change
+    assert tells(rates, "less than 2 times that on train", "at the rates of params.yaml.")
 
 
 def test_a_plan_without_frozen_groups_is_said_so():

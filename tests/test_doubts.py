@@ -1,4 +1,5 @@
 from dataclasses import replace
+from math import inf
 
 import pytest
 from conftest import ROOT
@@ -125,7 +126,7 @@ cases = st.builds(
     p_value=st.just(0.01),
     shift=st.none() | st.floats(0, 1),
     gain=st.floats(-0.2, 0.5),
-    overfit=st.none() | st.floats(0.8, 15),
+    overfit=st.none() | st.floats(0, 1000),
 )
 
 
@@ -150,7 +151,9 @@ def test_changes_of_a_known_case():
     assert [c.at for c in many if c.quantity == "mmd"] == [pytest.approx(0.1)]
 
 
-@pytest.mark.parametrize(("overfit", "rises"), [(1.3, True), (5.0, False)])
+@pytest.mark.parametrize(
+    ("overfit", "rises"), [(0.0, True), (1.3, True), (5.0, False), (1000.0, False), (inf, False)]
+)
 def test_the_loss_on_val_over_train_changes_the_rates_alone(overfit, rises):
     evidence = replace(measured()[0], overfit=overfit)
     [change] = [c for c in find_changes(evidence, PARAMS) if c.quantity == "overfit"]

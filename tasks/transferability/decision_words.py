@@ -24,7 +24,6 @@ QUANTITIES = {
     "shift": "the batch-norm shift",
     "gain": "the transfer gain",
     "error": "the share of errors of frozen features by folds",
-    "overfit": "the loss of frozen features on val as a multiple of that on train",
 }
 
 
@@ -53,6 +52,13 @@ def describe_change(change: Change, groups: Sequence[LayerGroup]) -> str:
     if change.quantity == "images":
         bound = "or more" if change.rises else "or fewer"
         return f"With {change.at:,.0f} training images {bound}: {plan}."
+    if change.quantity == "overfit":
+        side = "more" if change.rises else "less"
+        rates = "" if then.raised else " at the rates of params.yaml"
+        return (
+            f"If the loss of frozen features on val were {side} than {change.at:.3g} times that on "
+            f"train: {plan}{rates}."
+        )
     side = "above" if change.rises else "below"
     return f"If {QUANTITIES[change.quantity]} were {side} {change.at:.3g}: {plan}."
 

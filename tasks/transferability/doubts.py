@@ -23,6 +23,7 @@ Confidence = Literal["low", "medium", "high"]
 Quantity = Literal["images", "mmd", "shift", "gain", "error", "overfit"]
 
 LARGEST_IMAGES = 10**8
+LARGEST_RATIO = 100.0  # of losses
 STEPS = 120  # of the search along one quantity, before bisection
 BISECTIONS = 60
 
@@ -184,8 +185,9 @@ def _paths(evidence: Evidence, params: DecideParams) -> Iterator[tuple[Quantity,
     if evidence.error is not None and at_ceiling(evidence, params):
         yield "error", np.linspace(evidence.error, 1.0, STEPS).tolist()
     if evidence.overfit is not None:
-        for far in (0.1, 10.0):
-            yield "overfit", np.geomspace(evidence.overfit, evidence.overfit * far, STEPS).tolist()
+        start = min(evidence.overfit, LARGEST_RATIO)  # it may be infinite
+        for end in (LARGEST_RATIO, 0.0):
+            yield "overfit", [evidence.overfit, *np.linspace(start, end, STEPS).tolist()]
     yield "gain", np.linspace(evidence.gain, 1.0, STEPS).tolist()
     yield "gain", np.linspace(evidence.gain, -1.0, STEPS).tolist()
 

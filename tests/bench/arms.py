@@ -37,8 +37,8 @@ from tasks.transferability.rules import Evidence, choose_cuts, raises_rates
 
 def code_of(params: Params) -> str:
     """Fingerprint of what trains: code, values and libraries, 8 hexadecimal digits."""
-    stages = ("baseline.py", "finetune.py", "transferability/rules.py")
-    code = [TASKS / name for name in (*stages, *IMPORTED)]
+    own = ("baseline.py", "finetune.py", "transferability/arms.py", "transferability/rules.py")
+    code = [TASKS / name for name in (*own, *IMPORTED)]
     values = [str(params.baseline), str(params.finetune)]
     return fingerprint([], values, [*code, CONSTRAINTS])[:8]
 

@@ -52,7 +52,8 @@ val rolls phases back and chooses what ships, the frozen head or the arm's model
 compared on test. Regret is what that has less than the best arm of the same task, in points of test
 accuracy.
 
-There are {cells} cells of {tasks} tasks (set, images a class, seed) with the four depths:
+There are {cells} cells of {tasks} tasks (set, images a class, seed) with the
+frozen head and the three depths:
 {parts}.
 {scratch} of them have training from scratch as well. {code}Sets count alike. Intervals are 95 %, by
 bootstrap over sets, those of the same images together; from so few sets they are rough. The best of
@@ -121,12 +122,12 @@ def gather_strategies(cells: Cells, said: Sequence[Said]) -> dict[str, Mapping[T
             for arm in ("most", "other")
             if arm in arms and arms[arm].raised is raised
         }
-    every = {name: choices for name, choices in every.items() if choices}
     every["an arm by chance"] = dict.fromkeys(cells, RANDOM)
     latest = [one for one in said if one.decider == next(reversed(_deciders(said)), None)]
     every["by domain"] = {
         one.task: constant(advise_by_domain(one)) for one in latest if one.task in cells
     }
+    every = {name: choices for name, choices in every.items() if choices}
     if len({one.set for one in latest if one.task in cells}) > 2:
         for name, distance in DISTANCES.items():
             chosen = leave_one_set_out(cells, latest, distance)
@@ -179,8 +180,8 @@ def _strategies(
     cells: Cells, strategies: Mapping[str, Mapping[Task, Choice]], deciders: Sequence[str]
 ) -> str:
     head = ["strategy", "tasks", "regret, points", "regret by halves, points", "seconds a task"]
-    head += ["of them rolled back", "beyond the last rules, points"]
     last = deciders[-1] if deciders else None
+    head += ["of them rolled back", f"beyond `{last}`, points"]
     own = {one.task: one.regret for one in judge_all(cells, strategies[last])} if last else {}
     rows = []
     for name, choices in strategies.items():
@@ -311,8 +312,10 @@ def _confidence(
 def _lost(cells: Cells) -> str:
     """Write the time of the arms, and what of it went into phases that were rolled back."""
     rows = []
-    for arm in NEEDED[1:]:
-        found = [arms[arm] for arms in cells.values()]
+    for arm in (*NEEDED[1:], "other"):
+        found = [arms[arm] for arms in cells.values() if arm in arms]
+        if not found:
+            continue
         phases = [phase for cell in found for phase in cell.phases.split()]
         lost = sum(":lost:" in phase for phase in phases)
         seconds = sum(cell.seconds for cell in found)
@@ -359,7 +362,8 @@ def explain_loss(arms: Mapping[CellArm, Cell], chosen: CellArm) -> str:
     depth = {arm: place for place, arm in enumerate(NEEDED)}
     if best.arm == "scratch":
         return "nothing was worth transferring"
-    if best.arm == "other":
+    depth["other"] = depth["most"]
+    if best.arm == "other" and chosen == "most":
         return "rates too low" if best.raised else "rates too high"
     return "too shallow" if depth.get(chosen, -1) < depth[best.arm] else "too deep"
 

@@ -1,7 +1,7 @@
 """Regret: what a choice of arm lost against the best arm on test, looked up in the cells.
 
-Of a task count only the arms that were trained; where scratch is missing, the best of the others
-is the best.
+Of a task count only the arms that were trained; where scratch or `other` is missing, the best of
+the others is the best.
 """
 
 from collections import defaultdict
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from bench.cells import ARMS, Cell, CellArm, Said, Task
+from bench.cells import Cell, CellArm, Said, Task
 
 RESAMPLES = 2000
 NEEDED: tuple[CellArm, ...] = ("frozen", "top", "most", "all")
@@ -49,7 +49,7 @@ class Outcome:
 
 
 def complete(cells: Sequence[Cell]) -> Cells:
-    """Give the arms of every task whose transfer arms have all been trained."""
+    """Give the arms of every task of which the frozen head and all depths have been trained."""
     by_task: dict[Task, dict[CellArm, Cell]] = defaultdict(dict)
     for cell in cells:
         by_task[cell.task][cell.arm] = cell
@@ -84,7 +84,7 @@ def constant(arm: CellArm) -> Choice:
     return {arm: 1.0}
 
 
-RANDOM: Choice = {arm: 1.0 for arm in ARMS}
+RANDOM: Choice = dict.fromkeys((*NEEDED, "scratch"), 1.0)
 
 
 def follow(cells: Cells, said: Sequence[Said], decider: str) -> dict[Task, Choice]:
