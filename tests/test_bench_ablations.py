@@ -120,7 +120,7 @@ def test_variants_and_cells_are_made_by_the_stages(
     assert base.epochs > 0
     assert Bench(parse_decisions([*shared, "--levels", "10"])).run() == 0
     cells = {cell.arm: cell for cell in read_cells(tmp_path / "out/cells.csv")}
-    assert set(cells) == {"frozen", "top", "most", "all", "scratch"}
+    assert set(cells) == {"frozen", "top", "most", "all", "other", "scratch"}
     assert {cell.test_images for cell in cells.values()} == {cells["frozen"].test_images}
     assert all(cell.phases and cell.seconds > 0 for arm, cell in cells.items() if arm != "frozen")
     (said,) = read_said(tmp_path / "out/evidence.csv")
