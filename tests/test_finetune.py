@@ -24,7 +24,7 @@ from torch import nn
 from tasks import finetune as stage
 from tasks.artifacts.arrays import read_array, read_tensors, write_array, write_tensors
 from tasks.artifacts.records import Arm, Finetuned, Transfer, ValSummary, read_record, write_record
-from tasks.artifacts.tables import HistoryRow, read_rows, write_manifest
+from tasks.artifacts.tables import HistoryRow, Manifest, read_rows, write_manifest
 from tasks.backbones.catalogue import load_backbone
 from tasks.errors import ArtifactError, EngineError
 from tasks.heads.classifier import load_finetuned
@@ -211,10 +211,19 @@ def test_training_starts_from_a_head_as_sure_as_val_finds_right(
 ) -> None:
     project.arguments()
     assert project.inputs is not None
-    sure = np.random.default_rng(1).normal(0, 30, project.inputs.baseline_logits.shape)
-    inputs = replace(project.inputs, baseline_logits=sure.astype(np.float32))
-    temperature = inputs.examples(balanced=balanced).val.temperature(inputs.baseline_logits)
+    logits = np.zeros_like(project.inputs.baseline_logits)
+    logits[:, 0] = 12  # it always names the first class, far too sure
+    first, *_ = project.inputs.manifest.class_names
+    rows = [  # most val images are of one class
+        replace(row, label=first) if row.split == "val" and number % 5 else row
+        for number, row in enumerate(project.inputs.manifest.rows)
+    ]
+    inputs = replace(project.inputs, manifest=Manifest(rows), baseline_logits=logits)
+    other, temperature = (
+        inputs.examples(balanced=one).val.temperature(logits) for one in (not balanced, balanced)
+    )
     assert temperature > 2
+    assert abs(temperature / other - 1) > 1e-3
     before = to_arrays(inputs.head)
     start = inputs.start(seed=17, balanced=balanced, machine=read_machine())
     for name, values in to_arrays(start.head).items():
