@@ -82,11 +82,12 @@ def decide(found: Measured, params: DecideParams) -> Decision:
     """
     similarity, info, baseline, race = found.similarity, found.backbone, found.baseline, found.race
     params = set_marks(params, similarity.marks)
-    evidence = gather_evidence(similarity, info, found.manifest, baseline, race)
+    evidence = gather_evidence(info, found.manifest, baseline, similarity, race)
     recommended = choose(evidence, params)
     arm = recommended.arm if params.arm == "auto" else params.arm
     errors = errors_by_folds(baseline)
-    assessment = assess(evidence, similarity, params, errors=errors, race=race)
+    val_images = baseline.val_accuracy.n
+    assessment = assess(evidence, similarity, params, val_images=val_images, errors=errors)
     decision = Decision(
         arm=arm,
         forced=params.arm != "auto",

@@ -217,21 +217,12 @@ class DecideParams(Block):
     far_mmd: Annotated[float, Field(ge=0, le=10)] | Literal["auto"] = Field(
         description="Matched MMD^2 above which the domain counts as far. auto: as similar_mmd."
     )
-    similar_shift: float = Field(
-        ge=0, le=100, description="Mean batch-norm shift below which the domain counts as similar."
-    )
-    far_shift: float = Field(
-        ge=0, le=100, description="Mean batch-norm shift above which the domain counts as far."
-    )
     ceiling_error: float = Field(
         ge=0,
         le=1,
         description="Share of errors of the frozen head, by folds over train and val, below which "
         "it counts as being at its ceiling, if val could not tell a flawless model from it; 0: "
         "never.",
-    )
-    max_p_value: float = Field(
-        gt=0, le=1, description="p-value of the MMD test above which a difference is not trusted."
     )
     min_transfer_gain: float = Field(
         ge=-1, le=1, description="Accuracy that pretrained features must gain over random ones."
@@ -240,20 +231,20 @@ class DecideParams(Block):
     @model_validator(mode="after")
     def check_order(self) -> Self:
         """Refuse thresholds that leave no room between similar and far."""
-        for low, high in (("similar_mmd", "far_mmd"), ("similar_shift", "far_shift")):
-            least, most = getattr(self, low), getattr(self, high)
-            if "auto" in (least, most):
-                if least != most:
-                    raise ValueError(
-                        f"{low} is {least} and {high} {most}; allowed: both auto or both numbers"
-                    )
-            elif least >= most:
-                raise ValueError(f"{low} is {least:g}; allowed: below {high} ({most:g})")
+        similar, far = self.similar_mmd, self.far_mmd
+        if similar == "auto" or far == "auto":
+            if similar != far:
+                raise ValueError(
+                    f"similar_mmd is {similar} and far_mmd {far}; allowed: both auto or both "
+                    "numbers"
+                )
+        elif similar >= far:
+            raise ValueError(f"similar_mmd is {similar:g}; allowed: below far_mmd ({far:g})")
         return self
 
 
 class RaceParams(Block):
-    """Arms trained side by side on a part of the images, where the evidence leaves doubt."""
+    """Arms trained side by side on a part of the images, where the budget pays for it."""
 
     share: float = Field(
         ge=0,

@@ -1,4 +1,4 @@
-"""Race arms on a part of the images where rules and measurements leave doubt; val judges.
+"""Race arms on a part of the images, where the budget pays for it; val judges.
 
 Writes race.json: the rounds and the winner, or why there was no race. A racer has a whole schedule
 of its own on its part, against frozen features that learned from the same images.
@@ -14,9 +14,7 @@ from tasks.artifacts.pixels import PixelStore
 from tasks.artifacts.records import (
     BackboneInfo,
     Baseline,
-    Estimate,
     Race,
-    Similarity,
     read_record,
     write_record,
 )
@@ -33,15 +31,12 @@ from tasks.runtime.machine import read_machine
 from tasks.training.feed.rows import Stores
 from tasks.training.phases import last_epochs
 from tasks.training.resume.workspace import Workspace
-from tasks.transferability.doubts import assess
 from tasks.transferability.rules import (
     Evidence,
     at_ceiling,
     choose_cuts,
-    errors_by_folds,
     gather_evidence,
     raises_rates,
-    set_marks,
 )
 
 log = logging.getLogger(__name__)
@@ -58,29 +53,22 @@ class Paths(StagePaths):
     val: Read
     train_features: Read
     val_features: Read
-    similarity: Read
     backbone: Read
     baseline: Read
     race: Write
 
 
-def find_reason_to_skip(
-    evidence: Evidence, similarity: Similarity, errors: Estimate | None, params: DecideParams
-) -> str | None:
-    """Say why nothing is in doubt that a race could settle; None where something is.
+def find_reason_to_skip(evidence: Evidence, params: DecideParams) -> str | None:
+    """Say why there is nothing that a race could settle; None where there is.
 
     Args:
         evidence: What the rules look at.
-        similarity: The same with intervals.
-        errors: Share of images that frozen features have wrong.
         params: The `decide` block.
     """
     if params.arm != "auto":
         return f"No race: the user asked to {ORDERS[params.arm]}."
     if at_ceiling(evidence, params):
         return "No race: frozen features are at their ceiling."
-    if assess(evidence, similarity, params, errors=errors).confidence == "high":
-        return "No race: the measurements leave no doubt."
     return None
 
 
@@ -99,21 +87,17 @@ def plan_race(
     return choose_field(info.groups, costs, cuts, work, means.params, tuning)
 
 
-def race_or_skip(
-    ground: Ground, similarity: Similarity, decide: DecideParams, means: Means
-) -> Race:
-    """Race where something is in doubt and the budget affords it, else say why there is no race.
+def race_or_skip(ground: Ground, decide: DecideParams, means: Means) -> Race:
+    """Race where it can settle something and the budget affords it, else say why there is none.
 
     Args:
         ground: What is raced on.
-        similarity: Measured on the training images.
         decide: The `decide` block.
         means: How racers are trained, within which budget.
     """
-    baseline, params = ground.baseline, means.params
-    decide = set_marks(decide, similarity.marks)
-    evidence = gather_evidence(similarity, ground.backbone, ground.manifest, baseline)
-    reason = find_reason_to_skip(evidence, similarity, errors_by_folds(baseline), decide)
+    params = means.params
+    evidence = gather_evidence(ground.backbone, ground.manifest, ground.baseline)
+    reason = find_reason_to_skip(evidence, decide)
     if reason is not None:
         return Race(skipped=reason)
     field = plan_race(evidence, ground, decide, means)
@@ -130,7 +114,7 @@ def race_or_skip(
 
 def main(argv: Sequence[str] | None) -> None:
     """Read what earlier stages measured and made, race or not, write what became of it."""
-    what = "Race arms on a part of the images where the evidence leaves doubt"
+    what = "Race arms on a part of the images, where the budget pays for it"
     paths, params = read_arguments(Paths, "race", what, argv)
     machine = read_machine()
     configure_torch(machine, params.seed)
@@ -151,8 +135,7 @@ def main(argv: Sequence[str] | None) -> None:
     means = Means(params.race, params.finetune, machine, workspace.activations)
     with workspace.holding():
         try:
-            similarity = read_record(paths.similarity, Similarity)
-            race = race_or_skip(ground, similarity, params.decide, means)
+            race = race_or_skip(ground, params.decide, means)
         finally:
             workspace.remove()
     write_record(paths.race, race)

@@ -294,18 +294,21 @@ def test_sets_of_the_same_images_are_resampled_together():
 
 def test_a_loss_is_explained_by_val_or_by_depth():
     arms = arms_of(0.6, 0.7, 0.65, 0.5)
-    assert explain_loss(arms, "frozen") == "too shallow"
-    assert (
-        explain_loss(arms, "all")
-        == "val (15 images) shipped the arm's model, the worse one on test"
-    )
-    assert explain_loss(arms, "most") == "too deep"
+
+    def explained(arm: CellArm) -> str:
+        return explain_loss(arms, arm, judge_choice(arms, constant(arm)))
+
+    assert explained("frozen") == "too shallow"
+    assert explained("all") == "val (15 images) shipped the arm's model, the worse one on test"
+    assert explained("most") == "too deep"
     arms["other"] = cell("other", 0.8, raised=True)
-    assert explain_loss(arms, "most") == "rates too low"
-    assert explain_loss(arms, "frozen") == "too shallow"
-    assert explain_loss(arms, "all") == "too deep"
+    assert explained("most") == "rates too low"
+    assert explained("frozen") == "too shallow"
+    assert explained("all") == "too deep"
     arms["scratch"] = cell("scratch", 0.9)
-    assert explain_loss(arms, "most") == "nothing was worth transferring"
+    assert explained("most") == "nothing was worth transferring"
+    arms["scratch"] = cell("scratch", 0.9, shipped_a=1.0, shipped_b=0.6)
+    assert explained("other").startswith("the best arm had luck")
 
 
 @pytest.mark.parametrize(
@@ -351,8 +354,8 @@ def test_the_page_holds_regrets_confidence_and_losses():
     assert "24 cells of 6 tasks" in page
     assert "| rules | 6 | 6.7 [0.0, 10.0] |" in page
     assert "| always the top third | 6 | 0.0 [0.0, 0.0] |" in page
-    assert "| rules | high | 6 | 2 | 6.7 |" in page
-    assert "| a | 10 | 17 | frozen, 60.0 | top, 70.0 | 10.0 | 0.300 | 0.40 | too shallow |" in page
+    assert "| rules | high | 6 | 2 | 6.7 | 6.7 |" in page
+    assert "| a | 10 | 17 | frozen, 60.0 | top, 70.0 | 10.0 | 10.0 | 0.300 | 0.40 | too shallow |" in page
 
 
 def test_the_makefile_names_the_command():

@@ -176,14 +176,16 @@ def test_a_long_value_is_cut(params_file):
     assert len(str(caught.value)) < 400
 
 
+def test_similar_is_nearer_than_far(params_file):
+    text = TEXT.replace("similar_mmd: auto", "similar_mmd: 0.2")
+    text = text.replace("far_mmd: auto", "far_mmd: 0.1")
+    with pytest.raises(ParamsError, match=r"decide: similar_mmd is 0\.2; allowed: below far_mmd"):
+        load_params(params_file(text))
+
+
 RULES = {
     "shares": ("ingest.val_fraction", "0.45", r"ingest: val_fraction \+ test_fraction is 0\.63"),
     "views": ("augment.policy", "none", "augment: policy none makes every one of the"),
-    "thresholds": (
-        "decide.similar_shift",
-        "5.0",
-        "decide: similar_shift is 5; allowed: below far_sh",
-    ),
     "marks": (
         "decide.far_mmd",
         "0.1",

@@ -11,18 +11,14 @@ from conftest import ROOT, tells
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
-from test_doubts import measured
 from tiny_finetune import make_inputs
 from torch import nn
 
 from tasks.artifacts.records import (
     Decision,
-    Estimate,
     LayerGroup,
     Race,
-    Similarity,
     read_record,
-    write_record,
 )
 from tasks.errors import TrainingError
 from tasks.heads.features import Labeled
@@ -318,10 +314,7 @@ def test_the_budget_is_a_share_of_what_fine_tuning_at_its_rates_costs(
     ground, tmp_path, monkeypatch, overfit, raised
 ):
     monkeypatch.setattr("tasks.race.choose_field", lambda *given: given[-1].epochs)
-    seen = Evidence(
-        images=1000, classes=2, blocks=(1, 2, 3), mmd=None, p_value=None, shift=0.2, gain=0.3,
-        overfit=overfit,
-    )  # fmt: skip
+    seen = Evidence(images=1000, classes=2, blocks=(1, 2, 3), overfit=overfit)
     means = make_means(tmp_path)
     tuning = means.tuning.model_copy(update={"epochs": 9, "raise_lr": 2.0})
     epochs = plan_race(seen, ground, PARAMS.decide, replace(means, tuning=tuning))
@@ -332,12 +325,10 @@ def test_the_budget_is_a_share_of_what_fine_tuning_at_its_rates_costs(
 
 
 @pytest.fixture(scope="module")
-def unsure(runs, tmp_path_factory):
-    """A run in which nothing but the shift tells how far the domain is."""
-    run = runs("fine-tuned").copy(tmp_path_factory.mktemp("unsure"))
+def unforced(runs, tmp_path_factory):
+    """A run whose arm the user leaves open."""
+    run = runs("fine-tuned").copy(tmp_path_factory.mktemp("unforced"))
     run.set(run.params, {"decide.arm": "auto"})
-    path = run.root / "data/similarity/similarity.json"
-    write_record(path, read_record(path, Similarity).model_copy(update={"mmd": None}))
     return run
 
 
@@ -347,52 +338,42 @@ def run_stage(run, stage, monkeypatch):
     import_module(f"tasks.{stage}").main(run.arguments(stage))
 
 
-def test_the_stage_races_where_the_distance_is_unknown_and_decide_tells_it(unsure, monkeypatch):
-    path = unsure.root / "data/race/race.json"
+def test_the_stage_races_and_decide_tells_it(unforced, monkeypatch):
+    path = unforced.root / "data/race/race.json"
     assert read_record(path, Race).skipped == "No race: the user asked to fine-tune."
-    run_stage(unsure, "race", monkeypatch)
+    run_stage(unforced, "race", monkeypatch)
     race, written = read_record(path, Race), path.read_bytes()
     assert race.skipped is None
     assert 0 < race.cost <= 1
     assert [done.epochs for done in race.rounds] == [1] * len(race.rounds)
-    assert not list((unsure.root / ".regraft").rglob("*.npy"))
-    run_stage(unsure, "race", monkeypatch)
+    assert not list((unforced.root / ".regraft").rglob("*.npy"))
+    run_stage(unforced, "race", monkeypatch)
     assert path.read_bytes() == written
-    run_stage(unsure, "decide", monkeypatch)
-    decision = read_record(unsure.root / "data/decide/decision.json", Decision)
+    run_stage(unforced, "decide", monkeypatch)
+    decision = read_record(unforced.root / "data/decide/decision.json", Decision)
     assert decision.evidence.race == race
     assert sum("In a race" in reason for reason in decision.reasons) == 1
 
 
-def test_a_race_that_the_budget_does_not_pay_for_is_said_to_be_too_dear(unsure, monkeypatch):
-    unsure.set(unsure.params, {"race.min_images": 1000})
-    run_stage(unsure, "race", monkeypatch)
-    skipped = read_record(unsure.root / "data/race/race.json", Race).skipped
+def test_a_race_that_the_budget_does_not_pay_for_is_said_to_be_too_dear(unforced, monkeypatch):
+    unforced.set(unforced.params, {"race.min_images": 1000})
+    run_stage(unforced, "race", monkeypatch)
+    skipped = read_record(unforced.root / "data/race/race.json", Race).skipped
     assert tells(skipped, "100%", "race.share", "1,000 images", "race.min_images")
 
 
 # where there is none -----------------------------------------------------------------------------
 
-NEVER_WRONG = Estimate(value=0.0, low=0.0, high=0.01, n=500)
+
+def reason(arm="auto", error=0.1, room=0.05):
+    evidence = Evidence(images=1000, classes=2, blocks=(1, 2, 3), error=error, room=room)
+    return find_reason_to_skip(evidence, PARAMS.decide.model_copy(update={"arm": arm}))
 
 
-def reason(arm="auto", error=0.1, room=0.05, **what):
-    evidence, similarity = measured(**what)
-    evidence = replace(evidence, error=error, room=room)
-    params = PARAMS.decide.model_copy(update={"arm": arm})
-    params = params.model_copy(update={"similar_mmd": 0.04, "far_mmd": 0.1})
-    return find_reason_to_skip(evidence, similarity, NEVER_WRONG, params)
-
-
-def test_nothing_is_raced_where_nothing_is_in_doubt():
+def test_nothing_is_raced_where_a_race_could_settle_nothing():
     assert tells(reason("scratch"), "the user asked to train from scratch")
-    assert tells(reason(error=0.0, room=-0.01, mmd=None), "at their ceiling")
-    assert tells(reason(), "leave no doubt")
-
-
-def test_without_a_card_there_is_a_race():
-    assert reason(mmd=None) is None
-    assert reason(gain=(-0.03, -0.01, 0.01)) is None
+    assert tells(reason(error=0.0, room=-0.01), "at their ceiling")
+    assert reason() is None
 
 
 def test_a_skipped_race_holds_nothing_but_the_reason():

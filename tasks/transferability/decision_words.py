@@ -21,7 +21,6 @@ from tasks.transferability.rules import ONE_PHASE, RAISE_ABOVE, Evidence
 MANY_TIMES = 10  # above, how many does not matter
 QUANTITIES = {
     "mmd": "MMD^2 to the source images that fit best",
-    "shift": "the batch-norm shift",
     "gain": "the transfer gain",
     "error": "the share of errors of frozen features by folds",
 }
@@ -94,7 +93,7 @@ def _reasons(evidence: Evidence, similarity: Similarity, decision: Decision) -> 
         yield from _of_rates(evidence, decision)
         yield from _of_more_images(decision.evidence.curve)
         race = decision.evidence.race
-        if race is not None and (race.winner is not None or race.skipped):
+        if race is not None:
             yield race.skipped or race.words
 
 
@@ -154,15 +153,17 @@ def _of_more_images(curve: LearningCurve | None) -> Iterator[str]:
 
 def _domain_in_words(similarity: Similarity, decision: Decision) -> str:
     mmd, shift = similarity.mmd, similarity.shift
-    if mmd is not None:
-        best = mmd.matched
-        return (
-            f"The domain is {decision.domain}: MMD^2 to the images of {mmd.source} that fit best "
-            f"is {best.value:.3f}{_interval(best.low, best.high)}, to all of them {mmd.value:.3f}."
-        )
-    if shift is not None:
-        return f"The domain is {decision.domain}: the mean batch-norm shift is {shift.value:.2f}."
-    return "Nothing tells how far the domain is, so it counts as intermediate."
+    if mmd is None:
+        told = f"; the mean batch-norm shift is {shift.value:.2f}" if shift else ""
+        return f"No card tells how far the domain is, so it counts as intermediate{told}."
+    best, says = mmd.matched, f"is {decision.domain}"
+    if not any(rule.name == "domain by MMD" and rule.fired for rule in decision.rules):
+        says = "counts as intermediate, as no ruler tells it"
+    return (
+        f"The domain {says}: MMD^2 to the images of {mmd.source} that fit best is "
+        f"{best.value:.3f}{_interval(best.low, best.high)}, to all of them {mmd.value:.3f} (p = "
+        f"{mmd.p_value:.3g} that they are alike)."
+    )
 
 
 def _interval(low: float | None, high: float | None, scale: float = 1) -> str:

@@ -7,21 +7,21 @@ from typing import Literal
 
 import numpy as np
 
-from tasks.artifacts.records import Distance, Estimate, Race, Similarity
+from tasks.artifacts.records import Distance, Estimate, Similarity
 from tasks.params import DecideParams
 from tasks.transferability.rules import (
-    DOMAINS,
+    ONE_PHASE,
     ArmChoice,
     Evidence,
     at_ceiling,
     choose,
-    domain_by_mmd,
-    domain_by_shift,
+    gains_little,
 )
 
 Confidence = Literal["low", "medium", "high"]
-Quantity = Literal["images", "mmd", "shift", "gain", "error", "overfit"]
+Quantity = Literal["images", "mmd", "gain", "error", "overfit"]
 
+FEW_VAL = 20  # images in val below which it hardly tells which of two models is better
 LARGEST_IMAGES = 10**8
 LARGEST_RATIO = 100.0  # of losses
 STEPS = 120  # of the search along one quantity, before bisection
@@ -54,30 +54,35 @@ def assess(
     similarity: Similarity,
     params: DecideParams,
     *,
+    val_images: int,
     errors: Estimate | None = None,
-    race: Race | None = None,
 ) -> Assessment:
-    """Rate a choice: low where the arm is in doubt, medium where its domain is, else high.
+    """Rate a choice by how often one like it was right.
 
-    Where frozen features are at their ceiling, or a race has a winner, neither domain nor rules are
-    asked any more.
+    Tried on many sets, it was the number of images that told (docs/decisions.md): low where val is
+    too small to tell models apart, medium with few images a class, else high. Low too where the
+    rules themselves waver. Where frozen features are at their ceiling, or a race has a winner,
+    neither is asked any more.
 
     Args:
         evidence: What the rules look at.
         similarity: The same with intervals.
         params: The `decide` block.
+        val_images: How many judge.
         errors: Share of images that frozen features have wrong, with its interval.
-        race: What became of it; None before there was one.
     """
     if at_ceiling(evidence, params):
-        mild = list(_doubts_of_ceiling(errors, params))
-        return Assessment("medium" if mild else "high", mild)
+        doubts = list(_doubts_of_ceiling(errors, params))
+        return Assessment("medium" if doubts else "high", doubts)
     if evidence.winner is not None:
         return Assessment("high", [])
-    grave = list(_grave_doubts(evidence, similarity, params))
-    mild = list(_mild_doubts(evidence, similarity, params))
-    lost = [race.words] if race and race.words and (grave or mild) else []
-    return Assessment("low" if grave else "medium" if mild else "high", [*grave, *mild, *lost])
+    doubts = list(_doubts(evidence, similarity, params, val_images))
+    if doubts:
+        return Assessment("low", doubts)
+    if evidence.images_per_class <= ONE_PHASE:
+        few = f"With at most {ONE_PHASE} images a class, chance has a say in which arm is best."
+        return Assessment("medium", [few])
+    return Assessment("high", [])
 
 
 def _doubts_of_ceiling(errors: Estimate | None, params: DecideParams) -> Iterator[str]:
@@ -86,60 +91,26 @@ def _doubts_of_ceiling(errors: Estimate | None, params: DecideParams) -> Iterato
         yield f"There are so few images that frozen features may still err on {most:.1%} of others."
 
 
-def _grave_doubts(
-    evidence: Evidence, similarity: Similarity, params: DecideParams
+def _doubts(
+    evidence: Evidence, similarity: Similarity, params: DecideParams, val_images: int
 ) -> Iterator[str]:
     chosen = choose(evidence, params)
-    if domain_by_mmd(evidence, params) is None and evidence.shift is None:
-        yield "Nothing tells how far the domain is."
     if any(choose(other, params).arm != chosen.arm for other in within(evidence, similarity)):
         yield "Within the intervals of the measurements the rules name different arms."
-    if evidence.room is not None and evidence.room <= 0:
+    if val_images < FEW_VAL:
+        yield f"Val has {val_images} images: with fewer than {FEW_VAL}, a worse model often wins."
+    elif evidence.room is not None and evidence.room <= 0:
         yield "Val is too small: it could not tell even a flawless model from frozen features."
-    if _disagreement(evidence, params) > 1:
-        yield "MMD and batch-norm shift contradict each other about the domain."
-    if evidence.gain < params.min_transfer_gain:
+    if gains_little(evidence, params):
         yield "Pretrained features hardly beat random ones, so transfer itself is in doubt."
-    if (
-        evidence.p_value is not None
-        and evidence.p_value > params.max_p_value
-        and chosen.domain != "similar"
-    ):
-        yield (
-            f"The images cannot be told from the source (p = {evidence.p_value:.2f}): too few of "
-            "them to trust the distance."
-        )
-
-
-def _mild_doubts(evidence: Evidence, similarity: Similarity, params: DecideParams) -> Iterator[str]:
-    chosen = choose(evidence, params)
-    others = [choose(other, params) for other in within(evidence, similarity)]
-    if any(other.arm == chosen.arm and other != chosen for other in others):
-        yield "Within the intervals of the measurements the rules name different domains."
-    if _disagreement(evidence, params) == 1:
-        yield (
-            f"MMD says {domain_by_mmd(evidence, params)}, batch-norm shift says "
-            f"{domain_by_shift(evidence, params)}."
-        )
-    if domain_by_mmd(evidence, params) is None and evidence.shift is not None:
-        yield "The domain rests on batch-norm shift alone: no source card or ruler fits."
-
-
-def _disagreement(evidence: Evidence, params: DecideParams) -> int:
-    """Steps between what MMD and shift say about the domain; 0 where one of them is missing."""
-    by_mmd, by_shift = domain_by_mmd(evidence, params), domain_by_shift(evidence, params)
-    if by_mmd is None or by_shift is None:
-        return 0
-    return abs(DOMAINS.index(by_mmd) - DOMAINS.index(by_shift))
 
 
 def within(evidence: Evidence, similarity: Similarity) -> Iterator[Evidence]:
     """Yield the evidence at all combinations of the interval ends of what the rules look at."""
-    quantity: Quantity = "mmd" if similarity.mmd else "shift"
-    distances = _ends(similarity.mmd.matched if similarity.mmd else similarity.shift)
+    distances = _ends(similarity.mmd.matched if similarity.mmd else None)
     for distance, gain in product(distances, _ends(similarity.transfer_gain)):
         moved = evidence if gain is None else _with(evidence, "gain", gain)
-        yield moved if distance is None else _with(moved, quantity, distance)
+        yield moved if distance is None else _with(moved, "mmd", distance)
 
 
 def _ends(measured: Estimate | Distance | None) -> tuple[float | None, ...]:
@@ -179,17 +150,15 @@ def _paths(evidence: Evidence, params: DecideParams) -> Iterator[tuple[Quantity,
     if evidence.mmd is not None:
         yield "mmd", np.linspace(evidence.mmd, 2.0, STEPS).tolist()
         yield "mmd", np.linspace(evidence.mmd, 0.0, STEPS).tolist()
-    elif evidence.shift is not None:
-        yield "shift", np.linspace(evidence.shift, evidence.shift + 100, 10 * STEPS).tolist()
-        yield "shift", np.linspace(evidence.shift, 0.0, STEPS).tolist()
     if evidence.error is not None and at_ceiling(evidence, params):
         yield "error", np.linspace(evidence.error, 1.0, STEPS).tolist()
     if evidence.overfit is not None:
         start = min(evidence.overfit, LARGEST_RATIO)  # it may be infinite
         for end in (LARGEST_RATIO, 0.0):
             yield "overfit", [evidence.overfit, *np.linspace(start, end, STEPS).tolist()]
-    yield "gain", np.linspace(evidence.gain, 1.0, STEPS).tolist()
-    yield "gain", np.linspace(evidence.gain, -1.0, STEPS).tolist()
+    if evidence.gain is not None:
+        yield "gain", np.linspace(evidence.gain, 1.0, STEPS).tolist()
+        yield "gain", np.linspace(evidence.gain, -1.0, STEPS).tolist()
 
 
 def _whole(values: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> list[float]:
@@ -233,8 +202,6 @@ def _with(evidence: Evidence, quantity: Quantity, value: float) -> Evidence:
         return replace(evidence, images=int(value))
     if quantity == "mmd":
         return replace(evidence, mmd=value)
-    if quantity == "shift":
-        return replace(evidence, shift=value)
     if quantity == "error":
         return replace(evidence, error=value)
     if quantity == "overfit":

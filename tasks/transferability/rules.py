@@ -43,23 +43,21 @@ class RaceWinner:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What the rules look at; numbers without their intervals.
+    """What the rules look at; numbers without their intervals, None where they were not measured.
 
-    `images`: training images. `blocks`: of each layer group of the backbone. `mmd` and `shift`:
-    None where they could not be measured; `mmd` is that to the source images that fit best.
-    `gain`: accuracy of pretrained minus random features. `error`: share of images that frozen
-    features have wrong, by folds; `room`: val accuracy that a model without mistakes would surely
-    add; both None where they were not measured. `overfit`: loss of frozen features on val, as a
-    multiple of that on train. `winner`: of a race; None where there was none.
+    `images`: training images. `blocks`: of each layer group of the backbone. `mmd`: to the source
+    images that fit best. `gain`: accuracy of pretrained minus random features. `error`: share of
+    images that frozen features have wrong, by folds; `room`: val accuracy that a model without
+    mistakes would surely add. `overfit`: loss of frozen features on val, as a multiple of that on
+    train. `winner`: of a race; None where there was none.
     """
 
     images: int
     classes: int
     blocks: tuple[int, ...]
-    mmd: float | None
-    p_value: float | None
-    shift: float | None
-    gain: float
+    mmd: float | None = None
+    p_value: float | None = None
+    gain: float | None = None
     error: float | None = None
     room: float | None = None
     overfit: float | None = None
@@ -103,32 +101,17 @@ def choose(evidence: Evidence, params: DecideParams) -> ArmChoice:
 
 
 def domain_of(evidence: Evidence, params: DecideParams) -> Domain:
-    """Classify the distance to the source by MMD^2, else by shift, else as intermediate."""
-    return domain_by_mmd(evidence, params) or domain_by_shift(evidence, params) or "intermediate"
+    """Classify the distance to the source; intermediate where nothing tells it."""
+    return measured_domain(evidence, params) or "intermediate"
 
 
-def domain_by_mmd(evidence: Evidence, params: DecideParams) -> Domain | None:
+def measured_domain(evidence: Evidence, params: DecideParams) -> Domain | None:
     """What the matched MMD says; None where it was not measured or nothing tells what it means."""
-    return _classify(evidence.mmd, params.similar_mmd, params.far_mmd)
-
-
-def domain_by_shift(evidence: Evidence, params: DecideParams) -> Domain | None:
-    """What the batch-norm shift alone says; None where it was not measured.
-
-    The thresholds were set on batch norm. The moment shift of other layers is on another scale, for
-    which there are none, so it never becomes evidence.
-    """
-    return _classify(evidence.shift, params.similar_shift, params.far_shift)
-
-
-def _classify(
-    value: float | None, similar: float | Literal["auto"], far: float | Literal["auto"]
-) -> Domain | None:
-    if value is None or similar == "auto" or far == "auto":
+    if evidence.mmd is None or params.similar_mmd == "auto" or params.far_mmd == "auto":
         return None
-    if value < similar:
+    if evidence.mmd < params.similar_mmd:
         return "similar"
-    return "far" if value > far else "intermediate"
+    return "far" if evidence.mmd > params.far_mmd else "intermediate"
 
 
 # how deep ----------------------------------------------------------------------------------------
@@ -175,7 +158,6 @@ def apply_rules(evidence: Evidence, params: DecideParams) -> list[Rule]:
 
 def _rules(evidence: Evidence, params: DecideParams) -> Iterator[Rule]:
     yield _mmd_rule(evidence, params)
-    yield _shift_rule(evidence, params)
     yield _gain_rule(evidence, params)
     yield _ceiling_rule(evidence, params)
     yield _race_rule(evidence)
@@ -185,7 +167,7 @@ def _rules(evidence: Evidence, params: DecideParams) -> Iterator[Rule]:
 
 
 def _mmd_rule(evidence: Evidence, params: DecideParams) -> Rule:
-    says = domain_by_mmd(evidence, params)
+    says = measured_domain(evidence, params)
     return Rule(
         name="domain by MMD",
         statement=f"MMD^2 to the source images that fit best: below {_mark(params.similar_mmd)} "
@@ -200,15 +182,9 @@ def _mark(threshold: float | Literal["auto"]) -> str:
     return "the ruler's mark" if threshold == "auto" else f"{threshold:.3g}"
 
 
-def _shift_rule(evidence: Evidence, params: DecideParams) -> Rule:
-    return Rule(
-        name="domain by batch-norm shift",
-        statement=f"A shift below {params.similar_shift:g} is a similar domain, above "
-        f"{params.far_shift:g} a far one; decides where MMD tells nothing, else a second opinion.",
-        inputs={"shift": evidence.shift, "says": domain_by_shift(evidence, params)},
-        fired=domain_by_mmd(evidence, params) is None and evidence.shift is not None,
-        votes_for=None,
-    )
+def gains_little(evidence: Evidence, params: DecideParams) -> bool:
+    """Whether pretrained features are hardly better than random ones."""
+    return evidence.gain is not None and evidence.gain < params.min_transfer_gain
 
 
 def _gain_rule(evidence: Evidence, params: DecideParams) -> Rule:
@@ -217,7 +193,7 @@ def _gain_rule(evidence: Evidence, params: DecideParams) -> Rule:
         statement="A gain of pretrained over random features below "
         f"{params.min_transfer_gain:g} is a warning: there is little to transfer.",
         inputs={"transfer_gain": evidence.gain},
-        fired=evidence.gain < params.min_transfer_gain,
+        fired=gains_little(evidence, params),
         votes_for=None,
     )
 
@@ -264,7 +240,7 @@ def _scratch_rule(evidence: Evidence, params: DecideParams) -> Rule:
         inputs={"images": evidence.images, "domain": domain, "transfer_gain": evidence.gain},
         fired=evidence.images >= params.scratch_min_images
         and domain == "far"
-        and evidence.gain < params.min_transfer_gain,
+        and gains_little(evidence, params),
         votes_for="scratch",
     )
 
@@ -320,35 +296,29 @@ def set_marks(params: DecideParams, marks: Marks | None) -> DecideParams:
 
 
 def gather_evidence(
-    similarity: Similarity,
     info: BackboneInfo,
     manifest: Manifest,
     baseline: Baseline,
+    similarity: Similarity | None = None,
     race: Race | None = None,
 ) -> Evidence:
     """Take from the measurements what the rules look at.
 
     Args:
-        similarity: Measured on the training images.
         info: Its layer groups are what can be unfrozen.
         manifest: Tells the numbers of training images and classes.
         baseline: What frozen features make of the images.
+        similarity: Measured on the training images; None where nothing is asked that it tells.
         race: What became of it; None before there was one.
     """
-    mmd, shift, folds, room = (
-        similarity.mmd,
-        similarity.shift,
-        baseline.folds_accuracy,
-        baseline.room,
-    )
+    mmd, folds, room = similarity and similarity.mmd, baseline.folds_accuracy, baseline.room
     return Evidence(
         images=len(manifest.of("train")),
         classes=len(manifest.class_names),
         blocks=tuple(group.blocks for group in info.groups),
         mmd=mmd.matched.value if mmd else None,
         p_value=mmd.p_value if mmd else None,
-        shift=shift.value if shift else None,
-        gain=similarity.transfer_gain.value,
+        gain=similarity.transfer_gain.value if similarity else None,
         error=1 - folds.value if folds else None,
         room=room.low if room else None,
         overfit=baseline.overfit,

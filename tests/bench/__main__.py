@@ -17,9 +17,16 @@ import psutil
 from bench.page import REGRAFT, write_page
 from bench.processes import run_measured, thread_limits
 from bench.results import Results, Trial, write_results
-from bench.scratch import ROOT, Copy, answers_of, link_images, run_regraft, write_task
+from bench.scratch import (
+    ROOT,
+    Copy,
+    answers_of,
+    link_images,
+    parse_value,
+    run_regraft,
+    write_task,
+)
 from bench.speed import measure_speeds
-from ruamel.yaml import YAML
 
 from tasks.runtime.machine import read_machine
 
@@ -148,12 +155,6 @@ class Bench:
             peak_bytes=measured.peak_bytes,
             **found,
         )
-
-
-def parse_value(text: str) -> tuple[str, object]:
-    """Read `block.key=value`, the value as YAML."""
-    key, _, value = text.partition("=")
-    return key, YAML(typ="safe").load(value)
 
 
 def quote(text: str) -> str:

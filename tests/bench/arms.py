@@ -32,7 +32,7 @@ from tasks.params import Params
 from tasks.training.phases import next_phase
 from tasks.training.resume.workspace import CONSTRAINTS, IMPORTED, TASKS, fingerprint
 from tasks.transferability.arms import DEPTHS
-from tasks.transferability.rules import Evidence, choose_cuts, raises_rates
+from tasks.transferability.rules import choose_cuts, gather_evidence, raises_rates
 
 
 def code_of(params: Params) -> str:
@@ -98,19 +98,10 @@ def transfer_by(arm: CellArm, study: Study) -> Transfer:
     """
     if arm == "scratch":
         return Transfer(arm="scratch", phases=[0])
-    params, manifest = study.params.decide, study.manifest
+    params = study.params.decide
     baseline = read_record(study.path("baseline/baseline.json"), Baseline)
-    groups = read_record(study.path("extract/backbone.json"), BackboneInfo).groups
-    evidence = Evidence(
-        images=len(manifest.of("train")),
-        classes=len(manifest.class_names),
-        blocks=tuple(group.blocks for group in groups),
-        mmd=None,
-        p_value=None,
-        shift=None,
-        gain=0.0,
-        overfit=baseline.overfit,
-    )
+    info = read_record(study.path("extract/backbone.json"), BackboneInfo)
+    evidence = gather_evidence(info, study.manifest, baseline)
     depths = params.model_copy(update={"depth": DEPTHS.get(arm, DEPTHS["most"])})
     cuts = choose_cuts("fine_tune", evidence, depths)
     raised = raises_rates(evidence) != (arm == "other")

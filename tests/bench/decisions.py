@@ -26,6 +26,7 @@ from bench.cells import (
 )
 from bench.decisions_page import write_page
 from bench.pools import Pool, make_pool
+from bench.scratch import parse_value, set_values
 from bench.studies import Study, read_graph
 from bench.subsets import ALL, choose_subset
 
@@ -107,17 +108,21 @@ class Bench:
 
     def decide_again(self) -> None:
         """Let the rules of this checkout decide on every task that has cells."""
-        said = {one.task for one in read_said(self.said) if one.decider == self.options.decider}
+        options = self.options
+        said = {one.task for one in read_said(self.said) if one.decider == options.decider}
         for task in dict.fromkeys(cell.task for cell in read_cells(self.cells)):
             study = Study(self.study_folder(task))
-            if task not in said and study.root.exists():
+            asked = task[1] in options.levels and task not in said
+            if asked and study.root.exists():
                 self.decide(study, task)
 
     def decide(self, study: Study, task: Task) -> None:
         """Decide beside a study and keep what was said."""
         decider = self.options.decider
         folder = self.options.scratch / "decided" / decider / study.root.name
-        said = decide(study.fork(folder), task, decider)
+        fork = study.fork(folder)
+        set_values(fork.root / "params.yaml", dict(map(parse_value, self.options.values)))
+        said = decide(fork, task, decider)
         append_row(self.said, said)
         say(f"{' '.join(map(str, task))}: {decider} chose {said.arm} ({said.confidence})")
 
@@ -221,6 +226,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--px", type=int, default=96, help="side of the images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18, 19])
     parser.add_argument("--decider", default="today", help="name of the rules that decide")
+    parser.add_argument(
+        "--values", nargs="+", default=[], metavar="KEY=VALUE", help="of params.yaml, to decide by"
+    )
     parser.add_argument("--decide-only", action="store_true", help="train nothing")
     parser.add_argument("--page", action="store_true", help="write docs/decisions.md and no more")
     parser.add_argument("--scratch", type=Path, default=Path(".regraft/bench"), help="is kept")

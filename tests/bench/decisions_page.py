@@ -25,6 +25,10 @@ from tasks.artifacts.words import plural
 from tasks.transferability.rules import ONE_PHASE
 
 WORST = 10  # tasks that are told one by one
+REGRETS: tuple[Callable[[Outcome], float], ...] = (
+    lambda one: one.regret,
+    lambda one: one.unbiased,
+)
 NAMES: dict[CellArm, str] = {
     "frozen": "always frozen",
     "top": "always the top third",
@@ -123,7 +127,7 @@ def gather_strategies(cells: Cells, said: Sequence[Said]) -> dict[str, Mapping[T
             if arm in arms and arms[arm].raised is raised
         }
     every["an arm by chance"] = dict.fromkeys(cells, RANDOM)
-    latest = [one for one in said if one.decider == next(reversed(_deciders(said)), None)]
+    latest = [one for one in said if one.decider == next(iter(_deciders(said)), None)]
     every["by domain"] = {
         one.task: constant(advise_by_domain(one)) for one in latest if one.task in cells
     }
@@ -180,9 +184,9 @@ def _strategies(
     cells: Cells, strategies: Mapping[str, Mapping[Task, Choice]], deciders: Sequence[str]
 ) -> str:
     head = ["strategy", "tasks", "regret, points", "regret by halves, points", "seconds a task"]
-    last = deciders[-1] if deciders else None
-    head += ["of them rolled back", f"beyond `{last}`, points"]
-    own = {one.task: one.regret for one in judge_all(cells, strategies[last])} if last else {}
+    first = deciders[0] if deciders else None
+    head += ["of them rolled back", f"beyond `{first}`, points"]
+    own = {one.task: one.regret for one in judge_all(cells, strategies[first])} if first else {}
     rows = []
     for name, choices in strategies.items():
         outcomes = judge_all(cells, choices)
@@ -198,7 +202,7 @@ def _strategies(
                 f"{seconds:.0f}",
                 f"{lost / seconds:.0%}" if seconds else "-",
                 show(mean_over_sets(shared, lambda one: one.regret - own[one.task]))
-                if shared and name != last
+                if shared and name != first
                 else "-",
             ]
         )
@@ -300,13 +304,18 @@ def _confidence(
         stated = {one.task: one.confidence for one in said if one.decider == name}
         outcomes = judge_all(cells, strategies[name])
         for level in ("high", "medium", "low"):
-            regrets = [one.regret for one in outcomes if stated[one.task] == level]
-            right = sum(regret <= RIGHT for regret in regrets)
-            mean = f"{sum(regrets) / len(regrets):.1f}" if regrets else "-"
-            rows.append([name, level, str(len(regrets)), str(right), mean])
-    told = f"A choice is right where its regret is at most {RIGHT:g} point."
-    head = ["rules", "confidence", "tasks", "right", "mean regret, points"]
+            found = [one for one in outcomes if stated[one.task] == level]
+            means = [sum(value(one) for one in found) / max(1, len(found)) for value in REGRETS]
+            told = [f"{mean:.1f}" if found else "-" for mean in means]
+            rows.append([name, level, str(len(found)), str(count_right(found)), *told])
+    told = f"A choice is right where its regret by halves is at most {RIGHT:g} point."
+    head = ["rules", "confidence", "tasks", "right", "mean regret, points", "by halves"]
     return f"{told}\n\n{table(head, rows)}"
+
+
+def count_right(outcomes: Sequence[Outcome]) -> int:
+    """Count choices that were right."""
+    return sum(one.unbiased <= RIGHT for one in outcomes)
 
 
 def _lost(cells: Cells) -> str:
@@ -341,17 +350,20 @@ def _losses(cells: Cells, said: Sequence[Said], decider: str) -> str:
                 f"{knew.arm}, {100 * arms[knew.arm].shipped_accuracy:.1f}",
                 f"{best.arm}, {100 * best.shipped_accuracy:.1f}",
                 f"{one.regret:.1f}",
+                f"{one.unbiased:.1f}",
                 "-" if knew.mmd is None else f"{knew.mmd:.3f}",
                 f"{knew.gain:.2f}",
-                explain_loss(arms, knew.arm),
+                explain_loss(arms, knew.arm, one),
             ]
         )
-    head = ["set", "images a class", "seed", "chosen, %", "best, %", "regret", "MMD²", "gain"]
-    return f"`{decider}`:\n\n{table([*head, 'because'], rows)}"
+    head = ["set", "images a class", "seed", "chosen, %", "best, %", "regret", "by halves"]
+    return f"`{decider}`:\n\n{table([*head, 'MMD²', 'gain', 'because'], rows)}"
 
 
-def explain_loss(arms: Mapping[CellArm, Cell], chosen: CellArm) -> str:
+def explain_loss(arms: Mapping[CellArm, Cell], chosen: CellArm, outcome: Outcome) -> str:
     """Say what the loss of a choice came of, in words."""
+    if outcome.unbiased <= RIGHT:
+        return "the best arm had luck: on the other half of the test images it is no better"
     cell, frozen = arms[chosen], arms["frozen"]
     best = max(arms.values(), key=lambda one: one.shipped_accuracy)
     regret = best.shipped_accuracy - cell.shipped_accuracy

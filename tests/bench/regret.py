@@ -13,7 +13,7 @@ from bench.cells import Cell, CellArm, Said, Task
 
 RESAMPLES = 2000
 NEEDED: tuple[CellArm, ...] = ("frozen", "top", "most", "all")
-RIGHT = 1.0  # points of regret up to which a choice counts as right
+RIGHT = 1.0  # points of regret by halves up to which a choice counts as right
 
 Cells = Mapping[Task, Mapping[CellArm, Cell]]
 Choice = Mapping[CellArm, float]  # arms and the probability that each is taken

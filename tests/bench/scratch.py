@@ -132,6 +132,12 @@ class Copy:
         pack(rows, folder, render, info=info, workers=workers)
 
 
+def parse_value(text: str) -> tuple[str, object]:
+    """Read `block.key=value`, the value as YAML."""
+    key, _, value = text.partition("=")
+    return key, YAML(typ="safe").load(value)
+
+
 def set_values(path: Path, values: Mapping[str, object]) -> None:
     """Replace values of a params.yaml by key path."""
     yaml = YAML()
