@@ -194,7 +194,6 @@ class SimilarityParams(Block):
     permutations: int = Field(ge=20, le=100_000, description="Permutations of the MMD test.")
     bootstrap: int = Field(ge=20, le=100_000, description="Resamples of the intervals.")
     confidence: float = Field(ge=0.5, lt=1, description="Confidence of the intervals.")
-    neighbors: int = Field(ge=1, le=100, description="Neighbors of the kNN score.")
 
 
 class DecideParams(Block):

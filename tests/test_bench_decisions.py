@@ -355,7 +355,10 @@ def test_the_page_holds_regrets_confidence_and_losses():
     assert "| rules | 6 | 6.7 [0.0, 10.0] |" in page
     assert "| always the top third | 6 | 0.0 [0.0, 0.0] |" in page
     assert "| rules | high | 6 | 2 | 6.7 | 6.7 |" in page
-    assert "| a | 10 | 17 | frozen, 60.0 | top, 70.0 | 10.0 | 10.0 | 0.300 | 0.40 | too shallow |" in page
+    assert (
+        "| a | 10 | 17 | frozen, 60.0 | top, 70.0 | 10.0 | 10.0 | 0.300 | 0.40 | too shallow |"
+        in page
+    )
 
 
 def test_the_makefile_names_the_command():

@@ -142,8 +142,8 @@ def test_the_ruler_sets_the_marks_that_the_parameters_leave_to_it():
 
 def test_without_a_ruler_a_distance_has_no_meaning():
     decision = decided(marks=None)
-    assert decision.domain == "intermediate"
-    facts = ("counts as intermediate", "no ruler", "0.180")
+    assert decision.domain == "unknown"
+    facts = ("domain is unknown", "ruler", "0.180")
     assert any(tells(reason, *facts) for reason in decision.reasons)
     assert not next(rule.fired for rule in decision.rules if rule.name == "domain by MMD")
 
@@ -196,8 +196,8 @@ def test_reasons_include_the_doubts():
 @pytest.mark.parametrize(
     ("what", "facts"),
     [
-        ({"mmd": None}, ("No card tells", "counts as intermediate", "batch-norm shift", "0.45")),
-        ({"mmd": None, "shift": None}, ("No card tells", "counts as intermediate")),
+        ({"mmd": None}, ("No source card tells", "batch-norm shift", "0.45")),
+        ({"mmd": None, "shift": None}, ("No source card tells", "how far the domain is.")),
     ],
 )
 def test_reasons_without_a_card(what, facts):

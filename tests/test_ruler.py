@@ -6,7 +6,7 @@ from conftest import ROOT, make_origin
 from tasks.backbones.source_cards import read_card
 from tasks.params_file import load_params
 from tasks.transferability.ruler import find_marks, find_ruler
-from tasks.transferability.rules import Evidence, domain_by_mmd, set_marks
+from tasks.transferability.rules import Evidence, domain_of, set_marks
 
 CARDS = ROOT / "data" / "cards"
 
@@ -48,8 +48,8 @@ def test_the_marks_put_every_known_set_where_people_see_it(image_px):
     ruler, params = committed(image_px), load_params(ROOT / "params.yaml").decide
     marked = set_marks(params, ruler.marks)
     for known in ruler.sets:
-        seen = Evidence(100, 2, 8, known.distance, 0.01, None, 0.1)
-        assert domain_by_mmd(seen, marked) == known.domain, known.name
+        seen = Evidence(100, 2, (1,) * 8, known.distance)
+        assert domain_of(seen, marked) == known.domain, known.name
 
 
 @pytest.mark.parametrize(("kind", "left"), [("package", 7), ("folder", 8)])

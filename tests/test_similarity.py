@@ -198,9 +198,6 @@ def test_renaming_the_classes_changes_no_score(params):
         ]
     )  # fmt: skip
     plain, other = measured(params), measured(params, target_of(manifest=renamed))
-    assert other.logme.value == pytest.approx(plain.logme.value)
-    assert other.h_score.value == pytest.approx(plain.h_score.value)
-    assert other.knn_accuracy == plain.knn_accuracy
     assert other.ridge_accuracy == plain.ridge_accuracy
     assert other.mmd == plain.mmd
 
@@ -208,7 +205,7 @@ def test_renaming_the_classes_changes_no_score(params):
 def test_a_large_set_is_sampled_by_class(params):
     limited = params.model_copy(update={"max_images": 64})
     found = measured(limited)
-    assert found.images == found.mmd.n == found.knn_accuracy.n == 64
+    assert found.images == found.mmd.n == found.ridge_accuracy.n == 64
     assert any("64 of 90 training images" in note for note in found.notes)
     rows = choose_rows(manifest_of().of("train"), 64, seed=3)
     expected = measure_mmd(
@@ -221,7 +218,7 @@ def test_a_large_set_is_sampled_by_class(params):
 def test_scores_use_fewer_images_than_the_mmd_of_a_huge_set(params, monkeypatch):
     monkeypatch.setattr("tasks.similarity.SCORED_IMAGES", 30)
     found = measured(params)
-    assert (found.mmd.n, found.logme.n, found.knn_accuracy.n) == (IMAGES, 30, 30)
+    assert (found.mmd.n, found.ridge_accuracy.n) == (IMAGES, 30)
     assert any("measured on 30 of these images" in note for note in found.notes)
 
 

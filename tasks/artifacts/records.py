@@ -17,6 +17,8 @@ from tasks.errors import ArtifactError
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Arm = Literal["scratch", "feature_extraction", "fine_tune"]
+Domain = Literal["similar", "intermediate", "far"]
+DOMAINS: tuple[Domain, ...] = ("similar", "intermediate", "far")
 HeadKind = Literal["linear", "mlp"]
 ModelName = Literal["baseline", "finetuned"]
 
@@ -303,7 +305,7 @@ class KnownSet(Record):
     images: int
     mmd: float
     distance: float  # matched MMD^2
-    domain: Literal["similar", "intermediate", "far"] | None  # as people see it; None: not said
+    domain: Domain | None  # as people see it; None: not said
 
 
 class TextureRange(Record):
@@ -383,9 +385,6 @@ class Similarity(Record):
     mmd: MmdResult | None  # None: no source card for this backbone and image size
     shift: Estimate | None  # of batch-norm layers; None: the network has no running statistics
     shift_groups: list[GroupShift]
-    logme: Estimate
-    h_score: Estimate
-    knn_accuracy: Estimate  # leave-one-out
     ridge_accuracy: Estimate  # leave-one-out
     random_ridge_accuracy: Estimate
     transfer_gain: Estimate  # ridge of pretrained minus ridge of random features
@@ -533,7 +532,7 @@ class Decision(Record):
     arm: Arm
     forced: bool  # the user named the arm in params.yaml
     recommended: Arm  # what the rules say, also when forced
-    domain: Literal["similar", "intermediate", "far"]
+    domain: Domain | Literal["unknown"]
     confidence: Literal["low", "medium", "high"]
     phases: list[int]  # lowest unfrozen group of each phase, top down; scratch [0]; frozen []
     raised: bool = False  # whether fine-tuning has the raised rates

@@ -193,9 +193,6 @@ def _bounds(estimate: Estimate) -> tuple[float, float] | None:
 WORDS = {  # key in similarity.json -> name and remark, in the order of the table
     "ridge_accuracy": ("Ridge accuracy", "leave-one-out, pretrained features"),
     "random_ridge_accuracy": ("Ridge accuracy, random weights", ""),
-    "knn_accuracy": ("Nearest-neighbor accuracy", "leave-one-out"),
-    "logme": ("LogME", "evidence of the labels, higher is better"),
-    "h_score": ("H-score", "higher is better, at most classes minus one"),
 }
 
 

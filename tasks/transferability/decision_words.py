@@ -15,7 +15,7 @@ from tasks.artifacts.records import (
 )
 from tasks.artifacts.words import ORDERS, plural
 from tasks.transferability.arms import IN_WORDS
-from tasks.transferability.doubts import Change
+from tasks.transferability.doubts import PROVEN, Change
 from tasks.transferability.rules import ONE_PHASE, RAISE_ABOVE, Evidence
 
 MANY_TIMES = 10  # above, how many does not matter
@@ -75,6 +75,12 @@ def _reasons(evidence: Evidence, similarity: Similarity, decision: Decision) -> 
         )
     deciding = next(rule for rule in decision.rules if rule.fired and rule.votes_for)
     yield deciding.statement
+    if deciding.name == "fine-tune" and not decision.forced:
+        tried, right = PROVEN[decision.confidence]
+        yield (
+            f"Of {tried} choices of {decision.confidence} confidence that were tried out, "
+            f"{right} were within a point of accuracy of the best arm."
+        )
     yield _domain_in_words(similarity, decision)
     if similarity.moments is not None:
         yield similarity.moments.words
@@ -155,14 +161,12 @@ def _domain_in_words(similarity: Similarity, decision: Decision) -> str:
     mmd, shift = similarity.mmd, similarity.shift
     if mmd is None:
         told = f"; the mean batch-norm shift is {shift.value:.2f}" if shift else ""
-        return f"No card tells how far the domain is, so it counts as intermediate{told}."
-    best, says = mmd.matched, f"is {decision.domain}"
-    if not any(rule.name == "domain by MMD" and rule.fired for rule in decision.rules):
-        says = "counts as intermediate, as no ruler tells it"
+        return f"No source card tells how far the domain is{told}."
+    best, ruled = mmd.matched, " for want of a ruler" * (decision.domain == "unknown")
     return (
-        f"The domain {says}: MMD^2 to the images of {mmd.source} that fit best is "
-        f"{best.value:.3f}{_interval(best.low, best.high)}, to all of them {mmd.value:.3f} (p = "
-        f"{mmd.p_value:.3g} that they are alike)."
+        f"The domain is {decision.domain}{ruled}: MMD^2 to the images of {mmd.source} that fit "
+        f"best is {best.value:.3f}{_interval(best.low, best.high)}, to all of them {mmd.value:.3f} "
+        f"(p = {mmd.p_value:.3g} that they are alike)."
     )
 
 

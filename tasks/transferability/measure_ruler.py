@@ -17,7 +17,7 @@ import numpy as np
 
 from tasks.artifacts.arrays import Features, Pixels
 from tasks.artifacts.pixels import PixelStore, StoreWriter, store_info
-from tasks.artifacts.records import KnownSet, write_record
+from tasks.artifacts.records import DOMAINS, Domain, KnownSet, write_record
 from tasks.artifacts.sampling import choose_rows
 from tasks.artifacts.tables import ManifestRow
 from tasks.backbones.catalogue import Backbone, load_backbone
@@ -35,7 +35,6 @@ from tasks.runtime.entry import run_stage
 from tasks.runtime.machine import Machine, read_machine
 from tasks.transferability.mmd import measure_mmd
 from tasks.transferability.ruler import Ruler, find_marks
-from tasks.transferability.rules import DOMAINS, Domain
 
 log = logging.getLogger(__name__)
 

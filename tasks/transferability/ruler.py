@@ -6,6 +6,7 @@ from math import sqrt
 from pathlib import Path
 
 from tasks.artifacts.records import (
+    DOMAINS,
     Estimate,
     GroupShift,
     ImageSource,
@@ -60,7 +61,7 @@ def find_marks(sets: Sequence[KnownSet]) -> Marks | None:
     """
     spans = [
         [max(known.distance, LEAST_DISTANCE) for known in sets if known.domain == domain]
-        for domain in ("similar", "intermediate", "far")
+        for domain in DOMAINS
     ]
     if not all(spans) or any(max(near) >= min(beyond) for near, beyond in pairwise(spans)):
         return None

@@ -15,6 +15,7 @@ from tasks.artifacts.records import (
     Arm,
     BackboneInfo,
     Baseline,
+    Domain,
     Estimate,
     Marks,
     Race,
@@ -27,9 +28,6 @@ from tasks.transferability.arms import count_groups
 
 ONE_PHASE = 20  # images a class up to which all layers are unfrozen at once
 RAISE_ABOVE = 2.0  # loss of frozen features on val, as a multiple of that on train
-
-Domain = Literal["similar", "intermediate", "far"]
-DOMAINS: tuple[Domain, ...] = ("similar", "intermediate", "far")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +79,7 @@ class ArmChoice:
     `raised`: whether the phases have raised rates.
     """
 
-    domain: Domain
+    domain: Domain | Literal["unknown"]
     arm: Arm
     phases: tuple[int, ...]
     raised: bool
@@ -100,15 +98,10 @@ def choose(evidence: Evidence, params: DecideParams) -> ArmChoice:
     )
 
 
-def domain_of(evidence: Evidence, params: DecideParams) -> Domain:
-    """Classify the distance to the source; intermediate where nothing tells it."""
-    return measured_domain(evidence, params) or "intermediate"
-
-
-def measured_domain(evidence: Evidence, params: DecideParams) -> Domain | None:
-    """What the matched MMD says; None where it was not measured or nothing tells what it means."""
+def domain_of(evidence: Evidence, params: DecideParams) -> Domain | Literal["unknown"]:
+    """What the matched MMD says; unknown where it was not measured or no mark tells its meaning."""
     if evidence.mmd is None or params.similar_mmd == "auto" or params.far_mmd == "auto":
-        return None
+        return "unknown"
     if evidence.mmd < params.similar_mmd:
         return "similar"
     return "far" if evidence.mmd > params.far_mmd else "intermediate"
@@ -167,13 +160,13 @@ def _rules(evidence: Evidence, params: DecideParams) -> Iterator[Rule]:
 
 
 def _mmd_rule(evidence: Evidence, params: DecideParams) -> Rule:
-    says = measured_domain(evidence, params)
+    says = domain_of(evidence, params)
     return Rule(
         name="domain by MMD",
         statement=f"MMD^2 to the source images that fit best: below {_mark(params.similar_mmd)} "
         f"the domain is similar, above {_mark(params.far_mmd)} far.",
         inputs={"mmd": evidence.mmd, "p_value": evidence.p_value, "says": says},
-        fired=says is not None,
+        fired=says != "unknown",
         votes_for=None,
     )
 
@@ -248,8 +241,8 @@ def _scratch_rule(evidence: Evidence, params: DecideParams) -> Rule:
 def _fine_tune_rule(evidence: Evidence, params: DecideParams) -> Rule:
     return Rule(
         name="fine-tune",
-        statement="Whatever no rule above decides is fine-tuned, and val keeps the frozen features "
-        "where that does not pay.",
+        statement="Where nothing speaks against it, fine-tune: that paid nearly everywhere it was "
+        "tried, and val keeps the frozen features where it does not.",
         inputs={
             "share_of_blocks": params.depth,
             "groups": count_groups(params.depth, evidence.blocks),

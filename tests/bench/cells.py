@@ -12,7 +12,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tasks.artifacts.records import Arm
+from tasks.artifacts.records import Arm, Domain
 from tasks.artifacts.tables import Ratio, read_rows, write_rows
 from tasks.transferability.arms import DEPTHS
 
@@ -110,7 +110,7 @@ class Said:
         shift: Of the batch-norm layers.
         gain: Accuracy of pretrained minus random features.
         ridge_accuracy: Leave-one-out, of pretrained features.
-        domain: Similar, intermediate or far.
+        domain: Similar, intermediate, far or unknown.
         chosen: The decision's arm.
         cuts: Lowest unfrozen group of each phase, by spaces.
         arm: The arm of the cells that is nearest to it.
@@ -131,7 +131,7 @@ class Said:
     shift: Ratio
     gain: float
     ridge_accuracy: float
-    domain: Literal["similar", "intermediate", "far"]
+    domain: Domain | Literal["unknown"]
     chosen: Arm
     cuts: str
     arm: CellArm

@@ -11,7 +11,7 @@ from tasks.artifacts.records import Estimate
 from tasks.params import SimilarityParams
 from tasks.transferability.sampling import Sample
 
-MEASURES = ("logme", "h_score", "knn_accuracy", "ridge_accuracy")
+MEASURES = ("ridge_accuracy",)
 
 
 class Estimator(Protocol):
