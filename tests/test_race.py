@@ -20,6 +20,8 @@ from tasks.artifacts.records import (
     Race,
     read_record,
 )
+from tasks.backbones.catalogue import create_architecture
+from tasks.backbones.groups import layer_groups
 from tasks.errors import TrainingError
 from tasks.heads.features import Labeled
 from tasks.judging.rule import ValSet
@@ -49,7 +51,7 @@ from tasks.racing.racers import Track, train_racer
 from tasks.runtime.machine import Machine
 from tasks.training.inputs import Examples
 from tasks.transferability.arms import NamedArm, name_arms
-from tasks.transferability.rules import Evidence
+from tasks.transferability.rules import Evidence, choose_cuts
 
 PARAMS = load_params(ROOT / "params.yaml")
 GROUPS = [LayerGroup(name=str(one), parameters=1, blocks=1) for one in range(8)]
@@ -128,7 +130,21 @@ def test_more_images_let_more_arms_race():
     assert names[0] == []
     assert names[-1] == ["top", "most", "all", "scratch"]
     assert [len(one) for one in names] == sorted(len(one) for one in names)
-    assert all(one == names[-1][: len(one)] for one in names)
+
+
+@pytest.mark.parametrize(("epochs", "images"), [(10, 11_000), (5, 19_000)])
+def test_where_a_race_begins_with_lite0_is_what_the_documents_say(epochs, images):
+    network = create_architecture("tf_efficientnet_lite0", image_px=224)
+    groups, costs = layer_groups(network), measure_costs(network)
+    cuts = choose_cuts(
+        "fine_tune", Evidence(images, 10, tuple(g.blocks for g in groups)), PARAMS.decide
+    )
+    tuning = PARAMS.finetune.model_copy(update={"epochs": epochs})
+    for some, raced in ((0.9 * images, False), (1.1 * images, True)):
+        work = Workload(some, PARAMS.augment.views, int(some / 4), 0, 0)
+        field = choose_field(groups, costs, cuts, work, PARAMS.race, tuning)
+        assert (field is not None) is raced
+    assert f"{images:,}" in (ROOT / "docs/training.md").read_text()
 
 
 def test_half_of_the_racers_stay():

@@ -1,4 +1,4 @@
-"""Who takes part in a race, on how many images: as many arms as a budget affords.
+"""Who takes part in a race, on how many images: as a budget affords.
 
 The budget is in multiply-adds, so that it is the same on every machine.
 """
@@ -107,6 +107,9 @@ def choose_field(
 ) -> Field | None:
     """Choose the largest field that the budget affords with enough images; None: it affords none.
 
+    Every depth takes part, and scratch where there are means for it too. A race of the upper layers
+    alone could change nothing, since the rules go deeper than those.
+
     Args:
         groups: Of the backbone.
         costs: Share of a forward pass that each of them takes.
@@ -116,13 +119,12 @@ def choose_field(
         tuning: The `finetune` block.
     """
     whole = expected_cost(costs, cuts, work, tuning)
-    entries = [one for one in name_arms(groups) if one.phases]
-    while entries:
+    trained = [one for one in name_arms(groups) if one.phases]
+    for entries in (trained, trained[:-1]):
         images = _affordable_images(costs, entries, params.share * whole, work, params.epochs)
         if images >= params.min_images:
             cost = cost_of_race(costs, entries, images, work, params.epochs)
             return Field(entries, images, cost / whole)
-        entries = entries[:-1]
     return None
 
 

@@ -32,11 +32,10 @@ RAISE_ABOVE = 2.0  # loss of frozen features on val, as a multiple of that on tr
 
 @dataclass(frozen=True, slots=True)
 class RaceWinner:
-    """The arm that won a race and its lowest trained group; `deepest`: every depth took part."""
+    """The arm that won a race and its lowest trained group."""
 
     arm: Arm
     cut: int
-    deepest: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,15 +129,11 @@ def choose_cuts(arm: Arm, evidence: Evidence, params: DecideParams) -> tuple[int
 
 
 def _depth(evidence: Evidence, params: DecideParams) -> int:
-    """Number of groups to unfreeze, at least 1.
-
-    A race that fine-tuning won has measured it; where deeper arms did not take part, at least.
-    """
-    winner, by_rule = evidence.winner, count_groups(params.depth, evidence.blocks)
+    """Number of groups to unfreeze, at least 1; a race that fine-tuning won has measured it."""
+    winner = evidence.winner
     if winner is None or winner.arm != "fine_tune":
-        return by_rule
-    measured = evidence.groups - winner.cut
-    return measured if winner.deepest else max(measured, by_rule)
+        return count_groups(params.depth, evidence.blocks)
+    return evidence.groups - winner.cut
 
 
 # the rules ---------------------------------------------------------------------------------------
@@ -320,10 +315,7 @@ def gather_evidence(
 
 
 def _winner_of(race: Race) -> RaceWinner | None:
-    if race.winner is None:
-        return None
-    tuned = [racer.cut for racer in race.rounds[0].racers if racer.arm == "fine_tune"]
-    return RaceWinner(race.winner.arm, race.winner.cut, deepest=0 in tuned)
+    return RaceWinner(race.winner.arm, race.winner.cut) if race.winner else None
 
 
 def errors_by_folds(baseline: Baseline) -> Estimate | None:
