@@ -244,9 +244,8 @@ def read_inputs(paths: Paths, *, seed: int) -> Inputs:
     for split, store in pixels.items():
         _expect(stores[split], "images", store.info.count, len(manifest.of(split)))
     folders = (paths.train_features, paths.val_features, paths.test_features)
-    pool = Pool(
-        [read_features(at, manifest, split) for at, split in zip(folders, SPLITS, strict=True)]
-    )
+    parts = [read_features(at, manifest, split) for at, split in zip(folders, SPLITS, strict=True)]
+    pool = Pool([replace(part, balanced=summary.class_balanced) for part in parts])
     held_out = hold_out(pool, summary.l2_strength, classes=len(manifest.class_names), seed=seed)
     test = apply_head(load_head(paths.head, summary), pool.parts[-1].features[:, 0])
     baseline = _model_logits(paths.baseline_logits, paths.head, test, manifest)

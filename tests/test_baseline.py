@@ -24,6 +24,7 @@ from tasks.artifacts.pixels import StoreWriter, store_info
 from tasks.artifacts.records import Baseline, read_record
 from tasks.artifacts.tables import Manifest, ManifestRow, SuspectRow, read_rows, write_manifest
 from tasks.artifacts.words import name_head
+from tasks.auditing.held_out import Pool, hold_out, right_in_folds
 from tasks.baseline import train_baseline
 from tasks.errors import ArtifactError, TrainingError
 from tasks.heads import linear as strength
@@ -470,6 +471,24 @@ def test_the_stage_writes_a_head_that_gives_the_logits_it_wrote(tmp_path: Path):
     logits = read_array(tmp_path / "out" / "val_logits.npy")
     np.testing.assert_array_equal(apply_head(head, val.features[:, 0]), logits)
     assert summary.classes == NAMES
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_the_folds_count_classes_as_the_head_does(tmp_path: Path, *, balanced: bool):
+    train, val = (
+        keep_few_of_class_0(make_labeled(count, seed=count, noise=3.0), balanced=balanced)
+        for count in (300, 100)
+    )
+    arguments = write_inputs(tmp_path / "in", train, val)
+    params = (ROOT / "params.yaml").read_text()
+    params = params.replace("class_balanced: false", f"class_balanced: {str(balanced).lower()}")
+    (tmp_path / "params.yaml").write_text(params)
+    stage.main([*arguments, f"--params={tmp_path / 'params.yaml'}", *outputs(tmp_path / "out")])
+    summary = read_record(tmp_path / "out" / "baseline.json", Baseline)
+    assert summary.class_balanced == balanced
+    held_out = hold_out(Pool([train, val]), summary.l2_strength, classes=3, seed=17)
+    assert summary.folds_accuracy is not None
+    assert summary.folds_accuracy.value == right_in_folds(held_out).mean()
 
 
 def test_the_curve_ends_with_the_linear_head_where_the_mlp_is_chosen(tmp_path: Path):

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from scipy.special import softmax
 from sklearn import metrics as oracle
 
+from tasks import evaluate as stage
 from tasks.artifacts.arrays import write_array
 from tasks.artifacts.pixels import PixelStore, StoreWriter, store_info
 from tasks.artifacts.records import (
@@ -41,6 +42,7 @@ from tasks.artifacts.tables import (
     write_manifest,
     write_rows,
 )
+from tasks.auditing.held_out import hold_out
 from tasks.backbones.catalogue import create_architecture
 from tasks.delivery.appearance import FACTS
 from tasks.delivery.in_domain import InDomain
@@ -605,6 +607,20 @@ def test_the_folds_judge_every_image(project):
     assert metrics.folds.difference.value == pytest.approx(
         metrics.baseline.accuracy.value - metrics.folds.accuracy.value
     )
+
+
+def test_the_folds_count_classes_as_the_baseline_does(project, tmp_path, monkeypatch):
+    pools = []
+    monkeypatch.setattr(
+        stage,
+        "hold_out",
+        lambda pool, *args, **named: pools.append(pool) or hold_out(pool, *args, **named),
+    )
+    write_record(project / "frozen.json", make_finetuned(arm="feature_extraction"))
+    for balanced in (False, True):
+        write_record(project / "counted.json", make_baseline(class_balanced=balanced))
+        run_main(project, tmp_path, baseline="counted.json", finetune="frozen.json")
+    assert [pool.balanced for pool in pools] == [False, True]
 
 
 def test_the_plot_files_have_the_columns_that_the_graph_names(project):

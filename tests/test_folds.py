@@ -7,6 +7,7 @@ from tasks.artifacts.arrays import Bools, Ints
 from tasks.artifacts.records import Folds
 from tasks.auditing.held_out import HeldOut, Pool, compare_with_folds, hold_out, right_in_folds
 from tasks.heads.features import Labeled
+from tasks.heads.linear import ScaledRows, fit_path
 from tasks.params import EvaluateParams, Params
 
 
@@ -80,6 +81,24 @@ def test_tests_drawn_by_chance_are_seldom_told(params: EvaluateParams) -> None:
         test = rng.choice(400, 80, replace=False)
         told.append(compare(held_out, test, right[test], params).outside)
     assert np.mean(told) < 0.12
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_of_a_rare_class_a_baseline_tested_by_chance_is_seldom_told(
+    params: EvaluateParams, *, balanced: bool
+) -> None:
+    rng, told = np.random.default_rng(2), []
+    labels = (np.arange(500) < 40).astype(np.int64)
+    features = rng.normal(0, 1, (500, 1, 4)).astype(np.float32)
+    features[:, 0, 0] += labels
+    data = Labeled(features, labels, [str(number) for number in range(500)], balanced)
+    held_out = hold_out(Pool([data]), 0.1, classes=2, seed=0)
+    for _ in range(40):
+        train, test = np.split(rng.permutation(500), [400])
+        head = next(fit_path(ScaledRows(data, train), 2, [0.1]))
+        right = head.logits(features[test, 0]).argmax(axis=1) == labels[test]
+        told.append(compare(held_out, test, right, params).outside)
+    assert np.mean(told) <= 0.1
 
 
 def test_one_group_in_test_tells_nothing(params: EvaluateParams) -> None:

@@ -1,5 +1,7 @@
 """Folds by group: nobody is judged by a head that knows its group; what is fitted is bounded."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -43,8 +45,10 @@ def test_folds_do_not_depend_on_the_order_of_the_images() -> None:
     assert np.any(assign_folds(labels, groups, seed=3) != folds)
 
 
-def test_an_answer_is_that_of_a_head_fitted_without_its_fold() -> None:
-    parts = [draw(120, 40), draw(60, 20, seed=5)]
+@pytest.mark.parametrize("balanced", [False, True])
+def test_an_answer_is_that_of_a_head_fitted_without_its_fold(*, balanced: bool) -> None:
+    parts = [replace(draw(*size), balanced=balanced) for size in ((120, 40), (60, 20, 3, 5))]
+    parts[0].labels[:40] = 0
     pool = Pool(parts)
     held_out = hold_out(pool, 0.05, classes=3, seed=7)
     folds = assign_folds(pool.labels, pool.groups, seed=7)
@@ -55,7 +59,12 @@ def test_an_answer_is_that_of_a_head_fitted_without_its_fold() -> None:
     for fold in range(5):
         others = folds != fold
         mean, spread = features[others].mean(0), np.sqrt(features[others].var(0).mean())
-        oracle = LogisticRegression(C=1 / (0.05 * others.sum()), tol=1e-8, max_iter=2000)
+        oracle = LogisticRegression(
+            C=1 / (0.05 * others.sum()),
+            class_weight="balanced" if balanced else None,
+            tol=1e-8,
+            max_iter=2000,
+        )
         oracle.fit((features[others] - mean) / spread, pool.labels[others])
         expected = oracle.predict_log_proba((features[~others] - mean) / spread)
         np.testing.assert_allclose(answers[~others], expected, atol=0.02)

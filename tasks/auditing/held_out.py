@@ -47,6 +47,11 @@ class Pool:
         """Group of every image."""
         return [group for part in self.parts for group in part.groups]
 
+    @property
+    def balanced(self) -> bool:
+        """Whether all classes count the same in what is learned."""
+        return any(part.balanced for part in self.parts)
+
     def features(self, images: Ints) -> Features:
         """Read the features, float32 (n, D), of some images in the order asked for."""
         out = np.empty((len(images), self.parts[0].features.shape[2]), dtype=np.float32)
@@ -86,7 +91,7 @@ def hold_out(pool: Pool, strength: float, *, classes: int, seed: int) -> HeldOut
     """Fit a head for each fold.
 
     Args:
-        pool: The images.
+        pool: The images, and whether their classes count the same.
         strength: L2 strength of every head, as `tasks.heads.linear` means it.
         classes: Number of classes.
         seed: The run's seed.
@@ -108,7 +113,7 @@ def hold_out(pool: Pool, strength: float, *, classes: int, seed: int) -> HeldOut
 def _fit(pool: Pool, images: Ints, strength: float, classes: int, *, seed: int) -> LinearFit:
     images = images[choose_images(pool.labels[images], MOST_IMAGES, seed=seed)]
     groups = [pool.groups[image] for image in images]
-    data = Labeled(pool.features(images)[:, None], pool.labels[images], groups)
+    data = Labeled(pool.features(images)[:, None], pool.labels[images], groups, pool.balanced)
     rows = ScaledRows(data, np.arange(len(images)))
     return next(fit_path(rows, classes, [strength]))
 
