@@ -39,7 +39,7 @@ from flows.stages.graph import find_root
 from flows.stages.locks import lanes_of
 from flows.stages.runner import Runner, stop_all
 from tasks.artifacts.arrays import read_array
-from tasks.artifacts.records import Arm, Finetuned, Metrics, read_record
+from tasks.artifacts.records import Arm, Baseline, Finetuned, Metrics, read_record
 from tasks.artifacts.tables import read_manifest
 from tasks.errors import RegraftError
 from tasks.evaluation.comparison import Answers, Ranked, rank, read_answers
@@ -254,15 +254,13 @@ def _compare(
 ) -> State[Any]:
     """Rank the settings on val and show them; test of the chosen one alone."""
     done = [trial for trial in trials if trial.name not in failed]
+    outs = {trial.name: _outs(root, trial.name) for trial in done}
+    # One measure for all: where runs differ in it, every image counts the same.
+    balanced = all(read_record(one["baseline"], Baseline).class_balanced for one in outs.values())
     runs: dict[str, dict[int, Answers]] = defaultdict(dict)
     for trial in done:
-        runs[trial.setting][trial.seed] = _answers_of(root, trial.name)
-    ranked = rank(
-        runs,
-        confidence=params.evaluate.confidence,
-        resamples=params.evaluate.bootstrap,
-        seed=params.seed,
-    )
+        runs[trial.setting][trial.seed] = _answers_of(outs[trial.name], balanced=balanced)
+    ranked = rank(runs, confidence=params.evaluate.confidence, seed=params.seed)
     names = {
         setting: [trial.name for trial in done if trial.setting == setting] for setting in runs
     }
@@ -271,32 +269,36 @@ def _compare(
         publish_sweep([], names, troubles, [])
         return Failed(message=f"all {len(trials)} runs failed: {next(iter(failed.values()))}")
     best = ranked[0]
-    tested = [_tested(root, name) for name in names[best.setting]]
+    tested = [_tested(outs[name]) for name in names[best.setting]]
     publish_sweep(ranked, names, troubles, tested)
     return Completed(message=_say(best, tested, len(done), len(failed)))
 
 
-def _tested(root: Path, experiment: str) -> tuple[Metrics, Arm]:
-    outs = _outs(root, experiment)
+def _tested(outs: Mapping[str, Path]) -> tuple[Metrics, Arm]:
     return read_record(outs["metrics"], Metrics), read_record(outs["finetuned"], Finetuned).arm
 
 
 def _say(best: Ranked, tested: Sequence[tuple[Metrics, Arm]], done: int, failed: int) -> str:
-    accuracies = [
-        (one.finetuned if one.shipped == "finetuned" and one.finetuned else one.baseline).accuracy
+    shipped = [
+        one.finetuned if one.shipped == "finetuned" and one.finetuned else one.baseline
         for one, _ in tested
     ]
+    accuracies = [one.balanced_accuracy if best.balanced else one.accuracy for one in shipped]
     test = 100 * float(np.mean([accuracy.value for accuracy in accuracies]))
-    words = f"chosen on val: {best.setting}, {100 * best.accuracy:.1f} %; on test {test:.1f} %"
+    kind = "class-balanced " if best.balanced else ""
+    words = (
+        f"chosen on val: {best.setting}, {kind}{100 * best.accuracy:.1f} %; on test {test:.1f} %"
+    )
     return f"{words}; {done} run{'s' * (done != 1)}" + (f", {failed} failed" if failed else "")
 
 
-def _answers_of(root: Path, experiment: str) -> Answers:
-    outs = _outs(root, experiment)
+def _answers_of(outs: Mapping[str, Path], *, balanced: bool) -> Answers:
     shipped = read_record(outs["metrics"], Metrics).shipped
     logits = outs["tuned" if shipped == "finetuned" else "frozen"]
     return read_answers(
-        read_manifest(outs["manifest"]), np.array(read_array(logits), dtype=np.float32)
+        read_manifest(outs["manifest"]),
+        np.array(read_array(logits), dtype=np.float32),
+        balanced=balanced,
     )
 
 
@@ -305,6 +307,7 @@ def _outs(root: Path, experiment: str) -> dict[str, Path]:
     return {
         "manifest": found["data/ingest/manifest.csv"],
         "metrics": found["data/evaluate/metrics.json"],
+        "baseline": found["data/baseline/baseline.json"],
         "frozen": found["data/baseline/val_logits.npy"],
         "tuned": found["data/finetune/val_logits.npy"],
         "finetuned": found["data/finetune/finetune.json"],

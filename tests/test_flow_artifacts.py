@@ -26,6 +26,7 @@ from flows.artifacts import (
 from tasks.artifacts.records import Arm, Difference, Estimate, Metrics, Scores
 from tasks.evaluation.comparison import Ranked
 from tasks.evaluation.words import headline
+from tasks.judging.rule import Verdict
 
 Published = Callable[[], dict[str, Any]]
 
@@ -250,11 +251,13 @@ def test_progress_moves_a_bar_with_the_time_left(
 def test_a_sweep_shows_every_setting_and_test_of_the_chosen_one_alone(
     published: Published,
 ) -> None:
-    difference = Estimate(value=-0.012, low=-0.03, high=0.006, n=60)
+    accuracy = Estimate(value=-0.012, low=-0.03, high=0.006, n=60)
+    loss = Estimate(value=0.05, low=0.02, high=0.08, n=60)
+    change = Verdict(accuracy=accuracy, loss=loss, better=False, worse=True, reason="sure")
     ranked = [
-        Ranked("lr = 2", (17, 18), 0.91, None),
-        Ranked("lr = 1", (17, 18), 0.898, difference),
-        Ranked("groups", (17,), 0.9, None),
+        Ranked("lr = 2", (17, 18), 0.91, 0.3, False, None),
+        Ranked("lr = 1", (17, 18), 0.898, 0.35, False, change),
+        Ranked("groups", (17,), 0.9, 0.2, False, None),
     ]
     names = {"lr = 2": ["owl-1", "owl-2"], "lr = 1": ["owl-3", "owl-4"], "groups": ["owl-5"]}
     troubles = {"groups": "lr | too high", "broken": "no such network"}
@@ -262,19 +265,32 @@ def test_a_sweep_shows_every_setting_and_test_of_the_chosen_one_alone(
     publish_sweep(ranked, names, troubles, tested)  # type: ignore[arg-type]
     lines = published()["sweep"].splitlines()
     assert lines[2:6] == [
-        "| lr = 2 | 91.0 | chosen | 17, 18 | owl-1, owl-2 |  |",
-        "| lr = 1 | 89.8 | -1.2 [-3.0, +0.6] | 17, 18 | owl-3, owl-4 |  |",
-        "| groups | 90.0 | other val images | 17 | owl-5 | lr \\| too high |",
-        "| broken |  |  |  |  | no such network |",
+        "| lr = 2 | 91.0 | 0.300 | chosen | chosen | 17, 18 | owl-1, owl-2 |  |",
+        "| lr = 1 | 89.8 | 0.350 | -1.2 [-3.0, +0.6] | +0.050 [+0.020, +0.080] | 17, 18 "
+        "| owl-3, owl-4 |  |",
+        "| groups | 90.0 | 0.200 | other val images | other val images | 17 | owl-5 "
+        "| lr \\| too high |",
+        "| broken |  |  |  |  |  |  | no such network |",
     ]
+    assert tells(lines[7], "**lr = 2**", "lowest calibrated loss", "accuracy beyond doubt")
+    assert "classes count the same" not in lines[7]
     on_test = [line for line in lines if line.startswith("- ")]
     assert [line.split(":")[0] for line in on_test] == ["- owl-1", "- owl-2"]
     assert all("88.5 %" in line for line in on_test)
 
 
+def test_a_sweep_of_balanced_runs_says_that_all_classes_count_the_same(
+    published: Published,
+) -> None:
+    publish_sweep(
+        [Ranked("a", (17,), 0.9, 0.3, True, None)], {"a": ["owl-1"]}, {}, [(metrics(), "fine_tune")]
+    )
+    assert "All classes count the same" in published()["sweep"]
+
+
 def test_a_sweep_of_which_nothing_is_left_says_why(published: Published) -> None:
     publish_sweep([], {}, {"a": "no room"}, [])
-    assert published()["sweep"].splitlines()[2:] == ["| a |  |  |  |  | no room |"]
+    assert published()["sweep"].splitlines()[2:] == ["| a |  |  |  |  |  |  | no room |"]
 
 
 def test_a_server_in_trouble_costs_the_page_and_not_the_run(

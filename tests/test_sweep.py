@@ -2,15 +2,23 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, tells
+from test_comparison import LABELS, draw, manifest
+from test_evaluate import make_baseline, make_finetuned
+from test_flow_artifacts import metrics
 from toy import ToyProject
 
 from flows import sweep as module
 from flows.errors import GraphError
-from flows.stages.isolation import cloned
-from flows.sweep import combine, plan
+from flows.stages.isolation import Base, cloned
+from flows.sweep import Trial, combine, plan
+from tasks.artifacts.arrays import write_array
+from tasks.artifacts.records import write_record
+from tasks.artifacts.tables import write_manifest
 from tasks.errors import ParamsError
+from tasks.params import Params
 from tasks.params_file import load_params
 
 pytest_plugins = ["toy_fixtures"]
@@ -127,3 +135,42 @@ def test_a_wrong_value_is_told_before_anything_runs(
 def test_two_runs_of_the_same_are_one_too_many(project: Path) -> None:
     with pytest.raises(GraphError, match=r"finetune.epochs = 3 stands twice"):
         plan(project, [{"finetune.epochs": 3}, {"finetune.epochs": 3}], [1])
+
+
+@pytest.mark.parametrize(
+    ("balanced", "chosen"), [((True, True), "finds"), ((True, False), "common")]
+)
+def test_classes_count_the_same_where_they_did_in_all_runs(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    default_params: Params,
+    balanced: tuple[bool, bool],
+    chosen: str,
+) -> None:
+    logits = {"finds": draw(1.5), "common": draw(0.0) + np.array([4.0, 0.0])}
+    for (name, one), counted in zip(logits.items(), balanced, strict=True):
+        write_manifest(tmp_path / name / "ingest/manifest.csv", manifest())
+        write_record(tmp_path / name / "evaluate/metrics.json", metrics(shipped="baseline"))
+        write_record(
+            tmp_path / name / "baseline/baseline.json", make_baseline(class_balanced=counted)
+        )
+        for stage in ("baseline", "finetune"):
+            write_array(tmp_path / name / stage / "val_logits.npy", one.astype(np.float32))
+        write_record(tmp_path / name / "finetune/finetune.json", make_finetuned())
+    monkeypatch.setattr(module.isolation, "experiment_outs", outs_of)
+    shown = []
+    monkeypatch.setattr(module, "publish_sweep", lambda ranked, *_: shown.extend(ranked))
+    trials = [Trial(name, name, 17, {}, Base("", "")) for name in logits]
+    state = module._compare(tmp_path, default_params, trials, {})
+    accuracy = np.mean(logits[chosen].argmax(axis=1) == LABELS)
+    on_val, on_test = f"{100 * accuracy:.1f} %", "86.5 %"
+    if all(balanced):
+        on_val, on_test = f"class-balanced {100 * shown[0].accuracy:.1f} %", "50.0 %"
+    assert [one.balanced for one in shown] == [all(balanced)] * 2
+    assert state.message == f"chosen on val: {chosen}, {on_val}; on test {on_test}; 2 runs"
+
+
+def outs_of(root: Path, experiment: str) -> dict[str, Path]:
+    """Files of an experiment, which lie in a folder of its name."""
+    folder = root / experiment
+    return {f"data/{file.relative_to(folder)}": file for file in folder.rglob("*.*")}

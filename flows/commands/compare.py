@@ -17,7 +17,7 @@ from tasks.artifacts.records import Estimate, read_json
 from tasks.artifacts.tables import Manifest, PredictionRow, read_manifest, read_rows
 from tasks.artifacts.words import listed, plural
 from tasks.errors import ArtifactError
-from tasks.evaluation.comparison import read_answers
+from tasks.judging.metrics import right_images
 from tasks.judging.statistics import paired_accuracy_interval
 from tasks.params import Params
 from tasks.params_file import load_params
@@ -29,7 +29,7 @@ VAL_LOGITS = {
     "baseline": "data/baseline/val_logits.npy",
 }
 NEEDED = (MANIFEST, METRICS, PREDICTIONS, *VAL_LOGITS.values())
-SPLITS = {"val": "val, which chooses", "test": "test"}
+SPLITS = {"val": "val, which chooses by val_loss where this is in doubt", "test": "test"}
 ABSENT = "-"
 
 Image = tuple[str, str, str]  # path, content and label: what tells one judged image from the others
@@ -123,7 +123,7 @@ def _on_val(files: Mapping[str, Path]) -> Rightness:
     manifest = read_manifest(_file(files, MANIFEST))
     shipped = read_json(_file(files, METRICS))["shipped"]  # of whatever version the others are
     logits = np.array(read_array(_file(files, VAL_LOGITS[shipped])), dtype=np.float32)
-    right = read_answers(manifest, logits).right
+    right = right_images(logits, manifest.labels("val"))
     images = _images(manifest, "val")
     answered = zip(images.values(), right.tolist(), strict=True)
     return Rightness(dict(answered), _groups(manifest))

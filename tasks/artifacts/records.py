@@ -642,8 +642,8 @@ class Difference(Record):
 class ValSummary(Record):
     """What runs are compared and chosen by, of val alone (data/finetune/val.json).
 
-    Of the model that stage finetune ends with, and of the frozen baseline; losses are calibrated
-    out of fold, nats. Where nothing was trained but heads, both are the same.
+    Of the model that stage finetune ends with, and of the frozen baseline; losses are calibrated,
+    as classes count in judging, nats. Where nothing was trained but heads, both are the same.
     """
 
     val_accuracy: float

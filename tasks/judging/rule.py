@@ -1,8 +1,12 @@
 """Whether one model is better than another on the same val images: one rule for every choice.
 
-Heads, epochs, phases, final weights, the model that ships and settings of a sweep are all chosen by
-it. Losses are compared after calibration: how sure a model is on the whole is one number, which the
-end of the pipeline fits anyway, and a loss that holds it favors whoever happens to have it right. A
+Among candidates of one kind (strengths, epochs, shares of weights, arms that stay in a race,
+settings of a sweep) the one with the lowest loss is taken. Where a model would take the place of
+another one (a later head, a phase, the winner of a race, the model that ships, and again a setting
+of a sweep) accuracy speaks first.
+
+Losses are compared after calibration: how sure a model is on the whole is one number, which the end
+of the pipeline fits anyway, and a loss that holds it favors whoever happens to have it right. A
 frozen head is calibrated as it is fitted, a network trained with label smoothing is not.
 """
 
@@ -143,10 +147,6 @@ def judge_change(
 ) -> Verdict:
     """Compare the logits (N, C) of two models on val.
 
-    Accuracy speaks first. A change that it leaves in doubt is judged by the calibrated loss, which
-    sees more: how sure the model is of one image beside another. It does not speak against a change
-    in accuracy.
-
     Args:
         before: Logits of the model that is changed.
         after: Logits of the changed model.
@@ -154,22 +154,55 @@ def judge_change(
         confidence: Of the two-sided intervals, in [0.5, 1).
         seed: The run's seed.
     """
+    return judge_images(
+        val.right(after).astype(np.float64) - val.right(before),
+        val.losses(after) - val.losses(before),
+        val.groups,
+        val.weights,
+        confidence=confidence,
+        seed=seed,
+    )
+
+
+def judge_images(
+    gains: Floats,
+    losses: Floats,
+    groups: Sequence[str],
+    weights: Floats | None,
+    *,
+    confidence: float,
+    seed: int,
+) -> Verdict:
+    """Judge a change by what it does to each image.
+
+    Accuracy speaks first. A change that it leaves in doubt is judged by the calibrated loss, which
+    sees more: how sure the model is of one image beside another. It does not speak against a change
+    in accuracy.
+
+    Args:
+        gains: 1 where an image is right only after the change, -1 where only before it, float64
+            (N,).
+        losses: Change in the calibrated loss of each image, nats, float64 (N,).
+        groups: Group of each image.
+        weights: What each image counts, float64 (N,); None: all the same.
+        confidence: Of the two-sided intervals, in [0.5, 1).
+        seed: The run's seed.
+    """
     measure = partial(
         paired_interval,
-        groups=val.groups,
+        groups=groups,
         confidence=confidence,
         resamples=RESAMPLES,
         seed=seed,
-        weights=val.weights,
+        weights=weights,
     )
-    accuracy = measure(val.right(after).astype(np.float64) - val.right(before), largest=1.0)
-    loss = measure(val.losses(after) - val.losses(before))
+    accuracy, loss = measure(gains, largest=1.0), measure(losses)
     return Verdict(
         accuracy=accuracy,
         loss=loss,
         better=_is_above(accuracy) or (_is_below(loss) and accuracy.value >= 0),
         worse=_is_below(accuracy) or (_is_above(loss) and accuracy.value <= 0),
-        reason=_describe(accuracy, loss, confidence, balanced=val.balanced),
+        reason=_describe(accuracy, loss, confidence, balanced=weights is not None),
     )
 
 
