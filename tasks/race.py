@@ -23,11 +23,12 @@ from tasks.artifacts.words import ORDERS
 from tasks.backbones.catalogue import create_architecture
 from tasks.heads.features import read_features
 from tasks.params import DecideParams
-from tasks.racing.field import Field, Workload, choose_field, measure_costs
+from tasks.racing.field import Field, choose_field
 from tasks.racing.race import Ground, Means, run_race, say_race
 from tasks.runtime.device import configure_torch
 from tasks.runtime.entry import Read, StagePaths, Write, read_arguments, run_stage
 from tasks.runtime.machine import read_machine
+from tasks.training.costs import Workload, measure_costs
 from tasks.training.feed.rows import Stores
 from tasks.training.phases import last_epochs
 from tasks.training.resume.workspace import Workspace

@@ -17,6 +17,7 @@ from torch import nn
 from tasks.artifacts.records import (
     Decision,
     LayerGroup,
+    Phase,
     Race,
     read_record,
 )
@@ -28,16 +29,7 @@ from tasks.judging.rule import ValSet
 from tasks.params import FinetuneParams
 from tasks.params_file import load_params
 from tasks.race import find_reason_to_skip, plan_race
-from tasks.racing.field import (
-    Workload,
-    choose_field,
-    cost_of_cache,
-    cost_of_phase,
-    cost_of_race,
-    expected_cost,
-    measure_costs,
-    staying,
-)
+from tasks.racing.field import choose_field, cost_of_race, expected_cost, staying
 from tasks.racing.race import (
     Ground,
     Lap,
@@ -49,6 +41,7 @@ from tasks.racing.race import (
 )
 from tasks.racing.racers import Track, train_racer
 from tasks.runtime.machine import Machine
+from tasks.training.costs import Workload, cost_of_cache, cost_of_phase, measure_costs, share_lost
 from tasks.training.inputs import Examples
 from tasks.transferability.arms import NamedArm, name_arms
 from tasks.transferability.rules import Evidence, choose_cuts
@@ -94,6 +87,16 @@ def test_a_backward_pass_costs_two_forward_passes():
     assert cost_of_phase(COSTS, 6, work) == pytest.approx(0.1 * (3 * 10 * 3 + 5 * 4))
     assert cost_of_cache(COSTS, 6, work) == pytest.approx(0.9 * (10 * 3 + 5))
     assert cost_of_cache(COSTS, 0, work) == 0
+
+
+def test_phases_that_were_rolled_back_have_their_share_of_the_cost():
+    work = Workload(images=10, views=2, val=5, epochs=0, looks=0)
+    kept = Phase.model_construct(unfrozen_from=6, epochs=1, kept=True)
+    lost = Phase.model_construct(unfrozen_from=4, epochs=2, kept=False)
+    first, second, cache = 0.1 * (3 * 10 + 5 * 2), 0.4 * (3 * 20 + 5 * 3), 0.9 * (10 * 3 + 5)
+    expected = second / (first + second + cache)
+    assert share_lost([kept, lost], COSTS, work) == pytest.approx(expected)
+    assert share_lost([kept], COSTS, work) == share_lost([], COSTS, work) == 0
 
 
 # who takes part ----------------------------------------------------------------------------------
