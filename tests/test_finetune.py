@@ -162,7 +162,11 @@ def test_the_written_model_gives_the_written_logits(project: Project, head: str)
     np.testing.assert_allclose(project.logits_of_model(summary), written, atol=1e-2)
     labels = np.arange(COUNTS["val"]) % 3
     assert summary.val_accuracy.value == np.mean(written.argmax(axis=1) == labels)
+    frozen = read_array(project.root / "in" / "baseline_logits.npy").argmax(axis=1) == labels
+    assert summary.val_gain is not None
+    assert summary.val_gain.value == pytest.approx(summary.val_accuracy.value - np.mean(frozen))
     assert [phase.kept for phase in summary.phases] == [True, True]
+    assert summary.lost_share == 0
     assert summary.interpolation in (0.25, 0.5, 0.75, 1.0)
     assert summary.backbone == BACKBONE
 
@@ -289,6 +293,10 @@ def test_phases_that_all_break_down_leave_the_baseline(
     assert [phase.stopped for phase in summary.phases] == ["diverged"] * (1 + TRIES)
     assert [phase.unfrozen_from for phase in summary.phases] == [5, *[4] * TRIES]
     assert summary.interpolation == 0
+    assert summary.lost_share is not None
+    assert summary.lost_share > 0
+    assert summary.val_gain is not None
+    assert summary.val_gain.value == 0
     (note,) = summary.notes
     assert tells(note, "rejected", "every phase", "rolled back")
     baseline = read_array(project.root / "in" / "baseline_logits.npy")

@@ -19,6 +19,7 @@ from tasks.artifacts.records import (
     BackboneRank,
     ClassSeen,
     Estimate,
+    LearningCurve,
     Look,
     MomentShift,
     SeenAs,
@@ -220,6 +221,56 @@ def test_decision_and_phases_are_told_with_their_reasons(tuned: Findings) -> Non
     assert all(rule.name in text for rule in tuned.decision.rules)
     assert text.count("keptval agrees") == text.count("rolled backval refuses") == 1
     assert "75 % fine-tuned and 25 % start weights" in text
+
+
+@pytest.mark.parametrize(
+    ("kept", "share", "words"),
+    [
+        ((True, True), 0.0, "0 of 11 epochs (0 % of the computation) went into"),
+        ((True, False), 0.93, "10 of 11 epochs (93 % of the computation) went into"),
+        ((False, False), None, "11 of 11 epochs went into"),
+    ],
+    ids=["none", "one", "of an older version"],
+)
+def test_what_went_into_phases_that_were_rolled_back_is_always_told(
+    tuned: Findings, kept: tuple[bool, bool], share: float | None, words: str
+) -> None:
+    phases = [
+        phase.model_copy(update={"kept": good, "epochs": epochs})
+        for phase, good, epochs in zip(tuned.finetuned.phases, kept, (1, 10), strict=True)
+    ]
+    changes = {"phases": phases, "lost_share": share}
+    told = replace(tuned, finetuned=tuned.finetuned.model_copy(update=changes))
+    assert f"{words} phases that were rolled back." in Page(render(told)).text
+
+
+def with_curve(findings: Findings, **finetuned: Any) -> Findings:
+    """Findings whose frozen features would gain 1.2 points from twice the images."""
+    curve = LearningCurve(
+        points=[], last_step=None, pays=False,
+        doubling=Estimate(value=0.012, low=-0.004, high=0.028, n=200),
+    )  # fmt: skip
+    gain = Estimate(value=0.036, low=0.011, high=0.061, n=200)
+    return replace(
+        findings,
+        baseline=findings.baseline.model_copy(update={"curve": curve}),
+        finetuned=findings.finetuned.model_copy(update={"val_gain": gain, **finetuned}),
+    )
+
+
+def test_what_more_images_would_bring_stands_beside_what_training_brought(tuned: Findings) -> None:
+    text = Page(render(with_curve(tuned))).text
+    assert tells(text, "Fine-tuning brought +3.6 points (+1.1 to +6.1) on val.")
+    assert tells(text, "Twice as many images", "about +1.2 points (\N{MINUS SIGN}0.4 to +2.8)")
+    scratch = Page(render(with_curve(tuned, arm="scratch"))).text
+    assert "Training from scratch brought +3.6 points" in scratch
+    rejected = Page(render(with_curve(tuned, interpolation=0.0))).text
+    assert "Fine-tuning was rejected and brought nothing. Twice as many images" in rejected
+    frozen = Page(render(with_curve(tuned, phases=[]))).text
+    assert "Twice as many images" in frozen
+    assert "brought" not in frozen[frozen.index("Always naming") :]
+    bare = tuned.baseline.model_copy(update={"curve": None})
+    assert "Twice as many images" not in render(replace(tuned, baseline=bare))
 
 
 def test_an_average_of_the_phases_is_told(tuned: Findings) -> None:

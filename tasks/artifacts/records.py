@@ -592,6 +592,8 @@ class Finetuned(Record):
     val_loss: float  # calibrated, as classes count in judging
     baseline_val_loss: float  # the same of the frozen baseline
     notes: list[str]
+    lost_share: float | None = None  # of the multiply-adds, what phases took that were rolled back
+    val_gain: Estimate | None = None  # of val accuracy over the frozen baseline, paired
 
     @property
     def lost_epochs(self) -> int:

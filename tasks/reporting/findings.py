@@ -44,6 +44,7 @@ from tasks.artifacts.words import (
     printable,
     say_trained,
 )
+from tasks.heads.curve import CONFIDENCE as CURVE_CONFIDENCE
 from tasks.reporting.provenance import CodeState
 from tasks.reporting.text import (
     percent,
@@ -148,6 +149,31 @@ class Findings:
         return (self.baseline if self.metrics.shipped == "baseline" else self.finetuned).head
 
     @property
+    def more_images(self) -> str:
+        """What twice the images would bring, beside what training brought; empty: unknown."""
+        curve, gain = self.baseline.curve, self.finetuned.val_gain
+        if curve is None or curve.doubling is None:
+            return ""
+        more = (
+            f"Twice as many images would bring frozen features about {_say_points(curve.doubling)},"
+            f" by their learning curve ({CURVE_CONFIDENCE:.0%} intervals)."
+        )
+        if not self.finetuned.phases or gain is None:
+            return more
+        brought = f"brought {_say_points(gain)} on val"
+        if self.finetuned.rejection:
+            brought = "was rejected and brought nothing"
+        return f"{ARMS[self.finetuned.arm].capitalize()} {brought}. {more}"
+
+    @property
+    def lost_training(self) -> str:
+        """What phases took that were rolled back, in a sentence, also where none was."""
+        lost, share = self.finetuned.lost_epochs, self.finetuned.lost_share
+        epochs = sum(phase.epochs for phase in self.finetuned.phases)
+        cost = "" if share is None else f" ({percent(share, 0)} of the computation)"
+        return f"{lost} of {plural(epochs, 'epoch')}{cost} went into phases that were rolled back."
+
+    @property
     def final_weights(self) -> str:
         """What the weights of the fine-tuned model are, in a sentence; empty: those of its end."""
         share = self.finetuned.interpolation
@@ -166,6 +192,10 @@ class Findings:
                 "start weights, a share chosen on val."
             )
         return ""
+
+
+def _say_points(change: Estimate) -> str:
+    return f"{points(change.value)} points ({points_interval(change)})"
 
 
 IMBALANCED = 10.0  # largest class / smallest class from which accuracy alone misleads

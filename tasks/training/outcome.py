@@ -10,9 +10,11 @@ from tasks.artifacts.arrays import Logits, write_array
 from tasks.artifacts.records import Finetuned, Phase, ValSummary, write_record
 from tasks.artifacts.tables import HistoryRow, write_rows
 from tasks.heads.classifier import Classifier, write_classifier
+from tasks.heads.curve import CONFIDENCE as CURVE_CONFIDENCE
 from tasks.judging.rule import RESAMPLES
-from tasks.judging.statistics import accuracy_interval
+from tasks.judging.statistics import accuracy_interval, paired_accuracy_interval
 from tasks.runtime.entry import Write
+from tasks.training.costs import Workload, measure_costs, share_lost
 from tasks.training.inputs import FinetuneInputs, InputPaths
 from tasks.training.phases import HEAD_GROUP, TrainingGroup
 from tasks.training.resume.checkpoints import TrainState
@@ -108,7 +110,22 @@ def describe_finetuned(model: FinetunedModel, inputs: FinetuneInputs, *, seed: i
         val_loss=val.loss(model.val_logits),
         baseline_val_loss=val.loss(inputs.baseline_logits),
         notes=list(model.notes),
+        lost_share=_measure_lost(model, inputs),
+        val_gain=paired_accuracy_interval(
+            val.right(inputs.baseline_logits),
+            val.right(model.val_logits),
+            val.groups,
+            confidence=CURVE_CONFIDENCE,  # what more images would bring stands beside it
+            resamples=RESAMPLES,
+            seed=seed,
+        ),
     )
+
+
+def _measure_lost(model: FinetunedModel, inputs: FinetuneInputs) -> float:
+    train, val = inputs.stores.train.info, inputs.stores.val.info
+    work = Workload(train.count, train.views, val.count, 0, 0)
+    return share_lost(model.phases, measure_costs(model.classifier.backbone), work)
 
 
 def summarize_val(summary: Finetuned, inputs: FinetuneInputs) -> ValSummary:
