@@ -333,6 +333,27 @@ def test_tables_bound_images_of_their_own_by_wilson_and_copies_by_their_groups()
         assert (grouped_low, grouped_high) == pytest.approx((low, high), abs=0.01)
 
 
+@pytest.mark.parametrize("count", [4, 8, 20], ids="{} groups".format)
+@pytest.mark.parametrize("images", [10, 25], ids="{} images".format)
+def test_intervals_of_recalls_cover_the_truth_where_images_of_a_group_are_alike(count, images):
+    """Beta-binomial recalls, of correlation 1 / (1 + 5) within a group."""
+    rng, recalls, trials = np.random.default_rng([count, images]), np.array([0.6, 0.8, 0.9]), 300
+    labels = np.repeat(np.arange(3), count * images)
+    groups = [str(number // images) for number in range(len(labels))]
+    covered = np.zeros(3)
+    for _ in range(trials):
+        means = np.repeat(recalls, count)
+        chance = rng.beta(5 * means, 5 * (1 - means)).repeat(images)
+        right = rng.random(len(labels)) < chance
+        judged = judge(np.eye(3)[np.where(right, labels, (labels + 1) % 3)], labels)
+        rows = class_rows(judged, groups, CLASSES, 0.95)
+        covered += [
+            row.recall_low <= truth <= row.recall_high
+            for row, truth in zip(rows, recalls, strict=True)
+        ]
+    assert np.all(covered >= 0.88 * trials)
+
+
 def tables_of(judged, groups):
     """Right images, images, and bounds of every recall, precision and accuracy of a bin."""
     classes = class_rows(judged, groups, CLASSES, 0.95)
