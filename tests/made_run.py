@@ -5,7 +5,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -30,6 +30,7 @@ from tasks.artifacts.records import (
 )
 from tasks.artifacts.tables import read_manifest
 from tasks.backbones.source_cards import CardOrigin, SourceCard, write_card
+from tasks.evaluate import Evaluation, explain_rejection
 from tasks.params import Params
 from tasks.params_file import load_params
 from tasks.report import Paths, read_findings
@@ -205,6 +206,19 @@ def write_reference(folder: Path, info: BackboneInfo) -> None:
         marks=Marks(similar=0.03, far=0.1), **weights,
     )  # fmt: skip
     write_record(folder / "ruler.json", ruler)
+
+
+def reject(findings: Findings) -> Findings:
+    """Findings of a run where every phase was rolled back."""
+    phases = [
+        phase.model_copy(update={"kept": False, "reason": "rolled back: val refuses"})
+        for phase in findings.finetuned.phases
+    ]
+    changes = {"phases": phases, "interpolation": 0.0, "averaged": False}
+    finetuned = findings.finetuned.model_copy(update=changes)
+    assert finetuned.rejection is not None
+    result = explain_rejection(Evaluation(findings.metrics, {}), finetuned.rejection)
+    return replace(findings, finetuned=finetuned, metrics=result.metrics)
 
 
 def make_exported(*, whole: bool = True) -> Exported:

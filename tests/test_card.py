@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from conftest import HOSTILE, tells
-from made_run import Runs, make_exported, make_provenance
+from made_run import Runs, make_exported, make_provenance, reject
 from ruamel.yaml import YAML
 
 from tasks.reporting.card import escape_markdown, quote_yaml, render_card
@@ -166,6 +166,16 @@ def test_the_card_says_what_the_final_weights_are(
     assert words is None or words in card
     frozen = replace(tuned, metrics=tuned.metrics.model_copy(update={"shipped": "baseline"}))
     assert not any(start in render(frozen) for start in FINAL_WEIGHTS)
+
+
+def test_the_card_says_that_fine_tuning_was_rejected_and_why(findings: Findings) -> None:
+    rejected = reject(findings)
+    words = rejected.finetuned.rejection
+    assert words is not None
+    card = render(rejected).replace("\\", "")
+    assert words in card[: card.index("## What it is")]
+    assert words in card[card.index("## Training") : card.index("## Results")]
+    assert "| frozen baseline (shipped) |" in card
 
 
 def test_macro_figures_say_over_how_many_classes_they_are(runs: Runs) -> None:

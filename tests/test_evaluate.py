@@ -23,6 +23,7 @@ from tasks.artifacts.records import (
     Finetuned,
     InputSpec,
     Metrics,
+    Phase,
     PredictionSets,
     SetScores,
     Summary,
@@ -697,6 +698,28 @@ def test_with_features_alone_no_second_model_is_run(project, tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["test_gain"] is None
     assert summary["test_accuracy"] == summary["test_accuracy_frozen"]
+
+
+def test_where_every_phase_was_rolled_back_the_baseline_ships_for_that_reason(project, tmp_path):
+    finetuned = make_finetuned(phases=[make_lost_phase()], interpolation=0.0)
+    write_record(project / "lost.json", finetuned)
+    frozen = READS["baseline-logits"]
+    run_main(project, tmp_path, **{"finetune": "lost.json", "finetune-logits": frozen})
+    metrics = Metrics.model_validate_json((tmp_path / "metrics.json").read_text())
+    assert metrics.shipped == "baseline"
+    words = finetuned.rejection
+    assert tells(words, "Fine-tuning was rejected", "unfrozen from head: rolled back: it fell")
+    assert (metrics.shipped_reason, metrics.difference.sentence) == (words, words)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["test_accuracy"] == summary["test_accuracy_frozen"]
+
+
+def make_lost_phase():
+    return Phase(
+        name="unfrozen from head", unfrozen_from=5, epochs=1, best_epoch=1, stopped="finished",
+        val_loss=1.2, val_accuracy=0.4, change_in_val_accuracy=ESTIMATE, kept=False,
+        reason="rolled back: it fell",
+    )  # fmt: skip
 
 
 def damage_features(project):

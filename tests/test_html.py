@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import HOSTILE, tells
-from made_run import Runs, make_exported, make_provenance
+from made_run import Runs, make_exported, make_provenance, reject
 from PIL import Image
 
 from tasks.artifacts.records import (
@@ -278,6 +278,18 @@ def test_an_average_of_the_phases_is_told(tuned: Findings) -> None:
     text = Page(render(replace(tuned, finetuned=averaged))).text
     assert "average" in text
     assert "start weights" not in text
+
+
+def test_a_rejected_fine_tuning_is_said_so_and_never_called_noise(tuned: Findings) -> None:
+    text = Page(render(reject(tuned))).text
+    words = reject(tuned).finetuned.rejection
+    assert words is not None
+    assert tells(words, "Fine-tuning was rejected, both models are the same", "val refuses")
+    first, results = text.index("Accuracy"), text.index("Results on test")
+    assert words in text[:first]
+    assert words in text[results:]
+    assert "Within noise." in Page(render(tuned)).text
+    assert "Within noise." not in text
 
 
 def test_learning_rates_are_the_highest_of_each_phase(tuned: Findings) -> None:

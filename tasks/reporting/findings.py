@@ -381,7 +381,7 @@ def _of_result(findings: Findings) -> Iterator[Alert]:
             f"The interval of the accuracy is {points(width).removeprefix('+')} points wide; more "
             "test images would narrow it.",
         )
-    difference = metrics.difference
+    difference = None if findings.finetuned.rejection else metrics.difference
     if difference and (difference.accuracy.low or 0) <= 0 <= (difference.accuracy.high or 0):
         yield Alert(
             "caution",
