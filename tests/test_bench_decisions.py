@@ -9,7 +9,13 @@ import pytest
 from bench.arms import describe_phases, halves, transfer_by
 from bench.cells import Cell, CellArm, Said, append_row, nearest_arm, read_cells, read_said
 from bench.decisions import Bench, main, order_work, parse, stages_before
-from bench.decisions_page import advise_by_domain, explain_loss, gather_strategies, write_page
+from bench.decisions_page import (
+    advise_by_domain,
+    count_right,
+    explain_loss,
+    gather_strategies,
+    write_page,
+)
 from bench.left_out import leave_one_set_out
 from bench.pools import corrupt
 from bench.regret import (
@@ -17,6 +23,7 @@ from bench.regret import (
     complete,
     constant,
     follow,
+    judge_all,
     judge_choice,
     mean_over_sets,
 )
@@ -30,6 +37,7 @@ from tasks.artifacts.records import write_record
 from tasks.artifacts.tables import ManifestRow, write_manifest
 from tasks.params import Params
 from tasks.training.phases import PhasePlan
+from tasks.transferability.doubts import PROVEN
 
 ARMS: tuple[CellArm, ...] = ("frozen", "top", "most", "all")
 
@@ -320,6 +328,16 @@ def test_the_advice_of_guides_goes_deeper_the_farther_the_domain(
     domain: str, images: int, arm: str
 ):
     assert advise_by_domain(said("all", domain=domain, images=images)) == arm
+
+
+def test_what_decisions_say_of_others_like_them_is_what_the_cells_say():
+    folder = ROOT / "docs/benchmarks/decisions"
+    cells, known = complete(read_cells(folder / "cells.csv")), read_said(folder / "evidence.csv")
+    stated = {one.task: one.confidence for one in known if one.decider == "today"}
+    outcomes = judge_all(cells, follow(cells, known, "today"))
+    for confidence, proven in PROVEN.items():
+        found = [one for one in outcomes if stated[one.task] == confidence]
+        assert (len(found), count_right(found)) == proven, confidence
 
 
 @pytest.mark.slow

@@ -166,7 +166,7 @@ def _domain_in_words(similarity: Similarity, decision: Decision) -> str:
     return (
         f"The domain is {decision.domain}{ruled}: MMD^2 to the images of {mmd.source} that fit "
         f"best is {best.value:.3f}{_interval(best.low, best.high)}, to all of them {mmd.value:.3f} "
-        f"(p = {mmd.p_value:.3g} that they are alike)."
+        f"(p = {mmd.p_value:.3g} by permutation)."
     )
 
 
