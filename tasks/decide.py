@@ -42,7 +42,8 @@ from tasks.transferability.rules import (
 log = logging.getLogger(__name__)
 
 ADVICE = (
-    "The arm is in doubt: try the others with decide.arm in params.yaml and compare them on val."
+    "The arm is in doubt: try the others with decide.arm in params.yaml, each with several seeds, "
+    "and compare them on val; more images in val tell more."
 )
 
 

@@ -258,7 +258,7 @@ class RaceParams(Block):
         ge=2,
         le=1_000_000,
         description="Fewest training images of the first round; where the share affords fewer, "
-        "fewer arms race, or none.",
+        "scratch stays out, or there is no race.",
     )
     confidence: float = Field(
         ge=0.5,

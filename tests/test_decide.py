@@ -352,8 +352,8 @@ def test_with_few_images_the_ceiling_is_less_sure():
 def test_a_val_that_is_too_small_is_no_ceiling():
     small = {"right": (0.5, 0.8, 0.9), "folds": (0.6, 0.8, 0.9), "room": (-0.02, 0.2, 0.4)}
     decision = decided(baseline=found_by_baseline(**small))
-    assert (decision.arm, decision.confidence) == ("fine_tune", "low")
-    assert any(tells(reason, "Val is too small") for reason in decision.reasons)
+    assert (decision.arm, decision.confidence) == ("fine_tune", "medium")
+    assert any(tells(reason, "Val could not show") for reason in decision.reasons)
 
 
 def test_more_images_are_weighed_in_words():

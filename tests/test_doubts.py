@@ -68,7 +68,7 @@ DOUBTS = {
         {"images": 500_000, "gain": (0.0, 0.03, 0.06)}, "low", "different arms",
     ),
     "few images in val": ({"val_images": 19}, "low", "Val has 19 images"),
-    "hopeless val": ({"room": -0.01}, "low", "Val is too small"),
+    "nothing that val could show": ({"room": -0.01}, "medium", "even a flawless model"),
     "no gain": ({"gain": (-0.02, 0.0, 0.01)}, "low", "transfer itself is in doubt"),
 }  # fmt: skip
 

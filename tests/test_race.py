@@ -1,4 +1,4 @@
-"""A race: what it costs, who takes part, who wins, and that its stage only runs it in doubt."""
+"""A race: what it costs, who takes part, who wins, and where its stage runs none."""
 
 from dataclasses import replace
 from importlib import import_module
@@ -135,7 +135,7 @@ def test_more_images_let_more_arms_race():
     assert [len(one) for one in names] == sorted(len(one) for one in names)
 
 
-@pytest.mark.parametrize(("epochs", "images"), [(10, 11_000), (5, 19_000)])
+@pytest.mark.parametrize(("epochs", "images"), [(10, 10_000), (5, 18_000)])
 def test_where_a_race_begins_with_lite0_is_what_the_documents_say(epochs, images):
     network = create_architecture("tf_efficientnet_lite0", image_px=224)
     groups, costs = layer_groups(network), measure_costs(network)
@@ -143,11 +143,12 @@ def test_where_a_race_begins_with_lite0_is_what_the_documents_say(epochs, images
         "fine_tune", Evidence(images, 10, tuple(g.blocks for g in groups)), PARAMS.decide
     )
     tuning = PARAMS.finetune.model_copy(update={"epochs": epochs})
-    for some, raced in ((0.9 * images, False), (1.1 * images, True)):
+    for some, raced in ((images, False), (1.1 * images, True)):
         work = Workload(some, PARAMS.augment.views, int(some / 4), 0, 0)
         field = choose_field(groups, costs, cuts, work, PARAMS.race, tuning)
         assert (field is not None) is raced
-    assert f"{images:,}" in (ROOT / "docs/training.md").read_text()
+    for page in ("README.md", "docs/training.md"):
+        assert f"{images:,}" in (ROOT / page).read_text()
 
 
 def test_half_of_the_racers_stay():

@@ -89,7 +89,7 @@ def rank(runs: Mapping[str, Runs], *, confidence: float, seed: int) -> list[Rank
     """Rank settings by calibrated val loss over their seeds, unless accuracy is sure.
 
     A setting that is better beyond doubt than the one with the lowest loss is chosen instead, and
-    gives way to the next one of which that is true.
+    gives way to the next one of which that is true. All settings share the doubt (Bonferroni).
 
     A setting that lacks seeds that another one has comes after those that lack none: a mean over
     other splits is another number.
@@ -102,8 +102,9 @@ def rank(runs: Mapping[str, Runs], *, confidence: float, seed: int) -> list[Rank
     found = {setting: by_seed for setting, by_seed in runs.items() if by_seed}
     order = sorted(found, key=lambda setting: (-len(found[setting]), _loss(found[setting])))
     chosen = order[0] if order else ""
+    strict = 1 - (1 - confidence) / max(1, len(order) - 1)
     for setting in order[1:]:
-        change = _judge(found[chosen], found[setting], confidence=confidence, seed=seed)
+        change = _judge(found[chosen], found[setting], confidence=strict, seed=seed)
         if change and change.better and len(found[setting]) == len(found[chosen]):
             chosen = setting
     return [

@@ -418,8 +418,8 @@ def _of_choices(decision: Decision, finetuned: Finetuned) -> Iterator[Alert]:
         yield Alert(
             "caution",
             "Low confidence",
-            f"The choice of {ARMS[decision.recommended]} stands on weak evidence; see what"
-            " would change it.",
+            f"The choice of {ARMS[decision.recommended]} stands on weak evidence; the"
+            " reasons say which.",
         )
     lost = [phase for phase in finetuned.phases if phase.stopped == "diverged"]
     if lost:

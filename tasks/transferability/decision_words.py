@@ -78,8 +78,8 @@ def _reasons(evidence: Evidence, similarity: Similarity, decision: Decision) -> 
     if deciding.name == "fine-tune" and not decision.forced:
         tried, right = PROVEN[decision.confidence]
         yield (
-            f"Of {tried} choices of {decision.confidence} confidence that were tried out, "
-            f"{right} were within a point of accuracy of the best arm."
+            f"Of {tried} choices of {decision.confidence} confidence, tried on seven sets at 96 "
+            f"px, {right} were within a point of accuracy of the best arm."
         )
     yield _domain_in_words(similarity, decision)
     if similarity.moments is not None:

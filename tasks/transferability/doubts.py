@@ -59,12 +59,11 @@ def assess(
     val_images: int,
     errors: Estimate | None = None,
 ) -> Assessment:
-    """Rate a choice by how often one like it was right.
+    """Rate a choice by how often one like it was right (docs/decisions.md).
 
-    Tried on many sets, it was the number of images that told (docs/decisions.md): low where val is
-    too small to tell models apart, medium with few images a class, else high. Low too where the
-    rules themselves waver. Where frozen features are at their ceiling, or a race has a winner,
-    neither is asked any more.
+    Low where val is too small to tell models apart or the rules themselves waver, medium with few
+    images a class or little left to gain, else high. Where frozen features are at their ceiling, or
+    a race has a winner, nothing of this is asked any more.
 
     Args:
         evidence: What the rules look at.
@@ -81,10 +80,8 @@ def assess(
     doubts = list(_doubts(evidence, similarity, params, val_images))
     if doubts:
         return Assessment("low", doubts)
-    if evidence.images_per_class <= ONE_PHASE:
-        few = f"With at most {ONE_PHASE} images a class, chance has a say in which arm is best."
-        return Assessment("medium", [few])
-    return Assessment("high", [])
+    doubts = list(_mild_doubts(evidence))
+    return Assessment("medium" if doubts else "high", doubts)
 
 
 def _doubts_of_ceiling(errors: Estimate | None, params: DecideParams) -> Iterator[str]:
@@ -101,10 +98,15 @@ def _doubts(
         yield "Within the intervals of the measurements the rules name different arms."
     if val_images < FEW_VAL:
         yield f"Val has {val_images} images: with fewer than {FEW_VAL}, a worse model often wins."
-    elif evidence.room is not None and evidence.room <= 0:
-        yield "Val is too small: it could not tell even a flawless model from frozen features."
     if gains_little(evidence, params):
         yield "Pretrained features hardly beat random ones, so transfer itself is in doubt."
+
+
+def _mild_doubts(evidence: Evidence) -> Iterator[str]:
+    if evidence.images_per_class <= ONE_PHASE:
+        yield f"With at most {ONE_PHASE} images a class, chance has a say in which arm is best."
+    if evidence.room is not None and evidence.room <= 0:
+        yield "Val could not show even a flawless model to be better than frozen features."
 
 
 def within(evidence: Evidence, similarity: Similarity) -> Iterator[Evidence]:

@@ -363,7 +363,7 @@ def _losses(cells: Cells, said: Sequence[Said], decider: str) -> str:
 def explain_loss(arms: Mapping[CellArm, Cell], chosen: CellArm, outcome: Outcome) -> str:
     """Say what the loss of a choice came of, in words."""
     if outcome.unbiased <= RIGHT:
-        return "the best arm had luck: on the other half of the test images it is no better"
+        return "luck of the best arm: on the other half of the images it is at most a point better"
     cell, frozen = arms[chosen], arms["frozen"]
     best = max(arms.values(), key=lambda one: one.shipped_accuracy)
     regret = best.shipped_accuracy - cell.shipped_accuracy

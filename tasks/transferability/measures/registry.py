@@ -1,7 +1,8 @@
 """The measures of what frozen features are worth for the labels.
 
 A new one is a module of this package with a function `estimate`, and its name in `MEASURES`; the
-name is its key in similarity.json. One that ends with `_accuracy` is a share.
+name is its key in similarity.json. One that ends with `_accuracy` is a share. LogME and H-score
+stand here too, for ranking backbones alone.
 """
 
 from importlib import import_module
