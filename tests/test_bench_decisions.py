@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bench.arms import describe_phases, halves, transfer_by
-from bench.cells import Cell, CellArm, Said, append_row, nearest_arm, read_cells, read_said
+from bench.cells import Cell, CellArm, Said, Task, append_row, nearest_arm, read_cells, read_said
 from bench.decisions import Bench, main, order_work, parse, stages_before
 from bench.decisions_page import (
     advise_by_domain,
@@ -166,6 +166,22 @@ def test_what_fails_does_not_stop_the_rest(tmp_path: Path, monkeypatch: pytest.M
     given = ["--set", "a=/a", "--seeds", "17", "--levels", "10", "--out", str(tmp_path)]
     monkeypatch.setattr(Bench, "open_study", lambda *_: 1 / 0)
     assert Bench(parse(given)).run() == 6
+
+
+def test_a_decider_may_have_values_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    shares: list[float] = []
+
+    def look(fork: Study, task: Task, decider: str) -> Said:
+        shares.append(fork.params.race.share)
+        return said("most", decider=decider)
+
+    monkeypatch.setattr(Study, "fork", lambda study, _: study)
+    monkeypatch.setattr("bench.decisions.decide", look)
+    given = ["--out", str(tmp_path), "--decider", "a race", "--values", "race.share=1.0"]
+    Bench(parse(given)).decide(Study(tmp_path), ("a", "10", 17, 96))
+    assert shares == [1.0]
+    assert read_said(tmp_path / "evidence.csv") == [said("most", decider="a race")]
 
 
 def test_few_images_of_all_sets_come_first_and_scratch_late():
@@ -335,6 +351,8 @@ def test_what_decisions_say_of_others_like_them_is_what_the_cells_say():
     cells, known = complete(read_cells(folder / "cells.csv")), read_said(folder / "evidence.csv")
     stated = {one.task: one.confidence for one in known if one.decider == "today"}
     outcomes = judge_all(cells, follow(cells, known, "today"))
+    assert len({task[0] for task in cells}) == 7, "decision_words.py says how many sets"
+    assert {task[3] for task in cells} == {96}, "and their size"
     for confidence, proven in PROVEN.items():
         found = [one for one in outcomes if stated[one.task] == confidence]
         assert (len(found), count_right(found)) == proven, confidence

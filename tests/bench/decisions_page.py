@@ -127,14 +127,14 @@ def gather_strategies(cells: Cells, said: Sequence[Said]) -> dict[str, Mapping[T
             if arm in arms and arms[arm].raised is raised
         }
     every["an arm by chance"] = dict.fromkeys(cells, RANDOM)
-    latest = [one for one in said if one.decider == next(iter(_deciders(said)), None)]
+    leading = [one for one in said if one.decider == next(iter(_deciders(said)), None)]
     every["by domain"] = {
-        one.task: constant(advise_by_domain(one)) for one in latest if one.task in cells
+        one.task: constant(advise_by_domain(one)) for one in leading if one.task in cells
     }
     every = {name: choices for name, choices in every.items() if choices}
-    if len({one.set for one in latest if one.task in cells}) > 2:
+    if len({one.set for one in leading if one.task in cells}) > 2:
         for name, distance in DISTANCES.items():
-            chosen = leave_one_set_out(cells, latest, distance)
+            chosen = leave_one_set_out(cells, leading, distance)
             every[f"table by {name}, fitted to the other sets"] = chosen
     return every
 
