@@ -265,6 +265,23 @@ def test_the_same_race_again_is_the_same(ground, tmp_path):
     assert first == again
 
 
+def test_what_a_killed_race_left_does_not_reach_the_next_one(ground, tmp_path, monkeypatch):
+    """Each round has other images, whose cached activations may have the same shape."""
+    from tasks.training.feed import activations
+    from tasks.training.feed.parts import BackboneParts
+
+    monkeypatch.setattr(activations, "SHARD_BYTES", 1)
+    monkeypatch.setattr(activations, "ROWS_AT_ONCE", 2)  # so that shards of both rounds are full
+    field = make_field(ground, ["top", "most"], 9)
+    undisturbed = run_race(ground, field, make_means(tmp_path / "undisturbed"))
+    with monkeypatch.context() as killed:
+        killed.setattr(BackboneParts, "close", lambda _: None)
+        killed.setattr("tasks.racing.race.ROUNDS", 1)
+        run_race(ground, replace(field, images=18), make_means(tmp_path))
+    assert any(tmp_path.glob("cache/**/*.npy"))
+    assert run_race(ground, field, make_means(tmp_path)) == undisturbed
+
+
 def test_a_racer_shows_every_image_of_its_part_as_often_as_there_are_epochs(
     ground, tmp_path, monkeypatch
 ):

@@ -12,7 +12,7 @@ from tasks.training.costs import Workload, cost_of_cache, cost_of_phase
 from tasks.transferability.arms import NamedArm, name_arms
 
 LOOKS = 2  # at val, of a racer
-VAL_IMAGES = 2000  # that judge a racer, at most
+VAL_IMAGES = 2000  # that judge a racer, at most (somewhat more where groups are large)
 ROUNDS = 2  # of halving; each later one has twice the images
 
 
@@ -20,7 +20,8 @@ ROUNDS = 2  # of halving; each later one has twice the images
 class Field:
     """The arms of the first round and its number of images.
 
-    `share`: what all rounds cost at most, of what fine-tuning is expected to cost.
+    `share`: what all rounds cost at most on so many images, of what fine-tuning is expected to
+    cost.
     """
 
     entries: Sequence[NamedArm]
@@ -62,7 +63,10 @@ def choose_field(
 def expected_cost(
     costs: Sequence[float], cuts: Sequence[int], work: Workload, tuning: FinetuneParams
 ) -> float:
-    """Give what fine-tuning costs where its last phase is neither repeated nor given up early."""
+    """Give what fine-tuning costs, in forward passes of one image through all layers.
+
+    Its last phase counts as neither repeated nor given up early.
+    """
     epochs = [*[tuning.early_epochs] * (len(cuts) - 1), tuning.epochs]
     phases = sum(
         cost_of_phase(costs, cut, replace(work, epochs=some, looks=some + 1))
@@ -74,7 +78,7 @@ def expected_cost(
 def cost_of_race(
     costs: Sequence[float], entries: Sequence[NamedArm], images: float, work: Workload, epochs: int
 ) -> float:
-    """Give what all rounds cost at most: those that stay are the dearest."""
+    """Give what all rounds cost at most, as `expected_cost`: those that stay are the dearest."""
     total = 0.0
     for number in range(ROUNDS):
         val = min(work.val, VAL_IMAGES)

@@ -60,7 +60,11 @@ class Ground:
     seed: int
 
     def frozen(self, images: Ints) -> tuple[nn.Module, Logits]:
-        """Fit a head on frozen features of training images; give it and its logits on val."""
+        """Fit a head on frozen features of training images.
+
+        Returns:
+            The head, and its logits on all of val, float32 (N_val, C).
+        """
         path = choose_linear(
             self.train,
             self.val,
@@ -72,12 +76,12 @@ class Ground:
         return to_module(path.chosen), path.chosen.logits(self.val.features[:, 0])
 
     def part(self, images: int) -> Ints:
-        """Give about so many training images; those of a smaller part are among them."""
+        """Give about so many training images, int64 (n,); a smaller part is among them."""
         turns = nested_turns(self.train.labels, self.train.groups, seed=self.seed)
         return np.flatnonzero(turns < images / len(turns))
 
     def judges(self) -> Ints:
-        """Give the val images that judge racers."""
+        """Give the val images that judge racers, int64 (n,): about `VAL_IMAGES`, groups whole."""
         turns = nested_turns(self.val.labels, self.val.groups, seed=self.seed)
         return np.flatnonzero(turns < VAL_IMAGES / len(turns))
 
@@ -101,7 +105,7 @@ class Means:
 
 @dataclass(frozen=True)
 class Lap:
-    """What a round ended with: logits on val of frozen features and of every racer."""
+    """What a round ended with: logits on the val images that judge, float32 (n, C), of each."""
 
     images: Ints
     frozen: Logits
@@ -151,16 +155,16 @@ def confidence_of_each(params: RaceParams, racers: int) -> float:
 
 
 def find_winner(lap: Lap, val: ValSet, *, confidence: float, seed: int) -> NamedArm | None:
-    """Give the arm that is better than frozen features, and than every cheaper arm, beyond doubt.
+    """Give the winner of the last round; None where frozen features are not beaten.
+
+    From the cheapest arm up, each one takes the place of the best so far, at first of frozen
+    features, where it is better beyond doubt.
 
     Args:
         lap: The last round; its racers from the cheapest to the dearest.
         val: What judges.
         confidence: Of the intervals of each racer.
         seed: The run's seed.
-
-    Returns:
-        None where frozen features are not beaten.
     """
     winner, best = None, lap.frozen
     for entry, logits in lap.raced.items():
@@ -197,7 +201,8 @@ def _run_round(
         params=means.tuning,
         seed=ground.seed,
     )
-    raced = {entry: train_racer(entry, track, means.machine, means.folder) for entry in entries}
+    folder = means.folder / str(len(images))  # of a killed race; parts of one size are the same
+    raced = {entry: train_racer(entry, track, means.machine, folder) for entry in entries}
     return Lap(images, frozen[judges], raced)
 
 

@@ -103,6 +103,12 @@ def train_racer(entry: NamedArm, track: Track, machine: Machine, folder: Path) -
         track: Where it starts, and what judges it.
         machine: Device, threads and engine.
         folder: Where activations may be cached.
+
+    Returns:
+        All zero where training from scratch breaks down.
+
+    Raises:
+        TrainingError: Fine-tuning broke down.
     """
     classifier = start_classifier(
         track.backbone, track.baseline, copy.deepcopy(track.head), arm=entry.arm, seed=track.seed
@@ -129,7 +135,7 @@ def train_racer(entry: NamedArm, track: Track, machine: Machine, folder: Path) -
     except TrainingError as err:
         if entry.arm != "scratch":
             raise
-        log.warning("training from scratch leaves the race: %s", err)
+        log.warning("training from scratch counts as having learned nothing: %s", err)
         return np.zeros((len(examples.val.labels), examples.classes), np.float32)
     finally:
         parts.close()
