@@ -32,6 +32,9 @@ def test_without_a_server_the_way_to_one_is_told(toy: ToyProject) -> None:
         (("--set", "finetune.head_lr=[1"), "cannot be read"),
         (("--set", "finetune.heade_lr=1"), "Did you mean finetune.head_lr?"),
         (("--set", "finetune.head_lr=0.0004,-1"), "finetune.head_lr is -1; allowed: "),
+        (("--set", "seed=1", "--set", "seed=2"), "--set seed stands twice"),
+        (("--set", "seed=1", "--seeds", "2"), "--seeds and --set seed are both given"),
+        (("--set", "seed=1,two"), "seed is 'two'"),
     ],
 )
 def test_a_setting_that_cannot_be_tried_is_told(

@@ -36,14 +36,21 @@ def start_sweep(
         ParamsError: A value does not fit into params.yaml.
         ServerError: No server of this project runs.
     """
-    grid = dict(_read_setting(one) for one in settings)
+    grid: dict[str, list[Any]] = {}
+    for key, listed in map(_read_setting, settings):
+        if key in grid:
+            raise GraphError(f"--set {key} stands twice; write its values as one list")
+        grid[key] = listed
     names, numbers = _read_values("--backbones", backbones), _read_values("--seeds", seeds)
     parameters = {"grid": grid, "backbones": names, "seeds": numbers}
     parameters = {name: values for name, values in parameters.items() if values}
     if not parameters:
         raise GraphError("nothing to try; give --set KEY=VALUE,VALUE, --backbones or --seeds")
-    lists = {**grid, "backbone.name": names, "seed": numbers}
-    lists = {key: values for key, values in lists.items() if values}
+    own = (("backbone.name", "--backbones", names), ("seed", "--seeds", numbers))
+    twice = [f"{option} and --set {key}" for key, option, values in own if values and key in grid]
+    if twice:
+        raise GraphError(f"{twice[0]} are both given; give the values in one of them")
+    lists = grid | {key: values for key, _, values in own if values}
     runs = [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
     for values in runs:  # the flow would tell too, on its page
         check_values(root, values)
