@@ -1,4 +1,4 @@
-"""A flow for each stage: rerun it after a change, with what follows from it or alone."""
+"""A flow for each stage that has parameters: rerun it, with what follows from it or alone."""
 
 # No `from __future__ import annotations`: Prefect could not build the parameters of a served run.
 

@@ -243,7 +243,7 @@ class DecideParams(Block):
 
 
 class RaceParams(Block):
-    """Arms trained side by side on a part of the images, where the budget pays for it."""
+    """Arms trained on the same part of the images, where the budget pays for it."""
 
     share: float = Field(
         ge=0,
@@ -263,8 +263,8 @@ class RaceParams(Block):
     confidence: float = Field(
         ge=0.5,
         lt=1,
-        description="Of the two-sided intervals, those of all racers together, by which one is "
-        "better on val.",
+        description="Confidence of the two-sided intervals on val by which a racer is called "
+        "better; all racers share it (Bonferroni).",
     )
 
 

@@ -164,7 +164,7 @@ class BackboneRank(Record):
     name: str
     ridge_accuracy: Estimate  # without the image's own group
     gain: Estimate | None  # of that accuracy over the best candidate before; None for the first
-    better: bool  # beyond doubt than every one before
+    better: bool  # beyond doubt than the best before
     logme: Estimate
     h_score: Estimate
 
@@ -289,7 +289,7 @@ class GroupShift(Record):
 class MomentShift(Record):
     """Shift of layers whose weights tell nothing of the source, against the images of its card.
 
-    It describes: the thresholds of the batch-norm shift mean nothing here, so no rule reads it.
+    It describes; no rule reads it.
     """
 
     source: str  # name of the card
@@ -443,7 +443,7 @@ class Baseline(Record):
     majority_accuracy: float  # of always naming the largest training class, on val
     notes: list[str]
     l2_strength: float  # of the linear heads that audit the data
-    overfit: float | None = None  # loss of the linear head on val, as a multiple of that on train
+    overfit: float | None = None  # loss of the linear (or only) head on val over that on train
     folds_accuracy: Estimate | None = None  # of linear heads, by folds over train and val
     room: Estimate | None = None  # val accuracy that a model without mistakes would add
     curve: LearningCurve | None = None
@@ -477,15 +477,13 @@ class RaceRound(Record):
 
 
 class Race(Record):
-    """Arms trained side by side on a part of the images (data/race/race.json)."""
+    """Arms trained on the same part of the images (data/race/race.json)."""
 
     skipped: str | None  # why there was no race, in a sentence
     rounds: list[RaceRound] = []
-    winner: Racer | None = (
-        None  # better than frozen features, and than every cheaper arm, beyond doubt
-    )
+    winner: Racer | None = None  # see `tasks.racing.race.find_winner`
     val_images: int = 0  # that judged
-    cost: float = 0.0  # multiply-adds at most, as a share of what fine-tuning is expected to cost
+    cost: float = 0.0  # planned multiply-adds as a share of what fine-tuning is expected to cost
     twice_the_images: Estimate | None = (
         None  # val accuracy of frozen features on twice the images minus the best racer's
     )

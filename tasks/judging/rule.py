@@ -7,7 +7,7 @@ of a sweep) accuracy speaks first.
 
 Losses are compared after calibration: how sure a model is on the whole is one number, which the end
 of the pipeline fits anyway, and a loss that holds it favors whoever happens to have it right. A
-frozen head is calibrated as it is fitted, a network trained with label smoothing is not.
+frozen head is calibrated as it is fitted, a fine-tuned network need not be.
 """
 
 from collections.abc import Sequence

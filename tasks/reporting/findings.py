@@ -361,7 +361,7 @@ def _of_audit(audit: Audit, metrics: Metrics) -> Iterator[Alert]:
             )
             if scores
         ]
-        words = f" Accuracy, classes weighed alike in both, is {' and '.join(parts)}."
+        words = f" With the same mix of classes accuracy is {' and '.join(parts)}."
         words = words if parts else ""
         level: Level = "serious" if (share.low or 0.0) >= MANY_TWINS else "caution"
         yield Alert(level, "Twins in train", audit.twin_words + words)

@@ -42,11 +42,12 @@ class RaceWinner:
 class Evidence:
     """What the rules look at; numbers without their intervals, None where they were not measured.
 
-    `images`: training images. `blocks`: of each layer group of the backbone. `mmd`: to the source
-    images that fit best. `gain`: accuracy of pretrained minus random features. `error`: share of
-    images that frozen features have wrong, by folds; `room`: val accuracy that a model without
-    mistakes would surely add. `overfit`: loss of frozen features on val, as a multiple of that on
-    train. `winner`: of a race; None where there was none.
+    `images`: training images. `blocks`: of each layer group of the backbone. `mmd`: squared, to the
+    source images that fit best; `p_value`: of the permutation test. `gain`: accuracy of pretrained
+    minus random features, in [-1, 1]. `error`: share of images that frozen features have wrong, by
+    folds; `room`: share of val that a model without mistakes would surely have right beyond them.
+    `overfit`: loss of frozen features on val over that on train, above 0, perhaps infinite.
+    `winner`: of a race; None where there was none.
     """
 
     images: int

@@ -63,16 +63,16 @@ frozen head and the three depths:
 bootstrap over sets, those of the same images together; from so few sets they are rough. The best of
 several arms on the same test images is flattered by chance, so that the first regret of every
 strategy is too large; the second one has the best arm chosen on one half of the test images and
-measured on the other, with nothing to flatter, and may be negative. A better model that val did not
-ship counts for no arm. Seconds are processor time of one thread.
+measured on the other, with nothing to flatter, and may be negative. An arm is credited with what
+val ships, even where its own model is better on test. Seconds are processor time of one thread.
 
 `today` are the rules of this version: fine-tune two thirds of the blocks, unless frozen features
 are at their ceiling or a race says otherwise, at rates that are raised where frozen features
 overfit many images, and let val ship the frozen head where that does not pay. Unless the name of a
-strategy says otherwise, rates are those of the rules. `by domain` is what the field's guides advise
-and an earlier version did: in a similar domain frozen features at up to {few} images a class and a
-third of the blocks above, in an intermediate one a third, in a far one two thirds. What the rules
-of today are was chosen by cells like these; the tables that are fitted to the other sets are judged
+strategy says otherwise, rates are those of the rules. `by domain` is what the field's guides
+advise: in a similar domain frozen features at up to {few} images a class and a third of the blocks
+above, in an intermediate one a third, in a far one two thirds. What the rules of today are was
+chosen by cells like these; the tables that are fitted to the other sets are judged
 on cells that they have not seen.
 """
 
