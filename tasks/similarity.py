@@ -35,9 +35,12 @@ from tasks.backbones.source_cards import LayerMoments, SourceCard, find_cards, n
 from tasks.errors import ArtifactError
 from tasks.params import SimilarityParams
 from tasks.runtime.entry import Read, StagePaths, Write, read_arguments, run_stage
-from tasks.transferability.leave_one_out import estimate_transfer_gain
+from tasks.transferability.leave_one_out import (
+    classify_by_ridge,
+    estimate_accuracy,
+    estimate_transfer_gain,
+)
 from tasks.transferability.look import look_at
-from tasks.transferability.measures import registry
 from tasks.transferability.mmd import measure_mmd
 from tasks.transferability.pictures import (
     LOOKED_IMAGES,
@@ -139,7 +142,8 @@ def measure_similarity(
     sample = target.sample(chosen.measured)
     _check_features(sample.features, info)
     mmd = _compare(sample, reference.card, params=params, seed=seed)
-    measures = registry.estimate_measures(target.sample(chosen.scored), params=params, seed=seed)
+    scored = target.sample(chosen.scored)
+    predicted = classify_by_ridge(scored.features, scored.labels, scored.groups)
     gain = estimate_transfer_gain(
         target.sample(target.probe_rows), target.random_features, params=params, seed=seed
     )
@@ -160,6 +164,7 @@ def measure_similarity(
         mmd=mmd,
         shift=shift if batch else None,
         shift_groups=by_group if batch else [],
+        ridge_accuracy=estimate_accuracy(predicted, scored, params=params, seed=seed),
         random_ridge_accuracy=gain.random_accuracy,
         transfer_gain=gain.gain,
         summary="",
@@ -170,7 +175,6 @@ def measure_similarity(
         marks=reference.ruler.marks if reference.ruler else None,
         known=reference.ruler.sets if reference.ruler else [],
         moments=moments,
-        **measures,
     )
     return similarity.model_copy(update={"summary": say_similarity(similarity)})
 
@@ -329,8 +333,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_record(paths.similarity, similarity.model_copy(update={"look": seen}))
     log.info("%s", similarity.summary)
     log.info("%s", seen.words)
-    worth = [f"{name} {getattr(similarity, name).value:.3f}" for name in registry.MEASURES]
-    log.info("what the features are worth: %s", ", ".join(worth))
+    worth = similarity.ridge_accuracy.value
+    log.info("what the features are worth: ridge_accuracy %.3f", worth)
 
 
 if __name__ == "__main__":

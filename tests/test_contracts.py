@@ -20,7 +20,6 @@ from tasks.images.operations.registry import OPERATIONS
 from tasks.params import Block, Params
 from tasks.params_file import leaf_paths
 from tasks.training.resume.workspace import IMPORTED
-from tasks.transferability.measures.registry import MEASURES
 
 ROOT = Path(__file__).parent.parent
 GRAPH: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
@@ -45,7 +44,6 @@ RANKS = [
 # What a registry imports by name: modules of its own folder.
 REGISTERED = {
     ROOT / "tasks/images/operations/registry.py": OPERATIONS,
-    ROOT / "tasks/transferability/measures/registry.py": MEASURES,
     ROOT / "tasks/heads/registry.py": get_args(HeadKind),
 }
 # Their values are tracked as values, so that a change of a description reruns nothing.
@@ -211,7 +209,7 @@ def test_a_public_class_or_function_of_one_name_is_defined_once() -> None:
         for node in syntax(path).body
         if isinstance(node, kinds) and not node.name.startswith("_")
     )
-    of_kinds = {"draw", "estimate", "build", "train"}  # what registries find in modules
+    of_kinds = {"draw", "build", "train"}  # what registries find in modules
     shared = {"main", "Paths"} | of_kinds  # every stage has its own
     assert {name for name, count in places.items() if count > 1} == shared
 

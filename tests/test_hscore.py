@@ -4,7 +4,7 @@ from conftest import ROOT
 from sklearn.covariance import LedoitWolf
 
 from tasks.params_file import load_params
-from tasks.transferability.measures.h_score import estimate
+from tasks.transferability.h_score import estimate_h_score
 from tasks.transferability.sampling import Sample
 
 PARAMS = load_params(ROOT / "params.yaml").similarity
@@ -12,7 +12,7 @@ PARAMS = load_params(ROOT / "params.yaml").similarity
 
 def measure_h_score(features, labels):
     images = [str(number) for number in range(len(labels))]
-    return estimate(Sample(features, labels, images), params=PARAMS, seed=0).value
+    return estimate_h_score(Sample(features, labels, images), params=PARAMS).value
 
 
 def classed(n, columns, classes=3, *, seed=0, signal=1.0):
@@ -61,7 +61,7 @@ def test_jackknife_equals_one_by_hand():
         if (keep := np.arange(30) // 3 != part).any()
     ]
     error = np.sqrt(9 / 10 * np.sum((np.array(values) - np.mean(values)) ** 2))
-    found = estimate(Sample(features, labels, groups), params=PARAMS, seed=0)
+    found = estimate_h_score(Sample(features, labels, groups), params=PARAMS)
     assert found.value == pytest.approx(measure_h_score(features, labels))
     assert found.high - found.value == pytest.approx(2.2621572 * error)
     assert found.value - found.low == pytest.approx(2.2621572 * error)
@@ -70,7 +70,7 @@ def test_jackknife_equals_one_by_hand():
 def test_interval_has_the_width_of_repeated_samples():
     groups = [str(i) for i in range(150)]
     estimates = [
-        estimate(Sample(*classed(150, 6, seed=seed, signal=0.5), groups), params=PARAMS, seed=0)
+        estimate_h_score(Sample(*classed(150, 6, seed=seed, signal=0.5), groups), params=PARAMS)
         for seed in range(60)
     ]
     spread = np.std([e.value for e in estimates])

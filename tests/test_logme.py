@@ -4,7 +4,7 @@ from conftest import ROOT
 from scipy import optimize, stats
 
 from tasks.params_file import load_params
-from tasks.transferability.measures.logme import estimate, measure_logme
+from tasks.transferability.logme import estimate_logme, measure_logme
 from tasks.transferability.sampling import Sample
 
 PARAMS = load_params(ROOT / "params.yaml").similarity
@@ -126,7 +126,7 @@ def test_interval_has_the_width_of_repeated_samples():
     centers = rng.normal(0, 0.7, (2, 5))
     labels = np.arange(120) % 2
     samples = [(rng.normal(size=(120, 5)) + centers[labels], labels) for _ in range(100)]
-    estimates = [estimate(Sample(x, y, groups), params=PARAMS, seed=0) for x, y in samples]
+    estimates = [estimate_logme(Sample(x, y, groups), params=PARAMS) for x, y in samples]
     spread = np.std([e.value for e in estimates])
     half = np.mean([e.high - e.value for e in estimates])
     # Labels are balanced in every sample here, so the spread is a little below that of free draws.
@@ -137,8 +137,8 @@ def test_interval_is_wider_where_images_come_in_groups():
     features, labels = classed(60, 5, classes=2)
     features, labels = np.repeat(features, 3, axis=0), np.repeat(labels, 3)
     alone, grouped = (
-        estimate(
-            Sample(features, labels, [str(i // size) for i in range(180)]), params=PARAMS, seed=0
+        estimate_logme(
+            Sample(features, labels, [str(i // size) for i in range(180)]), params=PARAMS
         )
         for size in (1, 3)
     )

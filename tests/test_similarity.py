@@ -1,25 +1,22 @@
 import json
-import sys
 from dataclasses import replace
 from itertools import pairwise
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import CONVERSION, POLICY, ROOT, make_origin, tells
 from test_extract import fill_store
 
+from tasks import similarity
 from tasks.artifacts.arrays import write_array, write_tensors
 from tasks.artifacts.records import (
     BackboneInfo,
-    Estimate,
     InputSpec,
     KnownSet,
     LayerGroup,
     Marks,
     Similarity,
     read_record,
-    write_json,
     write_record,
 )
 from tasks.artifacts.sampling import choose_rows
@@ -39,7 +36,6 @@ from tasks.backbones.source_cards import (
     write_card,
 )
 from tasks.errors import ArtifactError
-from tasks.reporting.results import WORDS, MeasureRow, measure_rows
 from tasks.similarity import (
     Reference,
     choose_used,
@@ -49,7 +45,6 @@ from tasks.similarity import (
     usable_moments,
 )
 from tasks.transferability import leave_one_out
-from tasks.transferability.measures import registry, ridge_accuracy
 from tasks.transferability.mmd import measure_mmd
 from tasks.transferability.ruler import Ruler
 from tasks.transferability.sampling import Target
@@ -246,13 +241,13 @@ def test_of_padded_images_only_what_was_not_padded_is_looked_at(stage, tmp_path)
 
 def test_groups_reach_every_score(params, monkeypatch):
     seen = []
-    original = ridge_accuracy.classify_by_ridge
+    original = leave_one_out.classify_by_ridge
 
     def spy(features, labels, groups):
         seen.append(len(set(groups)))
         return original(features, labels, groups)
 
-    for module in (ridge_accuracy, leave_one_out):
+    for module in (similarity, leave_one_out):
         monkeypatch.setattr(module, "classify_by_ridge", spy)
     found = measured(params, target_of(manifest=manifest_of(per_group=3)))
     assert seen == [30, 30, 30]
@@ -443,38 +438,6 @@ def test_same_inputs_give_the_same_bytes(stage, tmp_path):
     first = [file.read_bytes() for file in files]
     main(stage)
     assert [file.read_bytes() for file in files] == first
-
-
-def test_a_new_measure_takes_a_module_and_its_name(stage, tmp_path, monkeypatch, caplog):
-    main(stage)
-    path = tmp_path / "out/similarity.json"
-    before = json.loads(path.read_text())
-    made_up = Estimate(value=0.5, low=0.4, high=0.6, n=IMAGES)
-    module = SimpleNamespace(estimate=lambda sample, *, params, seed: made_up)
-    monkeypatch.setitem(sys.modules, "tasks.transferability.measures.made_up", module)
-    monkeypatch.setattr(registry, "MEASURES", (*registry.MEASURES, "made_up"))
-    with caplog.at_level("INFO"):
-        main(stage)
-    assert json.loads(path.read_text()) == {**before, "made_up": made_up.model_dump()}
-    assert list(measure_rows(read_record(path, Similarity)))[-1] == MeasureRow(
-        "Made up", "", "0.500", "0.400 to 0.600"
-    )
-    assert "made_up 0.500" in caplog.text
-
-
-def test_every_measure_has_a_module_and_no_word_is_left_over(params):
-    assert len(set(registry.MEASURES)) == len(registry.MEASURES)
-    sample = target_of().sample(np.arange(IMAGES))
-    found = registry.estimate_measures(sample, params=params, seed=3)
-    assert set(WORDS) <= found.keys() | {"random_ridge_accuracy"}
-
-
-def test_a_key_that_is_no_measure_is_refused(stage, tmp_path):
-    main(stage)
-    path = tmp_path / "out/similarity.json"
-    write_json(path, {**json.loads(path.read_text()), "imagse": 90})
-    with pytest.raises(ArtifactError, match="imagse"):
-        read_record(path, Similarity)
 
 
 def test_features_of_another_manifest_are_an_error(stage, tmp_path):

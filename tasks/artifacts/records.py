@@ -373,13 +373,7 @@ class Look(Record):
 
 
 class Similarity(Record):
-    """How far the data is from the source, and what the features are worth (similarity.json).
-
-    A further measure of what they are worth is a further key.
-    """
-
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Estimate]
+    """How far the data is from the source, and what the features are worth (similarity.json)."""
 
     images: int
     mmd: MmdResult | None  # None: no source card for this backbone and image size

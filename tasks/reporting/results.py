@@ -1,7 +1,7 @@
 """Figures of the test results: models side by side, classes, reliability; always with intervals."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor
 from pathlib import Path
@@ -10,7 +10,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from tasks.artifacts.arrays import read_array
-from tasks.artifacts.records import Difference, Estimate, Look, Metrics, Scores, Similarity
+from tasks.artifacts.records import Difference, Estimate, Look, Metrics, Scores
 from tasks.artifacts.tables import ClassRow, ReliabilityRow, SuspectRow, read_rows
 from tasks.artifacts.words import FROZEN, shortened
 from tasks.errors import ArtifactError
@@ -30,8 +30,6 @@ from tasks.reporting.svg import (
     whisker,
 )
 from tasks.reporting.text import (
-    amount,
-    amount_interval,
     count,
     percent,
     percent_interval,
@@ -188,33 +186,6 @@ def _bounds(estimate: Estimate) -> tuple[float, float] | None:
     if estimate.low is None or estimate.high is None:
         return None
     return estimate.low, estimate.high
-
-
-WORDS = {  # key in similarity.json -> name and remark, in the order of the table
-    "ridge_accuracy": ("Ridge accuracy", "leave-one-out, pretrained features"),
-    "random_ridge_accuracy": ("Ridge accuracy, random weights", ""),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class MeasureRow:
-    """A row of the table: what is measured, a remark or nothing, the value and its interval."""
-
-    name: str
-    remark: str
-    value: str
-    interval: str
-
-
-def measure_rows(similarity: Similarity) -> Iterator[MeasureRow]:
-    """Yield every measure; one without words goes by its key, and `_accuracy` marks a share."""
-    known = {key: getattr(similarity, key) for key in WORDS}
-    for key, estimate in (known | similarity.__pydantic_extra__).items():
-        name, remark = WORDS.get(key, (key.replace("_", " ").capitalize(), ""))
-        if key.endswith("_accuracy"):
-            yield MeasureRow(name, remark, percent(estimate.value), percent_interval(estimate))
-        else:
-            yield MeasureRow(name, remark, amount(estimate.value), amount_interval(estimate))
 
 
 TEXTURES = {  # statistic of a picture -> name and remark

@@ -20,8 +20,9 @@ from tasks.params import SelectParams, SimilarityParams
 from tasks.runtime.device import configure_torch
 from tasks.runtime.machine import read_machine
 from tasks.runtime.progress import progress
+from tasks.transferability.h_score import estimate_h_score
 from tasks.transferability.leave_one_out import classify_by_ridge, estimate_accuracy
-from tasks.transferability.measures import h_score, logme
+from tasks.transferability.logme import estimate_logme
 from tasks.transferability.sampling import Sample
 
 BATCH_SIZE = 32
@@ -122,8 +123,8 @@ def rank_backbones(
                 ridge_accuracy=estimate_accuracy(predicted, sample, params=params, seed=seed),
                 gain=gain,
                 better=better,
-                logme=logme.estimate(sample, params=params, seed=seed),
-                h_score=h_score.estimate(sample, params=params, seed=seed),
+                logme=estimate_logme(sample, params=params),
+                h_score=estimate_h_score(sample, params=params),
             )
         )
         best = right if better else best

@@ -26,7 +26,7 @@ class _Rows:
     gram: Floats
 
 
-def estimate(sample: Sample, *, params: SimilarityParams, seed: int) -> Estimate:
+def estimate_h_score(sample: Sample, *, params: SimilarityParams) -> Estimate:
     """Measure the H-score with an interval over groups of images.
 
     It is (1 - a) tr(S_a^-1 B), S_a the shrunk covariance and B that of the class means: at least 0,

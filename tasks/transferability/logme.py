@@ -26,7 +26,7 @@ class LogMe:
     influences: Floats
 
 
-def estimate(sample: Sample, *, params: SimilarityParams, seed: int) -> Estimate:
+def estimate_logme(sample: Sample, *, params: SimilarityParams) -> Estimate:
     """Measure LogME with an interval over groups of images.
 
     The interval comes from the influence of each image (infinitesimal jackknife): a bootstrap would

@@ -1,1 +1,0 @@
-"""Measures of what frozen features are worth for the labels, one module each."""
