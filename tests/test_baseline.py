@@ -39,7 +39,6 @@ from tasks.runtime import progress
 
 D = 8
 NAMES = ["a", "b", "c"]
-Moved = np.ndarray
 
 
 def make_labeled(images: int, views: int = 1, seed: int = 0, noise: float = 1.0) -> Labeled:

@@ -242,14 +242,6 @@ def test_states_of_another_training_are_not_read(tmp_path: Path):
     assert CheckpointFolder(tmp_path / "one").latest() is not None
 
 
-def test_a_removed_folder_is_gone(tmp_path: Path):
-    folder = CheckpointFolder(tmp_path / "one")
-    folder.save(make_state())
-    folder.remove()
-    assert not (tmp_path / "one").exists()
-    folder.remove()
-
-
 def test_saving_again_replaces_a_state(tmp_path: Path):
     folder = CheckpointFolder(tmp_path / "one")
     folder.save(make_state())

@@ -71,7 +71,7 @@ def test_lossless_formats_give_the_very_pixels(kind: str) -> None:
     decoded = decode(encode(image, kind))
     assert np.array_equal(decoded.image, image)
     assert (decoded.width, decoded.height, decoded.mode) == (24, 16, "RGB")
-    assert (decoded.format, decoded.frames, decoded.warnings) == (kind, 1, ())
+    assert (decoded.format, decoded.warnings) == (kind, ())
 
 
 @pytest.mark.parametrize("kind", WRITTEN)
@@ -404,7 +404,6 @@ def test_first_frame_is_taken_and_the_others_counted(kind: str, extra: dict[str,
     content = encode(frames[0], kind, save_all=True, append_images=frames[1:], **extra)
     decoded = decode(content)
     assert np.asarray(decoded.image)[4, 4].tolist() == [255, 0, 0]
-    assert decoded.frames == 3
     (warning,) = decoded.warnings
     assert tells(warning, "3 frames", "first")
 

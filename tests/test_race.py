@@ -49,7 +49,7 @@ from tasks.transferability.rules import Evidence, choose_cuts
 PARAMS = load_params(ROOT / "params.yaml")
 GROUPS = [LayerGroup(name=str(one), parameters=1, blocks=1) for one in range(8)]
 COSTS = [0.1, 0.1, 0.2, 0.2, 0.2, 0.1, 0.05, 0.05]
-TOP, MOST = NamedArm("top", "fine_tune", 6), NamedArm("most", "fine_tune", 4)
+MOST = NamedArm("most", "fine_tune", 4)
 
 
 # costs -------------------------------------------------------------------------------------------

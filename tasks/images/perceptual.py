@@ -29,8 +29,13 @@ CANDIDATES_AT_ONCE = 4_000_000  # bounds the memory of the search to about 300 M
 Words = NDArray[np.uint64]
 
 
-def perceptual_hash(image: Image.Image) -> bytes | None:
-    """Hash how an upright picture looks: 32 bytes, or None for a picture too flat to compare.
+def shrink_to_gray(image: Image.Image) -> Pixels:
+    """Average an upright picture to the gray one that is hashed: uint8 (64, 64)."""
+    return np.asarray(image.convert("L").resize((SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR))
+
+
+def hash_gray(gray: Pixels) -> bytes | None:
+    """Hash what `shrink_to_gray` gives: 32 bytes, or None for a picture too flat to compare.
 
     Resizing, recompression and brightness change few of the 256 bits; mirroring and half turns flip
     fixed ones. Cropping by some percent changes too many to be found.
@@ -38,16 +43,6 @@ def perceptual_hash(image: Image.Image) -> bytes | None:
     Source: the DCT hash of Zauner, Implementation and benchmarking of perceptual image hash
     functions, 2010, section 3.2.1, with more frequencies and zero in place of the median.
     """
-    return hash_gray(shrink_to_gray(image))
-
-
-def shrink_to_gray(image: Image.Image) -> Pixels:
-    """Average a picture to the gray one that is hashed: uint8 (64, 64)."""
-    return np.asarray(image.convert("L").resize((SIDE_PX, SIDE_PX), Image.Resampling.BILINEAR))
-
-
-def hash_gray(gray: Pixels) -> bytes | None:
-    """Hash what `shrink_to_gray` gives."""
     waves = dctn(gray.astype(np.float64), norm="ortho")[:FREQUENCIES, :FREQUENCIES]
     waves[0, 0] = 0.0  # brightness
     if np.count_nonzero(np.abs(waves) > NOISE) < MIN_SIGNS:

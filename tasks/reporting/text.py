@@ -54,9 +54,9 @@ def amount(number: float, digits: int = 3) -> str:
     return _signed(number, max(0, digits - 1 - exponent))
 
 
-def fixed(number: float, digits: int = 3) -> str:
-    """Write a number beside others of its kind, with so many decimals: 0.18604 as `0.186`."""
-    return _signed(number, digits)
+def fixed(number: float) -> str:
+    """Write a number beside others of its kind, with three decimals: 0.18604 as `0.186`."""
+    return _signed(number, 3)
 
 
 def given(number: float) -> str:

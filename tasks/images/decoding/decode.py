@@ -57,7 +57,6 @@ class Decoded:
         height: Pixels of the upright image in full size.
         mode: Pillow's mode of the file, such as L, RGBA or I;16.
         format: A key of `READERS`.
-        frames: Pictures in the file; the first one is decoded.
         warnings: Sentences about what was ignored or converted.
         color: What the image tells about how its set is to be converted.
     """
@@ -67,7 +66,6 @@ class Decoded:
     height: int
     mode: str
     format: str
-    frames: int
     warnings: tuple[str, ...]
     color: ColorFacts
 
@@ -124,15 +122,14 @@ def decode_image(
         raise ImageError("too large (does not fit into memory; lower ingest.max_pixels)") from err
     except Exception as err:  # on damaged files Pillow raises a dozen kinds, SyntaxError among them
         raise ImageError(_describe(err, content)) from err
-    frames = _count_frames(kind, sound)
     image, turn = colored.image, orientation or 1
     if turn in _UPRIGHT:
         image = image.transpose(_UPRIGHT[turn])
         if turn > 4:
             width, height = height, width
-    remarks = _remarks(kind, suffix, frames, orientation)
+    remarks = _remarks(kind, suffix, _count_frames(kind, sound), orientation)
     said = (*remarks, *sound.remarks, *colored.remarks)
-    return Decoded(image, width, height, mode, kind, frames or 1, said, colored.facts)
+    return Decoded(image, width, height, mode, kind, said, colored.facts)
 
 
 def _has_high_bytes(file: ImageFile.ImageFile) -> bool:

@@ -198,7 +198,7 @@ def explain_layout(source: Path) -> str:
     deep = [name for name, inside in insides.items() if inside.folders]
     flat = [name for name, inside in insides.items() if inside.files]
     if not top.folders:
-        return _explain_no_folders(source, top)
+        return _explain_no_folders(top)
     if deep and all(map(split_of, deep)):
         below = [f"{name}/{label}" for name in deep for label in insides[name].folders]
         return _explain_patients(source, {name: look_into(source / name) for name in below})
@@ -207,7 +207,7 @@ def explain_layout(source: Path) -> str:
     return _explain_grid(source, insides) or _explain_patients(source, insides)
 
 
-def _explain_no_folders(source: Path, top: Inside) -> str:
+def _explain_no_folders(top: Inside) -> str:
     if not top.files:
         return ""
     return (

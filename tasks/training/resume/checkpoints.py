@@ -9,7 +9,6 @@ fingerprint of all that training depends on: only the same training goes on from
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -224,10 +223,6 @@ class CheckpointFolder:
                     before.stem if before else "the start of training",
                 )
         return None, None
-
-    def remove(self) -> None:
-        """Delete the folder."""
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _newest_first(self) -> list[Path]:
         paths = self._folder.glob("phase-*.safetensors")
