@@ -6,7 +6,6 @@ of a stage keeps those of its run until it has ended the stage.
 
 import fcntl
 import json
-import math
 import os
 import platform
 import shutil
@@ -18,7 +17,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from flows.errors import GraphError
 from tasks.runtime.machine import Machine, usable_cores
 
 WORKSPACE = Path(".regraft/flow.lock")
@@ -29,19 +27,15 @@ Say = Callable[[str], None]
 
 
 @contextmanager
-def hold(path: Path, run: str, waiting: Say, *, busy_seconds: float = math.inf) -> Iterator[int]:
+def hold(path: Path, run: str, waiting: Say) -> Iterator[int]:
     """Hold a lock while the block runs; give its file descriptor.
 
     Args:
         path: File of the lock; it names its holder.
         run: Who holds it.
         waiting: Told once, with the holder's name, where another run has it.
-        busy_seconds: How long to wait for it.
-
-    Raises:
-        GraphError: The other run still holds it after `busy_seconds`.
     """
-    with _waiting([path], run, waiting, busy_seconds) as (_, descriptor):
+    with _waiting([path], run, waiting) as (_, descriptor):
         yield descriptor
 
 
@@ -54,18 +48,12 @@ class Lane:
 
 
 @contextmanager
-def hold_lane(
-    root: Path, run: str, machine: Machine, waiting: Say, *, busy_seconds: float = math.inf
-) -> Iterator[Lane]:
-    """Hold one of this machine's lanes, so that stages of several runs share it without crowding.
-
-    Raises:
-        GraphError: All lanes are still held after `busy_seconds`.
-    """
+def hold_lane(root: Path, run: str, machine: Machine, waiting: Say) -> Iterator[Lane]:
+    """Hold a lane of this machine, so that stages of several runs share it without crowding."""
     shares = lanes_of(machine)
     folder = root / LANES / platform.node()  # the project may lie on a disk that hosts share
     paths = [folder / f"{number}.lock" for number in range(len(shares))]
-    with _waiting(paths, run, waiting, busy_seconds) as (number, descriptor):
+    with _waiting(paths, run, waiting) as (number, descriptor):
         yield Lane(descriptor, shares[number])
 
 
@@ -125,11 +113,8 @@ def hold_if_free(path: Path, run: str) -> Iterator[int | None]:
 
 
 @contextmanager
-def _waiting(
-    paths: list[Path], run: str, waiting: Say, busy_seconds: float
-) -> Iterator[tuple[int, int]]:
+def _waiting(paths: list[Path], run: str, waiting: Say) -> Iterator[tuple[int, int]]:
     """Hold the first of some locks that is free, and wait while none is."""
-    give_up = time.monotonic() + busy_seconds
     told = False
     while True:
         for number, path in enumerate(paths):
@@ -140,11 +125,8 @@ def _waiting(
                 finally:
                     os.close(descriptor)
                 return
-        holders = ", ".join(_name(path) for path in paths)
-        if time.monotonic() + PAUSE_SECONDS > give_up:
-            raise GraphError(f"{paths[0].parent} is still held by {holders}; run again later")
         if not told:
-            waiting(holders)
+            waiting(", ".join(_name(path) for path in paths))
             told = True
         time.sleep(PAUSE_SECONDS)
 
