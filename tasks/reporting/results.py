@@ -1,18 +1,17 @@
 """Figures of the test results: models side by side, classes, reliability; always with intervals."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor
 from pathlib import Path
 
 from markupsafe import Markup
-from PIL import Image
 
 from tasks.artifacts.arrays import read_array
 from tasks.artifacts.records import Difference, Estimate, Look, Metrics, Scores
 from tasks.artifacts.tables import ClassRow, ReliabilityRow, SuspectRow, read_rows
 from tasks.artifacts.words import FROZEN, shortened
+from tasks.delivery.explanations import encode
 from tasks.errors import ArtifactError
 from tasks.reporting.findings import Picture, SuspectLabels
 from tasks.reporting.svg import (
@@ -227,9 +226,6 @@ def _spread(median: float | None, low: float | None, high: float | None) -> str:
     return f"{median:.2f} ({low:.2f} to {high:.2f})"
 
 
-JPEG_QUALITY = 90
-
-
 def read_suspects(table: Path, pixels: Path, *, images: int, most: int) -> SuspectLabels:
     """Read a table of suspects and the pictures of the first of them.
 
@@ -248,9 +244,7 @@ def read_suspects(table: Path, pixels: Path, *, images: int, most: int) -> Suspe
             f"{pixels}: {len(views)} pictures for {len(rows)} rows of {table.name}; "
             "run the stage that writes them"
         )
-    shown = []
-    for row, view in zip(rows[:most], views, strict=False):
-        jpeg = io.BytesIO()
-        Image.fromarray(view).save(jpeg, format="JPEG", quality=JPEG_QUALITY)
-        shown.append((row, Picture(pixels, jpeg.getvalue())))
+    shown = [
+        (row, Picture(pixels, encode(view))) for row, view in zip(rows[:most], views, strict=False)
+    ]
     return SuspectLabels(len(rows), images, shown)
