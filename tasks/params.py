@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tasks.artifacts.records import HeadKind
+from tasks.artifacts.records import Fit, HeadKind
 
 
 class Block(BaseModel):
@@ -152,7 +152,7 @@ class AugmentParams(Block):
     """How images become packed pixels."""
 
     image_px: int = Field(ge=16, le=1024, description="Side of the packed square images, pixels.")
-    fit: Literal["squash", "crop", "pad"] = Field(
+    fit: Fit = Field(
         description="squash stretches the whole image, crop keeps its center square, pad adds a "
         "border."
     )

@@ -21,6 +21,7 @@ Domain = Literal["similar", "intermediate", "far"]
 DOMAINS: tuple[Domain, ...] = ("similar", "intermediate", "far")
 HeadKind = Literal["linear", "mlp"]
 ModelName = Literal["baseline", "finetuned"]
+Fit = Literal["squash", "crop", "pad"]
 
 
 class Record(BaseModel):
@@ -133,7 +134,7 @@ class AugmentPolicy(Record):
     ranges: dict[str, float]  # of the drawn operations, by their names in params.yaml
     views: int
     image_px: int
-    fit: Literal["squash", "crop", "pad"]
+    fit: Fit
     images: dict[str, int]  # split -> images
     bytes: dict[str, int]  # split -> bytes of pixels
     notes: list[str]  # sentences for a person
@@ -725,9 +726,6 @@ class Metrics(Record):
     folds: Folds | None = None  # None: all images are of one group
     sets: PredictionSets | None = None  # of the shipped model; so of the next
     domain: DomainCheck | None = None
-
-
-Fit = Literal["squash", "crop", "pad"]
 
 
 # report ------------------------------------------------------------------------------------------

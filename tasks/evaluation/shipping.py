@@ -2,26 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from tasks.artifacts.arrays import Bools, Logits
-from tasks.artifacts.records import Arm
+from tasks.artifacts.records import Arm, ModelName
 from tasks.artifacts.tables import Manifest
 from tasks.artifacts.words import name_trained
 from tasks.judging.rule import ValSet, judge_change
 from tasks.judging.statistics import paired_accuracy_interval
 from tasks.params import EvaluateParams
 
-Shipped = Literal["baseline", "finetuned"]
-
 
 @dataclass(frozen=True, slots=True)
 class Choice:
     """The model that ships, and why in one sentence."""
 
-    shipped: Shipped
+    shipped: ModelName
     reason: str
 
 
@@ -42,8 +39,8 @@ def choose_model(
         arm: How stage finetune trained its model.
     """
     verdict = judge_change(baseline, finetuned, val, confidence=confidence, seed=seed)
-    names: dict[Shipped, str] = {"baseline": "baseline", "finetuned": name_trained(arm)}
-    shipped: Shipped = "finetuned" if verdict.preferred else "baseline"
+    names: dict[ModelName, str] = {"baseline": "baseline", "finetuned": name_trained(arm)}
+    shipped: ModelName = "finetuned" if verdict.preferred else "baseline"
     sure = "is better" if verdict.better or verdict.worse else "has no higher loss"
     return Choice(
         shipped,

@@ -17,13 +17,14 @@ from tasks.artifacts.records import (
     BackboneInfo,
     Baseline,
     Finetuned,
+    ModelName,
     Phase,
     Transfer,
     read_record,
     write_record,
 )
 from tasks.evaluate import run_model
-from tasks.evaluation.shipping import Shipped, choose_model
+from tasks.evaluation.shipping import choose_model
 from tasks.heads.classifier import load_finetuned
 from tasks.heads.features import read_features
 from tasks.heads.registry import apply_head, load_head
@@ -144,7 +145,7 @@ def _test_frozen(study: Study, summary: Baseline) -> Bools:
     return np.equal(logits.argmax(axis=1), test.labels)
 
 
-def _ship(study: Study, params: Params, arm: Arm) -> Shipped:
+def _ship(study: Study, params: Params, arm: Arm) -> ModelName:
     """Choose on val, as evaluate does."""
     manifest = study.manifest
     return choose_model(
@@ -168,7 +169,7 @@ def _cell(
     *,
     val: tuple[float, float],
     right: Bools,
-    shipped: tuple[Shipped, Bools],
+    shipped: tuple[ModelName, Bools],
     seconds: float,
     phases: str,
     epochs: int,
