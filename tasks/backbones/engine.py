@@ -194,19 +194,20 @@ def make_engine(
             asked for is missing.
     """
     device = find_device(machine)
-    if machine.engine == "auto":
-        choose = _choose_on_cpu if device.type == "cpu" else _choose_on_gpu
-        engine, why = choose(module, spec, machine, sample, rows)
-    else:
+    if machine.engine != "auto":
         engine = _force(module, spec, machine, sample)
         why = "as REGRAFT_ENGINE says"
+    elif device.type == "cpu":
+        engine, why = _choose_on_cpu(module, spec, machine, sample)
+    else:
+        engine, why = make_gpu_engine(module, spec, device, sample, rows=rows)
     parity = "" if engine.parity is None else f"; within {engine.parity:.0e} of torch in float32"
     log.info("frozen layers run in %s on %s: %s%s", engine.name, device.type, why, parity)
     return _PatientEngine(engine)
 
 
 def _choose_on_cpu(
-    module: nn.Module, spec: InputSpec, machine: Machine, sample: Pixels, rows: int
+    module: nn.Module, spec: InputSpec, machine: Machine, sample: Pixels
 ) -> tuple[Engine, str]:
     try:
         return _OnnxEngine(module, spec, machine.compute_threads, sample), "the fastest on a CPU"
@@ -215,12 +216,6 @@ def _choose_on_cpu(
             "onnxruntime cannot run this network (%s); torch runs it, more slowly", first_line(err)
         )
         return TorchEngine(module, spec, torch.device("cpu")), "no faster engine can run it"
-
-
-def _choose_on_gpu(
-    module: nn.Module, spec: InputSpec, machine: Machine, sample: Pixels, rows: int
-) -> tuple[Engine, str]:
-    return make_gpu_engine(module, spec, find_device(machine), sample, rows=rows)
 
 
 def _force(module: nn.Module, spec: InputSpec, machine: Machine, sample: Pixels) -> Engine:
