@@ -8,10 +8,10 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.events import emit_event
-from prefect.states import Cancelled, Completed, Failed
+from prefect.states import Completed
 
 from flows.artifacts import publish_look
-from flows.predict import run_command
+from flows.predict import run_command, state_of
 from flows.recovery import settle_run
 from flows.stages.graph import find_root
 from flows.stages.runner import Outcome
@@ -47,12 +47,8 @@ def monitor_images(source: str, out: str, model: str = str(MODEL)) -> State[Any]
         untold = read_looks(root / out, after=read_told(root / out))
     except RegraftError as err:
         outcome = Outcome("failed", str(err))
-    if outcome.kind == "stopped":
-        return Cancelled(message=outcome.message)
-    if outcome.kind == "failed":
-        return Failed(message=outcome.message)
-    if not untold:
-        return Completed(message=outcome.message)
+    if outcome.kind != "ran" or not untold:
+        return state_of(outcome)
     changed = [look for look in untold if look.verdict == "changed"]
     look = changed[-1] if changed else untold[-1]
     publish_look(root / out, look)

@@ -53,6 +53,11 @@ def predict_images(
         outcome = run_command(find_root(Path.cwd()), "predict", [*options, "--", source, out])
     except RegraftError as err:
         outcome = Outcome("failed", str(err))
+    return state_of(outcome)
+
+
+def state_of(outcome: Outcome) -> State[Any]:
+    """Give the state in which a run ends."""
     if outcome.kind == "stopped":
         return Cancelled(message=outcome.message)
     if outcome.kind == "failed":

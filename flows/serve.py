@@ -22,15 +22,15 @@ from urllib.error import URLError
 import psutil
 
 from flows.errors import ServerError
-from flows.serving.reports import serving_reports
-from flows.stages.graph import cache_folder
+from flows.serving.reports import HOST, serving_reports
+from flows.stages.graph import storage_of
 from flows.stages.runner import GUARD
 from tasks.errors import RegraftError
 from tasks.runtime.machine import read_machine
 
 log = logging.getLogger(__name__)
 
-HOST, DEFAULT_PORT = "127.0.0.1", 4200
+DEFAULT_PORT = 4200
 HOME = Path(".regraft/prefect")
 NOT_AWAITED = "coroutine 'Runner.astop' was never awaited:RuntimeWarning"  # on SIGTERM; harmless
 READY = "REGRAFT_READY"  # names a file that the runner makes once the deployments are there
@@ -88,7 +88,7 @@ def serve(root: Path, port: int) -> None:
     server_log = home / "server.log"
     files = (server_log, home / "prefect.db")
     with (
-        serving_reports(cache_folder(root), port + 1),
+        serving_reports(storage_of(root).cache, port + 1),
         _running(server_command, environment, server_log) as server,
     ):
         _wait_until(server, lambda: _answers(port), files)

@@ -5,9 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from flows.errors import IsolationError
 from flows.stages.graph import read_graph, why_stale
 from flows.stages.isolation import (
     RUNS,
+    Clone,
+    base_of,
     cloned,
     experiment_name,
     keep_clone,
@@ -41,6 +43,12 @@ def silent(line: str) -> None:
     """Take a line and do nothing."""
 
 
+def clone_now(
+    root: Path, name: str, values: Mapping[str, Any] = FASTER
+) -> AbstractContextManager[Clone]:
+    return cloned(root, name, values, base_of(root))
+
+
 MakeClone = Callable[..., Path]
 
 
@@ -50,7 +58,7 @@ def make_clone() -> Iterator[MakeClone]:
     with ExitStack() as stack:
 
         def make(root: Path, name: str, values: dict[str, Any]) -> Path:
-            return stack.enter_context(cloned(root, name, values)).path
+            return stack.enter_context(clone_now(root, name, values)).path
 
         yield make
 
@@ -401,14 +409,14 @@ def test_a_name_in_use_gets_a_number(make_clone: MakeClone, toy: ToyProject) -> 
 
 
 def test_a_clone_is_removed_after_its_run_unless_it_is_kept(toy: ToyProject) -> None:
-    with cloned(toy.root, "quick-fox", FASTER) as clone:
+    with clone_now(toy.root, "quick-fox") as clone:
         pass
     assert not list((toy.root / RUNS).glob("quick-fox*"))
-    with cloned(toy.root, "slow-fox", FASTER) as clone:
+    with clone_now(toy.root, "slow-fox") as clone:
         keep_clone(clone.path, "left: too fast")
     assert kept_clones(toy.root) == {clone.path: "left: too fast"}
     assert clone.path.is_dir()
-    with cloned(toy.root, "slow-fox", FASTER):  # the same run, tried again
+    with clone_now(toy.root, "slow-fox"):  # the same run, tried again
         assert kept_clones(toy.root) == {}
     assert not clone.path.exists()
 
@@ -417,11 +425,12 @@ def test_clones_of_killed_runs_are_removed_and_living_ones_are_not(
     make_clone: MakeClone, toy: ToyProject
 ) -> None:
     alive = make_clone(toy.root, "alive", FASTER)
-    with cloned(toy.root, "kept", FASTER) as kept:
+    with clone_now(toy.root, "kept") as kept:
         keep_clone(kept.path, "left: too fast")
     code = (
-        "import os, pathlib; from flows.stages.isolation import cloned\n"
-        f"with cloned(pathlib.Path({str(toy.root)!r}), 'dead', {FASTER}): os._exit(9)"
+        "import os, pathlib; from flows.stages.isolation import base_of, cloned\n"
+        f"root = pathlib.Path({str(toy.root)!r})\n"
+        f"with cloned(root, 'dead', {FASTER}, base_of(root)): os._exit(9)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
     assert (toy.root / RUNS / "dead/params.yaml").exists()
@@ -437,7 +446,7 @@ def test_a_kept_copy_without_a_reason_and_one_that_was_deleted_are_no_trouble(
     toy: ToyProject,
 ) -> None:
     for name in ("silent", "deleted"):
-        with cloned(toy.root, name, FASTER) as clone:
+        with clone_now(toy.root, name) as clone:
             keep_clone(clone.path, "")
     shutil.rmtree(toy.root / RUNS / "deleted")
     assert kept_clones(toy.root) == {toy.root / RUNS / "silent": "no reason is known"}
@@ -452,7 +461,7 @@ def test_scratch_of_a_run_outlives_its_clone(
     monkeypatch.delenv("REGRAFT_SCRATCH", raising=False)
     if given:
         monkeypatch.setenv("REGRAFT_SCRATCH", given)
-    with cloned(toy.root, "quick-fox", FASTER) as clone:
+    with clone_now(toy.root, "quick-fox") as clone:
         assert clone.settings["REGRAFT_SCRATCH"] == expected.format(root=toy.root)
 
 

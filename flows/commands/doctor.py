@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from flows.commands.finding import Finding
 from flows.commands.server_health import check_server, check_settings
 from flows.errors import GitError, GraphError
+from flows.stages.git import try_git
 from flows.stages.graph import storage_of
 from flows.stages.in_use import LINK, is_in_place
 from flows.stages.isolation import kept_clones
@@ -115,10 +115,9 @@ def check_git(root: Path) -> Iterator[Finding]:
     if shutil.which("git") is None:
         yield Finding("fault", "git", "not there", "install it (Debian: apt-get install git)")
         return
-    command = ["git", "rev-parse", "--verify", "--quiet", "HEAD"]
-    done = subprocess.run(command, check=False, cwd=root, capture_output=True, text=True)
-    if done.returncode == 0:
-        yield Finding("ok", "git", f"commit {done.stdout[:12]}")
+    head = try_git(root, "rev-parse", "--verify", "--quiet", "HEAD")
+    if head is not None:
+        yield Finding("ok", "git", f"commit {head[:12]}")
         return
     settings = root / ".dvc/config.local"
     if settings.is_file() and "no_scm" in settings.read_text(encoding="utf-8"):

@@ -17,7 +17,8 @@ import psutil
 
 from flows.commands.finding import Finding
 from flows.errors import ServerError
-from flows.serve import HOST, read_port
+from flows.serve import read_port
+from flows.serving.reports import HOST
 from tasks.artifacts.words import plural
 
 PLANNED_AFTER_SECONDS = 180.0  # the server plans the runs of a new schedule within that

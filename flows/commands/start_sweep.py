@@ -13,7 +13,8 @@ from ruamel.yaml.error import YAMLError
 
 from flows.commands.server_health import ask, owner_of
 from flows.errors import GraphError, ServerError
-from flows.serve import HOST, read_port
+from flows.serve import read_port
+from flows.serving.reports import HOST
 from flows.stages.isolation import check_values
 from tasks.artifacts.words import plural
 

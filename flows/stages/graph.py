@@ -283,12 +283,6 @@ def locked_outs(root: Path, name: str) -> dict[str, dict[str, Any]]:
     return {out["path"]: dict(out) for out in _locked(root).get(name, {}).get("outs", [])}
 
 
-def cache_folder(root: Path) -> Path:
-    """Give the folder of DVC's cache."""
-    with _open(root) as repo:
-        return Path(repo.cache.local_cache_dir)
-
-
 @dataclass(frozen=True, slots=True)
 class Storage:
     """Where a project keeps what stages make, and how it comes from there into the project."""
@@ -328,8 +322,8 @@ def _stages_of(lock: Path, written: int) -> dict[str, Any]:
 
 def share_cache(root: Path, clone: Path) -> None:
     """Let a clone use the project's cache and remotes; what DVC remembers of files stays in it."""
-    cache = str(cache_folder(root))
     with _open(root) as repo:  # which has made the path of a folder whole
+        cache = repo.cache.local_cache_dir
         remotes = {name: one["url"] for name, one in repo.config["remote"].items()}
     with Config(str(clone / ".dvc")).edit("local") as settings:
         settings["cache"]["dir"] = cache

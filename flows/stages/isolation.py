@@ -21,11 +21,11 @@ from flows.errors import IsolationError
 from flows.overrides import apply_changes
 from flows.stages.git import git, try_git
 from flows.stages.graph import (
-    cache_folder,
     made_paths,
     read_graph,
     restore_outs,
     share_cache,
+    storage_of,
     uncached_outs,
     why_stale,
 )
@@ -57,9 +57,7 @@ class Base:
 
 
 @contextmanager
-def cloned(
-    root: Path, name: str, values: Mapping[str, Any], base: Base | None = None
-) -> Iterator[Clone]:
+def cloned(root: Path, name: str, values: Mapping[str, Any], base: Base) -> Iterator[Clone]:
     """Clone the project as the user sees it, with other values in params.yaml, for one run.
 
     The clone is removed afterwards unless `keep_clone` was called. Clones that killed runs left
@@ -70,14 +68,13 @@ def cloned(
         root: The project.
         name: Of the run.
         values: By key path.
-        base: What to start from; None: the project as it is now.
+        base: What to start from.
 
     Raises:
-        IsolationError: There is no commit to start from, the images' path leads elsewhere from a
-            clone, or git refuses; nothing stays behind.
+        IsolationError: The images' path leads elsewhere from a clone, or git refuses; nothing
+            stays behind.
         ParamsError: The values do not fit together or into params.yaml.
     """
-    base = base or base_of(root)
     remove_dead_clones(root)
     path = root / RUNS / name
     with hold(_lock_of(path), name, lambda holder: None) as lock:
@@ -175,7 +172,7 @@ def experiment_outs(root: Path, name: str) -> dict[str, Path]:
     references = _references(root, name)
     if not references:
         raise IsolationError(f"{root} has no experiment {name}")
-    cache = cache_folder(root) / "files/md5"
+    cache = storage_of(root).cache / "files/md5"
     stages = YAML(typ="safe").load(git(root, "show", f"{references[-1]}:dvc.lock"))["stages"]
     outs = [out for stage in stages.values() for out in stage.get("outs", [])]
     return {out["path"]: cache / out["md5"][:2] / out["md5"][2:] for out in outs}
