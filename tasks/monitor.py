@@ -210,7 +210,7 @@ def main(argv: Sequence[str] | None) -> None:
     asked, machine = _read_command(argv), read_machine()
     listed = list_inputs(asked.source, without=[asked.out], may_be_empty=True)
     inputs = name_by_place(listed, asked.out.parent)
-    model = read_delivered(asked.model.resolve() if asked.model.is_symlink() else asked.model)
+    model = read_delivered(asked.model)
     with LookFolder(asked.out, model.name) as folder:
         names = folder.unseen(inputs.names)
         nothing_new = f"nothing new in {printable(asked.source)} since look {folder.number - 1}"

@@ -274,8 +274,7 @@ def main(argv: Sequence[str] | None) -> None:
     """
     asked, machine = read_command(argv), read_machine()
     inputs = list_inputs(asked.source, without=[asked.out, *filter(None, [asked.explain])])
-    # A link such as models/prod may lead elsewhere before the last file of the model is read.
-    model = read_delivered(asked.model.resolve() if asked.model.is_symlink() else asked.model)
+    model = read_delivered(asked.model)
     classes = model.classes if asked.probabilities else []
     started = time.monotonic()
     with AnswerFile(asked.out, classes, model.name) as answers:

@@ -92,6 +92,8 @@ def read_delivered(folder: Path) -> DeliveredModel:
         ArtifactError: There is no model, a file is missing or another one, or another version of
             Regraft exported it.
     """
+    if folder.is_symlink():  # models/prod may lead elsewhere before the last file is read
+        folder = folder.resolve()
     if not (folder / "regraft.json").is_file():
         raise ArtifactError(
             f"{folder}: holds no exported model; `make run` makes one in data/report/model, "
