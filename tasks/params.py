@@ -190,7 +190,6 @@ class SimilarityParams(Block):
     max_images: int = Field(
         ge=64, le=1_000_000, description="Training images used, chosen by hash."
     )
-    block_rows: int = Field(ge=50, le=5_000, description="Rows a block of the block MMD estimator.")
     permutations: int = Field(ge=20, le=100_000, description="Permutations of the MMD test.")
     bootstrap: int = Field(ge=20, le=100_000, description="Resamples of the intervals.")
     confidence: float = Field(ge=0.5, lt=1, description="Confidence of the intervals.")

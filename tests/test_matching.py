@@ -66,7 +66,8 @@ def test_few_kinds_of_the_source_are_narrow_and_not_far(tiny_params):
 @pytest.mark.parametrize("full_rows", [5_000, 60])
 def test_the_matched_distance_is_that_of_the_weighed_source(tiny_params, monkeypatch, full_rows):
     monkeypatch.setattr(mmd, "FULL_ROWS", full_rows)
-    params = tiny_params.similarity.model_copy(update={"block_rows": 50, "permutations": 20})
+    monkeypatch.setattr(mmd, "BLOCK_ROWS", 50)
+    params = tiny_params.similarity.model_copy(update={"permutations": 20})
     x, y = normal(30, seed=1), normal(100, seed=2, shift=0.6)
     groups = [str(number // 2) for number in range(100)]
     found = measure_mmd(x, y, groups, name="card", params=params, seed=3)

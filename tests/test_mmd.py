@@ -209,9 +209,10 @@ def test_resamples_are_centered_on_the_value(default_params):
 
 def test_block_estimate_agrees_with_the_full_one(params, monkeypatch):
     x, y = normal(100, seed=1), normal(400, seed=2, shift=0.5)
-    params = params.model_copy(update={"block_rows": 100, "bootstrap": 200})
+    params = params.model_copy(update={"bootstrap": 200})
     full = measure_mmd(x, y, singletons(y), params=params, seed=0)
     monkeypatch.setattr(mmd_module, "FULL_ROWS", 400)
+    monkeypatch.setattr(mmd_module, "BLOCK_ROWS", 100)
     block = measure_mmd(x, y, singletons(y), params=params, seed=0)
     assert (full.estimator, block.estimator) == ("full", "block")
     assert block.value != full.value
@@ -222,8 +223,8 @@ def test_block_estimate_agrees_with_the_full_one(params, monkeypatch):
 
 def test_block_estimate_equals_a_naive_loop_over_blocks(params, monkeypatch):
     monkeypatch.setattr(mmd_module, "FULL_ROWS", 40)
+    monkeypatch.setattr(mmd_module, "BLOCK_ROWS", 20)
     x, y = normal(12, seed=1), normal(60, seed=2)
-    params = params.model_copy(update={"block_rows": 20})
     result = measure_mmd(x, y, singletons(y), params=params, seed=3)
     turn = np.random.default_rng([3, mmd_module.BLOCKING]).permutation(60)
     blocks = [np.flatnonzero(turn % 3 == part) for part in range(3)]

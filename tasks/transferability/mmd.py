@@ -30,6 +30,7 @@ RESAMPLING, BLOCKING, DRAWING, PERMUTING = 0x4D52, 0x4D42, 0x4D44, 0x4D50
 BANDWIDTH_FACTORS = (0.5, 1.0, 2.0)
 SOURCE_ROWS = 2_500  # most rows of a card that are used
 FULL_ROWS = 5_000  # rows of source and target together that one kernel matrix holds
+BLOCK_ROWS = 1_000  # of the target in each block where there are more
 PERMUTATIONS_AT_ONCE = 250
 ROUNDING = 1e-12  # a relabeling that ties with the data counts as reaching it
 AnyFeatures = NDArray[np.float32] | Floats
@@ -74,7 +75,7 @@ def measure_mmd(
         target: (n, D), n >= 2.
         groups: The group of each target row, (n,).
         name: Of the source, in reports.
-        params: Block size, permutations, resamples and confidence.
+        params: Permutations, resamples and confidence.
         seed: The run's seed.
 
     Raises:
@@ -92,7 +93,7 @@ def measure_mmd(
     center = x.mean(axis=0)
     x = x - center
     bandwidths = median_bandwidths(x)
-    blocks = _deal(units, len(x), params=params, seed=seed)
+    blocks = _deal(units, len(x), seed=seed)
     replicates = _replicates(x, target - center, units, blocks, bandwidths, params, seed)
     plain, matched = (
         _estimate(found, len(target), params.confidence)
@@ -153,13 +154,13 @@ def gaussian_kernel(x: Floats, y: Floats, bandwidths: Sequence[float]) -> Floats
 # blocks and resamples -----------------------------------------------------------------------------
 
 
-def _deal(units: Ints, source_rows: int, *, params: SimilarityParams, seed: int) -> list[Ints]:
+def _deal(units: Ints, source_rows: int, *, seed: int) -> list[Ints]:
     """Deal the target rows into random blocks; the rows of one unit are spread over all of them."""
     if len(units) + source_rows <= FULL_ROWS:
         return [np.arange(len(units))]
     turn = np.random.default_rng([seed, BLOCKING]).permutation(units.max() + 1)
     order = np.argsort(turn[units], kind="stable")
-    count = -(-len(units) // params.block_rows)
+    count = -(-len(units) // BLOCK_ROWS)
     return [np.sort(order[first::count]) for first in range(count)]
 
 
