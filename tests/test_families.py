@@ -81,8 +81,8 @@ def draw(count: int) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "tiny_swin", "test_nfnet"])
-def test_a_network_can_be_cut_at_every_group(name: str):
+@pytest.mark.parametrize("name", [*FAMILIES, "test_resnet", "test_convnext"])
+def test_both_parts_of_a_network_equal_the_whole_at_every_group(name: str):
     model = load_backbone(name, "random", image_px=SIDE, seed=0).model
     images = torch.randn(4, 3, SIDE, SIDE, generator=torch.manual_seed(1))
     with torch.inference_mode():

@@ -273,14 +273,14 @@ def test_a_project_without_stages_is_told(toy: ToyProject) -> None:
 
 @pytest.mark.parametrize("source", ["", "."])
 def test_a_source_that_dvc_stumbles_over_is_told_in_our_words(toy: ToyProject, source: str) -> None:
-    toy.write("dvc.yaml", GRAPH.replace("source.txt]", "source.txt, '${ingest.source}']"))
+    toy.need()
     toy.set("ingest.source", source)
     with pytest.raises(ParamsError, match=rf"params\.yaml:\d+: ingest\.source is '{source}'"):
         read_graph(toy.root)
 
 
 def test_names_that_dvc_cannot_hash_are_told_in_our_words(toy: ToyProject) -> None:
-    toy.write("dvc.yaml", GRAPH.replace("source.txt]", "source.txt, '${ingest.source}']"))
+    toy.need()
     toy.set("ingest.source", "pictures")
     (toy.root / "pictures" / os.fsdecode(b"caf\xe9")).mkdir(parents=True)
     (toy.root / "pictures" / os.fsdecode(b"caf\xe9") / "1.png").touch()

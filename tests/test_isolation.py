@@ -156,7 +156,7 @@ def test_images_that_git_ignores_come_along_without_being_copied(
 ) -> None:
     toy.write(".gitignore", toy.read(".gitignore") + "/data/raw/\n")
     toy.write("data/raw/cat/1.png", "pixels\n")
-    toy.write("dvc.yaml", GRAPH.replace("source.txt]", "source.txt, data/raw]"))
+    toy.need("data/raw")
     clone = make_clone(toy.root, "quick-fox", FASTER)
     image = clone / "data/raw/cat/1.png"
     assert image.samefile(toy.root / "data/raw/cat/1.png")
@@ -169,7 +169,7 @@ def test_a_source_that_only_the_overrides_name_comes_along_too(
 ) -> None:
     toy.write(".gitignore", toy.read(".gitignore") + "/mine/\n")
     toy.write("mine/1.png", "pixels\n")
-    toy.write("dvc.yaml", GRAPH.replace("source.txt]", "source.txt, '${ingest.source}']"))
+    toy.need()
     clone = make_clone(toy.root, "quick-fox", {"ingest.source": "mine"})
     assert (clone / "mine/1.png").samefile(toy.root / "mine/1.png")
 
@@ -186,7 +186,7 @@ def test_images_that_git_does_not_know_yet_are_linked_and_stay_out_of_the_experi
 ) -> None:
     toy.write("mine/cat/1.png", "pixels\n")
     toy.write("mine.txt", "new, but no image\n")
-    toy.write("dvc.yaml", GRAPH.replace("source.txt]", "source.txt, '${ingest.source}']"))
+    toy.need()
     clone = make_clone(toy.root, "quick-fox", {**FASTER, "ingest.source": "mine"})
     assert (clone / "mine/cat/1.png").samefile(toy.root / "mine/cat/1.png")
     assert not (clone / "mine.txt").samefile(toy.root / "mine.txt")
@@ -209,7 +209,7 @@ def test_images_that_a_csv_lists_come_along_too(make_clone: MakeClone, toy: ToyP
         "../../4.png,dog",
     ]
     toy.write("tables/mine.csv", "\n".join(["path,label", *rows]))
-    toy.write("dvc.yaml", GRAPH.replace("source.txt]", "source.txt, '${ingest.source}']"))
+    toy.need()
     clone = make_clone(toy.root, "quick-fox", {"ingest.source": "tables/mine.csv"})
     assert not (clone / "tables/mine.csv").samefile(toy.root / "tables/mine.csv")
     for name in ("tables/photos/1.png", "tables/new/3.png"):
@@ -277,7 +277,7 @@ def test_a_linked_folder_of_images_stays_a_link(
     (tmp_path / "disk/cat/1.png").write_text("pixels\n")
     toy.write(".gitignore", toy.read(".gitignore") + "/mine\n")
     (toy.root / "mine").symlink_to(tmp_path / "disk")
-    toy.write("dvc.yaml", GRAPH.replace("source.txt]", "source.txt, '${ingest.source}']"))
+    toy.need()
     clone = make_clone(toy.root, "quick-fox", {"ingest.source": "mine"})
     assert (clone / "mine").is_symlink()
     assert (clone / "mine/cat/1.png").samefile(tmp_path / "disk/cat/1.png")
@@ -291,7 +291,7 @@ def test_a_relative_link_to_images_leads_to_the_same_folder(
     if ignored:
         toy.write(".gitignore", toy.read(".gitignore") + "/mine\n")
     (toy.root / "mine").symlink_to("../photos")
-    toy.write("dvc.yaml", GRAPH.replace("source.txt]", "source.txt, '${ingest.source}']"))
+    toy.need()
     clone = make_clone(toy.root, "quick-fox", {"ingest.source": "mine"})
     assert (clone / "mine").samefile(toy.root.parent / "photos")
 
@@ -307,7 +307,7 @@ def test_images_of_one_folder_come_along_whatever_git_knows_of_each(
     (toy.root / "mine/cat/3.png").symlink_to("1.png")
     subprocess.run(["git", "init", "--quiet", str(toy.root / "mine/dog")], check=True)
     toy.write("mine/dog/4.png", "of another repository\n")
-    toy.write("dvc.yaml", GRAPH.replace("source.txt]", "source.txt, '${ingest.source}']"))
+    toy.need()
     clone = make_clone(toy.root, "quick-fox", {"ingest.source": "mine"})
     for name in ("0.png", "1.png", "2.bmp", "3.png"):
         assert (clone / "mine/cat" / name).read_text() == toy.read(f"mine/cat/{name}")
@@ -326,7 +326,7 @@ def test_images_that_are_links_lead_to_the_same_files_from_a_clone(
     (toy.root / "mine/cat/1.png").symlink_to("../../../disk/blob")
     (toy.root / "mine/cat/gone.png").symlink_to("nothing")
     (toy.root / "mine/dog").symlink_to("../../disk/dog")
-    toy.write("dvc.yaml", GRAPH.replace("source.txt]", "source.txt, '${ingest.source}']"))
+    toy.need()
     clone = make_clone(toy.root, "quick-fox", {"ingest.source": "mine"})
     assert (clone / "mine/cat/1.png").samefile(tmp_path / "disk/blob")
     assert (clone / "mine/dog/2.png").samefile(tmp_path / "disk/dog/2.png")
@@ -550,7 +550,7 @@ def test_files_are_copied_where_they_cannot_be_linked(
 
     toy.write(".gitignore", toy.read(".gitignore") + "/mine.csv\n")
     toy.write("mine.csv", "rows\n")
-    toy.write("dvc.yaml", GRAPH.replace("source.txt]", "source.txt, mine.csv]"))
+    toy.need("mine.csv")
     monkeypatch.setattr(os, "link", refuse)
     clone = make_clone(toy.root, "quick-fox", FASTER)
     assert (clone / "mine.csv").read_text() == "rows\n"

@@ -28,17 +28,6 @@ def build(name: str, **options) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_both_parts_together_equal_the_whole_at_every_group(name):
-    model = build(name)
-    images = torch.randn(5, 3, SIZES[name], SIZES[name], generator=torch.manual_seed(1))
-    with torch.inference_mode():
-        expected = model(images)
-        for group in range(len(layer_groups(model)) + 1):
-            prefix, suffix = split_at(model, group)
-            assert torch.equal(suffix(prefix(images)), expected), group
-
-
-@pytest.mark.parametrize("name", SIZES)
 def test_one_pass_gives_the_activations_at_every_cut(name):
     model = build(name)
     images = torch.randn(3, 3, SIZES[name], SIZES[name], generator=torch.manual_seed(1))

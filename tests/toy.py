@@ -90,6 +90,10 @@ class ToyProject:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
+    def need(self, file: str = "'${ingest.source}'") -> None:
+        """Let the first stage depend on one more file or folder, that of the images by default."""
+        self.write("dvc.yaml", GRAPH.replace("source.txt]", f"source.txt, {file}]"))
+
     def read(self, name: str) -> str:
         return (self.root / name).read_text()
 
