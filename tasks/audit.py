@@ -16,7 +16,7 @@ from PIL import Image
 
 from tasks.artifacts.arrays import Bools, Features, Ints, read_array
 from tasks.artifacts.files import replacing_folder
-from tasks.artifacts.pixels import PixelStore
+from tasks.artifacts.pixels import PixelStore, open_pixels
 from tasks.artifacts.records import (
     SPLITS,
     Audit,
@@ -317,10 +317,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         file_words=say_files(alone),
         look_words="" if alone and alone.told else say_looks(both),
     )
-    stores = {
-        split: PixelStore.open(folder)
-        for split, folder in zip(SPLITS, (paths.train, paths.val, paths.test), strict=True)
-    }
+    stores = open_pixels(manifest, [paths.train, paths.val, paths.test])
     write_pairs(paths.pairs, twins.rows, manifest, stores)
     write_rows(paths.twins, TwinRow, twins.rows)
     write_record(paths.audit, audit)

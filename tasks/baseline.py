@@ -16,8 +16,8 @@ import numpy as np
 from torch import nn
 
 from tasks.artifacts.arrays import Logits, write_array
-from tasks.artifacts.pixels import PixelStore
-from tasks.artifacts.records import Baseline, HeadKind, Split, TriedHead, write_record
+from tasks.artifacts.pixels import open_pixels
+from tasks.artifacts.records import Baseline, HeadKind, TriedHead, write_record
 from tasks.artifacts.tables import SuspectRow, read_manifest, write_rows
 from tasks.artifacts.words import name_head
 from tasks.auditing.held_out import Pool, accuracy_in_folds, hold_out, right_in_folds
@@ -244,8 +244,7 @@ def main(argv: Sequence[str] | None) -> None:
     write_record(paths.summary, summary)
     write_array(paths.val_logits, baseline.val_logits)
     write_rows(paths.suspects, SuspectRow, suspects)
-    stores: dict[Split, PixelStore]
-    stores = {"train": PixelStore.open(paths.train), "val": PixelStore.open(paths.val)}
+    stores = open_pixels(manifest, [paths.train, paths.val])
     write_array(paths.suspect_pixels, picture_suspects(suspects, manifest, stores))
     for note in summary.notes:
         log.info("%s", note)

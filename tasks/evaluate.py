@@ -13,7 +13,7 @@ import numpy as np
 from torch import nn
 
 from tasks.artifacts.arrays import Ints, Logits, read_array, write_array, write_tensors
-from tasks.artifacts.pixels import PixelStore
+from tasks.artifacts.pixels import PixelStore, open_pixels
 from tasks.artifacts.records import (
     SPLITS,
     Arm,
@@ -239,10 +239,7 @@ def read_inputs(paths: Paths, *, seed: int) -> Inputs:
     finetuned = read_record(paths.finetune, Finetuned)
     for path, classes in ((paths.baseline, summary.classes), (paths.finetune, finetuned.classes)):
         _expect(path, "classes", classes, manifest.class_names)
-    stores = {"train": paths.train, "val": paths.val, "test": paths.test}
-    pixels: dict[Split, PixelStore] = {split: PixelStore.open(stores[split]) for split in SPLITS}
-    for split, store in pixels.items():
-        _expect(stores[split], "images", store.info.count, len(manifest.of(split)))
+    pixels = open_pixels(manifest, [paths.train, paths.val, paths.test])
     folders = (paths.train_features, paths.val_features, paths.test_features)
     parts = [read_features(at, manifest, split) for at, split in zip(folders, SPLITS, strict=True)]
     pool = Pool([replace(part, balanced=summary.class_balanced) for part in parts])

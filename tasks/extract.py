@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tasks.artifacts.pixels import PixelStore
+from tasks.artifacts.pixels import PixelStore, open_pixels
 from tasks.artifacts.records import BackboneChoice, BackboneInfo, read_record, write_record
-from tasks.artifacts.tables import read_manifest
+from tasks.artifacts.tables import Manifest, read_manifest
 from tasks.backbones.catalogue import Backbone, load_backbone
 from tasks.backbones.engine import Engine, make_engine
 from tasks.backbones.feature_files import count_own_rows, write_features
@@ -107,13 +107,14 @@ def describe_backbone(backbone: Backbone, engine: Engine) -> BackboneInfo:
     )
 
 
-def open_stores(folders: Sequence[Path]) -> list[PixelStore]:
+def open_stores(manifest: Manifest, folders: Sequence[Path]) -> list[PixelStore]:
     """Open the pixel stores of all splits.
 
     Raises:
-        ArtifactError: A store is missing or damaged, holds no images, or their sizes differ.
+        ArtifactError: A store is missing or damaged, holds no images or others than the manifest
+            lists, or their sizes differ.
     """
-    stores = [PixelStore.open(folder) for folder in folders]
+    stores = list(open_pixels(manifest, folders).values())
     for store in stores:
         if store.info.count == 0 or store.info.image_px != stores[0].info.image_px:
             raise ArtifactError(
@@ -129,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     machine = read_machine()
     with join_processes(machine, seed=params.seed) as processes:
         choice = read_record(paths.choice, BackboneChoice)
-        stores = open_stores([paths.train, paths.val, paths.test])
+        manifest = read_manifest(paths.manifest)
+        stores = open_stores(manifest, [paths.train, paths.val, paths.test])
         load = partial(
             load_backbone,
             choice.name,
@@ -142,12 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             stores, folders, backbone, params.extract, machine=machine, processes=processes
         )
         if processes.first:
-            rows = read_manifest(paths.manifest).of("train")
-            if len(rows) != stores[0].info.count:
-                raise ArtifactError(
-                    f"{paths.train}: {stores[0].info.count} images, but {paths.manifest} lists "
-                    f"{len(rows)} for training; run the augment stage again"
-                )
+            rows = manifest.of("train")
             images = choose_probe_images(stores[0], rows, params.extract, params.seed)
             probe = measure_probe(backbone, load("random"), images, machine)
             write_probe(paths.probe, probe)

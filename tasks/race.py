@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tasks.artifacts.pixels import PixelStore
+from tasks.artifacts.pixels import open_pixels
 from tasks.artifacts.records import (
     BackboneInfo,
     Baseline,
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None) -> None:
         manifest=manifest,
         backbone=read_record(paths.backbone, BackboneInfo),
         baseline=read_record(paths.baseline, Baseline),
-        stores=Stores(PixelStore.open(paths.train), PixelStore.open(paths.val)),
+        stores=Stores(*open_pixels(manifest, [paths.train, paths.val]).values()),
         train=replace(read_features(paths.train_features, manifest, "train"), balanced=balanced),
         val=replace(read_features(paths.val_features, manifest, "val"), balanced=balanced),
         strengths=params.baseline.l2_strengths,

@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from tasks.artifacts.files import hash_file, write_text
-from tasks.artifacts.pixels import PixelStore
+from tasks.artifacts.pixels import open_pixels
 from tasks.artifacts.records import (
     Audit,
     AugmentPolicy,
@@ -26,7 +26,6 @@ from tasks.artifacts.records import (
     ImageSource,
     Metrics,
     Similarity,
-    Split,
     read_record,
 )
 from tasks.artifacts.tables import (
@@ -249,15 +248,7 @@ def open_samples(paths: Paths, params: Params) -> Samples:
         ArtifactError: A store or the manifest is missing or damaged, or they are of different runs.
     """
     manifest = read_manifest(paths.manifest)
-    folders: dict[Split, Path] = {"train": paths.train, "val": paths.val, "test": paths.test}
-    stores = {split: PixelStore.open(folder) for split, folder in folders.items()}
-    for split, store in stores.items():
-        listed = len(manifest.of(split))
-        if store.info.count != listed:
-            raise ArtifactError(
-                f"{store.folder}: {store.info.count} images, but {paths.manifest} lists {listed}; "
-                "run the augment stage again"
-            )
+    stores = open_pixels(manifest, [paths.train, paths.val, paths.test])
     return Samples(stores, manifest, params.seed, read_machine().compute_threads)
 
 

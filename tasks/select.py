@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tasks.artifacts.pixels import PixelStore
+from tasks.artifacts.pixels import PixelStore, open_pixels
 from tasks.artifacts.records import BackboneChoice, write_record
 from tasks.artifacts.tables import Manifest, read_manifest
 from tasks.params import AUTO, Params
@@ -36,7 +36,6 @@ def select(manifest: Manifest, store: PixelStore, params: Params) -> BackboneCho
         params: Seed, name, weights and candidates, and how intervals are made.
 
     Raises:
-        ArtifactError: The pixels are not those of the manifest's training images.
         WeightsError: The weights of a candidate cannot be had.
     """
     named = params.backbone
@@ -74,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     what = "Name the backbone, or choose one of the candidates by their features"
     paths, params = read_arguments(Paths, "select", what, argv)
     manifest = read_manifest(paths.manifest)
-    choice = select(manifest, PixelStore.open(paths.train), params)
+    choice = select(manifest, open_pixels(manifest, [paths.train])["train"], params)
     write_record(paths.choice, choice)
     log.info("%s", say_choice(choice))
 

@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 from tasks.artifacts.arrays import Features, Ints
-from tasks.artifacts.pixels import PixelStore
+from tasks.artifacts.pixels import open_pixels
 from tasks.artifacts.records import (
     AugmentPolicy,
     BackboneInfo,
@@ -290,7 +290,8 @@ def look(
     Raises:
         ArtifactError: The pixels are missing, damaged or of another manifest.
     """
-    store, manifest = PixelStore.open(paths.train), target.manifest
+    manifest = target.manifest
+    store = open_pixels(manifest, [paths.train])["train"]
     sample, conversion = target.sample(chosen.scored), read_record(paths.conversion, Conversion)
     pictured = see_pixels(store, manifest, conversion, chosen.looked, fit=fit)
     likeness = measure_likeness(sample.features, card.features) if card else np.empty(0)

@@ -766,7 +766,7 @@ MISMATCHES = {
         {"baseline": "other.json"},
         r"classes \['a', 'b', 'c'\], the manifest says",
     ),
-    "pixels": (damage_manifest, {"manifest": "more.csv"}, "test: images 90, the manifest says 91"),
+    "pixels": (damage_manifest, {"manifest": "more.csv"}, "test: 90 images, the manifest lists 91"),
     "facts": (damage_facts, {"facts": "few.csv"}, r"few\.csv: facts of val images 49, .* says 60"),
     "missing": (lambda project: None, {"baseline": "none.json"}, "none.json: cannot be read"),
 }

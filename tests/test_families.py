@@ -12,7 +12,7 @@ from conftest import CONVERSION, POLICY, make_origin, tells, with_values
 from ruamel.yaml import YAML
 from scipy.ndimage import gaussian_filter
 from test_decide import NO_RACE, found_by_baseline
-from test_extract import fill_store, write_choice
+from test_extract import fill_store, rows_of, write_choice
 from timm.models import create_model, register_model
 from timm.models.swin_transformer import SwinTransformer
 from tiny_finetune import SIDE, make_inputs, make_manifest
@@ -27,7 +27,7 @@ from tasks.artifacts.records import (
     read_record,
     write_record,
 )
-from tasks.artifacts.tables import ShiftRow, read_rows, write_manifest
+from tasks.artifacts.tables import Manifest, ShiftRow, read_rows, write_manifest
 from tasks.backbones.cards import CardOrigin, SourceCard, write_card
 from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.cuts import prefixes_at, split_at
@@ -162,8 +162,8 @@ def test_a_network_without_running_statistics_is_judged_by_its_source_card(
     params = with_values(tiny_params, {"backbone.name": "test_vit"})
     with (tmp_path / "params.yaml").open("w") as file:
         YAML(typ="safe").dump(params.model_dump(), file)
-    manifest = make_manifest()
-    write_manifest(tmp_path / "manifest.csv", manifest)
+    rows = [*make_manifest().rows, *rows_of(5, "test")]
+    write_manifest(tmp_path / "manifest.csv", Manifest(rows))
     for split, count in (("train", 30), ("val", 12), ("test", 5)):
         fill_store(tmp_path / "pixels" / split, count, 0, px=SIDE)
     write_choice(tmp_path / "choice.json", params.backbone)

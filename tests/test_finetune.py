@@ -727,7 +727,7 @@ def test_pixels_of_another_size_are_refused(project: Project):
     spec = project.inputs.backbone.input.model_copy(update={"image_px": 64})
     info = project.inputs.backbone.model_copy(update={"input": spec})
     write_record(project.root / "in" / "backbone.json", info)
-    with pytest.raises(ArtifactError, match=r"train: 30 .*32 px.* 30 .*64 px.*rerun augment"):
+    with pytest.raises(ArtifactError, match=r"train: .*32 px.* 64 px.*rerun augment"):
         project.run(arguments)
 
 

@@ -14,7 +14,6 @@ from tasks.artifacts.tables import LikenessRow, Manifest, read_rows
 from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.source_cards import SourceCard
 from tasks.backbones.source_head import SourceHead, read_source_head
-from tasks.errors import ArtifactError
 from tasks.images.texture import STATISTICS, measure_textures
 from tasks.params_file import load_params
 from tasks.transferability.look import (
@@ -345,12 +344,6 @@ def test_of_padded_pictures_the_part_within_is_looked_at(tmp_path):
     np.testing.assert_array_equal(found.textures, measure_textures([first[20:-20, 20:-20], third]))
     assert found.left_out == 1
     assert len(see_pixels(store, Manifest(rows), CONVERSION, numbers, fit="crop").textures) == 3
-
-
-def test_pixels_of_another_manifest_are_refused(tmp_path):
-    store = fill_store(tmp_path / "pixels", 20, 1)
-    with pytest.raises(ArtifactError, match=r"20 images, the manifest lists 21"):
-        see_pixels(store, Manifest(rows_of(21)), CONVERSION, np.arange(12), fit="crop")
 
 
 # the bench ---------------------------------------------------------------------------------------

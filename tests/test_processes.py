@@ -22,7 +22,7 @@ from tiny_finetune import COUNTS
 
 from tasks.artifacts.arrays import read_array
 from tasks.artifacts.pixels import StoreWriter, store_info
-from tasks.artifacts.records import Arm, BackboneChoice, write_record
+from tasks.artifacts.records import Arm, BackboneChoice, Split, write_record
 from tasks.artifacts.tables import HistoryRow, Manifest, ManifestRow, read_rows, write_manifest
 from tasks.errors import EngineError
 from tasks.params import Params
@@ -121,13 +121,15 @@ for stage, port, arguments in json.load(open(sys.argv[1])):
 
 def make_pixels(folder: Path) -> list[str]:
     """Write three pixel stores and a manifest; give what extract reads."""
+    sizes: list[tuple[Split, int, int]] = [("train", 19, 1), ("val", 9, 0), ("test", 3, 0)]
     rows = [
-        ManifestRow(f"{i}.png", "ab"[i % 2], "train", f"g{i}", f"sha{i}", 32, 32, "RGB")
-        for i in range(19)
+        ManifestRow(f"{split}{i}.png", "ab"[i % 2], split, f"g{i}", f"sha{i}", 32, 32, "RGB")
+        for split, count, _ in sizes
+        for i in range(count)
     ]
     write_manifest(folder / "manifest.csv", Manifest(rows))
     named = [f"--manifest={folder / 'manifest.csv'}"]
-    for seed, (split, count, views) in enumerate([("train", 19, 1), ("val", 9, 0), ("test", 3, 0)]):
+    for seed, (split, count, views) in enumerate(sizes):
         pixels = np.random.default_rng(seed).integers(
             0, 256, (count * (views + 1), 32, 32, 3), "u1"
         )

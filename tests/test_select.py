@@ -12,7 +12,6 @@ from tasks.artifacts.records import BackboneChoice, read_record
 from tasks.artifacts.sampling import choose_rows
 from tasks.artifacts.tables import Manifest, ManifestRow, write_manifest
 from tasks.backbones.catalogue import load_backbone
-from tasks.errors import ArtifactError
 from tasks.params import Params
 from tasks.select import main, say_choice, select
 from tasks.transferability.leave_one_out import classify_by_ridge
@@ -104,12 +103,6 @@ def test_candidates_are_measured_on_their_own_features_of_clean_views(
         assert one.ridge_accuracy.value == np.mean(predicted == labels)
     main(arguments)
     assert (tmp_path / "choice.json").read_bytes() == written
-
-
-def test_pixels_of_other_images_are_refused(tmp_path, manifest, tiny_params):
-    store = fill_store(tmp_path / "train", 23, 0)
-    with pytest.raises(ArtifactError, match="23 images, the manifest says 24; run the augment"):
-        select(manifest, store, with_values(tiny_params, AUTO))
 
 
 @pytest.mark.parametrize("weights", ["random", "data/weights/mine.safetensors"])

@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 from tasks.artifacts import pixels as store_module
 from tasks.artifacts.arrays import read_array
 from tasks.artifacts.files import replacing_folder
-from tasks.artifacts.pixels import PixelStore, StoreWriter, bytes_of, store_info
+from tasks.artifacts.pixels import PixelStore, StoreWriter, bytes_of, open_pixels, store_info
 from tasks.artifacts.records import StoreInfo, read_record
+from tasks.artifacts.tables import Manifest, ManifestRow
 from tasks.errors import ArtifactError
 
 PX = 16
@@ -207,6 +209,18 @@ def test_a_shard_of_another_shape_is_refused(tmp_path: Path) -> None:
     store = PixelStore.open(tmp_path / "s")
     with pytest.raises(ArtifactError, match=r"expected uint8 \(2, 16, 16, 3\)"):
         store.rows([5])
+
+
+def test_stores_of_other_images_than_the_manifest_lists_are_refused(tmp_path: Path) -> None:
+    for name, count in (("train", 3), ("val", 2)):
+        write_store(tmp_path / name, some_rows(count), views=0, shard_rows=4)
+    row = ManifestRow("a.png", "a", "train", "a", "a", PX, PX, "RGB")
+    manifest = Manifest([row, row, row, replace(row, split="val")])
+    folders = [tmp_path / "train", tmp_path / "val"]
+    (train,) = open_pixels(manifest, folders[:1]).values()
+    assert train.info.count == 3
+    with pytest.raises(ArtifactError, match="val: 2 images, the manifest lists 1; run the augment"):
+        open_pixels(manifest, folders)
 
 
 def test_info_is_read_back(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.lib import format as npy
 
 from tasks.artifacts.arrays import Ints, Pixels, read_array, release_pages
-from tasks.artifacts.records import StoreInfo, read_record, write_record
+from tasks.artifacts.records import SPLITS, Split, StoreInfo, read_record, write_record
+from tasks.artifacts.tables import Manifest
 from tasks.errors import ArtifactError
 
 SHARD_BYTES = 64 * 2**20
@@ -207,6 +208,24 @@ class PixelStore:
         """Read rows in order, `batch_size` at a time; the last batch may be smaller."""
         for start in range(0, len(rows), batch_size):
             yield self.rows(rows[start : start + batch_size])
+
+
+def open_pixels(manifest: Manifest, folders: Sequence[Path]) -> dict[Split, PixelStore]:
+    """Open the stores of train, val and test, in this order, or of the first of them.
+
+    Raises:
+        ArtifactError: A store is missing, damaged or of other images than the manifest lists.
+    """
+    stores = {}
+    for split, folder in zip(SPLITS, folders, strict=False):
+        stores[split] = store = PixelStore.open(folder)
+        listed = len(manifest.of(split))
+        if store.info.count != listed:
+            raise ArtifactError(
+                f"{store.folder}: {store.info.count} images, the manifest lists {listed}; run the "
+                "augment stage again"
+            )
+    return stores
 
 
 class ChosenPixels(PixelStore):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tasks.artifacts.arrays import Ints, Logits, read_array
-from tasks.artifacts.pixels import PixelStore
+from tasks.artifacts.pixels import open_pixels
 from tasks.artifacts.records import BackboneInfo, Baseline, Transfer, read_record
 from tasks.artifacts.tables import Manifest, read_manifest
 from tasks.errors import ArtifactError
@@ -99,16 +99,15 @@ def read_finetune_inputs(paths: InputPaths) -> FinetuneInputs:
         ArtifactError: A file is missing, damaged or from another run.
     """
     manifest = read_manifest(paths.manifest)
-    stores = Stores(PixelStore.open(paths.train), PixelStore.open(paths.val))
+    stores = Stores(*open_pixels(manifest, [paths.train, paths.val]).values())
     backbone = read_record(paths.backbone, BackboneInfo)
     baseline = read_record(paths.baseline, Baseline)
     logits = read_array(paths.baseline_logits)
-    for name, store in (("train", stores.train), ("val", stores.val)):
-        images = sum(row.split == name for row in manifest.rows)
-        if (store.info.count, store.info.image_px) != (images, backbone.input.image_px):
+    for store in (stores.train, stores.val):
+        if store.info.image_px != backbone.input.image_px:
             raise ArtifactError(
-                f"{store.folder}: {store.info.count} images of {store.info.image_px} px, expected "
-                f"{images} of {backbone.input.image_px} px; rerun augment and extract"
+                f"{store.folder}: images of {store.info.image_px} px, expected "
+                f"{backbone.input.image_px} px; rerun augment and extract"
             )
     expected = (stores.val.info.count, len(manifest.class_names))
     if baseline.classes != manifest.class_names or logits.shape != expected:

@@ -13,7 +13,6 @@ from tasks.artifacts.pixels import PixelStore
 from tasks.artifacts.records import Conversion, Fit
 from tasks.artifacts.sampling import number_groups
 from tasks.artifacts.tables import LikenessRow, Manifest, ManifestRow, Side, write_rows
-from tasks.errors import ArtifactError
 from tasks.images.texture import measure_textures, unpadded
 from tasks.transferability.look import Pictured
 
@@ -34,16 +33,8 @@ def see_pixels(
         conversion: Tells how deep the files were.
         rows: Numbers of the images.
         fit: How they became square.
-
-    Raises:
-        ArtifactError: The pixels are of another manifest.
     """
     train = manifest.of("train")
-    if store.info.count != len(train):
-        raise ArtifactError(
-            f"{store.folder}: {store.info.count} images, the manifest lists {len(train)} for "
-            "training; run the augment stage again"
-        )
     textures = measure_textures(_shown_pixels(store, [train[row] for row in rows], rows, fit))
     return Pictured(
         textures=textures,

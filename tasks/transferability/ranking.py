@@ -14,7 +14,6 @@ from tasks.backbones.catalogue import load_backbone
 from tasks.backbones.engine import make_engine
 from tasks.backbones.groups import PooledFeatures
 from tasks.backbones.probe import sample_pixels
-from tasks.errors import ArtifactError
 from tasks.judging.statistics import paired_accuracy_interval
 from tasks.params import SelectParams, SimilarityParams
 from tasks.runtime.device import configure_torch
@@ -48,16 +47,9 @@ def choose_backbone(
         seed: The run's seed.
 
     Raises:
-        ArtifactError: The pixels are not those of the manifest's training images.
         WeightsError: The weights of a candidate cannot be had.
     """
-    train = manifest.of("train")
-    if store.info.count != len(train):
-        raise ArtifactError(
-            f"{store.folder}: {store.info.count} images, the manifest says {len(train)}; run the "
-            "augment stage again"
-        )
-    rows = choose_rows(train, params.images, seed=seed)
+    rows = choose_rows(manifest.of("train"), params.images, seed=seed)
     labels, groups = manifest.labels("train")[rows], manifest.groups("train")
     samples = {
         name: Sample(features, labels, [groups[row] for row in rows])
