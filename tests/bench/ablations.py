@@ -1,4 +1,4 @@
-"""Try single changes of how fine-tuning is done, on val, against a variant that is named.
+"""Try single changes of how fine-tuning is done, on val, one at a time.
 
 `PYTHONPATH=tests python -m bench.ablations --help`. Every result is kept at once in
 ablations.csv of the folder --out, a further run goes on from there; `--page` writes a page of what
@@ -33,7 +33,7 @@ OUT = Path("docs/benchmarks/ablations")
 VAL_SHARE = 10.0  # so that val is all that there is: it is what measures here
 CONFIDENCE = 0.95
 INTRO = """\
-One change at a time, against {base}: {views} stored views beside the clean image, label smoothing
+One change at a time, against a base: {views} stored views beside the clean image, label smoothing
 {smoothing:g}, rates of the backbone up to {rate:g}, no averaging. {level} training images a class
 at {px} px, {arm}, {sets}; seeds {seeds}, each with
 its own split and subset. One seed decides nothing. Val is large here, all that a fifth of the
@@ -59,21 +59,21 @@ class Ablations:
         done = {(one.pair, one.variant) for one in read_results(self.path)}
         for seed in self.options.seeds:
             for name in self.options.sets:
-                for variant in dict.fromkeys([self.options.base, *self.options.variants]):
+                for variant in dict.fromkeys([BASE, *self.options.variants]):
                     if ((name, seed, self.options.px), variant) not in done:
                         self.measure(name, seed, variant)
 
     def measure(self, name: str, seed: int, variant: str) -> None:
         """Train or predict with one variant and keep what it brought."""
         if VARIANTS[variant].flip:
-            study = self.open_study(name, seed, self.options.base)
+            study = self.open_study(name, seed, BASE)
             if not study.path("finetune/finetune.json").exists():
-                train_variant(study, name, self.options.base)
+                train_variant(study, name, BASE)
             result = average_flips(study, name, variant)
         else:
             study = self.start_study(name, seed, variant)
             result = train_variant(study, name, variant)
-            if variant != self.options.base:
+            if variant != BASE:
                 shutil.rmtree(study.root)
         append_row(self.path, result)
         say(f"{name} {seed} {variant}: val {result.accuracy:.3f}, loss {result.loss:.3f}")
@@ -145,9 +145,8 @@ def compare_pairs(differences: Sequence[float]) -> Difference:
 def write_page(results: Sequence[Result], options: argparse.Namespace, command: str) -> str:
     """Write the page."""
     sets = list(dict.fromkeys(one.set for one in results))
-    base = VARIANTS[options.base]
+    base = VARIANTS[BASE]
     facts = {
-        "base": options.base,
         "views": base.views,
         "smoothing": base.smoothing,
         "rate": base.backbone_lr,
@@ -162,23 +161,23 @@ def write_page(results: Sequence[Result], options: argparse.Namespace, command: 
     rows = [
         [variant if number == 0 else "", *row]
         for variant in VARIANTS
-        if variant != options.base
-        for number, row in enumerate(_difference_rows(results, variant, options.base, sets))
+        if variant != BASE
+        for number, row in enumerate(_difference_rows(results, variant, sets))
     ]
     parts = ["# Ablations of fine-tuning", f"`{command}` wrote this page."]
     parts += [INTRO.format(**facts).rstrip(), table(head, rows)]
     kept = options.out / "kept.md"
     if kept.exists():
         parts += ["## What was kept", kept.read_text().rstrip()]
-    parts += ["## The base", _base(results, options.base)]
+    parts += ["## The base", _base(results)]
     return "\n\n".join(parts) + "\n"
 
 
 def _difference_rows(
-    results: Sequence[Result], variant: str, base_name: str, sets: Sequence[str]
+    results: Sequence[Result], variant: str, sets: Sequence[str]
 ) -> list[list[str]]:
     """Write a variant against the base, on all sets and on each; nothing where it was not tried."""
-    base = {one.pair: one for one in results if one.variant == base_name}
+    base = {one.pair: one for one in results if one.variant == BASE}
     pairs = [
         (base[one.pair], one) for one in results if one.variant == variant and one.pair in base
     ]
@@ -204,7 +203,7 @@ def show(difference: Difference, digits: int) -> str:
     return f"{text} [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"
 
 
-def _base(results: Sequence[Result], name: str) -> str:
+def _base(results: Sequence[Result]) -> str:
     """Write what the base reaches."""
     rows = [
         [one.set, str(one.seed), str(one.train_images), str(one.val_images),
@@ -212,7 +211,7 @@ def _base(results: Sequence[Result], name: str) -> str:
          "-" if np.isnan(one.overfit) else f"{one.overfit:.1f}",
          f"{100 * one.accuracy:.1f}", f"{one.loss:.3f}", str(one.epochs)]
         for one in results
-        if one.variant == name
+        if one.variant == BASE
     ]  # fmt: skip
     head = ["set", "seed", "train", "val", "frozen, %", "its loss", "times that on train"]
     return table([*head, "fine-tuned, %", "its loss", "epochs"], rows)
@@ -229,9 +228,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--level", default="60", help="training images a class")
     parser.add_argument("--px", type=int, default=96, help="side of the images")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument(
-        "--base", choices=VARIANTS, default=BASE, help="others are compared with it"
-    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18, 19])
     parser.add_argument("--scratch", type=Path, default=Path(".regraft/bench"), help="is kept")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the table")

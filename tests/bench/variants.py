@@ -40,7 +40,7 @@ class Variant:
     """
 
     views: int = 2
-    smoothing: float = 0.05
+    smoothing: float = 0.0
     operations: str | None = None
     backbone_lr: float = 0.0002
     epochs: int | None = None
@@ -63,14 +63,12 @@ HEAD_SHARE = 1.5  # rate of the head as a multiple of the backbone's
 VARIANTS: dict[str, Variant] = {
     BASE: Variant(),
     "flips averaged at prediction": Variant(flip=True),
-    "no label smoothing": Variant(smoothing=0.0),
-    "twice the rates, no label smoothing": Variant(smoothing=0.0, backbone_lr=0.0004),
-    "twice the rates, 5 epochs, no label smoothing": Variant(
-        smoothing=0.0, backbone_lr=0.0004, epochs=5
-    ),
-    "twice the rates, 3 epochs, no label smoothing": Variant(
-        smoothing=0.0, backbone_lr=0.0004, epochs=3
-    ),
+    "label smoothing 0.05": Variant(smoothing=0.05),
+    "half the epochs": Variant(epochs=5),
+    "twice the epochs": Variant(epochs=20),
+    "twice the rates": Variant(backbone_lr=0.0004),
+    "twice the rates, 5 epochs": Variant(backbone_lr=0.0004, epochs=5),
+    "twice the rates, 3 epochs": Variant(backbone_lr=0.0004, epochs=3),
     "1 stored view": Variant(views=1),
     "3 stored views": Variant(views=3),
     "12 stored views": Variant(views=12),
