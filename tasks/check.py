@@ -7,15 +7,16 @@ import difflib
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from tasks.artifacts.records import NamedPaths, write_record
-from tasks.errors import ParamsError
+from tasks.backbones.packaged import PACKAGED, find_packaged
+from tasks.errors import ParamsError, WeightsError
 from tasks.images.listing.names import check_names
-from tasks.params import Params
+from tasks.params import AUTO, Params
 from tasks.params_file import load_params, place_of_key
 from tasks.runtime.entry import StagePaths, Write, read_paths, run_stage
 
@@ -32,14 +33,15 @@ class Paths(StagePaths):
 
 
 def check(params: Params, project: Path) -> NamedPaths:
-    """Check the paths that the parameters name.
+    """Check the paths and backbones that the parameters name.
 
     Args:
         params: The parameters.
         project: Folder of params.yaml, to which paths are relative.
 
     Raises:
-        ParamsError: A path leads nowhere, or to what the pipeline itself writes; one line for each.
+        ParamsError: A path leads nowhere, or to what the pipeline itself writes; timm knows no such
+            backbone, or no packaged weights are of it; one line for each.
         DataError: Names below the source are no UTF-8: DVC would die of them before ingest runs.
     """
     given = {
@@ -55,6 +57,7 @@ def check(params: Params, project: Path) -> NamedPaths:
         for key, value, problem in found
         if problem
     ]
+    wrong += _check_backbones(params, project / "params.yaml")
     if wrong:
         raise ParamsError("\n".join(wrong))
     if (project / params.ingest.source).is_dir():
@@ -65,6 +68,24 @@ def check(params: Params, project: Path) -> NamedPaths:
         corrections=params.ingest.corrections,
         weights=given.get("backbone.weights"),
     )
+
+
+def _check_backbones(params: Params, file: Path) -> Iterator[str]:
+    """Say what is wrong with backbones; timm takes seconds, and is asked only where it must be."""
+    named = params.backbone
+    key, names = "backbone.name", [named.name]
+    if named.name == AUTO:
+        key, names = "select.candidates", params.select.candidates
+    for name in names:
+        try:
+            if named.weights == "packaged":
+                find_packaged(name)
+            if name not in PACKAGED:
+                from tasks.backbones.catalogue import settings_of  # noqa: PLC0415
+
+                settings_of(name)
+        except (ParamsError, WeightsError) as err:
+            yield f"{place_of_key(file, key)}: {err}"
 
 
 def _problem(key: str, value: str, project: Path) -> str | None:

@@ -17,11 +17,9 @@ from torch import nn
 from tasks.backbones import weights as weights_module
 from tasks.backbones.catalogue import create_architecture, load_backbone
 from tasks.backbones.groups import PooledFeatures
+from tasks.backbones.packaged import PACKAGED, Packaged, find_packaged
 from tasks.backbones.weights import (
-    PACKAGED,
-    Packaged,
     fetch_from_hub,
-    find_packaged,
     hash_state,
     match_by_order,
     read_packaged,
@@ -92,7 +90,7 @@ def test_an_architecture_gives_pooled_features_of_the_loaded_backbone(tmp_path):
 
 
 def test_an_unknown_name_is_answered_with_near_ones():
-    with pytest.raises(ParamsError, match=r"backbone.name is 'tf_efficientnet_light0'.*_lite0"):
+    with pytest.raises(ParamsError, match=r"knows no backbone 'tf_efficientnet_light0'.*_lite0"):
         load("tf_efficientnet_light0")
     with pytest.raises(ParamsError, match=r"see timm.list_models"):
         load("zzzzzzzz")
@@ -184,7 +182,9 @@ def test_a_wheel_that_is_not_installed_is_named_with_the_command(wheel):
 
 
 def test_a_backbone_without_packaged_weights_is_told_which_have_them():
-    with pytest.raises(WeightsError, match=r"backbone.name is 'resnet50'; .*tf_efficientnet_lite0"):
+    with pytest.raises(
+        WeightsError, match=r"no packaged weights of 'resnet50'; .*tf_efficientnet_lite0"
+    ):
         load("resnet50", "packaged")
 
 

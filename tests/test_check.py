@@ -1,6 +1,8 @@
 """The stage check: a path of params.yaml that leads nowhere is told in one line."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -146,3 +148,43 @@ def test_names_that_dvc_cannot_hash_are_told_before_it_runs(tmp_path: Path) -> N
     with pytest.raises(DataError) as caught:
         checked(root)
     assert tells(str(caught.value), "1 name", ".hidden \\xe9", "python3 -c")
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"name": "resnet5O", "weights": "random"}, ("knows no backbone 'resnet5O'", "resnet50")),
+        ({"name": "resnet18"}, ("no packaged weights of 'resnet18'", "tf_efficientnet_lite0")),
+        ({"name": "tf_efficientnet_lite0.mine"}, ("knows no tag", "lite0.in1k")),
+    ],
+)
+def test_a_backbone_that_cannot_be_had_is_told_before_anything_is_computed(
+    tmp_path: Path, values: dict[str, str], told: tuple[str, ...]
+) -> None:
+    root = write_project(tmp_path, **values)
+    with pytest.raises(ParamsError) as caught:
+        checked(root)
+    assert tells(str(caught.value), "params.yaml:", "backbone.name: ", *told)
+
+
+def test_candidates_are_checked_where_they_are_compared(tmp_path: Path) -> None:
+    root = write_project(tmp_path)
+    params = load_params(root / "params.yaml")
+    several = params.select.model_copy(update={"candidates": ["resnet18"]})
+    params = params.model_copy(update={"select": several})
+    check(params, root)
+    auto = params.backbone.model_copy(update={"name": "auto"})
+    with pytest.raises(ParamsError, match=r"select\.candidates: .*'resnet18'"):
+        check(params.model_copy(update={"backbone": auto}), root)
+
+
+def test_timm_is_not_asked_where_the_name_is_that_of_packaged_weights(tmp_path: Path) -> None:
+    root = write_project(tmp_path)
+    code = (
+        "import sys; from tasks.check import main; main(sys.argv[1:]); print('timm' in sys.modules)"
+    )
+    words = ["--params", str(root / "params.yaml"), "--paths", str(root / "paths.json")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], check=True, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout == "False\n"

@@ -14,9 +14,9 @@ from torch import nn
 
 from tasks.artifacts.records import InputSpec
 from tasks.backbones.groups import PooledFeatures
+from tasks.backbones.packaged import find_packaged
 from tasks.backbones.weights import (
     fetch_from_hub,
-    find_packaged,
     hash_state,
     load_state,
     read_packaged,
@@ -70,7 +70,7 @@ def load_backbone(name: str, weights: str, *, image_px: int, seed: int) -> Backb
         WeightsError: The weights cannot be had, are not the pinned ones or do not fit.
         EngineError: The network takes no images of this size, or gives no pooled feature vector.
     """
-    settings = _settings_of(name)
+    settings = settings_of(name)
     if weights == "packaged":
         loaded = _load_packaged(name, image_px)
     elif weights == "hub":
@@ -111,7 +111,7 @@ def create_architecture(name: str, *, image_px: int | None = None) -> nn.Module:
 
 def _create(name: str, *, image_px: int | None, **options: Any) -> nn.Module:
     """Create a timm model in eval mode that says the size of its images in `pretrained_cfg`."""
-    settings = _settings_of(name)
+    settings = settings_of(name)
     own_px = settings.input_size[-1]
     image_px = own_px if image_px is None else image_px
     if settings.fixed_input_size and image_px != own_px:
@@ -128,22 +128,25 @@ def _create(name: str, *, image_px: int | None, **options: Any) -> nn.Module:
     return created
 
 
-def _settings_of(name: str) -> PretrainedCfg:
+def settings_of(name: str) -> PretrainedCfg:
+    """Give what timm knows of a backbone.
+
+    Raises:
+        ParamsError: It knows no such architecture, or no such tag of its weights.
+    """
     if not timm.is_model(name):
         near = difflib.get_close_matches(
             name, timm.list_models(include_tags=False), n=3, cutoff=0.5
         )
         hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
-        raise ParamsError(
-            f"backbone.name is {name!r}, which timm {timm.__version__} does not know; {hint}"
-        )
+        raise ParamsError(f"timm {timm.__version__} knows no backbone {name!r}; {hint}")
     try:
         return timm.get_pretrained_cfg(name) or PretrainedCfg()
     except RuntimeError as err:
         tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
         raise ParamsError(
-            f"backbone.name is {name!r}, a tag that timm {timm.__version__} does not know; "
-            f"allowed: {', '.join(tags) or name.partition('.')[0]}"
+            f"timm {timm.__version__} knows no tag {name!r}; allowed: "
+            f"{', '.join(tags) or name.partition('.')[0]}"
         ) from err
 
 
