@@ -847,6 +847,19 @@ def test_twins_of_an_easy_class_do_not_flatter(default_params):
     assert (found.with_relative.n, found.without_relative.n) == (70, 60)
 
 
+def test_classes_of_one_kind_are_left_out_and_the_others_counted(default_params):
+    labels = np.repeat([0, 1, 2], [20, 20, 10])
+    twins = np.isin(np.arange(50), (0, 1, 20, 21, 22))  # of the last class none has one
+    none = np.zeros(50, bool)
+    related = Related(labels, [str(image) for image in range(50)], twins, ~none, none)
+    metrics = Metrics.model_construct(warnings=[])
+    found = judge_relatives(metrics, ~none, related, default_params.evaluate, seed=1).twins
+    assert (found.with_relative.n, found.without_relative.n, found.classes) == (5, 35, 2)
+    apart = Related(labels, related.groups, labels == 0, ~none, none)
+    found = judge_relatives(metrics, ~none, apart, default_params.evaluate, seed=1).twins
+    assert (found.with_relative.n, found.without_relative.n, found.classes) == (20, 30, None)
+
+
 def test_groups_across_splits_are_leaks_and_twins_are_by_path():
     manifest = make_manifest()
     rows = [

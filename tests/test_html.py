@@ -260,8 +260,10 @@ def with_curve(findings: Findings, **finetuned: Any) -> Findings:
 
 def test_what_more_images_would_bring_stands_beside_what_training_brought(tuned: Findings) -> None:
     text = Page(render(with_curve(tuned))).text
-    assert tells(text, "Fine-tuning brought +3.6 points (+1.1 to +6.1) on val.")
-    assert tells(text, "Twice as many images", "about +1.2 points (\N{MINUS SIGN}0.4 to +2.8)")
+    assert tells(text, "Fine-tuning brought +3.6 points (90% interval +1.1 to +6.1) on val.")
+    assert tells(
+        text, "Twice as many images", "about +1.2 points (90% interval \N{MINUS SIGN}0.4 to +2.8)"
+    )
     scratch = Page(render(with_curve(tuned, arm="scratch"))).text
     assert "Training from scratch brought +3.6 points" in scratch
     rejected = Page(render(with_curve(tuned, interpolation=0.0))).text

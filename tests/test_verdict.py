@@ -1,5 +1,6 @@
 """What a reader must know first."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -172,6 +173,10 @@ def test_classes_without_test_images_are_serious_and_named(findings: Findings) -
     assert tells(first.words, "1 of 3 classes has no test image", "fox", "other 2", "macro-F1")
 
 
+def find_twins(found: Findings) -> Iterator[Alert]:
+    return (one for one in find_alerts(found, CLEAN) if one.title == "Twins in train")
+
+
 @pytest.mark.parametrize(("low", "level"), [(0.3, "serious"), (0.05, "caution")])
 def test_twins_are_told_with_accuracy_on_both_kinds(
     findings: Findings, low: float, level: str
@@ -184,10 +189,13 @@ def test_twins_are_told_with_accuracy_on_both_kinds(
         audit={"twins": twins, "twin_words": "24 of 40 have a twin."},
         metrics={"twins": scores},
     )
-    alert = next(a for a in find_alerts(found, CLEAN) if a.title == "Twins in train")
+    alert = next(find_twins(found))
     assert alert.level == level
     words = alert.words.replace("\N{NO-BREAK SPACE}", " ")
-    assert tells(words, "24 of 40 have a twin.", "90.0 % on the 24", "70.0 % on the 16")
+    assert tells(words, "24 of 40 have a twin. Accuracy is 90.0 % on the 24", "70.0 % on the 16")
+    of_some = scores.model_copy(update={"classes": 2})
+    alert = next(find_twins(changed(found, metrics={"twins": of_some})))
+    assert "Over 2 classes with both kinds, in the same mix, accuracy is 90.0" in alert.words
 
 
 def test_what_files_give_away_is_serious(findings: Findings) -> None:

@@ -668,6 +668,7 @@ class CleanScores(Record):
 
     with_relative: Estimate | None  # None: there are no such images
     without_relative: Estimate | None
+    classes: int | None = None  # with images of both kinds, which alone count; None: all count
 
 
 class Folds(Record):

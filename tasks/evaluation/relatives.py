@@ -77,11 +77,15 @@ def judge_relatives(
         )
     if related.twins.any():
         alone, labels = related.compared & ~related.twins, related.labels
-        common = np.isin(labels, labels[related.twins]) & np.isin(labels, labels[alone])
-        shares = np.bincount(labels[(related.twins | alone) & common]) if common.any() else None
-        kinds = [kind & common if common.any() else kind for kind in (related.twins, alone)]
-        of_twins, of_others = (measure(kind, shares=shares) for kind in kinds)
-        twins = CleanScores(with_relative=of_twins, without_relative=of_others)
+        both = np.intersect1d(labels[related.twins], labels[alone])
+        common = np.isin(labels, both) if len(both) else np.ones(len(labels), np.bool_)
+        shares = np.bincount(labels[(related.twins | alone) & common]) if len(both) else None
+        of_twins, of_others = (
+            measure(kind & common, shares=shares) for kind in (related.twins, alone)
+        )
+        twins = CleanScores(
+            with_relative=of_twins, without_relative=of_others, classes=len(both) or None
+        )
     return metrics.model_copy(
         update={
             "twins": twins,

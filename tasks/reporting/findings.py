@@ -156,7 +156,7 @@ class Findings:
             return ""
         more = (
             f"Twice as many images would bring frozen features about {_say_points(curve.doubling)},"
-            f" by their learning curve ({CURVE_CONFIDENCE:.0%} intervals)."
+            " by their learning curve."
         )
         if not self.finetuned.phases or gain is None:
             return more
@@ -164,6 +164,11 @@ class Findings:
         if self.finetuned.rejection:
             brought = "was rejected and brought nothing"
         return f"{ARMS[self.finetuned.arm].capitalize()} {brought}. {more}"
+
+    @property
+    def curve_confidence(self) -> str:
+        """Confidence of the intervals of the learning curve."""
+        return f"{CURVE_CONFIDENCE:.0%}"
 
     @property
     def lost_training(self) -> str:
@@ -195,7 +200,8 @@ class Findings:
 
 
 def _say_points(change: Estimate) -> str:
-    return f"{points(change.value)} points ({points_interval(change)})"
+    level = f"{CURVE_CONFIDENCE:.0%} interval"
+    return f"{points(change.value)} points ({level} {points_interval(change)})"
 
 
 IMBALANCED = 10.0  # largest class / smallest class from which accuracy alone misleads
@@ -361,8 +367,11 @@ def _of_audit(audit: Audit, metrics: Metrics) -> Iterator[Alert]:
             )
             if scores
         ]
-        words = f" With the same mix of classes accuracy is {' and '.join(parts)}."
-        words = words if parts else ""
+        words = f" Accuracy is {' and '.join(parts)}." if parts else ""
+        if clean and clean.classes:
+            both = plural(clean.classes, "class", "classes")
+            words = f" Over {both} with both kinds, in the same mix, accuracy is "
+            words += f"{' and '.join(parts)}."
         level: Level = "serious" if (share.low or 0.0) >= MANY_TWINS else "caution"
         yield Alert(level, "Twins in train", audit.twin_words + words)
     if audit.file_words:
