@@ -207,8 +207,9 @@ def _notes(rows: Sequence[ManifestRow], params: AugmentParams) -> list[str]:
 
 def _summary(policy: AugmentPolicy) -> str:
     images = policy.images
+    views = f" and {policy.views} {policy.policy} views" if policy.views else ""
     return (
-        f"{images['train']:,} training images as 1 clean and {policy.views} {policy.policy} views, "
+        f"{images['train']:,} training images as 1 clean{views}, "
         f"{images['val']:,} val and {images['test']:,} test images as 1: "
         f"{sum(policy.bytes.values()) / GIGABYTE:.2f} GB at {policy.image_px} px"
         + "".join(f"; {note}" for note in policy.notes)

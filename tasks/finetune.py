@@ -120,7 +120,7 @@ def _tell(summary: Finetuned, inputs: FinetuneInputs) -> None:
         summary.val_accuracy.high,
         summary.val_loss,
         inputs.baseline.val_accuracy.value,
-        inputs.baseline.val_loss,
+        summary.baseline_val_loss,
     )
 
 

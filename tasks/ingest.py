@@ -123,7 +123,12 @@ def _check_two_classes(listing: Listing, inspection: Inspection, emptied: Sequen
         raise DataError(
             f"{listing.origin.name}: found {plural(len(usable), 'class', 'classes')} "
             f"({', '.join(usable) or 'none'}); "
-            "a classifier needs at least two, each a folder of its own below the source"
+            "a classifier needs at least two"
+            + (
+                ""
+                if listing.origin.kind == "csv"
+                else ", each a folder of its own below the source"
+            )
             + (f"; ingest.corrections left no image of {listed(emptied)}" if emptied else "")
         )
 

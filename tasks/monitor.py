@@ -213,7 +213,8 @@ def main(argv: Sequence[str] | None) -> None:
     model = read_delivered(asked.model)
     with LookFolder(asked.out, model.name) as folder:
         names = folder.unseen(inputs.names)
-        nothing_new = f"nothing new in {printable(asked.source)} since look {folder.number - 1}"
+        nothing_new = f"nothing new in {printable(asked.source)}"
+        nothing_new += f" since look {folder.number - 1}" if folder.number > 1 else ""
         if not names:
             log.info("%s", nothing_new)
             return

@@ -53,12 +53,16 @@ def load_params(path: Path) -> Params:
         values = YAML(typ="safe").load(text)
     except MarkedYAMLError as err:
         line = err.problem_mark.line + 1 if err.problem_mark else 1
-        raise ParamsError(f"{path}:{line}: not readable as YAML: {err.problem}") from err
+        raise ParamsError(
+            f"{path}:{line}: not readable as YAML: {err.problem}; text with a colon, a # or other "
+            "signs of YAML needs quotes"
+        ) from err
     except YAMLError as err:  # such as a control character
         raise ParamsError(f"{path}: not readable as YAML: {str(err).splitlines()[0]}") from err
     if not isinstance(values, dict):
         raise ParamsError(
-            f"{path}:1: expected blocks of `key: value`, found {type(values).__name__}"
+            f"{path}:1: expected blocks of `key: value`, found "
+            f"{'nothing' if values is None else type(values).__name__}"
         )
     try:
         return Params.model_validate(values)

@@ -169,7 +169,9 @@ def answer(
             path="",
             predicted=model.classes[best],
             probability=float(p.max()),
-            label_set=json.dumps([model.classes[c] for c in np.flatnonzero(among)]),
+            label_set=json.dumps(
+                [model.classes[c] for c in np.flatnonzero(among)], ensure_ascii=False
+            ),
             strangeness=float(score / limit) if measured and limit > 0 else None,
             in_domain=bool(score <= limit) if measured else None,
             error="",
@@ -287,7 +289,7 @@ def main(argv: Sequence[str] | None) -> None:
     if answers.errors and asked.on_bad == "fail":
         raise DataError(words)
     log.info(
-        "%s in %s, %d of them new, %.0f a second, model %s%s",
+        "%s in %s, %d of them new, %.3g a second, model %s%s",
         plural(answers.done.total() + new, "row"),
         asked.out,
         new,

@@ -212,6 +212,7 @@ def test_a_forced_arm_is_recorded_beside_what_the_rules_say(arm, phases):
     assert (decision.arm, decision.forced, decision.phases) == (arm, True, phases)
     assert decision.recommended == "fine_tune"
     assert tells(decision.reasons[0], "user asked", "decide.arm")
+    assert decision.reasons[1].startswith("The rule that says so: Where nothing speaks against it")
 
 
 def test_fine_tuning_can_be_forced_where_the_rules_name_frozen_features():

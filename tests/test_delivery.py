@@ -268,17 +268,20 @@ def read_as_training(path: Path, conversion: Conversion, fit: Fit) -> Any:
 def test_the_script_goes_on_after_what_it_does_not_read(reported: Run, tmp_path: Path) -> None:
     write_picture(tmp_path / "colors.png")
     (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "empty.png").touch()
     odd = tmp_path / b"caf\xe9.png".decode("utf-8", "surrogateescape")
     Image.new("RGB", (40, 30), "red").save(odd)
+    names = ["colors.png", "text.jpg", "empty.png"]
     done = subprocess.run(
-        [sys.executable, str(reported.paths.export / "predict.py"), "colors.png", "text.jpg", odd],
+        [sys.executable, str(reported.paths.export / "predict.py"), *names, odd],
         capture_output=True,
         cwd=tmp_path,
         check=True,
     )
-    first, second, third = done.stdout.splitlines()
+    first, second, empty, third = done.stdout.splitlines()
     assert first == b"colors.png\t\t\t16-bit colors are not read here"
-    assert second.startswith(b"text.jpg\t\t\tcannot identify image file")
+    assert second == b"text.jpg\t\t\tno image of a known format"
+    assert empty == b"empty.png\t\t\tempty file"
     assert b"caf\xe9.png\t" in third
     assert third.split(b"\t")[1] in {b"defective", b"functional"}
 

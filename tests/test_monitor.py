@@ -179,6 +179,14 @@ def test_nothing_new_is_no_look(model: Path, new: Path, caplog: pytest.LogCaptur
     assert (OUT / "looks.csv").read_bytes() == before
 
 
+def test_an_empty_folder_before_the_first_look_names_no_look(
+    model: Path, new: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="tasks")
+    main([str(new), str(OUT), "--model", str(model)])
+    assert "nothing new in new\n" in caplog.text
+
+
 def test_bad_files_count_once_and_are_tried_again(model: Path, new: Path) -> None:
     draw(new, range(20))
     (new / "half.png").write_bytes((new / "00000.png").read_bytes()[:200])

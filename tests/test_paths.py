@@ -68,7 +68,7 @@ def test_rewrites_with_doubt_are_named_once_with_their_number(
     matched = match([change(file) for file in FILES], FILES)
     assert len(matched.missing) == 30
     assert not matched.notes
-    assert tells(matched.advice, "0 of 30 exist; 30 do", fact), matched.advice
+    assert tells(matched.advice, "0 of 30 exist; 30 fit", fact), matched.advice
 
 
 def test_only_the_missing_ones_are_rewritten() -> None:
@@ -79,9 +79,14 @@ def test_only_the_missing_ones_are_rewritten() -> None:
     assert tells(matched.advice, "29 of 30 exist", "gone.png")
 
 
+def test_paths_that_nothing_is_like_are_named() -> None:
+    matched = match(["cat/1.png", "hat/a.png", "hat/b.png"], ["cat/1.png"])
+    assert tells(matched.advice, "1 of 3 exist", "found for hat/a.png and hat/b.png; bring")
+
+
 def test_a_rewrite_that_could_mean_two_files_is_not_counted() -> None:
     matched = match(["a.png", "b.png"], ["1/a.png", "2/a.png", "1/b.png"])
-    assert tells(matched.advice, "0 of 2 exist; 1 does", "with 1/ in front")
+    assert tells(matched.advice, "0 of 2 exist; 1 fits", "with 1/ in front")
     two_forms = ["caf\u00e9\u0301.png", "cafe\u0301\u0301.png"]
     assert match(["./x/../cafe\u0301\u0301.png "], two_forms).paths == [two_forms[1]]
     assert match(["caf\u00e9\u0301.png\\"], [*NFD, "q"]).missing == [0]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 HERE = Path(__file__).parent
 ABOUT = json.loads((HERE / "regraft.json").read_text(encoding="utf-8"))
@@ -28,7 +28,14 @@ def open_upright(path: str) -> Image.Image:
     """Give an image file upright, if training would have taken it."""
     if not Path(path).is_file():
         raise ValueError("no regular file")
-    with Image.open(io.BytesIO(Path(path).read_bytes()), formats=FORMATS) as file:
+    content = Path(path).read_bytes()
+    if not content:
+        raise ValueError("empty file")
+    try:
+        opened = Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError as err:
+        raise ValueError("no image of a known format") from err
+    with opened as file:
         if min(file.size) < LIMITS["min_side_px"]:
             raise ValueError(f"{file.width} x {file.height} pixels are too few")
         if file.width * file.height > LIMITS["max_pixels"]:

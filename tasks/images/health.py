@@ -161,7 +161,8 @@ def _weight(inspection: Inspection, grouping: Grouping) -> str:
         if any(inside):
             worth = "is worth nothing" if sum(inside) >= SPOILED * len(inside) else "flatters"
             words.append(
-                f"{sum(inside):,} of your {len(inside):,} {split} images stand in train too: "
+                f"{sum(inside):,} of your {len(inside):,} {split} images "
+                f"{'stands' if sum(inside) == 1 else 'stand'} in train too: "
                 f"{spoiled} {worth}. "
             )
     return "".join(words)

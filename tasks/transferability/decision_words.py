@@ -74,7 +74,7 @@ def _reasons(evidence: Evidence, similarity: Similarity, decision: Decision) -> 
             f"{ORDERS[decision.recommended]}."
         )
     deciding = next(rule for rule in decision.rules if rule.fired and rule.votes_for)
-    yield deciding.statement
+    yield f"The rule that says so: {deciding.statement}" if decision.forced else deciding.statement
     if deciding.name == "fine-tune" and not decision.forced:
         tried, right = PROVEN[decision.confidence]
         yield (

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from tasks.artifacts.words import printable, shortened
+from tasks.artifacts.words import listed, printable, shortened
 from tasks.errors import DataError
 from tasks.images.listing.names import why_ignored
 
@@ -134,16 +134,16 @@ def _advise(
             best = (len(pairs), words(pairs), _example(cells[missing[position]], path))
     known = len(cells) - len(missing)
     head = f"{known:,} of {len(cells):,} {what}"
-    first = shortened(cells[missing[0]], LONGEST)
     if not best[0]:
+        first = listed([shortened(cells[place], LONGEST) for place in missing])
         return (
-            f"{head}; no file of a like name was found for the others, such as {first}; bring the "
-            "files or remove the rows",
+            f"{head}; no file of a like name was found for {first}; bring the files or remove the "
+            "rows",
             False,
         )
     more = "more " if known else ""
-    do = "does" if best[0] == 1 else "do"
-    return f"{head}; {best[0]:,} {more}{do} {best[1]} ({best[2]}). Write them so", True
+    fit = "fits" if best[0] == 1 else "fit"
+    return f"{head}; {best[0]:,} {more}{fit} {best[1]} ({best[2]}). Write them so", True
 
 
 def _plain(cell: str) -> str:
