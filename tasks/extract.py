@@ -75,7 +75,7 @@ def extract(
     engine = make_engine(module, backbone.input, machine, sample_pixels(stores[0]), rows=rows)
     started = time.monotonic()
     own = sum(count_own_rows(store, params.batch_size, processes) for store in stores)
-    with progress("extract", own) as meter:
+    with progress("features", own) as meter:
         for folder, store in zip(folders, stores, strict=True):
             write_features(folder, store, engine, params, meter, processes)
     log.info(

@@ -80,7 +80,7 @@ def predict(
         explain: Gets name, pixels and class of every answer before its row is written.
     """
     left = list(_without(inputs.names, answers.done))
-    with progress("predict", len(left)) as meter:
+    with progress("answers", len(left)) as meter:
         read_file = partial(read_pixels, model=model)
         for batch in read_batches(left, inputs, read_file, workers=workers):
             rows = classify(batch, model, engine, answers.classes)
