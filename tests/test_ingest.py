@@ -180,7 +180,7 @@ def test_leaks_between_given_splits_are_reported_and_not_moved(
     result = run(root, tmp_path / "out")
     assert result.health.split_leaks == [["test/a/copy.png", "train/a/3.png"]]
     assert result.health.warnings[0].startswith("LEAK: 1 picture ")
-    assert "1 of your 25 test images stand in train too" in result.health.warnings[0]
+    assert "1 of your 25 test images stands in train too" in result.health.warnings[0]
     assert result.health.split_counts == {"train": 24, "val": 24, "test": 25}
     grouped = run(root, tmp_path / "out", groups="path,group\ntrain/a/1.png,p\nval/b/1.png,p\n")
     assert warned(grouped, "LEAK: 2 groups")
