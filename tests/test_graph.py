@@ -23,6 +23,7 @@ from flows.stages.graph import (
     read_state,
     restore,
     run_key,
+    stale_at,
     uncached_outs,
     why_stale,
 )
@@ -217,6 +218,26 @@ def test_outs_that_git_keeps_are_named(toy: ToyProject) -> None:
         GRAPH.replace("outs: [out/left.txt]", "metrics: [{out/left.txt: {cache: false}}]"),
     )
     assert uncached_outs(toy.root) == ["out/left.txt"]
+
+
+@pytest.mark.parametrize("above", ["..", "{}"], ids=["relative", "absolute"])
+def test_a_commit_is_judged_by_what_git_holds_alone(
+    toy: ToyProject, tmp_path: Path, above: str
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("a.png", ".DS_Store"):
+        (images / name).write_text(name)
+    toy.write(".dvcignore", ".DS_Store\n")
+    toy.need()
+    toy.set("ingest.source", f"{above.format(tmp_path)}/images")
+    toy.dvc("repro")
+    toy.commit("Images from elsewhere")
+    assert why(toy, "fetch") == []
+    assert stale_at(toy.root, "HEAD") == {}
+    toy.write("source.txt", "other\n")
+    toy.commit("Not run")
+    assert stale_at(toy.root, "HEAD") == {"fetch": ["source.txt modified"]}
 
 
 def test_all_stages_are_chosen_where_none_is_named() -> None:

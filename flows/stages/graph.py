@@ -407,8 +407,8 @@ def stale_at(root: Path, state: str) -> dict[str, list[str]]:
     """Say of a commit why its results are not those of its own code and values, by stage.
 
     Its dvc.lock is compared with what it holds beside it; nothing is checked out. What git does not
-    hold and no stage makes, such as images that are not tracked, is not looked at; nor are folders
-    whose own .gitignore keeps something out.
+    hold and no stage makes, such as images that are not tracked or lie outside of the repository,
+    is not looked at; nor are folders whose own .gitignore keeps something out.
 
     Raises:
         GraphError: As `diff_params`.
@@ -430,7 +430,8 @@ def _changes_within(node: DvcStage, made: Mapping[str, HashInfo]) -> Iterator[st
             if dep.hash_info != made[dep.fs_path]:
                 yield f"{dep} modified"
             continue
-        if dep.fs.exists(dep.fs.join(dep.fs_path, ".gitignore")):
+        outside = dep.fs is not dep.repo.fs  # where .dvcignore acts otherwise for a commit
+        if outside or dep.fs.exists(dep.fs.join(dep.fs_path, ".gitignore")):
             continue
         status = dep.workspace_status()
         if status and status != {str(dep): "deleted"}:
