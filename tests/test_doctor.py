@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from conftest import ROOT, draw_classes, tells
@@ -171,6 +174,21 @@ def test_a_lock_whose_holder_died_is_a_fault(toy: ToyProject) -> None:
     assert tells(line, "what held the lock has died", "fix: rm ", "rwlock")
     toy.write(".dvc/tmp/rwlock", "{}")
     assert faults(check_locks(toy.root)) == []
+
+
+def test_a_process_that_is_at_work_is_named(toy: ToyProject) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    readers = [{"pid": int(ended.stdout), "cmd": "dvc repro"}]
+    command = " ".join(psutil.Process().cmdline())
+    writers = {"out/left.txt": {"pid": os.getpid(), "cmd": command}}
+    toy.write(".dvc/tmp/rwlock", json.dumps({"write": writers, "read": {"work.py": readers}}))
+    (line,) = [one.line() for one in check_locks(toy.root)]
+    assert tells(line, "warning", f"process {os.getpid()} is at work", "fix: wait for it")
 
 
 def test_a_copy_that_a_run_left_is_told(toy: ToyProject) -> None:

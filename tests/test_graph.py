@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import tells
 from dvc.repo import Repo
@@ -176,14 +178,28 @@ def test_nothing_is_restored_for_what_never_ran_or_lacks_its_inputs(fresh_toy: T
     assert not restore(fresh_toy.root, "join")
 
 
-def test_files_that_another_process_holds_are_not_restored(toy: ToyProject) -> None:
-    (toy.root / "out/left.txt").unlink()
-    holder = {"pid": os.getppid(), "cmd": "dvc repro"}
+def hold_left(toy: ToyProject, command: str) -> None:
+    """Let the process that started this one hold a file as `dvc repro` does."""
+    holder = {"pid": os.getppid(), "cmd": command}
     held = {"write": {str(toy.root / "out/left.txt"): holder}, "read": {}}
     toy.write(".dvc/tmp/rwlock", json.dumps(held))
-    with pytest.raises(GraphError, match=rf"busy(.|\n)*PID {os.getppid()}"):
+
+
+def test_files_that_another_process_holds_are_not_restored(toy: ToyProject) -> None:
+    (toy.root / "out/left.txt").unlink()
+    hold_left(toy, " ".join(psutil.Process(os.getppid()).cmdline()[:2]))
+    at_work = f"another run is at work (process {os.getppid()})"
+    with pytest.raises(GraphError, match=re.escape(at_work)):
         restore(toy.root, "left")
-    assert why(toy, "left")[0].startswith("'")
+    assert why(toy, "left") == [at_work]
+
+
+def test_a_lock_that_is_left_over_is_told_with_the_file_to_delete(toy: ToyProject) -> None:
+    hold_left(toy, "dvc repro of long ago")
+    (reason,) = why(toy, "left")
+    assert tells(reason, "rwlock names process", "what held the lock has died. Delete that file")
+    toy.write(".dvc/tmp/rwlock", '{"write": {"/so')
+    assert why(toy, "left") == [".dvc/tmp/rwlock was cut off. Delete that file"]
 
 
 def test_runs_of_the_same_from_the_same_have_one_key(toy: ToyProject) -> None:

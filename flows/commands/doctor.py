@@ -1,6 +1,5 @@
 """`regraft doctor`: what may go wrong on this machine in this project, each with its fix."""
 
-import json
 import os
 import re
 import shlex
@@ -16,11 +15,18 @@ from flows.commands.server_health import check_server, check_settings
 from flows.errors import GitError, GraphError
 from flows.stages.git import try_git
 from flows.stages.graph import storage_of
+from flows.stages.holders import (
+    LOCK,
+    RWLOCK,
+    holder_has_died,
+    is_at_work,
+    number_in_lock,
+    read_holders,
+)
 from flows.stages.in_use import LINK, is_in_place
 from flows.stages.isolation import kept_clones
 from flows.stages.locks import WORKSPACE, holder_of, visible_gpus
 from flows.stages.registry import read_registry
-from flows.stages.runner import RWLOCK, holder_has_died
 from tasks.artifacts.pixels import bytes_of
 from tasks.artifacts.tables import read_manifest
 from tasks.artifacts.words import listed, plural
@@ -33,7 +39,6 @@ from tasks.runtime.machine import Machine, read_machine, usable_cores
 
 SCHEDULING = {"fastapi", "prefect", "sqlalchemy"}  # with others of these no schedule may ever fire
 INSTALL = 'python -m pip install --constraint constraints.txt --editable ".[bundled]"'
-DVC_LOCK = Path(".dvc/tmp/lock")
 MANIFEST = Path("data/ingest/manifest.csv")
 GIGABYTE = 1e9
 
@@ -141,24 +146,23 @@ def check_locks(root: Path) -> Iterator[Finding]:
 
 
 def _dvc_locks(root: Path) -> Iterator[Finding]:
-    lock, rwlock = root / DVC_LOCK, root / RWLOCK
-    if holder_of(lock) is not None:
-        number = lock.read_text(encoding="utf-8", errors="replace").strip() or "not known"
-        yield Finding(
-            "warning", "locks", f"{DVC_LOCK} is held by process {number}", "wait for it, or end it"
-        )
-    if not rwlock.is_file() or not rwlock.stat().st_size:
-        return
+    number = number_in_lock(root)
+    if number:
+        found = f"{LOCK} is held by process {number}"
+        yield Finding("warning", "locks", found, "wait for it, or end it")
+    remove = shlex.join(["rm", str(root / RWLOCK)])
     try:
-        held = json.loads(rwlock.read_bytes())
-        writers = [*held.get("write", {}).values()]
-        readers = [one for several in held.get("read", {}).values() for one in several]
-        holders = {(int(one["pid"]), str(one["cmd"])) for one in [*writers, *readers]}
-    except (ValueError, AttributeError, KeyError, TypeError):
-        yield Finding("fault", "locks", f"{RWLOCK} was cut off", shlex.join(["rm", str(rwlock)]))
+        holders = read_holders(root)
+    except ValueError:
+        yield Finding("fault", "locks", f"{RWLOCK} was cut off", remove)
         return
-    for died in filter(None, (holder_has_died(pid, command) for pid, command in sorted(holders))):
-        yield Finding("fault", "locks", f"{RWLOCK} {died}", shlex.join(["rm", str(rwlock)]))
+    for pid, command in holders:
+        died = holder_has_died(pid, command)
+        if died:
+            yield Finding("fault", "locks", f"{RWLOCK} {died}", remove)
+        elif is_at_work((pid, command)):
+            found = f"process {pid} is at work ({command})"
+            yield Finding("warning", "locks", found, "wait for it, or end it")
 
 
 def _own_locks(root: Path) -> Iterator[Finding]:

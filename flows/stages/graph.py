@@ -33,6 +33,7 @@ from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.tree import Tree
 
 from flows.errors import GraphError
+from flows.stages.holders import explain_lock
 from tasks.check import check
 from tasks.params_file import load_params
 
@@ -153,8 +154,8 @@ def all_upstream(graph: Sequence[Stage], name: str) -> list[str]:
 def why_stale(root: Path, names: Sequence[str]) -> dict[str, list[str]]:
     """Say why DVC would run each of some stages now, a phrase for each change; none if unchanged.
 
-    Where DVC cannot tell, or another process holds the files, its own words are the reason: running
-    the stage will meet it.
+    Where DVC cannot tell, its own words are the reason, and where another process holds the files,
+    that process: running the stage will meet it.
 
     Raises:
         GraphError: The project cannot be read, or has no such stage.
@@ -185,7 +186,7 @@ def restore(root: Path, name: str, *, pull: bool = False) -> bool:
         False where DVC remembers no such run; nothing has changed then.
 
     Raises:
-        GraphError: Another process holds the files; the message is DVC's own.
+        GraphError: Another process holds the files.
     """
     with _open(root) as repo, repo.lock:
         if not _is_in_run_cache(repo, name, pull=pull):
@@ -512,7 +513,10 @@ def _open(root: Path) -> Iterator[Repo]:
 
 
 def _with_causes(err: BaseException) -> str:
-    """Join the messages of an exception and its causes; DVC puts the fact into the last of them."""
+    """Join the messages of an exception and its causes; DVC puts the fact into the last of them.
+
+    Those of its locks are put into other words: they advise to remove the lock of who is at work.
+    """
     messages: list[str] = []
     cause: BaseException | None = err
     while cause is not None:
@@ -520,6 +524,9 @@ def _with_causes(err: BaseException) -> str:
             messages.append(str(cause))
         cause = cause.__cause__
     said = ": ".join(messages)
+    explained = explain_lock(said)
+    if explained:
+        return explained
     return f"{said}. {NO_GIT}" if said.endswith("is not a git repository") else said
 
 

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
 from flows.errors import GraphError
 from flows.stages import guard
+from flows.stages.holders import BUSY, CORRUPTED, RWLOCK, holders_in, left_over
 from flows.stages.locks import Say
 
 GUARD = Path(guard.__file__)
@@ -27,15 +26,11 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 15.0
 
 UNCHANGED = re.compile(r"^(Stage )?'.*' didn't change, skipping$")
 RESTORED = re.compile(r"^Stage '.*' is cached - skipping run, checking out outputs$")
-BUSY = re.compile(r"is busy, it is being blocked by|Unable to acquire lock")
-HOLDER = re.compile(r"^\s*\(PID (\d+)\): (.+)$")
 EXITED = re.compile(r"^ERROR: failed to reproduce .*exited with (-?\d+)$")
 ERROR = re.compile(r"^ERROR: (?:failed to reproduce '[^']*': )?(.+)$")
 # A stage ends so where the machine lacks something for now (tasks.runtime.entry), or was killed
 # for memory.
 PASSING = re.compile(r"exited with (?:75|-9|137)$|No space left on device")
-CORRUPTED = re.compile(r"Unable to read RWLock-file|RWLock-file .* format error")
-RWLOCK = Path(".dvc/tmp/rwlock")
 CHATTER = re.compile(
     r"^(To track the changes with git, run:|\tgit add .*|To enable auto staging, run:"
     r"|\tdvc config core.autostage true|Use `dvc push` to send your updates to remote storage\.)?$"
@@ -117,9 +112,9 @@ class Runner:
                 return Outcome("failed", f"{self.root / RWLOCK} was cut off. Delete that file")
             if status == 0 or not any(BUSY.search(line) for line in lines):
                 return read_outcome(name, status, lines)
-            left_over = _left_over(lines)
-            if left_over:
-                return Outcome("failed", f"{self.root / RWLOCK} {left_over}. Delete that file")
+            died = left_over(holders_in(lines))
+            if died:
+                return Outcome("failed", f"{self.root / RWLOCK} {died}. Delete that file")
             if time.monotonic() + pause > give_up:
                 message = f"{_holders(lines)} still at work after {busy_seconds:g} s"
                 return Outcome("failed", message, passing=True)
@@ -254,37 +249,8 @@ def _ending(status: int) -> str:
 
 
 def _holders(lines: Sequence[str]) -> str:
-    named = [f"process {pid} ({command})" for pid, command in _blockers(lines)]
+    named = [f"process {pid} ({command})" for pid, command in holders_in(lines)]
     return ", ".join(named) or "another dvc process"
-
-
-def _blockers(lines: Sequence[str]) -> list[tuple[int, str]]:
-    found = [match for match in map(HOLDER.match, lines) if match]
-    return list(dict.fromkeys((int(match.group(1)), match.group(2)) for match in found))
-
-
-def _left_over(lines: Sequence[str]) -> str | None:
-    """Name a process that took the number of one that died with DVC's lock, as after a power cut.
-
-    DVC looks whether a process of that number lives, and would wait for it without end.
-    """
-    found = (holder_has_died(pid, command) for pid, command in _blockers(lines))
-    return next(filter(None, found), None)
-
-
-def holder_has_died(pid: int, command: str) -> str | None:
-    """Say that the number of a process that held a lock is another one's by now; else None."""
-    try:
-        now = psutil.Process(pid).cmdline()
-    except psutil.Error:
-        return None
-    program, *words = command.split(" ")
-    if all(any(word in own for own in now) for word in words or [Path(program).stem]):
-        return None
-    return (
-        f"names process {pid} ({command}), a number that belongs to {' '.join(now)!r} by now; what "
-        "held the lock has died"
-    )
 
 
 def _let_go(process: subprocess.Popen[str]) -> None:
