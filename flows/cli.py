@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -108,14 +109,21 @@ def run_verb(stages: Stages = None) -> None:
     STAGE: only these, with what they need.
     """
     root = _enter_project()
+    from flows.stages.holders import wait_for_others  # noqa: PLC0415 - as in _call
+
     chosen = stages or []
-    for words in (CHECK, ("-m", "dvc", "repro", *chosen)):
-        status = _call(words)
-        if status != 0:
-            raise typer.Exit(status)
+    _call_or_stop(CHECK)
+    wait_for_others(root, partial(typer.echo, err=True))
+    _call_or_stop(("-m", "dvc", "repro", *chosen))
     if (not chosen or "report" in chosen) and (root / REPORT).is_file():
         typer.echo(f"\nReport:  {root / REPORT}")
         typer.echo(f'Model:   {root / MODEL}  (timm.create_model("local-dir:..."))')
+
+
+def _call_or_stop(words: Sequence[str]) -> None:
+    status = _call(words)
+    if status != 0:
+        raise typer.Exit(status)
 
 
 def _call(words: Sequence[str]) -> int:

@@ -1,6 +1,7 @@
 """`regraft`: every verb through the real command line, on the toy project."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -150,6 +151,31 @@ def test_a_stage_that_fails_fails_the_run(fresh_toy: ToyProject) -> None:
     status, text = regraft(fresh_toy.root, "run")
     assert status != 0
     assert "right stopped: no bins" in text
+
+
+def test_a_second_run_waits_for_the_first_and_says_so(fresh_toy: ToyProject) -> None:
+    for stage in ("fetch", "right"):
+        fresh_toy.write(f"{stage}.sleep", "4")
+    first = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "run"],
+        cwd=fresh_toy.root,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+    )
+    wait_for_file(fresh_toy.root / "fetch.pid")
+    status, plan = regraft(fresh_toy.root, "plan", "fetch")
+    text = said(fresh_toy.root, "run")
+    assert first.wait(60) == 0
+    assert status == 0
+    assert re.search(r"^fetch .* another run is at work \(process \d+\)$", plan, re.MULTILINE)
+    assert len(re.findall(r"^waiting: another run is at work \(process \d+\)$", text, re.M)) == 1
+    assert "Running stage" not in text
+    assert "rwlock" not in plan + text
+
+
+def test_a_lock_that_was_left_over_is_told_before_a_run_meets_it(toy: ToyProject) -> None:
+    toy.write(".dvc/tmp/rwlock", '{"write": {"/so')
+    assert tells(stopped(toy.root, "run"), "regraft stopped: ", "rwlock was cut off. Delete that")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
