@@ -157,6 +157,14 @@ def test_states_whose_results_are_gone_keep_their_own_intervals(two_states: ToyP
     assert tells(text, "data/ingest/manifest.csv is not in DVC's cache", "dvc pull")
 
 
+def test_a_state_without_results_is_not_to_be_pulled(two_states: ToyProject) -> None:
+    two_states.git("rm", "--quiet", "dvc.lock", *(f"{file}.dvc" for file in FILES))
+    two_states.commit("Code alone")
+    text = said(two_states.root, "compare", "HEAD", "HEAD~1")
+    assert "of HEAD there are no results: its dvc.lock names no data/ingest/manifest.csv" in text
+    assert "dvc pull" not in text
+
+
 def test_an_experiment_is_a_state(two_states: ToyProject) -> None:
     two_states.dvc("exp", "run", "--name", "swift-owl", "-S", "finetune.head_lr=0.25", "left")
     text = said(two_states.root, "compare", "HEAD", "swift-owl")

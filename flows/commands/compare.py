@@ -136,7 +136,7 @@ def right_on_test(files: Mapping[str, Path]) -> Rightness:
         files: MANIFEST and PREDICTIONS, as `files_at` gives them.
 
     Raises:
-        ArtifactError: DVC's cache lacks one of them.
+        ArtifactError: There is none, or DVC's cache lacks it.
     """
     manifest = read_manifest(_file(files, MANIFEST))
     rows = read_rows(_file(files, PREDICTIONS), PredictionRow)
@@ -148,7 +148,9 @@ def right_on_test(files: Mapping[str, Path]) -> Rightness:
 
 def _file(files: Mapping[str, Path], path: str) -> Path:
     found = files.get(path)
-    if found is None or not found.is_file():
+    if found is None:
+        raise ArtifactError(f"there are no results: its dvc.lock names no {path}")
+    if not found.is_file():
         raise ArtifactError(f"{path} is not in DVC's cache here (`dvc pull`, or run it again)")
     return found
 
