@@ -1,5 +1,6 @@
 """`regraft sweep`: what it refuses, and the run that it starts on a real server."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +42,14 @@ def test_a_setting_that_cannot_be_tried_is_told(
     toy: ToyProject, words: tuple[str, ...], told: str
 ) -> None:
     assert tells(stopped(toy.root, "sweep", *words), "regraft stopped: ", told)
+
+
+@pytest.mark.parametrize("setting", ["finetune.headlr=1", "finetune.head_lr=-1", "heads.lr=1"])
+def test_no_line_is_told_of_a_value_that_stands_in_no_file(toy: ToyProject, setting: str) -> None:
+    text = stopped(toy.root, "sweep", "--set", setting)
+    key = "heads" if setting.startswith("heads") else setting.partition("=")[0]
+    assert f"\n{key} is " in text
+    assert not re.search(r"params\.yaml:\d", text)
 
 
 def test_values_are_checked_together(toy: ToyProject) -> None:

@@ -289,9 +289,21 @@ def check_values(root: Path, values: Mapping[str, Any]) -> str:
         try:
             load_params(path)
         except ParamsError as err:
-            said = str(err).replace(f"{folder}{os.sep}", "")
+            problems = str(err).replace(f"{folder}{os.sep}", "").splitlines()
+            said = "\n".join(_without_place(problem, values) for problem in problems)
             raise ParamsError(f"params.yaml with these overrides is refused:\n{said}") from err
     return text
+
+
+def _without_place(problem: str, values: Mapping[str, Any]) -> str:
+    """Leave out the line of params.yaml where a problem is of a value that does not stand there."""
+    found = re.match(r"params\.yaml:\d+: (([^\s:]+).*)", problem)
+    if found is None:
+        return problem
+    words, key = found.groups()
+    given = any(f"{key}.".startswith(f"{path}.") for path in values)
+    unknown = "is not a parameter" in words and any(path.startswith(f"{key}.") for path in values)
+    return words if given or unknown else problem
 
 
 def _link_sources(root: Path, clone: Path) -> None:
