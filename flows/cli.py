@@ -293,7 +293,7 @@ def doctor_verb() -> None:
 def new_verb(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The project's folder.")],
     source: Annotated[
-        Path,
+        str,
         typer.Option(
             metavar="IMAGES",
             help="Folder with one folder of images per class, csv or descriptor.",

@@ -16,7 +16,16 @@ from PIL import Image
 from test_cli import said, stopped
 from toy import ToyProject
 
-from flows.commands.new_project import FirstLook, card_sizes, choose_values, look_first
+from flows.commands.new_project import (
+    VIEWS,
+    FirstLook,
+    card_sizes,
+    choose_values,
+    look_first,
+    say_values,
+)
+from tasks.check import check
+from tasks.errors import ParamsError
 from tasks.images.listing.sources import list_images
 from tasks.params import Params
 from tasks.params_file import load_params
@@ -147,6 +156,14 @@ def test_gray_images_get_no_views_of_other_colors(tmp_path: Path, default_params
     assert "augment.custom.hue" not in choose_values(default_params, colored, "custom", [64])
 
 
+def test_colors_are_told_where_they_are_read(default_params: Params) -> None:
+    look = FirstLook(10, 2, 100, 90, 110, 1.0, gray=True)
+    for views in VIEWS:
+        values = choose_values(default_params, look, views, [64]) | {"ingest.source": "images"}
+        said = "\n".join(say_values(values, look))
+        assert ("views of other colors are off" in said) == (views == "custom"), views
+
+
 def test_bad_files_are_passed_over(tmp_path: Path) -> None:
     source = look_of(tmp_path / "raw", [(40, 20)] * 4)
     (source / "class0/bad.png").write_bytes(b"no image")
@@ -221,6 +238,17 @@ def test_a_source_that_cannot_be_one_is_told(tmp_path: Path, flat: bool) -> None
     said = refused(tmp_path, "shells", source, "--views", "light")
     assert str(source) in said
     assert flat or "no such file or folder" in said
+
+
+@pytest.mark.parametrize("source", ["http://x.org/a.zip", "s3://shells/images", "file:///a%20b"])
+def test_a_url_is_told_as_check_tells_it(tmp_path: Path, source: str) -> None:
+    text = stopped(tmp_path, "new", "shells", "--source", source, "--views", "light")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    ToyProject(tmp_path).set("ingest.source", source)
+    with pytest.raises(ParamsError) as error:
+        check(load_params(tmp_path / "params.yaml"), tmp_path)
+    words = str(error.value).splitlines()[0].partition("ingest.source ")[2]
+    assert text == f"regraft stopped: --source {words}\n"
 
 
 def test_images_none_of_which_can_be_read_are_told(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
@@ -92,13 +93,13 @@ def choose_views(given: str | None) -> Views:
     raise ProjectError(f"--views {what}; which changes leave a label as it is? allowed: {allowed}")
 
 
-def make_project(checkout: Path, folder: Path, source: Path, views: Views) -> Iterator[str]:
+def make_project(checkout: Path, folder: Path, given: str, views: Views) -> Iterator[str]:
     """Make a project and tell what was set, a line each.
 
     Args:
         checkout: The project whose code and settings are copied.
         folder: The new project; there may be an empty folder.
-        source: Its images: a folder, a csv or a descriptor.
+        given: Its images: a folder, a csv or a descriptor.
         views: augment.policy.
 
     Raises:
@@ -106,7 +107,8 @@ def make_project(checkout: Path, folder: Path, source: Path, views: Views) -> It
         DataError: The images cannot be listed, or none can be read; nothing was made.
         ParamsError: params.yaml of the checkout is at fault.
     """
-    folder, source = Path(os.path.abspath(folder)), Path(os.path.abspath(source))
+    folder, source = Path(os.path.abspath(folder)), Path(os.path.abspath(given))
+    _check_there(given, source)
     _check_places(checkout, folder, source)
     params = load_params(checkout / "params.yaml")
     look = look_first(list_images(source), params.ingest.max_pixels)
@@ -127,17 +129,32 @@ def make_project(checkout: Path, folder: Path, source: Path, views: Views) -> It
     yield f"Next: cd {shlex.quote(os.path.relpath(folder))} && regraft run"
 
 
+def _check_there(given: str, source: Path) -> None:
+    """See that the source leads somewhere; of a URL say the same as `check` does."""
+    if source.exists():
+        return
+    url = urlsplit(given)
+    if url.scheme == "file":
+        raise ProjectError(
+            f"--source is {given!r}, a URL; write the path alone: {unquote(url.path)}"
+        )
+    if "://" in given:
+        raise ProjectError(
+            f"--source is {given!r}, a URL; fetch what it names into a folder and write the path "
+            "of that folder"
+        )
+    raise ProjectError(
+        f"--source {source}: no such file or folder; name the folder that holds one folder of "
+        "images per class, or a csv or descriptor"
+    )
+
+
 def _check_places(checkout: Path, folder: Path, source: Path) -> None:
     lacking = [name for name in NEEDED if not (checkout / name).exists()]
     if lacking:
         raise ProjectError(
             f"{checkout}, where this code lies, is no whole checkout: it lacks "
             f"{', '.join(lacking)}; type the command in a project's folder"
-        )
-    if not source.exists():
-        raise ProjectError(
-            f"--source {source}: no such file or folder; name the folder that holds one folder of "
-            "images per class, or a csv or descriptor"
         )
     real, images = folder.resolve(), source.resolve()
     if images.is_relative_to(real):
@@ -246,7 +263,7 @@ def say_values(values: dict[str, Any], look: FirstLook) -> Iterator[str]:
         f"the middle, {look.smallest_px} to {look.largest_px})"
     )
     yield f"  augment.policy      {values['augment.policy']} ({VIEWS[values['augment.policy']]})"
-    if look.gray:
+    if look.gray and values["augment.policy"] == "custom":
         yield "  colors              none: views of other colors are off (saturation, hue)"
     if look.stretch >= STRETCHED:
         yield (
