@@ -13,10 +13,14 @@ INSTALLED_DEV := $(if $(LINKED),,$(VENV)/.installed-dev)
 # Test files share a few processes, each computing in one thread; a test that measures has its own.
 PYTEST := OMP_NUM_THREADS=1 REGRAFT_THREADS=1 pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# What needs tests/, which a project of `regraft new` lacks.
+ABSENT := $(if $(wildcard tests),,test coverage slow browser bench bench-decisions)
+ASKED := $(filter $(ABSENT),$(MAKECMDGOALS))
+$(if $(ASKED),$(error make $(firstword $(ASKED)) needs tests/, which is not here; type it in the checkout of Regraft that this project was made from))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 help: ## show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' -v absent=' $(ABSENT) ' '/^[a-z-]+:.*## / && !index(absent, " " $$1 " ") {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  Facts of the machine are environment variables; results keep their meaning and change by rounding (README tells what more):"
 	@echo "  REGRAFT_DEVICE     auto | cpu | cuda"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from conftest import ROOT, TINY, draw_classes, draw_image, tells
@@ -103,6 +104,23 @@ def test_make_installs_nothing_through_the_link(tmp_path: Path, images: Path) ->
     assert "pip install" not in steps()
     (folder / ".venv").unlink()
     assert "pip install" in steps()
+
+
+def test_make_offers_what_works_without_the_tests(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+
+    def offered(folder: Path) -> set[str]:
+        done = subprocess.run(["make", "help"], cwd=folder, check=True, stdout=PIPE, text=True)
+        return set(re.findall(r"^  make ([a-z-]+) ", done.stdout, re.MULTILINE))
+
+    absent = offered(ROOT) - offered(tmp_path)
+    assert absent == {"test", "coverage", "slow", "browser", "bench", "bench-decisions"}
+    assert {"run", "ui", "check"} <= offered(tmp_path)
+    for target in absent:
+        done = subprocess.run(["make", target], check=False, cwd=tmp_path, stderr=PIPE, text=True)
+        assert done.returncode != 0
+        assert tells(done.stderr, f"make {target} needs tests/")
+        assert done.stderr.count("\n") == 1
 
 
 def test_remotes_of_the_checkout_do_not_come_along(tmp_path: Path, images: Path) -> None:
