@@ -9,9 +9,10 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.states import Cancelled, Completed, Failed
+from prefect.states import Completed
 
 from flows.artifacts import StageProgress
+from flows.endings import cancel, fail
 from flows.recovery import settle_run
 from flows.stages.graph import find_root
 from flows.stages.locks import hold_lane
@@ -59,9 +60,9 @@ def predict_images(
 def state_of(outcome: Outcome) -> State[Any]:
     """Give the state in which a run ends."""
     if outcome.kind == "stopped":
-        return Cancelled(message=outcome.message)
+        return cancel(outcome.message)
     if outcome.kind == "failed":
-        return Failed(message=outcome.message)
+        return fail(outcome.message)
     return Completed(message=outcome.message)
 
 

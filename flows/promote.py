@@ -13,7 +13,7 @@ from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
 from prefect.runtime import flow_run
-from prefect.states import Cancelled, Completed, Failed
+from prefect.states import Cancelled, Completed
 from pydantic import Field
 
 from flows.artifacts import publish_promotion
@@ -25,6 +25,7 @@ from flows.commands.promote import (
     judge_candidate,
     put_into_use,
 )
+from flows.endings import cancel, fail
 from flows.errors import PromotionError
 from flows.recovery import settle_run
 from flows.stages.graph import find_root
@@ -66,7 +67,7 @@ def promote_model(candidate: str = "", back: bool = False) -> State[Any]:
         return _promote(root, judge_candidate(root, candidate, log.info))
     except RegraftError as err:
         log.error("%s", err)
-        return Failed(message=str(err))
+        return fail(str(err))
 
 
 def _promote(root: Path, verdict: CandidateVerdict) -> State[Any]:
@@ -109,4 +110,4 @@ def _end(why: str) -> State[Any]:
     """End as cancelled; after its time the server would call a run that paused failed."""
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(flow_run.id, Cancelled(message=why), force=True)
-    return Cancelled(message=why)
+    return cancel(why)

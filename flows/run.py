@@ -20,7 +20,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
-from prefect.states import Cancelled, Completed, Failed, Running
+from prefect.states import Completed, Failed, Running
 
 from flows.artifacts import (
     StageProgress,
@@ -31,6 +31,7 @@ from flows.artifacts import (
 )
 from flows.assets import asset_key, emit_asset
 from flows.durations import in_time, last_seconds
+from flows.endings import cancel, fail
 from flows.errors import GraphError
 from flows.stages import isolation
 from flows.stages.git import REMOTE
@@ -223,7 +224,7 @@ def run_stages(wish: Wish, root: Path | None = None) -> State[Any]:
             return state
     except RegraftError as err:
         log.error("%s", err)
-        return Failed(message=str(err))
+        return fail(str(err))
 
 
 def _push(runner: Runner) -> None:
@@ -269,7 +270,7 @@ def _run_isolated(root: Path, wish: Wish) -> State[Any]:
                 _push(runner)
                 isolation.keep_clone(clone.path, str(state.message))
                 message = f"{state.message}\nThe working copy is kept at {clone.path}"
-                return Failed(message=message)
+                return fail(message)
             isolation.keep_results(root, clone.path, name)
             if remote:
                 said = Runner(root).dvc("exp", "push", "--run-cache", remote, name)
@@ -307,9 +308,9 @@ def _run(home: Path, wish: Wish, runner: Runner, *, experiment: str | None = Non
     publish_stages(reports)
     failed = [report for report in reports if report.outcome == "Failed"]
     if failed:
-        return Failed(message="\n".join(f"{one.stage}: {one.message}" for one in failed))
+        return fail("\n".join(f"{one.stage}: {one.message}" for one in failed))
     if any(report.outcome in BLOCKING for report in reports):
-        return Cancelled(message="the run was stopped")
+        return cancel("the run was stopped")
     publish_results(root, reports, test_is_hidden=wish.test_is_hidden)
     return Completed(message=_summary(home, root, reports, wish))
 

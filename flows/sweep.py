@@ -30,6 +30,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
 from flows.artifacts import publish_sweep
+from flows.endings import fail
 from flows.errors import GraphError
 from flows.recovery import settle_run
 from flows.run import Wish, run_stages
@@ -109,7 +110,7 @@ def sweep(
         return _compare(root, params, trials, _try_all(trials, root, deployment))
     except RegraftError as err:
         get_run_logger().error("%s", err)
-        return Failed(message=str(err))
+        return fail(str(err))
 
 
 def _try_all(trials: Sequence[Trial], root: Path, deployment: str | None) -> dict[str, str]:
@@ -267,7 +268,7 @@ def _compare(
     troubles = {trial.setting: failed[trial.name] for trial in trials if trial.name in failed}
     if not ranked:
         publish_sweep([], names, troubles, [])
-        return Failed(message=f"all {len(trials)} runs failed: {next(iter(failed.values()))}")
+        return fail(f"all {len(trials)} runs failed: {next(iter(failed.values()))}")
     best = ranked[0]
     tested = [_tested(outs[name]) for name in names[best.setting]]
     publish_sweep(ranked, names, troubles, tested)
