@@ -22,6 +22,7 @@ from prefect.client.schemas.filters import (
     TaskRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.logging.loggers import flow_run_logger
 from prefect.states import Cancelled, Cancelling, Crashed
 
 from flows.stages.isolation import kept_clones, remove_dead_clones
@@ -93,3 +94,5 @@ def settle_run(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> No
     )
     with get_client(sync_client=True) as client:
         settle(client, flow_run.id, final)
+    if state.is_crashed():  # another state would be told to whom waits for crashes, once more
+        flow_run_logger(flow_run, flow).error("the run was interrupted; %s", GO_ON)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 from urllib.error import URLError
 
 import psutil
@@ -24,7 +25,7 @@ import psutil
 from flows.errors import ServerError
 from flows.serving.reports import HOST, serving_reports
 from flows.stages.graph import storage_of
-from flows.stages.runner import GUARD
+from flows.stages.runner import GUARD, say_ending
 from tasks.errors import RegraftError
 from tasks.runtime.machine import read_machine
 
@@ -43,6 +44,7 @@ SIGNS = {  # in the server's log, of a database that it cannot use
     "unable to open database file": "cannot be opened",
 }
 START_SECONDS, STOP_SECONDS = 120.0, 30.0
+Name = Literal["server", "runner"]
 _FAMILIES: dict[int, list[psutil.Process]] = {}  # by guard, which may be killed alone
 
 
@@ -91,14 +93,15 @@ def serve(root: Path, port: int) -> None:
         serving_reports(storage_of(root).cache, port + 1),
         _running(server_command, environment, server_log) as server,
     ):
-        _wait_until(server, lambda: _answers(port), files)
+        _wait_until("server", server, lambda: _answers(port), files)
         ready = home / "ready"
         ready.unlink(missing_ok=True)
         with _running(runner_command, environment | {READY: str(ready)}) as runner:
-            _wait_until(runner, ready.exists, files)
+            _wait_until("runner", runner, ready.exists, files)
             log.info("Open http://%s:%d (Deployments, pipeline). Stop with Ctrl-C.", HOST, port)
-            _wait_for_any(server, runner)
-    raise ServerError(f"the server or the runner ended by itself; {explain_end(*files)}")
+            ended, status = _wait_for_any({"server": server, "runner": runner})
+    how = say_ending(status)
+    raise ServerError(f"the {ended} ended by itself ({how}); {explain_end(ended, *files)}")
 
 
 def _make_home(root: Path) -> Path:
@@ -115,8 +118,11 @@ def _make_home(root: Path) -> Path:
     return home
 
 
-def explain_end(log: Path, database: Path) -> str:
-    """Say why the server or the runner ended, from what the server wrote last."""
+def explain_end(name: Name, log: Path, database: Path) -> str:
+    """Say why the server or the runner ended, from what it wrote last.
+
+    A database that cannot be used ends both; the server's log tells.
+    """
     written = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     for sign, reason in SIGNS.items():
         if sign in written:
@@ -125,6 +131,8 @@ def explain_end(log: Path, database: Path) -> str:
                 f"{database} {reason}. It holds the history of runs, their schedules and nothing "
                 f"else: {aside}"
             )
+    if name == "runner":
+        return "what it said last stands above"
     last = next((line.strip() for line in reversed(written.splitlines()) if line.strip()), "")
     return f"its last line: {last or 'nothing was written'} (see {log})"
 
@@ -237,7 +245,10 @@ def _family_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def _wait_until(
-    process: subprocess.Popen[bytes], come: Callable[[], bool], files: tuple[Path, Path]
+    name: Name,
+    process: subprocess.Popen[bytes],
+    come: Callable[[], bool],
+    files: tuple[Path, Path],
 ) -> None:
     """Wait for something, as long as a process lives for that."""
     give_up = time.monotonic() + START_SECONDS
@@ -245,7 +256,7 @@ def _wait_until(
         if come():
             return
         time.sleep(0.2)
-    raise ServerError(f"the server did not start; {explain_end(*files)}")
+    raise ServerError(f"the {name} did not start; {explain_end(name, *files)}")
 
 
 def _answers(port: int) -> bool:
@@ -257,9 +268,13 @@ def _answers(port: int) -> bool:
         return False
 
 
-def _wait_for_any(*processes: subprocess.Popen[bytes]) -> None:
-    while all(process.poll() is None for process in processes):
-        for process in processes:
+def _wait_for_any(processes: Mapping[Name, subprocess.Popen[bytes]]) -> tuple[Name, int]:
+    """Wait until one of some processes ends; give its name and its exit status."""
+    while True:
+        for name, process in processes.items():
+            status = process.poll()
+            if status is not None:
+                return name, status
             _family_of(process)
         time.sleep(0.5)
 

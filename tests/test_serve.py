@@ -11,7 +11,7 @@ from urllib.error import HTTPError
 
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import ROOT, tells
 from prefect.schedules import Schedule
 from served import DEPLOYMENT, Server, eventually, free_port, wait_for_file
 from toy import STAGES, ToyProject
@@ -81,7 +81,9 @@ def test_the_end_of_a_server_is_explained(tmp_path: Path, written: str | None, t
     log = tmp_path / "server.log"
     if written:
         log.write_text(written)
-    assert re.search(told, explain_end(log, tmp_path / "prefect.db"))
+    assert re.search(told, explain_end("server", log, tmp_path / "prefect.db"))
+    of_runner = explain_end("runner", log, tmp_path / "prefect.db")
+    assert of_runner == "what it said last stands above" or "prefect.db" in of_runner
 
 
 @pytest.mark.slow
@@ -270,6 +272,11 @@ def test_a_run_whose_process_is_killed_is_told_with_all_its_tasks(
     )
     assert (told["fetch"], told["left"]) == ("Cached", "Crashed")
     assert {*told.values()} <= {"Cached", "Crashed"}  # of two lanes, its sibling's too
+    asked = {"logs": {"flow_run_id": {"any_": [run]}}}
+    eventually(
+        lambda: served.api("logs/filter", asked),
+        lambda logs: any("run it again" in log["message"] for log in logs),
+    )
     (toy.root / "left.sleep").unlink()
     again = served.run()
     assert served.wait_for_end(again)["name"] == "Completed"
@@ -303,6 +310,27 @@ def test_after_a_power_cut_the_next_server_settles_what_was_at_work(
     assert again.wait_for_end(isolated)["name"] == "Completed"
     assert toy.dvc("exp", "list", "--name-only").split() == [clone.parent.name]
     assert again.stop() == []
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_and_a_runner_that_is_killed_are_told_in_a_line(
+    toy: ToyProject, served: Server
+) -> None:
+    toy.set("finetune.head_lr", 0.0003)
+    toy.write("left.break", "no rates")
+    family = psutil.Process(served.process.pid).children(recursive=True)
+    run = served.run()
+    assert served.wait_for_end(run)["message"] == "left: no rates"
+    eventually(lambda: psutil.Process(served.process.pid).children(recursive=True), family.__eq__)
+    said = "".join(served.said)
+    assert "Finished in state Failed('left: no rates')" in said
+    assert "Traceback" not in said
+
+    runner = [one for one in family if "flows.serving.deployment" in one.cmdline()][-1]
+    kill(runner)
+    assert served.process.wait(90) == 1
+    eventually(lambda: served.said[-1], lambda line: line.startswith("ui stopped: "))
+    assert tells(served.said[-1], "the runner ended by itself (killed (SIGKILL)", "stands above")
 
 
 @pytest.mark.slow

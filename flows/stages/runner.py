@@ -238,10 +238,11 @@ def _last_word(name: str, status: int, lines: Sequence[str]) -> str:
         found = ERROR.match(error)
         return found.group(1) if found else error
     last = next((line for line in reversed(spoken) if line.strip()), "nothing was printed")
-    return f"{_ending(int(exited.group(1)))}; its last line: {last.strip()}"
+    return f"{say_ending(int(exited.group(1)))}; its last line: {last.strip()}"
 
 
-def _ending(status: int) -> str:
+def say_ending(status: int) -> str:
+    """Say how a process ended, from its exit status, negative or above 128 for a signal."""
     number = -status if status < 0 else status - 128
     if number == 9:
         return "killed (SIGKILL), most often because memory ran out"
