@@ -153,24 +153,36 @@ def test_a_stage_that_fails_fails_the_run(fresh_toy: ToyProject) -> None:
     assert "right stopped: no bins" in text
 
 
-def test_a_second_run_waits_for_the_first_and_says_so(fresh_toy: ToyProject) -> None:
-    for stage in ("fetch", "right"):
-        fresh_toy.write(f"{stage}.sleep", "4")
-    first = subprocess.Popen(
+def start_run(toy: ToyProject) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "run"],
-        cwd=fresh_toy.root,
+        cwd=toy.root,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
-    wait_for_file(fresh_toy.root / "fetch.pid")
-    status, plan = regraft(fresh_toy.root, "plan", "fetch")
-    text = said(fresh_toy.root, "run")
-    assert first.wait(60) == 0
-    assert status == 0
-    assert re.search(r"^fetch .* another run is at work \(process \d+\)$", plan, re.MULTILINE)
-    assert len(re.findall(r"^waiting: another run is at work \(process \d+\)$", text, re.M)) == 1
-    assert "Running stage" not in text
-    assert "rwlock" not in plan + text
+
+
+def test_a_second_run_waits_for_the_first_and_says_so(fresh_toy: ToyProject) -> None:
+    fresh_toy.write("fetch.sleep", "120")
+    with start_run(fresh_toy) as first:
+        stage = wait_for_file(fresh_toy.root / "fetch.pid")
+        plan = said(fresh_toy.root, "plan", "fetch")
+        second = start_run(fresh_toy)
+        assert second.stdout is not None
+        waiting = second.stdout.readline()
+        (fresh_toy.root / "fetch.sleep").unlink()
+        os.kill(stage, signal.SIGTERM)
+        assert "Running stage 'fetch'" in first.communicate()[0]
+        rest = second.communicate()[0]
+        assert first.returncode != 0
+        assert second.returncode == 0
+    at_work = r"another run is at work \(process \d+\)\n"
+    assert re.fullmatch(f"waiting: {at_work}", waiting)
+    assert re.search(f"^fetch .* {at_work}", plan, re.MULTILINE)
+    assert "waiting" not in rest
+    assert "Running stage 'join'" in rest
 
 
 def test_a_lock_that_was_left_over_is_told_before_a_run_meets_it(toy: ToyProject) -> None:

@@ -19,25 +19,27 @@ def run_flow(error: Exception) -> None:
         raise
 
 
-def logged(error: Exception) -> list[str]:
-    """What is logged where the process of a run ends with an exception."""
-    records: list[logging.LogRecord] = []
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the loggers, for each record that reaches their handlers."""
+    names: list[str] = []
     handler = logging.Handler()
-    handler.emit = records.append  # type: ignore[method-assign]
+    handler.emit = lambda record: names.append(record.name)  # type: ignore[method-assign]
     for name in LOGGERS:
-        logging.getLogger(name).addHandler(handler)
-    try:
-        with pytest.raises(SystemExit), handle_engine_signals():
-            run_flow(error)
-    finally:
-        for name in LOGGERS:
-            logging.getLogger(name).removeHandler(handler)
-    return [record.name for record in records]
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [handler])
+        monkeypatch.setattr(logging.getLogger(name), "propagate", False)
+    return names
 
 
-def test_what_a_state_says_is_no_traceback_too() -> None:
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(FailedRun("no bins"), ()), (CancelledRun("stopped"), ()), (ValueError("a defect"), LOGGERS)],
+)
+def test_what_a_state_says_is_no_traceback_too(
+    logged: list[str], error: Exception, expected: tuple[str, ...]
+) -> None:
     assert fail("no bins").message == "no bins"
     assert cancel("stopped").is_cancelled()
-    assert logged(FailedRun("no bins")) == []
-    assert logged(CancelledRun("stopped")) == []
-    assert logged(ValueError("a defect")) == [*LOGGERS]
+    with pytest.raises(SystemExit), handle_engine_signals():
+        run_flow(error)
+    assert logged == [*expected]
