@@ -108,12 +108,20 @@ def _problem(key: str, value: str, project: Path) -> str | None:
     return None
 
 
-def _missing(value: str, path: Path, project: Path) -> str:
+def explain_url(value: str) -> str:
+    """Say what to write in place of a URL; empty for a path."""
     url = urlsplit(value)
     if url.scheme == "file":
         return f", a URL; write the path alone: {unquote(url.path)}"
     if "://" in value:
         return ", a URL; fetch what it names into a folder and write the path of that folder"
+    return ""
+
+
+def _missing(value: str, path: Path, project: Path) -> str:
+    explained = explain_url(value)
+    if explained:
+        return explained
     meant = os.path.expandvars(os.path.expanduser(value))
     if meant != value:
         hint = f"write the whole path: {meant}" if os.path.exists(project / meant) else ""

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from flows.overrides import apply_changes
 from flows.stages.git import AUTHOR
 from tasks.artifacts.files import replacing_folder
 from tasks.artifacts.words import plural, printable
-from tasks.check import check
+from tasks.check import check, explain_url
 from tasks.errors import DataError, ImageError
 from tasks.images.decoding.decode import decode_image
 from tasks.images.listing.folders import Listing
@@ -130,19 +129,12 @@ def make_project(checkout: Path, folder: Path, given: str, views: Views) -> Iter
 
 
 def _check_there(given: str, source: Path) -> None:
-    """See that the source leads somewhere; of a URL say the same as `check` does."""
+    """See that the source leads somewhere."""
     if source.exists():
         return
-    url = urlsplit(given)
-    if url.scheme == "file":
-        raise ProjectError(
-            f"--source is {given!r}, a URL; write the path alone: {unquote(url.path)}"
-        )
-    if "://" in given:
-        raise ProjectError(
-            f"--source is {given!r}, a URL; fetch what it names into a folder and write the path "
-            "of that folder"
-        )
+    explained = explain_url(given)
+    if explained:
+        raise ProjectError(f"--source is {given!r}{explained}")
     raise ProjectError(
         f"--source {source}: no such file or folder; name the folder that holds one folder of "
         "images per class, or a csv or descriptor"

@@ -28,7 +28,7 @@ from tasks.artifacts.records import BackboneChoice
 from tasks.artifacts.tables import read_rows
 from tasks.params_file import load_params
 from tasks.runtime.machine import prepare_memory
-from tasks.select import select
+from tasks.transferability.ranking import choose_backbone
 
 OUT = Path("docs/benchmarks/backbones")
 ARM: CellArm = "most"
@@ -101,18 +101,22 @@ class Trials:
                 images = (name, options.level, seed, options.px)
                 if all((images, backbone) in done for backbone in names):
                     continue
-                choice = self.choose(self.open_study(name, seed, names[0]), names)
+                choice = self.choose(self.open_study(name, seed, names[0]))
                 for backbone in names:
                     if (images, backbone) not in done:
                         self.train(name, seed, backbone, choice)
 
-    def choose(self, study: Study, names: Sequence[str]) -> BackboneChoice:
-        """Let `select` choose by the training images of a study."""
+    def choose(self, study: Study) -> BackboneChoice:
+        """Choose as `select` does, by the training images of a study."""
         params = study.params
-        named = params.backbone.model_copy(update={"name": "auto"})
-        candidates = params.select.model_copy(update={"candidates": list(names)})
-        params = params.model_copy(update={"backbone": named, "select": candidates})
-        return select(study.manifest, study.pixels("train"), params)
+        return choose_backbone(
+            study.manifest,
+            study.pixels("train"),
+            params.select,
+            params.similarity,
+            weights=params.backbone.weights,
+            seed=params.seed,
+        )
 
     def train(self, name: str, seed: int, backbone: str, choice: BackboneChoice) -> None:
         """Fine-tune a candidate and keep what it brought."""
